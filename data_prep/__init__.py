@@ -1,0 +1,1 @@
+"""Raw text to a WordPiece vocabulary and TFRecord shards; needs no JAX."""

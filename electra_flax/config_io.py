@@ -1,0 +1,116 @@
+"""YAML and command-line overrides -> Config, and back."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from electra_flax.config import Config, UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, applies `--section.field value` overrides, checks everything.
+
+    Raises UserError naming the field, the value and what is allowed.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--config {path}: no such file; the presets are in configs/, for example configs/demo.yaml")
+    try:
+        namespace = _parser().parse_args(["--config", str(path), *overrides])
+        return _instantiate(namespace)
+    except ArgumentError as error:
+        raise UserError(f"{path}: {_one_line(str(error))}") from None
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """Checks a nested dict as a YAML file would be; `source` is named in errors."""
+    try:
+        return _instantiate(_parser().parse_object(values))
+    except ArgumentError as error:
+        raise UserError(f"{source}: {_one_line(str(error))}") from None
+
+
+def config_to_yaml(config: Config) -> str:
+    """Every field, resolved."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def config_help() -> str:
+    """All fields with their meaning, type and default, for `--help`."""
+    return _parser().format_help()
+
+
+def config_differences(old: Config, new: Config) -> dict[str, str]:
+    """{"model.hidden_size": "256 -> 128", ...} for every field that differs."""
+    new_fields = dict(_flatten(dataclasses.asdict(new)))
+    return {
+        name: f"{value} -> {new_fields[name]}"
+        for name, value in _flatten(dataclasses.asdict(old))
+        if value != new_fields[name]
+    }
+
+
+def _parser() -> ArgumentParser:
+    # Without abbreviations: `--model.hid 3` must be an error, not a guess.
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None, usage=argparse.SUPPRESS
+    )
+    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _instantiate(namespace: Any) -> Config:
+    sections = _parser().instantiate(namespace)
+    return Config(**{f.name: sections[f.name] for f in dataclasses.fields(Config)})
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _field_names() -> list[str]:
+    return [
+        f"{section}.{field.name}"
+        for section, cls in get_type_hints(Config).items()
+        for field in dataclasses.fields(cls)
+    ]
+
+
+_UNKNOWN_FIELD = (
+    re.compile(r"unrecognized arguments: --(?P<name>[\w.]+)"),
+    re.compile(r"Group '(?P<section>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
+    re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
+)
+_WRONG_VALUE = re.compile(r'Parser key "(?P<name>[\w.]+)": Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)')
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's message on one line, with the nearest name where a name is unknown."""
+    message = re.sub(r"\s+", " ", message).strip()
+    for pattern in _UNKNOWN_FIELD:
+        if match := pattern.search(message):
+            groups = match.groupdict()
+            name = ".".join(filter(None, (groups.get("section"), groups["name"])))
+            nearest = difflib.get_close_matches(name, _field_names(), n=1, cutoff=0.5)
+            hint = f"the nearest is {nearest[0]}" if nearest else "electra-flax pretrain --help lists all fields"
+            return f"unknown field {name}; {hint}"
+    if match := _WRONG_VALUE.search(message):
+        expected = re.sub(r"<class '(\w+)'>", r"\1", match["type"])
+        expected = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected)
+        return f"{match['name']}={match['value']}: expected {expected}"
+    return message

@@ -1,0 +1,407 @@
+"""The contract between data preparation and training: TFRecord shards, their index, vocabulary and manifest.
+
+A shard is a TFRecord file of `tf.train.Example`s with three int64 lists of max_seq_length values each: `input_ids`,
+`input_mask`, `segment_ids` (SEMANTICS.md section 2), so shards made by the original train here and ours train there.
+Beside each of our shards lies `<shard>.index`: the byte offset of every record and the file's size, as little-endian
+uint64, which gives random access and shows a truncated file at once. Shards without one are scanned.
+
+Imports numpy and google-crc32c only: neither TensorFlow nor JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import mmap
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from electra_flax.config import UserError
+
+FEATURES = ("input_ids", "input_mask", "segment_ids")
+FORMAT_VERSION = 1
+_HEADER = struct.Struct("<QI")  # length of the payload, masked CRC32C of those 8 bytes
+_FOOTER = struct.Struct("<I")  # masked CRC32C of the payload
+_ORIGINAL_NAME = re.compile(r"pretrain_data\.tfrecord-(\d+)-of-(\d+)$")
+
+
+# ---------------------------------------------------------------------------------------------- TFRecord framing
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(payload: bytes) -> bytes:
+    """A payload as one TFRecord: length, its CRC, payload, its CRC."""
+    length = struct.pack("<Q", len(payload))
+    return b"".join((length, _FOOTER.pack(_masked_crc(length)), payload, _FOOTER.pack(_masked_crc(payload))))
+
+
+class Shard:
+    """One TFRecord file with random access: `shard[i]` is record i's payload, CRC checked.
+
+    Raises UserError for a truncated file, and on reading a record whose bytes have changed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offsets: np.ndarray | None = None
+        self._bytes: mmap.mmap | bytes = b""
+        if size := path.stat().st_size:
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Start of every record and the end of the last, int64 [records + 1]."""
+        if self._offsets is None:
+            index = index_path(self.path)
+            self._offsets = self._read_index(index) if index.exists() else self._scan()
+        return self._offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        start, end = int(self.offsets[number]), int(self.offsets[number + 1])
+        header, payload = self._bytes[start : start + 12], self._bytes[start + 12 : end - 4]
+        length, length_crc = _HEADER.unpack(header)
+        (payload_crc,) = _FOOTER.unpack(self._bytes[end - 4 : end])
+        if (
+            length != len(payload)
+            or length_crc != _masked_crc(header[:8])
+            or payload_crc != _masked_crc(payload)
+        ):
+            raise UserError(
+                f"{self.path}: record {number} at byte {start} is damaged (its CRC32C does not match): "
+                "copy this shard again from its source, or make the shards again with electra-data shard"
+            )
+        return payload
+
+    def _read_index(self, path: Path) -> np.ndarray:
+        offsets = np.fromfile(path, dtype="<u8").astype(np.int64)
+        if not len(offsets) or offsets[-1] != len(self._bytes):
+            expected = f"{offsets[-1]:,}" if len(offsets) else "a whole index of"
+            raise UserError(
+                f"{self.path}: truncated or replaced: {len(self._bytes):,} bytes, expected {expected} bytes: "
+                "copy it and its .index again, or make the shards again with electra-data shard"
+            )
+        return offsets
+
+    def _scan(self) -> np.ndarray:
+        """Walks the record headers: for shards without an index."""
+        offsets, position, size = [0], 0, len(self._bytes)
+        while position < size:
+            header = self._bytes[position : position + 12]
+            if len(header) == 12:
+                length, crc = _HEADER.unpack(header)
+                if crc != _masked_crc(header[:8]):
+                    raise UserError(
+                        f"{self.path}: byte {position} does not begin a TFRecord: "
+                        "not a TFRecord file, or a damaged one; copy it again"
+                    )
+                position += 12 + length + 4
+            if len(header) < 12 or position > size:
+                raise UserError(
+                    f"{self.path}: truncated: ends at byte {size:,} in the middle of record {len(offsets) - 1}: "
+                    "copy it again from its source"
+                )
+            offsets.append(position)
+        return np.asarray(offsets, dtype=np.int64)
+
+
+class ShardWriter:
+    """Writes payloads to a TFRecord file and, on close, its index."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = path.open("wb")
+        self._offsets = [0]
+
+    def write(self, payload: bytes) -> None:
+        record = frame(payload)
+        self._file.write(record)
+        self._offsets.append(self._offsets[-1] + len(record))
+
+    def close(self) -> None:
+        self._file.close()
+        np.asarray(self._offsets, dtype="<u8").tofile(index_path(self.path))
+
+
+def index_path(shard: Path) -> Path:
+    """Where the offsets of a shard's records lie."""
+    return shard.with_name(shard.name + ".index")
+
+
+# ------------------------------------------------------------------------- tf.train.Example, three int64 lists
+
+
+def encode_example(input_ids: np.ndarray, input_mask: np.ndarray, segment_ids: np.ndarray) -> bytes:
+    """Three int arrays [max_seq_length] -> the bytes of a tf.train.Example."""
+    entries = []
+    for name, values in zip(FEATURES, (input_ids, input_mask, segment_ids), strict=True):
+        int64_list = _field(1, _varints(np.asarray(values)))
+        feature = _field(3, int64_list)
+        entries.append(_field(1, _field(1, name.encode()) + _field(2, feature)))
+    return _field(1, b"".join(entries))
+
+
+def decode_example(payload: bytes, max_seq_length: int, where: str) -> np.ndarray:
+    """The bytes of a tf.train.Example -> int32 [3, max_seq_length] in the order of FEATURES.
+
+    `where` is named in errors. Raises UserError when a feature is missing or of another length.
+    """
+    lists = dict(_feature_lists(payload))
+    rows = np.empty((len(FEATURES), max_seq_length), dtype=np.int32)
+    for row, name in zip(rows, FEATURES, strict=True):
+        if name not in lists:
+            raise UserError(f"{where}: holds {sorted(lists)}, expected the features {list(FEATURES)}")
+        values = _from_varints(lists[name])
+        if len(values) != max_seq_length:
+            raise UserError(
+                f"{where}: {name} has {len(values)} values, but data.max_seq_length={max_seq_length}: set "
+                f"data.max_seq_length to {len(values)} or make shards with --max-seq-length {max_seq_length}"
+            )
+        row[:] = values
+    return rows
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return bytes((number << 3 | 2,)) + _varint(len(data)) + data
+
+
+def _varints(values: np.ndarray) -> bytes:
+    """Non-negative integers below 2**28 as packed varints."""
+    groups = values.astype(np.uint32)[:, None] >> np.uint32([0, 7, 14, 21])
+    used = np.concatenate([np.ones((len(values), 1), bool), groups[:, 1:] > 0], axis=1)
+    more = np.concatenate([used[:, 1:], np.zeros((len(values), 1), bool)], axis=1)
+    octets = (groups & 0x7F | more.astype(np.uint32) << 7).astype(np.uint8)
+    return octets[used].tobytes()
+
+
+def _from_varints(data: bytes) -> np.ndarray:
+    octets = np.frombuffer(data, dtype=np.uint8)
+    last = octets < 0x80
+    if last.all():
+        return octets
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    place = np.arange(len(octets)) - np.repeat(starts, np.diff(np.append(starts, len(octets))))
+    return np.add.reduceat((octets & 0x7F).astype(np.int64) << (7 * place), starts)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number, content) of the length-delimited fields of a message; Example uses no other kind."""
+    position = 0
+    while position < len(data):
+        tag = data[position]
+        position, length, shift = position + 1, 0, 0
+        while True:
+            octet = data[position]
+            position, length, shift = position + 1, length | (octet & 0x7F) << shift, shift + 7
+            if octet < 0x80:
+                break
+        yield tag >> 3, data[position : position + length]
+        position += length
+
+
+def _feature_lists(payload: bytes) -> Iterator[tuple[str, bytes]]:
+    """(feature name, packed int64 values) of a tf.train.Example."""
+    for _, features in _fields(payload):
+        for _, entry in _fields(features):
+            pair = dict(_fields(entry))
+            int64_list = dict(_fields(pair.get(2, b""))).get(3, b"")
+            yield pair.get(1, b"").decode(), dict(_fields(int64_list)).get(1, b"")
+
+
+# ---------------------------------------------------------------------------------------------------- vocabulary
+
+
+class SpecialTokens(NamedTuple):
+    """Ids of the tokens that have a meaning of their own."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+class Vocabulary(NamedTuple):
+    """A WordPiece vocabulary file: one token a line, the line number is the id (SEMANTICS.md section 1)."""
+
+    path: Path
+    tokens: list[str]
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """Raises UserError where there is no such file or it is not UTF-8 text."""
+        try:
+            data = path.read_bytes()
+            tokens = [line.strip() for line in data.decode().removesuffix("\n").split("\n")]
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such vocabulary; electra-data vocab --corpus SRC --out {path.parent} makes one"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not a vocabulary: not UTF-8 text ({error.reason})") from None
+        return cls(path, tokens, hashlib.sha256(data).hexdigest())
+
+    @property
+    def special(self) -> SpecialTokens:
+        ids = {token: number for number, token in enumerate(self.tokens)}
+        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        if missing := [name for name in names if name not in ids]:
+            raise UserError(f"{self.path}: not a WordPiece vocabulary for ELECTRA: lacks {', '.join(missing)}")
+        return SpecialTokens(*(ids[name] for name in names))
+
+
+# ------------------------------------------------------------------------------------------------------ manifest
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard as the manifest describes it."""
+
+    file: str
+    examples: int
+    tokens: int
+    """Tokens that are not padding, special tokens included."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What data preparation did, so that training can check that it fits (manifest.json)."""
+
+    max_seq_length: int
+    vocab_sha256: str
+    vocab_size: int
+    do_lower_case: bool
+    strip_accents: bool
+    builder: str
+    seed: int
+    unk_rate: float
+    """Share of the text's pieces that are [UNK]."""
+    discarded_tokens: int
+    """Pieces of the text that are in no example."""
+    sources: list[dict[str, str | int]]
+    """{"path", "bytes", "documents"} of every corpus file."""
+    splits: Mapping[str, list[ShardInfo]]
+    format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        path = folder / "manifest.json"
+        try:
+            values = json.loads(path.read_bytes())
+            if values["format_version"] != FORMAT_VERSION:
+                raise UserError(
+                    f"{path}: format_version is {values['format_version']}, this release reads {FORMAT_VERSION}: "
+                    "make the shards again with electra-data shard"
+                )
+            splits = {name: [ShardInfo(**shard) for shard in shards] for name, shards in values["splits"].items()}
+            return cls(**{**values, "splits": splits})
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a manifest of electra-data shard ({error})") from None
+
+    def examples(self, split: str) -> int:
+        return sum(shard.examples for shard in self.splits.get(split, []))
+
+    def tokens(self, split: str) -> int:
+        return sum(shard.tokens for shard in self.splits.get(split, []))
+
+
+def shard_name(split: str, number: int, total: int) -> str:
+    """The name that tensorflow-datasets gives a shard."""
+    return f"electra-{split}.tfrecord-{number:05d}-of-{total:05d}"
+
+
+# ------------------------------------------------------------------------------------------------ a data folder
+
+
+class DataFolder(NamedTuple):
+    """A folder of shards; `manifest` and `vocab_path` are None for one made by the original code."""
+
+    path: Path
+    splits: dict[str, list[Path]]
+    manifest: Manifest | None
+    vocab_path: Path | None
+
+    @classmethod
+    def open(cls, path: Path) -> DataFolder:
+        """Finds the shards. Raises UserError where there are none or the manifest names absent ones."""
+        if not path.is_dir():
+            raise UserError(f"--data {path}: no such folder; electra-data shard --out {path} makes one")
+        if (path / "manifest.json").exists():
+            manifest = Manifest.read(path)
+            splits = {name: [path / shard.file for shard in shards] for name, shards in manifest.splits.items()}
+            if absent := [file.name for files in splits.values() for file in files if not file.exists()]:
+                raise UserError(
+                    f"{path}: manifest.json names {len(absent)} shards that are not there, the first {absent[0]}: "
+                    "copy them, or make the shards again with electra-data shard"
+                )
+            return cls(path, splits, manifest, path / "vocab.txt")
+        originals = sorted(
+            (int(match[1]), file) for file in path.iterdir() if (match := _ORIGINAL_NAME.match(file.name))
+        )
+        if not originals:
+            raise UserError(
+                f"--data {path}: neither manifest.json nor pretrain_data.tfrecord-*-of-* there; "
+                f"electra-data shard --out {path} makes shards"
+            )
+        return cls(path, {"train": [file for _, file in originals]}, None, None)
+
+
+class ShardedExamples:
+    """Random access to the examples of several shards as if they were one list."""
+
+    def __init__(self, paths: Sequence[Path], max_seq_length: int, vocab_size: int) -> None:
+        self.shards = [Shard(path) for path in paths]
+        self._max_seq_length = max_seq_length
+        self._vocab_size = vocab_size
+        self._ends = np.cumsum([len(shard) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, numbers: Sequence[int]) -> np.ndarray:
+        """Examples by number -> int32 [len(numbers), 3, max_seq_length]; raises UserError for what cannot train."""
+        examples = np.empty((len(numbers), len(FEATURES), self._max_seq_length), dtype=np.int32)
+        for row, number in zip(examples, numbers, strict=True):
+            shard_number = int(np.searchsorted(self._ends, number, side="right"))
+            shard = self.shards[shard_number]
+            record = int(number) - int(self._ends[shard_number]) + len(shard)
+            where = f"{shard.path}: record {record}"
+            row[:] = decode_example(shard[record], self._max_seq_length, where)
+            # A gather clamps silently: an id beyond the table would train as the table's last row.
+            if (largest := int(row[0].max())) >= self._vocab_size:
+                raise UserError(
+                    f"{where} holds token id {largest}, but model.vocab_size={self._vocab_size}: these shards "
+                    "were made with another vocabulary"
+                )
+        return examples

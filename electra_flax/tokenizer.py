@@ -1,0 +1,101 @@
+"""The WordPiece tokenizer of a vocabulary, and the files that Hugging Face's ElectraTokenizer loads.
+
+Shared by data preparation (which tokenizes with it) and export (which publishes it). Needs no JAX.
+Source of the rules: SEMANTICS.md section 1.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from electra_flax.config import UserError
+from electra_flax.records import Vocabulary
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_MAX_WORD_CHARACTERS = 200  # a longer word is one [UNK]; the original's limit, where Hugging Face's slow class has 100
+
+
+class Casing(NamedTuple):
+    """What is done to letters before the pieces are looked up; both are always written out.
+
+    Left unset, Hugging Face strips accents whenever it lower-cases, and stripping decomposes Hangul syllables to
+    Jamo that no vocabulary has: most Korean words become [UNK].
+    """
+
+    do_lower_case: bool
+    strip_accents: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> Casing:
+        """The flags in a tokenizer folder. Raises UserError where they are missing."""
+        path = folder / "tokenizer_config.json"
+        try:
+            values = json.loads(path.read_bytes())
+            lower = values["do_lower_case"]
+        except (FileNotFoundError, KeyError, json.JSONDecodeError):
+            raise UserError(
+                f'{path}: missing or without "do_lower_case"; for a cased vocabulary write '
+                '{"do_lower_case": false, "strip_accents": false} there'
+            ) from None
+        strip = values.get("strip_accents")
+        return cls(lower, lower if strip is None else strip)
+
+
+def build_tokenizer(tokens: list[str], casing: Casing) -> Tokenizer:
+    """The tokenizer of the original: text -> pieces. Special tokens in the text are ordinary text."""
+    ids = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(
+        models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARACTERS)
+    )
+    bert_normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=True,
+        strip_accents=casing.strip_accents,
+        lowercase=casing.do_lower_case,
+    )
+    # The library's BERT rules use an old Unicode table and keep unassigned characters; the original deletes those
+    # and splits at every punctuation character. Its regular expressions know a newer Unicode.
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"[\p{Cn}\p{Cf}\p{Co}]"), ""), bert_normalizer]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(r"\p{P}"), "isolated")]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    return tokenizer
+
+
+def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_max_length: int) -> None:
+    """Writes vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_bytes(vocabulary.path.read_bytes())
+    tokenizer = build_tokenizer(vocabulary.tokens, casing)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
+    special = vocabulary.special
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", special.cls), ("[SEP]", special.sep)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "ElectraTokenizer",
+        "do_lower_case": casing.do_lower_case,
+        "strip_accents": casing.strip_accents,
+        "tokenize_chinese_chars": True,
+        "do_basic_tokenize": True,
+        "model_max_length": model_max_length,
+        **SPECIAL_TOKENS,
+    }
+    for name, values in (("tokenizer_config.json", settings), ("special_tokens_map.json", SPECIAL_TOKENS)):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
