@@ -1,0 +1,257 @@
+"""The transformer's Linen modules, named as Hugging Face's Flax ELECTRA names them (SEMANTICS.md section 8).
+
+Array names: B batch, T tokens, S tokens attended to, D hidden, E embedding, H heads, K head size, V vocabulary,
+M masked positions. `dtype` is the type of matrix products and activations; parameters are float32.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer, glorot_uniform
+from jax.typing import DTypeLike
+
+from electra_flax.config import ModelConfig
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact form, with erf."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def truncated_normal(config: ModelConfig) -> Initializer:
+    """TensorFlow's: cut at two deviations and not rescaled, so the real deviation is 0.88 of the parameter."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * config.initializer_range
+
+    return init
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last dimension in float32 with the biased variance, whatever the compute type."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        centred = x.astype(jnp.float32) - x.astype(jnp.float32).mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        normed = centred * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
+        return (normed * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type embeddings, summed and normalised."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+
+        def table(rows: int) -> nn.Embed:
+            return nn.Embed(
+                rows, config.embedding_size, embedding_init=truncated_normal(config), dtype=self.dtype
+            )
+
+        self.word_embeddings = table(config.vocab_size)
+        self.position_embeddings = table(config.max_position_embeddings)
+        self.token_type_embeddings = table(config.type_vocab_size)
+        self.LayerNorm = LayerNorm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def __call__(self, input_ids_BT: jax.Array, token_type_ids_BT: jax.Array, deterministic: bool) -> jax.Array:
+        position_ids_BT = jnp.arange(input_ids_BT.shape[1])[None, :]
+        embedded_BTE = (
+            self.word_embeddings(input_ids_BT)
+            + self.position_embeddings(position_ids_BT)
+            + self.token_type_embeddings(token_type_ids_BT)
+        )
+        return self.dropout(self.LayerNorm(embedded_BTE), deterministic=deterministic)
+
+
+class SelfAttention(nn.Module):
+    """Scaled dot-product attention; keys at padding are masked, queries there are computed all the same."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+        config = self.config
+        batch, tokens, width = hidden_BTD.shape
+        heads, head_size = config.num_attention_heads, width // config.num_attention_heads
+
+        def project(name: str) -> jax.Array:
+            dense = nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal(config), name=name)
+            return dense(hidden_BTD).reshape(batch, tokens, heads, head_size)
+
+        query_BTHK, key_BSHK, value_BSHK = project("query"), project("key"), project("value")
+        score_BHTS = jnp.einsum(
+            "BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32
+        ) / jnp.sqrt(jnp.float32(head_size))
+        score_BHTS += (1.0 - attention_mask_BT[:, None, None, :].astype(jnp.float32)) * -10000.0
+        probability_BHTS = jax.nn.softmax(score_BHTS, axis=-1).astype(self.dtype)
+        probability_BHTS = nn.Dropout(config.attention_probs_dropout_prob)(
+            probability_BHTS, deterministic=deterministic
+        )
+        context_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probability_BHTS, value_BSHK)
+        return context_BTHK.reshape(batch, tokens, width)
+
+
+class Output(nn.Module):
+    """Dense, dropout, residual, LayerNorm: the end of both sublayers."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, residual_BTD: jax.Array, deterministic: bool) -> jax.Array:
+        config = self.config
+        x_BTD = nn.Dense(
+            config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
+        )(x)
+        x_BTD = nn.Dropout(config.hidden_dropout_prob)(x_BTD, deterministic=deterministic)
+        return LayerNorm(config, name="LayerNorm")(x_BTD + residual_BTD)
+
+
+class Attention(nn.Module):
+    """Self-attention sublayer."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+        context_BTD = SelfAttention(self.config, self.dtype, name="self")(
+            hidden_BTD, attention_mask_BT, deterministic
+        )
+        return Output(self.config, self.dtype, name="output")(context_BTD, hidden_BTD, deterministic)
+
+
+class Intermediate(nn.Module):
+    """The first half of the feed-forward sublayer."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        config = self.config
+        dense = nn.Dense(
+            config.intermediate_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
+        )
+        return gelu(dense(hidden_BTD))
+
+
+class Layer(nn.Module):
+    """One transformer layer, LayerNorm after each residual."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+        attended_BTD = Attention(self.config, self.dtype, name="attention")(
+            hidden_BTD, attention_mask_BT, deterministic
+        )
+        wide_BTF = Intermediate(self.config, self.dtype, name="intermediate")(attended_BTD)
+        return Output(self.config, self.dtype, name="output")(wide_BTF, attended_BTD, deterministic)
+
+
+class LayerStack(nn.Module):
+    """The layers, one after the other. Unrolled: stacking their parameters costs copies on TPU."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+        for number in range(self.config.num_hidden_layers):
+            layer = Layer(self.config, self.dtype, name=str(number))
+            hidden_BTD = layer(hidden_BTD, attention_mask_BT, deterministic)
+        return hidden_BTD
+
+
+class Encoder(nn.Module):
+    """Exists for its name: Hugging Face's `encoder/layer/0/...`."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+        return LayerStack(self.config, self.dtype, name="layer")(hidden_BTD, attention_mask_BT, deterministic)
+
+
+class Transformer(nn.Module):
+    """Embeddings (used or not), the projection to the hidden size where the sizes differ, and the encoder."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        self.embeddings = Embeddings(config, self.dtype)
+        if config.embedding_size != config.hidden_size:
+            self.embeddings_project = nn.Dense(
+                config.hidden_size, dtype=self.dtype, kernel_init=glorot_uniform()
+            )
+        self.encoder = Encoder(config, self.dtype)
+
+    def __call__(self, embedded_BTE: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+        different = self.config.embedding_size != self.config.hidden_size
+        hidden_BTD = self.embeddings_project(embedded_BTE) if different else embedded_BTE
+        return self.encoder(hidden_BTD, attention_mask_BT, deterministic)
+
+
+class GeneratorPredictions(nn.Module):
+    """The masked-LM transform, from the hidden size to that of the embedding table in use."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BMD: jax.Array) -> jax.Array:
+        config = self.config
+        dense = nn.Dense(
+            config.embedding_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
+        )
+        return LayerNorm(config, name="LayerNorm")(gelu(dense(hidden_BMD)))
+
+
+class TiedLmHead(nn.Module):
+    """Logits over the vocabulary: the embedding table transposed, and a bias."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x_BME: jax.Array, table_VE: jax.Array) -> jax.Array:
+        bias_V = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
+        logits_BMV = jnp.einsum(
+            "BME,VE->BMV", x_BME, table_VE.astype(self.dtype), preferred_element_type=jnp.float32
+        )
+        return logits_BMV + bias_V[None, None, :]
+
+
+class DiscriminatorPredictions(nn.Module):
+    """One logit a token, positive for `replaced`."""
+
+    config: ModelConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        config = self.config
+        dense = nn.Dense(
+            config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
+        )
+        # The last product is one column: float32 costs nothing and keeps the loss exact.
+        predict = nn.Dense(1, dtype=jnp.float32, kernel_init=glorot_uniform(), name="dense_prediction")
+        return predict(gelu(dense(hidden_BTD)))[..., 0]

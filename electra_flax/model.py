@@ -1,0 +1,149 @@
+"""Generator and discriminator with shared embeddings, and the seam to the rest: init and two apply functions.
+
+Only this module and `layers` import Flax Linen; everyone else sees a nested dict of float32 arrays:
+
+    electra/{embeddings, embeddings_project, encoder}        the discriminator's transformer, and the shared tables
+    generator/{embeddings, embeddings_project, encoder}      the generator's, as far as it is its own
+    generator_predictions/{dense, LayerNorm}, generator_lm_head/bias
+    discriminator_predictions/{dense, dense_prediction}
+
+Sharing follows SEMANTICS.md section 9.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from electra_flax import layers
+from electra_flax.config import Config, ModelConfig
+
+Params = dict[str, Any]
+
+
+def has_own_generator(config: Config) -> bool:
+    """Whether there is a second transformer."""
+    return (
+        config.objective.electra_objective
+        and config.generator.untied_generator
+        and not config.generator.uniform_generator
+    )
+
+
+def has_generator_head(config: Config) -> bool:
+    """Whether anything predicts masked tokens."""
+    return not config.generator.uniform_generator
+
+
+def generator_model_config(config: Config) -> ModelConfig:
+    """The generator as a model of its own; its embedding size is that of the table it uses."""
+    if not has_own_generator(config):
+        return config.model
+    generator = config.generator
+    own_embeddings = generator.untied_generator_embeddings
+    return dataclasses.replace(
+        config.model,
+        embedding_size=generator.hidden_size if own_embeddings else config.model.embedding_size,
+        hidden_size=generator.hidden_size,
+        num_hidden_layers=generator.num_hidden_layers,
+        num_attention_heads=generator.num_attention_heads,
+        intermediate_size=generator.intermediate_size,
+    )
+
+
+class _Electra(nn.Module):
+    config: Config
+
+    def setup(self) -> None:
+        dtype: DTypeLike = jnp.dtype(self.config.training.compute_dtype)
+        generator = generator_model_config(self.config)
+        self.electra = layers.Transformer(self.config.model, dtype)
+        if has_own_generator(self.config):
+            self.generator = layers.Transformer(generator, dtype)
+        if has_generator_head(self.config):
+            self.generator_predictions = layers.GeneratorPredictions(generator, dtype)
+            self.generator_lm_head = layers.TiedLmHead(generator, dtype)
+        if self.config.objective.electra_objective:
+            self.discriminator_predictions = layers.DiscriminatorPredictions(self.config.model, dtype)
+
+    def generate(
+        self,
+        input_ids_BT: jax.Array,
+        attention_mask_BT: jax.Array,
+        token_type_ids_BT: jax.Array,
+        positions_BM: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        if not has_generator_head(self.config):
+            return jnp.zeros((*positions_BM.shape, self.config.model.vocab_size), jnp.float32)
+        transformer = self.generator if has_own_generator(self.config) else self.electra
+        embeddings = (
+            transformer if self.config.generator.untied_generator_embeddings else self.electra
+        ).embeddings
+        embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, deterministic)
+        hidden_BTD = transformer(embedded_BTE, attention_mask_BT, deterministic)
+        hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
+        table_VE = embeddings.word_embeddings.embedding
+        return self.generator_lm_head(self.generator_predictions(hidden_BMD), table_VE)
+
+    def discriminate(
+        self,
+        input_ids_BT: jax.Array,
+        attention_mask_BT: jax.Array,
+        token_type_ids_BT: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, deterministic)
+        hidden_BTD = self.electra(embedded_BTE, attention_mask_BT, deterministic)
+        return self.discriminator_predictions(hidden_BTD)
+
+    def __call__(self, input_ids_BT: jax.Array) -> None:
+        """Touches every parameter, for init."""
+        self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], True)
+        if self.config.objective.electra_objective:
+            self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, True)
+
+
+def init(config: Config, key: jax.Array) -> Params:
+    """Fresh float32 parameters (SEMANTICS.md section 8: truncated normal; two Glorot uniform kernels)."""
+    return _Electra(config).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def apply_generator(
+    config: Config,
+    params: Params,
+    input_ids_BT: jax.Array,
+    attention_mask_BT: jax.Array,
+    token_type_ids_BT: jax.Array,
+    positions_BM: jax.Array,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Masked-LM logits_BMV float32 at the given positions; no dropout without a key."""
+    return _Electra(config).apply(
+        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM,
+        dropout_key is None, method="generate", rngs=_rngs(dropout_key),
+    )  # fmt: skip
+
+
+def apply_discriminator(
+    config: Config,
+    params: Params,
+    input_ids_BT: jax.Array,
+    attention_mask_BT: jax.Array,
+    token_type_ids_BT: jax.Array,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Replaced-token logits_BT float32; no dropout without a key."""
+    return _Electra(config).apply(
+        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT,
+        dropout_key is None, method="discriminate", rngs=_rngs(dropout_key),
+    )  # fmt: skip
+
+
+def _rngs(dropout_key: jax.Array | None) -> dict[str, jax.Array]:
+    return {} if dropout_key is None else {"dropout": dropout_key}

@@ -1,0 +1,71 @@
+"""The original's optimizer: AdamW without bias correction, and its schedule (SEMANTICS.md section 10)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from electra_flax.config import OptimizerConfig
+from electra_flax.sharding import tree_names
+
+# (regex over "a/b/c" parameter names, whether decayed); the first match decides.
+WEIGHT_DECAY_RULES: tuple[tuple[str, bool], ...] = (
+    (r"LayerNorm/", False),
+    (r"/bias$", False),
+    (r".*", True),
+)
+
+
+class AdamState(NamedTuple):
+    """First and second moments, shaped as the parameters."""
+
+    m: optax.Updates
+    v: optax.Updates
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clip to the global norm, Adam, decoupled decay, learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        scale_by_uncorrected_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=is_decayed),
+        optax.scale_by_learning_rate(lambda step: learning_rate(step, config, num_steps)),
+    )
+
+
+def learning_rate(step: jax.Array | int, config: OptimizerConfig, num_steps: int) -> jax.Array:
+    """Polynomial decay to 0 at num_steps times linear warmup; 0 at step 0, so the first update changes nothing."""
+    step = jnp.asarray(step, jnp.float32)
+    decay = (1.0 - jnp.minimum(step, num_steps) / num_steps) ** config.decay_power
+    warmup = jnp.minimum(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
+    return config.learning_rate * decay * warmup
+
+
+def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """m / (sqrt(v) + epsilon) with no bias correction; optax's own Adam always corrects."""
+
+    def init(params: optax.Params) -> AdamState:
+        return AdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        grads: optax.Updates, state: AdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, AdamState]:
+        del params
+        m = jax.tree.map(lambda old, g: beta1 * old + (1 - beta1) * g, state.m, grads)
+        v = jax.tree.map(lambda old, g: beta2 * old + (1 - beta2) * jnp.square(g), state.v, grads)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), m, v), AdamState(m, v)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def is_decayed(params: Any) -> Any:
+    """True for every parameter that weight decay touches."""
+
+    def decide(name: str) -> bool:
+        return next(decayed for pattern, decayed in WEIGHT_DECAY_RULES if re.search(pattern, name))
+
+    return jax.tree.map(decide, tree_names(params))

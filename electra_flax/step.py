@@ -1,0 +1,191 @@
+"""One training step and one evaluation step, as pure functions of (state, batch).
+
+Every random decision is drawn from fold_in(key(seed), step), so no key is part of the state and a resumed run repeats
+what an uninterrupted one would have done.
+
+Array names: B batch, T tokens, M masked positions, A accumulation slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from electra_flax import losses, masking, model
+from electra_flax.config import Config
+from electra_flax.masking import Batch, MaskedInputs
+from electra_flax.optimizer import learning_rate, make_optimizer
+from electra_flax.records import SpecialTokens
+from electra_flax.sharding import batch_sharding, state_shardings
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step."""
+
+    step: jax.Array
+    params: model.Params
+    opt_state: optax.OptState
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state, created in place on the mesh."""
+
+    def create() -> TrainState:
+        params = model.init(config, jax.random.key(config.training.seed))
+        optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create), mesh))()
+
+
+def make_train_step(
+    config: Config, special: SpecialTokens, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, losses.Sums]]:
+    """(state, batch) -> (next state, metric sums); compiled, the old state's memory is reused."""
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
+        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
+        grads, sums = accumulate_gradients(config, special, state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        sums["grad_norm"] = optax.global_norm(grads)
+        sums["learning_rate"] = learning_rate(state.step, config.optimizer, config.training.num_steps)
+        return TrainState(state.step + 1, params, opt_state), sums
+
+    shardings = state_shardings(jax.eval_shape(lambda: init_abstract(config)), mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, None),
+    )
+
+
+def init_abstract(config: Config) -> TrainState:
+    """The state's tree, for shapes only (call under jax.eval_shape)."""
+    params = model.init(config, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_eval_step(
+    config: Config, special: SpecialTokens, mesh: Mesh
+) -> Callable[[model.Params, Batch, jax.Array], losses.Sums]:
+    """(params, batch, key) -> metric sums, without dropout; the same key gives the same masks and samples."""
+
+    def eval_step(params: model.Params, batch: Batch, key: jax.Array) -> losses.Sums:
+        keys = split_keys(key, batch["input_ids"].shape[0])
+        masked = mask(config, special, batch, keys)
+        counts = losses.denominators(masked.weights_BM, batch["attention_mask"])
+        sums, disc_logits_BT, is_replaced_BT = forward(config, params, batch, masked, keys.sample_B, None)
+        if disc_logits_BT is not None:
+            probabilities_BT = jax.nn.sigmoid(disc_logits_BT)
+            sums |= losses.auc_sums(probabilities_BT, is_replaced_BT, batch["attention_mask"])
+        return sums | counts
+
+    return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh), None))
+
+
+class StepKeys(NamedTuple):
+    """A step's randomness: keys per row for masks and samples, one for dropout."""
+
+    mask_B: jax.Array
+    sample_B: jax.Array
+    dropout: jax.Array
+
+
+def split_keys(key: jax.Array, num_rows: int) -> StepKeys:
+    mask_key, sample_key, dropout_key = jax.random.split(key, 3)
+    return StepKeys(
+        masking.row_keys(mask_key, num_rows), masking.row_keys(sample_key, num_rows), dropout_key
+    )
+
+
+def mask(config: Config, special: SpecialTokens, batch: Batch, keys: StepKeys) -> MaskedInputs:
+    return masking.mask_inputs(keys.mask_B, batch, config.masking, special, config.max_predictions_per_seq)
+
+
+def accumulate_gradients(
+    config: Config, special: SpecialTokens, params: model.Params, batch: Batch, key: jax.Array
+) -> tuple[model.Params, losses.Sums]:
+    """Gradients of the whole batch's loss, computed slice by slice.
+
+    The masks and both denominators belong to the whole batch, so the slices' gradients add up to exactly those of
+    one large batch, where averaging the slices' means would weigh their tokens unequally.
+    """
+    keys = split_keys(key, batch["input_ids"].shape[0])
+    masked = mask(config, special, batch, keys)
+    counts = losses.denominators(masked.weights_BM, batch["attention_mask"])
+    num_slices = config.training.gradient_accumulation_steps
+
+    def slice_loss(params: model.Params, rows: Any, dropout_key: jax.Array) -> tuple[jax.Array, losses.Sums]:
+        batch, masked, sample_keys_B = rows
+        sums, _, _ = forward(config, params, batch, masked, sample_keys_B, dropout_key)
+        return total_loss(config, sums, counts), sums
+
+    slice_gradients = jax.grad(slice_loss, has_aux=True)
+    rows = (batch, masked, keys.sample_B)
+    if num_slices == 1:
+        grads, sums = slice_gradients(params, rows, keys.dropout)
+        return grads, sums | counts
+
+    def add_slice(total: Any, part: Any) -> tuple[Any, None]:
+        rows, number = part
+        result = slice_gradients(params, rows, jax.random.fold_in(keys.dropout, number))
+        return jax.tree.map(jnp.add, total, result), None
+
+    sliced = jax.tree.map(lambda array: _slices(array, num_slices), rows)
+    first = jax.tree.map(lambda array: array[0], sliced)
+    shapes = jax.eval_shape(slice_gradients, params, first, keys.dropout)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (grads, sums), _ = jax.lax.scan(add_slice, zeros, (sliced, jnp.arange(num_slices)))
+    return grads, sums | counts
+
+
+def _slices(array_B: jax.Array, num_slices: int) -> jax.Array:
+    # Every num_slices-th row goes to the same slice: each device's rows stay on that device.
+    return array_B.reshape(-1, num_slices, *array_B.shape[1:]).swapaxes(0, 1)
+
+
+def forward(
+    config: Config,
+    params: model.Params,
+    batch: Batch,
+    masked: MaskedInputs,
+    sample_keys_B: jax.Array,
+    dropout_key: jax.Array | None,
+) -> tuple[losses.Sums, jax.Array | None, jax.Array | None]:
+    """Generator, sampling, discriminator: metric sums, discriminator logits_BT and labels is_replaced_BT."""
+    generator_key, discriminator_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    attention_mask, token_types = batch["attention_mask"], batch["token_type_ids"]
+    logits_BMV = model.apply_generator(
+        config, params, masked.masked_ids_BT, attention_mask, token_types, masked.positions_BM, generator_key
+    )
+    objective = config.objective
+    sampled_BM = masking.sample_replacements(
+        sample_keys_B, logits_BMV, masked.targets_BM, objective.temperature, objective.disallow_correct
+    )
+    sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)
+    if not objective.electra_objective:
+        return sums, None, None
+    corrupted = masking.corrupt(batch["input_ids"], masked, sampled_BM)
+    logits_BT = model.apply_discriminator(
+        config, params, corrupted.corrupted_ids_BT, attention_mask, token_types, discriminator_key
+    )
+    sums |= losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, attention_mask)
+    return sums, logits_BT, corrupted.is_replaced_BT
+
+
+def total_loss(config: Config, sums: losses.Sums, counts: losses.Sums) -> jax.Array:
+    """generator_weight * masked-LM loss + discriminator_weight * replaced-token loss."""
+    means = losses.mean_losses(sums, counts)
+    loss = config.objective.generator_weight * means["generator_loss"]
+    if "discriminator_loss" in means:
+        loss += config.objective.discriminator_weight * means["discriminator_loss"]
+    return loss
