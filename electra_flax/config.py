@@ -17,6 +17,10 @@ class UserError(ValueError):
     """Something the user gave is wrong: one line saying what was given, what was expected and the fix."""
 
 
+class RunError(RuntimeError):
+    """The run itself failed (non-finite loss, data damaged under way): one line, exit code 3."""
+
+
 def _check(ok: bool, message: str) -> None:
     if not ok:
         raise UserError(message)

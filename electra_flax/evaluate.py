@@ -1,0 +1,55 @@
+"""Held-out metrics, with masks and samples that are the same at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from electra_flax import losses, model
+from electra_flax.checkpoint import Checkpoints
+from electra_flax.config import Config, UserError
+from electra_flax.input_pipeline import evaluation_batches, open_split, read_vocabulary
+from electra_flax.masking import Batch
+from electra_flax.metrics import MetricSums
+from electra_flax.records import DataFolder, ShardedExamples
+from electra_flax.sharding import check_batch, make_mesh
+from electra_flax.step import make_eval_step
+from electra_flax.workdir import read_config, read_data_path
+
+EvalStep = Callable[[model.Params, Batch, jax.Array], losses.Sums]
+
+
+def held_out_metrics(
+    config: Config, eval_step: EvalStep, params: model.Params, examples: ShardedExamples, mesh: Mesh
+) -> dict[str, float]:
+    """The metrics of losses.summarize over the validation split, by token (not means of batch means)."""
+    total = MetricSums()
+    key = jax.random.key(config.evaluation.seed)
+    batches = evaluation_batches(config, examples, mesh, config.evaluation.max_batches)
+    for number, batch in enumerate(batches):
+        sums = eval_step(params, batch, jax.random.fold_in(key, number))
+        total.add(jax.tree.map(np.asarray, sums))
+    objective = config.objective
+    return losses.summarize(total.sums, objective.generator_weight, objective.discriminator_weight)
+
+
+def evaluate(workdir: Path, data_path: Path | None, step: int | None) -> dict[str, float]:
+    """Held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split."""
+    config = read_config(workdir)
+    data = DataFolder.open(read_data_path(workdir) if data_path is None else data_path)
+    vocabulary = read_vocabulary(config, data)
+    examples = open_split(config, data, "validation")
+    if not len(examples):
+        raise UserError(
+            f"{data.path}: no validation split; make shards with electra-data shard --validation-fraction 0.01"
+        )
+    mesh = make_mesh(config.mesh)
+    check_batch(config.training.batch_size, 1, mesh)
+    state = Checkpoints(workdir).restore(config, mesh, step)
+    eval_step = make_eval_step(config, vocabulary.special, mesh)
+    metrics = held_out_metrics(config, eval_step, state.params, examples, mesh)
+    return {"step": int(state.step), "examples": float(len(examples)), **metrics}

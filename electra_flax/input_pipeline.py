@@ -1,0 +1,115 @@
+"""Shards -> deterministic, per-process, resumable global batches.
+
+The order is a shuffle of all examples, drawn anew each epoch; global batch k is entry k of an endless list, so the
+position of the input is the step number itself. A process reads only its own rows of each batch, in the same place
+of the global batch whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from electra_flax.config import Config, UserError
+from electra_flax.masking import Batch
+from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
+from electra_flax.sharding import batch_sharding
+
+_PREFETCH = 8  # batches decoded ahead
+
+
+def read_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
+    """The vocabulary of the shards, checked against the configuration before anything compiles.
+
+    Raises UserError where length or vocabulary differ from the configuration.
+    """
+    if data.manifest is None and config.data.vocab_file is None:
+        raise UserError(
+            f"{data.path} has no manifest.json (shards of the original code): name their vocabulary with "
+            "--data.vocab_file PATH"
+        )
+    from_config = config.data.vocab_file is not None and data.manifest is None
+    path = type(data.path)(str(config.data.vocab_file)) if from_config else data.path / "vocab.txt"
+    vocabulary = Vocabulary.read(path)
+    if len(vocabulary.tokens) != config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size}, but {path} has {len(vocabulary.tokens)} entries: set "
+            f"model.vocab_size to {len(vocabulary.tokens)}, or make shards with a vocabulary of "
+            f"{config.model.vocab_size}"
+        )
+    if (manifest := data.manifest) is not None:
+        if manifest.max_seq_length != config.data.max_seq_length:
+            raise UserError(
+                f"data.max_seq_length={config.data.max_seq_length}, but the shards in {data.path} have "
+                f"{manifest.max_seq_length} tokens an example: set data.max_seq_length to "
+                f"{manifest.max_seq_length}, or make shards with --max-seq-length {config.data.max_seq_length}"
+            )
+        if manifest.vocab_sha256 != vocabulary.sha256:
+            raise UserError(
+                f"{path} is not the vocabulary of these shards: its sha256 is {vocabulary.sha256[:12]}..., "
+                f"manifest.json says {manifest.vocab_sha256[:12]}...: put the right vocab.txt back"
+            )
+    return vocabulary
+
+
+def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
+    """The examples of a split. Raises UserError where a shard is truncated or the first record does not fit."""
+    examples = ShardedExamples(data.splits.get(split, []), config.data.max_seq_length, config.model.vocab_size)
+    if len(examples):
+        examples.read([0])
+    return examples
+
+
+def training_batches(
+    config: Config, examples: ShardedExamples, mesh: Mesh, start_step: int
+) -> Iterator[Batch]:
+    """Endless global batches from `start_step` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
+    index = batch_index(len(examples), config.training.batch_size, config.data.shuffle_seed)
+    rows = _rows_of_this_process(config.training.batch_size)
+    arrays = index.map(lambda numbers: examples.read(numbers[rows]))
+    options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
+    iterator = iter(arrays.to_iter_dataset(options))
+    iterator.set_state({"next_index": start_step})
+    return (_to_device(array, mesh) for array in iterator)
+
+
+def batch_index(num_examples: int, batch_size: int, seed: int) -> grain.MapDataset:
+    """Entry k is the example numbers of global batch k, int64 [batch_size]; epochs follow each other seamlessly."""
+    numbers = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
+    return numbers.batch(batch_size)
+
+
+def evaluation_batches(
+    config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int
+) -> Iterator[Batch]:
+    """The split in file order; the last batch is filled up with empty rows, which count for nothing."""
+    batch_size = config.training.batch_size
+    rows = _rows_of_this_process(batch_size)
+    for start in range(0, min(len(examples), max_batches * batch_size), batch_size):
+        numbers = np.arange(start, min(start + batch_size, len(examples)))[rows]
+        array = np.zeros((rows.stop - rows.start, 3, config.data.max_seq_length), np.int32)
+        array[: len(numbers)] = examples.read(_as_list(numbers))
+        yield _to_device(array, mesh)
+
+
+def _as_list(numbers: np.ndarray) -> Sequence[int]:
+    return [int(number) for number in numbers]
+
+
+def _rows_of_this_process(batch_size: int) -> slice:
+    local = batch_size // jax.process_count()
+    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+
+
+def _to_device(rows: np.ndarray, mesh: Mesh) -> Batch:
+    """int32 [local rows, 3, T] -> the model's inputs under Hugging Face's names."""
+    sharding = batch_sharding(mesh)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(rows[:, i]))
+        for i, name in enumerate(names)
+    }

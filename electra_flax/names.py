@@ -1,0 +1,63 @@
+"""One two-way table of parameter names: ours <-> Hugging Face Flax <-> Hugging Face PyTorch <-> TensorFlow 1.
+
+Ours are Hugging Face's Flax names within one tree for both models. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# (regex, replacement) applied in order to one of our names.
+_TO_TORCH: tuple[tuple[str, str], ...] = (
+    (r"/(kernel|scale|embedding)$", "/weight"),
+    (r"/", "."),
+)
+_TO_TF1: tuple[tuple[str, str], ...] = (
+    (r"encoder/layer/(\d+)/", r"encoder/layer_\1/"),
+    (r"_embeddings/embedding$", "_embeddings"),
+    (r"LayerNorm/scale$", "LayerNorm/gamma"),
+    (r"LayerNorm/bias$", "LayerNorm/beta"),
+    (r"^generator_lm_head/bias$", "generator_predictions/output_bias"),
+    (r"^discriminator_predictions/dense_prediction/", "discriminator_predictions/dense_1/"),
+)
+
+
+def to_torch(name: str) -> str:
+    """The name of one of our parameters in PyTorch's state dict."""
+    return _rewrite(name, _TO_TORCH)
+
+
+def to_tf1(name: str) -> str:
+    """The name of one of our parameters in a checkpoint of the original code; shapes are the same."""
+    return _rewrite(name, _TO_TF1)
+
+
+def is_transposed_in_torch(name: str) -> bool:
+    """PyTorch keeps the kernel of a dense layer as [out, in]."""
+    return name.endswith("/kernel")
+
+
+def discriminator_names(names: Iterable[str]) -> dict[str, str]:
+    """{name in Hugging Face's ElectraForPreTraining (Flax): our name}."""
+    return {name: name for name in names if name.startswith(("electra/", "discriminator_predictions/"))}
+
+
+def generator_names(names: Iterable[str]) -> dict[str, str]:
+    """{name in Hugging Face's ElectraForMaskedLM (Flax): our name}.
+
+    What the generator does not have of its own is the discriminator's: the embeddings, or everything.
+    """
+    names = list(names)
+    own = [name for name in names if name.startswith("generator/")]
+    own_embeddings = any(name.startswith("generator/embeddings/") for name in own)
+    shared = "electra/embeddings/" if own else "electra/"
+    table = {name: name for name in names if name.startswith(shared) and not own_embeddings}
+    table |= {name.replace("generator/", "electra/", 1): name for name in own}
+    return table | {name: name for name in names if name.startswith(("generator_predictions/", "generator_lm_head/"))}
+
+
+def _rewrite(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -1,0 +1,28 @@
+"""Reads every record of every shard once, before training, so that damage shows now and not on day three."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from electra_flax.records import Shard
+
+
+def verify_shards(shards: Sequence[Shard], memory: Path) -> None:
+    """Checks the CRC32C of all records; shards already checked at this size and time are skipped.
+
+    `memory` is the JSON file that remembers them. Raises UserError naming the damaged shard and record.
+    """
+    known = json.loads(memory.read_text()) if memory.exists() else {}
+    stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards}
+    todo = [shard for shard in shards if known.get(str(shard.path)) != stamps[str(shard.path)]]
+    total = sum(len(shard) for shard in todo)
+    with tqdm(total=total, desc="checking shards", unit="example", disable=total < 100_000) as progress:
+        for shard in todo:
+            for number in range(len(shard)):
+                shard[number]
+            progress.update(len(shard))
+    memory.write_text(json.dumps(stamps, indent=1) + "\n")
