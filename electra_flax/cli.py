@@ -1,0 +1,145 @@
+"""electra-flax: pretrain, evaluate, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from electra_flax.config import RunError, UserError
+
+_EXIT_CODES = "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; the same command continues a run"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; errors are one line."""
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    if overrides and args.command != "pretrain":
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("electra_flax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its own options at every start
+    try:
+        {"pretrain": _pretrain, "evaluate": _evaluate, "export": _export}[args.command](args, overrides)
+    except (UserError, RunError) as error:
+        print(f"electra-flax: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, UserError) else 3
+    except KeyboardInterrupt:
+        print("electra-flax: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="electra-flax",
+        description="Pretrains ELECTRA with JAX and Flax on TPU, GPU or CPU, and publishes the result.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="train, or continue, a run",
+        description="Trains generator and discriminator jointly. The workdir is the run: the same command continues it.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    pretrain.add_argument("-h", "--help", action=_HelpWithFields, help="this help, with every configuration field")
+    pretrain.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file of configs/")
+    pretrain.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards of electra-data shard")
+    pretrain.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run; created if absent")
+    _add_devices(pretrain)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="held-out metrics as JSON",
+        description="Prints the metrics of a checkpoint on the validation split as JSON; the masks are always the same.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run")
+    evaluate.add_argument("--data", type=Path, metavar="DIR", help="other shards than the run's own")
+    evaluate.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    _add_devices(evaluate)
+
+    export = commands.add_parser(
+        "export",
+        help="write Hugging Face model folders",
+        description="Writes OUT/discriminator and OUT/generator, each a complete Hugging Face model folder (Flax and "
+        "safetensors), and OUT/parity.json: how far transformers' logits are from ours.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    export.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    _add_devices(export)
+    return parser
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--simulate-devices", type=int, metavar="N", help="run on N simulated CPU devices instead of real ones"
+    )
+
+
+class _HelpWithFields(argparse.Action):
+    """Prints the help of pretrain and of every configuration field."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(nargs=0, **kwargs)  # type: ignore[arg-type]
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from electra_flax.config_io import config_help
+
+        fields = "fields of the configuration, each overridden by --section.field VALUE:"
+        print(f"{parser.format_help()}\n{fields}\n\n{config_help()}")
+        parser.exit()
+
+
+def _use_devices(args: argparse.Namespace) -> None:
+    """Must come before anything asks JAX for its devices."""
+    import jax
+
+    # Orbax and TensorFlow-free XLA chatter; errors still show.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if args.simulate_devices is not None:
+        if args.simulate_devices < 1:
+            raise UserError(f"--simulate-devices {args.simulate_devices}: expected at least 1")
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", args.simulate_devices)
+
+
+def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from electra_flax.config_io import load_config
+
+    config = load_config(args.config, overrides)
+    _use_devices(args)
+    from electra_flax.train import pretrain
+
+    pretrain(config, args.data, args.workdir)
+
+
+def _evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
+    _use_devices(args)
+    from electra_flax.evaluate import evaluate
+
+    print(json.dumps(evaluate(args.workdir, args.data, args.step), indent=1))
+
+
+def _export(args: argparse.Namespace, _: Sequence[str]) -> None:
+    _use_devices(args)
+    from electra_flax.export import export
+
+    report = export(args.workdir, args.out, args.step)
+    for part in ("discriminator", "generator"):
+        if part in report:
+            print(f"{args.out / part}: largest difference of logits from transformers: {report[part]}")
