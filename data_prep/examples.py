@@ -40,9 +40,7 @@ class Example(NamedTuple):
 class ExampleBuilder:
     """Collects sentences and cuts them into examples; one builder serves one stream of documents."""
 
-    def __init__(
-        self, name: BuilderName, max_seq_length: int, special: SpecialTokens, rng: random.Random
-    ) -> None:
+    def __init__(self, name: BuilderName, max_seq_length: int, special: SpecialTokens, rng: random.Random) -> None:
         self.num_discarded = 0
         self._carry = name == "carry"
         self._max_length = max_seq_length

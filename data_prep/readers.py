@@ -22,7 +22,7 @@ class Document(NamedTuple):
 
 
 def find_sources(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders (all .txt and .gz below them) and globs -> files, sorted. Raises UserError where there are none."""
+    """Files, folders (all .txt and .gz below) and globs -> files, sorted. Raises UserError where there are none."""
     found: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)

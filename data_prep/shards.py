@@ -58,9 +58,7 @@ class _ChunkResult(NamedTuple):
     discarded: int
 
 
-def write_shards(
-    job: ShardJob, sources: list[Path], out: Path, num_workers: int, num_shards: int | None
-) -> Manifest:
+def write_shards(job: ShardJob, sources: list[Path], out: Path, num_workers: int, num_shards: int | None) -> Manifest:
     """Writes everything to `out`, which gets its manifest last. Raises UserError where there is nothing to write."""
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
     vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work

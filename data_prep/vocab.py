@@ -67,7 +67,10 @@ def check_vocabulary(vocabulary: Vocabulary, casing: Casing) -> None:
     if len(set(vocabulary.tokens)) != len(vocabulary.tokens):
         raise UserError(f"{vocabulary.path}: an entry appears twice: every line must be different")
     text = "".join(vocabulary.tokens)
-    num_jamo, num_syllables = sum("\u1100" <= c <= "\u11ff" for c in text), sum("가" <= c <= "힣" for c in text)
+    num_jamo, num_syllables = (
+        sum("\u1100" <= c <= "\u11ff" for c in text),
+        sum("가" <= c <= "힣" for c in text),
+    )
     if num_jamo > num_syllables:
         raise UserError(
             f"{vocabulary.path}: holds more decomposed Hangul ({num_jamo} Jamo) than syllables ({num_syllables}): "

@@ -30,9 +30,7 @@ class Checkpoints:
         )
         self._path = (workdir / "checkpoints").resolve()
         if config is None and not self._path.is_dir():
-            raise UserError(
-                f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
-            )
+            raise UserError(f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some")
         self._manager = ocp.CheckpointManager(self._path, options=options)
 
     @property

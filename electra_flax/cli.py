@@ -25,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("electra_flax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its own options at every start
     try:
-        {"pretrain": _pretrain, "evaluate": _evaluate, "export": _export}[args.command](args, overrides)
+        if args.command == "pretrain":
+            _pretrain(args, overrides)
+        else:
+            {"evaluate": _evaluate, "export": _export, "show": _show}[args.command](args)
     except (UserError, RunError) as error:
         print(f"electra-flax: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, UserError) else 3
@@ -47,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser(
         "pretrain",
         help="train, or continue, a run",
-        description="Trains generator and discriminator jointly. The workdir is the run: the same command continues it.",
+        description="Trains both models jointly. The workdir is the run: the same command continues it.",
         epilog=_EXIT_CODES,
         allow_abbrev=False,
         add_help=False,
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="held-out metrics as JSON",
-        description="Prints the metrics of a checkpoint on the validation split as JSON; the masks are always the same.",
+        description="Prints a checkpoint's metrics on the validation split as JSON; the masks never change.",
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
@@ -82,12 +85,28 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
     _add_devices(export)
+
+    show = commands.add_parser(
+        "show",
+        help="what the discriminator detects, in colour",
+        description="Loads an export with transformers, lets the generator replace words of held-out examples and "
+        "shows which of them the discriminator finds.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    show.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of electra-flax export")
+    show.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards with a validation split")
+    show.add_argument("--examples", type=int, default=4, metavar="N", help="examples to show (4)")
+    _add_devices(show)
     return parser
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--simulate-devices", type=int, metavar="N", help="run on N simulated CPU devices instead of real ones"
+        "--simulate-devices",
+        type=int,
+        metavar="N",
+        help="run on N simulated CPU devices instead of real ones",
     )
 
 
@@ -128,14 +147,14 @@ def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     pretrain(config, args.data, args.workdir)
 
 
-def _evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
+def _evaluate(args: argparse.Namespace) -> None:
     _use_devices(args)
     from electra_flax.evaluate import evaluate
 
     print(json.dumps(evaluate(args.workdir, args.data, args.step), indent=1))
 
 
-def _export(args: argparse.Namespace, _: Sequence[str]) -> None:
+def _export(args: argparse.Namespace) -> None:
     _use_devices(args)
     from electra_flax.export import export
 
@@ -143,3 +162,13 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> None:
     for part in ("discriminator", "generator"):
         if part in report:
             print(f"{args.out / part}: largest difference of logits from transformers: {report[part]}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    _use_devices(args)
+    from rich.console import Console
+
+    from electra_flax import detections
+
+    # Colours are what this command is for, also where its output is kept in a file or a CI log.
+    detections.show(detections.detect(args.model, args.data, args.examples), Console(force_terminal=True))

@@ -67,9 +67,7 @@ def model_parts(config: Config, params: model.Params) -> list[ModelPart]:
 
     parts = []
     if config.objective.electra_objective:
-        parts.append(
-            ModelPart("discriminator", "ElectraForPreTraining", config.model, pick(names.discriminator_names))
-        )
+        parts.append(ModelPart("discriminator", "ElectraForPreTraining", config.model, pick(names.discriminator_names)))
     if model.has_generator_head(config):
         generator = model.generator_model_config(config)
         parts.append(ModelPart("generator", "ElectraForMaskedLM", generator, pick(names.generator_names)))
@@ -158,4 +156,3 @@ tokenizer = ElectraTokenizerFast.from_pretrained("{part.name}")
 
 Citation: Clark et al., ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators, ICLR 2020.
 """  # noqa: E501
-

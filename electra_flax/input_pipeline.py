@@ -64,9 +64,7 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
     return examples
 
 
-def training_batches(
-    config: Config, examples: ShardedExamples, mesh: Mesh, start_step: int
-) -> Iterator[Batch]:
+def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start_step: int) -> Iterator[Batch]:
     """Endless global batches from `start_step` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
     index = batch_index(len(examples), config.training.batch_size, config.data.shuffle_seed)
     rows = _rows_of_this_process(config.training.batch_size)
@@ -83,9 +81,7 @@ def batch_index(num_examples: int, batch_size: int, seed: int) -> grain.MapDatas
     return numbers.batch(batch_size)
 
 
-def evaluation_batches(
-    config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int
-) -> Iterator[Batch]:
+def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
     """The split in file order; the last batch is filled up with empty rows, which count for nothing."""
     batch_size = config.training.batch_size
     rows = _rows_of_this_process(batch_size)

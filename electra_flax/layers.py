@@ -6,6 +6,8 @@ M masked positions. `dtype` is the type of matrix products and activations; para
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ def gelu(x: jax.Array) -> jax.Array:
 def truncated_normal(config: ModelConfig) -> Initializer:
     """TensorFlow's: cut at two deviations and not rescaled, so the real deviation is 0.88 of the parameter."""
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        del out_sharding
         return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * config.initializer_range
 
     return init
@@ -55,9 +58,7 @@ class Embeddings(nn.Module):
         config = self.config
 
         def table(rows: int) -> nn.Embed:
-            return nn.Embed(
-                rows, config.embedding_size, embedding_init=truncated_normal(config), dtype=self.dtype
-            )
+            return nn.Embed(rows, config.embedding_size, embedding_init=truncated_normal(config), dtype=self.dtype)
 
         self.word_embeddings = table(config.vocab_size)
         self.position_embeddings = table(config.max_position_embeddings)
@@ -92,9 +93,9 @@ class SelfAttention(nn.Module):
             return dense(hidden_BTD).reshape(batch, tokens, heads, head_size)
 
         query_BTHK, key_BSHK, value_BSHK = project("query"), project("key"), project("value")
-        score_BHTS = jnp.einsum(
-            "BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32
-        ) / jnp.sqrt(jnp.float32(head_size))
+        score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32) / jnp.sqrt(
+            jnp.float32(head_size)
+        )
         score_BHTS += (1.0 - attention_mask_BT[:, None, None, :].astype(jnp.float32)) * -10000.0
         probability_BHTS = jax.nn.softmax(score_BHTS, axis=-1).astype(self.dtype)
         probability_BHTS = nn.Dropout(config.attention_probs_dropout_prob)(
@@ -113,9 +114,7 @@ class Output(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, residual_BTD: jax.Array, deterministic: bool) -> jax.Array:
         config = self.config
-        x_BTD = nn.Dense(
-            config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
-        )(x)
+        x_BTD = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")(x)
         x_BTD = nn.Dropout(config.hidden_dropout_prob)(x_BTD, deterministic=deterministic)
         return LayerNorm(config, name="LayerNorm")(x_BTD + residual_BTD)
 
@@ -128,9 +127,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
-        context_BTD = SelfAttention(self.config, self.dtype, name="self")(
-            hidden_BTD, attention_mask_BT, deterministic
-        )
+        context_BTD = SelfAttention(self.config, self.dtype, name="self")(hidden_BTD, attention_mask_BT, deterministic)
         return Output(self.config, self.dtype, name="output")(context_BTD, hidden_BTD, deterministic)
 
 
@@ -143,9 +140,7 @@ class Intermediate(nn.Module):
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
         config = self.config
-        dense = nn.Dense(
-            config.intermediate_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
-        )
+        dense = nn.Dense(config.intermediate_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")
         return gelu(dense(hidden_BTD))
 
 
@@ -199,9 +194,7 @@ class Transformer(nn.Module):
         config = self.config
         self.embeddings = Embeddings(config, self.dtype)
         if config.embedding_size != config.hidden_size:
-            self.embeddings_project = nn.Dense(
-                config.hidden_size, dtype=self.dtype, kernel_init=glorot_uniform()
-            )
+            self.embeddings_project = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=glorot_uniform())
         self.encoder = Encoder(config, self.dtype)
 
     def __call__(self, embedded_BTE: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
@@ -219,9 +212,7 @@ class GeneratorPredictions(nn.Module):
     @nn.compact
     def __call__(self, hidden_BMD: jax.Array) -> jax.Array:
         config = self.config
-        dense = nn.Dense(
-            config.embedding_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
-        )
+        dense = nn.Dense(config.embedding_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")
         return LayerNorm(config, name="LayerNorm")(gelu(dense(hidden_BMD)))
 
 
@@ -234,9 +225,7 @@ class TiedLmHead(nn.Module):
     @nn.compact
     def __call__(self, x_BME: jax.Array, table_VE: jax.Array) -> jax.Array:
         bias_V = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
-        logits_BMV = jnp.einsum(
-            "BME,VE->BMV", x_BME, table_VE.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        logits_BMV = jnp.einsum("BME,VE->BMV", x_BME, table_VE.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits_BMV + bias_V[None, None, :]
 
 
@@ -249,9 +238,7 @@ class DiscriminatorPredictions(nn.Module):
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
         config = self.config
-        dense = nn.Dense(
-            config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense"
-        )
+        dense = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")
         # The last product is one column: float32 costs nothing and keeps the loss exact.
         predict = nn.Dense(1, dtype=jnp.float32, kernel_init=glorot_uniform(), name="dense_prediction")
         return predict(gelu(dense(hidden_BTD)))[..., 0]

@@ -15,9 +15,7 @@ _TINY = 1e-6  # the original's guard of every denominator
 _NUM_THRESHOLDS = 200  # of the binned AUC, as tf.metrics.auc
 
 
-def masked_lm_sums(
-    logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, sampled_BM: jax.Array
-) -> Sums:
+def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, sampled_BM: jax.Array) -> Sums:
     """Cross entropy and accuracies of the generator over the masked positions, float32 sums."""
     log_probs_BMV = jax.nn.log_softmax(logits_BMV.astype(jnp.float32), axis=-1)
     nll_BM = -jnp.take_along_axis(log_probs_BMV, targets_BM[..., None], axis=-1)[..., 0]
@@ -95,15 +93,13 @@ def summarize(sums: dict[str, np.ndarray], generator_weight: float, discriminato
     }
     if "auc_replaced_above" in sums:
         metrics["discriminator_auc"] = auc(sums["auc_replaced_above"], sums["auc_original_above"])
-    loss = (
-        generator_weight * metrics["generator_loss"] + discriminator_weight * metrics["discriminator_loss"]
-    )
+    loss = generator_weight * metrics["generator_loss"] + discriminator_weight * metrics["discriminator_loss"]
     return {"loss": loss, **metrics}
 
 
 def auc(replaced_above_K: np.ndarray, original_above_K: np.ndarray) -> float:
     """Area under the ROC curve by trapezoids over the thresholds, with tf.metrics.auc's guards."""
-    true_positive, false_positive = np.float64(replaced_above_K), np.float64(original_above_K)
+    true_positive, false_positive = replaced_above_K.astype(np.float64), original_above_K.astype(np.float64)
     true_rate = (true_positive + _TINY) / (true_positive[0] + _TINY)
     false_rate = false_positive / (false_positive[0] + _TINY)
     return float(np.sum((false_rate[:-1] - false_rate[1:]) * (true_rate[:-1] + true_rate[1:]) / 2))

@@ -82,9 +82,7 @@ class _Electra(nn.Module):
         if not has_generator_head(self.config):
             return jnp.zeros((*positions_BM.shape, self.config.model.vocab_size), jnp.float32)
         transformer = self.generator if has_own_generator(self.config) else self.electra
-        embeddings = (
-            transformer if self.config.generator.untied_generator_embeddings else self.electra
-        ).embeddings
+        embeddings = (transformer if self.config.generator.untied_generator_embeddings else self.electra).embeddings
         embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, deterministic)
         hidden_BTD = transformer(embedded_BTE, attention_mask_BT, deterministic)
         hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
@@ -124,10 +122,11 @@ def apply_generator(
     dropout_key: jax.Array | None,
 ) -> jax.Array:
     """Masked-LM logits_BMV float32 at the given positions; no dropout without a key."""
-    return _Electra(config).apply(
+    logits: Any = _Electra(config).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM,
         dropout_key is None, method="generate", rngs=_rngs(dropout_key),
     )  # fmt: skip
+    return logits
 
 
 def apply_discriminator(
@@ -139,10 +138,11 @@ def apply_discriminator(
     dropout_key: jax.Array | None,
 ) -> jax.Array:
     """Replaced-token logits_BT float32; no dropout without a key."""
-    return _Electra(config).apply(
+    logits: Any = _Electra(config).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT,
         dropout_key is None, method="discriminate", rngs=_rngs(dropout_key),
     )  # fmt: skip
+    return logits
 
 
 def _rngs(dropout_key: jax.Array | None) -> dict[str, jax.Array]:

@@ -59,7 +59,7 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
         v = jax.tree.map(lambda old, g: beta2 * old + (1 - beta2) * jnp.square(g), state.v, grads)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), m, v), AdamState(m, v)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)
 
 
 def is_decayed(params: Any) -> Any:

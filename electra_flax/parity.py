@@ -30,7 +30,7 @@ def measure(config: Config, params: model.Params, vocabulary: Vocabulary, out: P
     for part in ("discriminator", "generator"):
         if not (out / part).is_dir():
             continue
-        with _quiet_transformers():
+        with quiet_transformers():
             report[part] = _compare(config, params, vocabulary, out / part, part)
     return report
 
@@ -71,7 +71,7 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Its deprecation notices for Flax are known and would drown the report; errors still show."""
     from transformers.utils import logging
 

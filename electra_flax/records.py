@@ -77,11 +77,7 @@ class Shard:
         header, payload = self._bytes[start : start + 12], self._bytes[start + 12 : end - 4]
         length, length_crc = _HEADER.unpack(header)
         (payload_crc,) = _FOOTER.unpack(self._bytes[end - 4 : end])
-        if (
-            length != len(payload)
-            or length_crc != _masked_crc(header[:8])
-            or payload_crc != _masked_crc(payload)
-        ):
+        if length != len(payload) or length_crc != _masked_crc(header[:8]) or payload_crc != _masked_crc(payload):
             raise UserError(
                 f"{self.path}: record {number} at byte {start} is damaged (its CRC32C does not match): "
                 "copy this shard again from its source, or make the shards again with electra-data shard"
@@ -192,7 +188,7 @@ def _field(number: int, data: bytes) -> bytes:
 
 def _varints(values: np.ndarray) -> bytes:
     """Non-negative integers below 2**28 as packed varints."""
-    groups = values.astype(np.uint32)[:, None] >> np.uint32([0, 7, 14, 21])
+    groups = values.astype(np.uint32)[:, None] >> np.array([0, 7, 14, 21], dtype=np.uint32)
     used = np.concatenate([np.ones((len(values), 1), bool), groups[:, 1:] > 0], axis=1)
     more = np.concatenate([used[:, 1:], np.zeros((len(values), 1), bool)], axis=1)
     octets = (groups & 0x7F | more.astype(np.uint32) << 7).astype(np.uint8)

@@ -69,7 +69,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf of params, optimizer state or a whole TrainState (arrays or shapes)."""
     return jax.tree.map(
-        lambda name, leaf: NamedSharding(mesh, _fit(rule_for(name)[1], leaf.shape, mesh)), tree_names(tree), tree
+        lambda name, leaf: NamedSharding(mesh, _fit(rule_for(name)[1], leaf.shape, mesh)),
+        tree_names(tree),
+        tree,
     )
 
 

@@ -84,7 +84,7 @@ def make_eval_step(
         masked = mask(config, special, batch, keys)
         counts = losses.denominators(masked.weights_BM, batch["attention_mask"])
         sums, disc_logits_BT, is_replaced_BT = forward(config, params, batch, masked, keys.sample_B, None)
-        if disc_logits_BT is not None:
+        if disc_logits_BT is not None and is_replaced_BT is not None:
             probabilities_BT = jax.nn.sigmoid(disc_logits_BT)
             sums |= losses.auc_sums(probabilities_BT, is_replaced_BT, batch["attention_mask"])
         return sums | counts
@@ -102,9 +102,7 @@ class StepKeys(NamedTuple):
 
 def split_keys(key: jax.Array, num_rows: int) -> StepKeys:
     mask_key, sample_key, dropout_key = jax.random.split(key, 3)
-    return StepKeys(
-        masking.row_keys(mask_key, num_rows), masking.row_keys(sample_key, num_rows), dropout_key
-    )
+    return StepKeys(masking.row_keys(mask_key, num_rows), masking.row_keys(sample_key, num_rows), dropout_key)
 
 
 def mask(config: Config, special: SpecialTokens, batch: Batch, keys: StepKeys) -> MaskedInputs:

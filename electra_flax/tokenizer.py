@@ -54,9 +54,7 @@ class Casing(NamedTuple):
 def build_tokenizer(tokens: list[str], casing: Casing) -> Tokenizer:
     """The tokenizer of the original: text -> pieces. Special tokens in the text are ordinary text."""
     ids = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(
-        models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARACTERS)
-    )
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARACTERS))
     bert_normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=True,

@@ -12,7 +12,15 @@ from electra_flax.records import DataFolder, Vocabulary
 from electra_flax.tokenizer import Casing, save_tokenizer
 
 # A change of these makes another run; anything else may change between two starts and is only reported.
-_IDENTITY = ("model.", "generator.", "objective.", "masking.", "data.", "training.batch_size", "training.seed")
+_IDENTITY = (
+    "model.",
+    "generator.",
+    "objective.",
+    "masking.",
+    "data.",
+    "training.batch_size",
+    "training.seed",
+)
 
 
 def prepare(workdir: Path, config: Config, data: DataFolder, vocabulary: Vocabulary) -> list[str]:

@@ -30,3 +30,9 @@ def corpus_ko() -> Path:
     if not (SHARED / "data/corpus/ko").is_dir():
         pytest.skip("NOT CHECKED: the real corpora are not beside this clone (../shared)")
     return SHARED / "data/corpus/ko"
+
+
+@pytest.fixture(scope="session")
+def sample_corpus() -> Path:
+    """The small corpus that comes with the product."""
+    return Path(__file__).parents[1] / "data_prep/sample"

@@ -1,0 +1,58 @@
+# Run `make` for the list of targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CORPUS ?= data_prep/sample
+DEMO := runs/demo
+# A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
+TORCH := torch==2.13.0+cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint types format lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## build .venv from the lock file
+
+$(STAMP): requirements.lock setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP)  ## text to two published models in minutes; CORPUS=path for your own text
+	rm -rf $(DEMO)
+	$(BIN)/electra-data vocab --corpus $(CORPUS) --out $(DEMO)/vocab --size 2000 --unused 20
+	$(BIN)/electra-data shard --corpus $(CORPUS) --vocab $(DEMO)/vocab --out $(DEMO)/shards --max-seq-length 64 --validation-fraction 0.1
+	$(BIN)/electra-flax pretrain --config configs/demo.yaml --data $(DEMO)/shards --workdir $(DEMO)/run --simulate-devices 8
+	$(BIN)/electra-flax evaluate --workdir $(DEMO)/run --simulate-devices 8
+	$(BIN)/electra-flax export --workdir $(DEMO)/run --out $(DEMO)/export --simulate-devices 8
+	$(BIN)/electra-flax show --model $(DEMO)/export --data $(DEMO)/shards
+
+test: $(STAMP)  ## all tests but the slow ones
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" 2>/dev/null \
+		|| echo "NOT CHECKED: no CPU build of PyTorch ($(TORCH)) for this Python here; tests against PyTorch are skipped"
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## tests with TensorFlow and transformers 5, in environments of their own
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite to the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## rewrite requirements.lock from setup.cfg (needs uv)
+	uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url --output-file requirements.lock --quiet
+
+clean:  ## remove the virtual environment and the demo
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,95 @@
+"""What the published models see: the generator replaces words, the discriminator points at the replaced ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from electra_flax.config import UserError
+from electra_flax.parity import quiet_transformers
+from electra_flax.records import DataFolder, ShardedExamples
+
+
+class Detection(NamedTuple):
+    """One held-out example; arrays [T] without padding."""
+
+    original: list[str]
+    corrupted: list[str]
+    is_replaced: np.ndarray
+    probability: np.ndarray
+    """The discriminator's, of `replaced`."""
+
+
+def detect(export: Path, data_path: Path, num_examples: int, seed: int = 0) -> list[Detection]:
+    """Loads both exported folders with transformers and lets them work on held-out examples.
+
+    Raises UserError where a folder is missing or there is no validation split.
+    """
+    import transformers
+
+    data = DataFolder.open(data_path)
+    if data.manifest is None or not data.manifest.examples("validation"):
+        raise UserError(f"--data {data_path}: no validation split to show examples of")
+    if not (export / "discriminator").is_dir() or not (export / "generator").is_dir():
+        raise UserError(f"--model {export}: expected the folder that electra-flax export wrote, with both models")
+    with quiet_transformers():
+        generator = transformers.FlaxElectraForMaskedLM.from_pretrained(export / "generator")
+        discriminator = transformers.FlaxElectraForPreTraining.from_pretrained(export / "discriminator")
+        tokenizer = transformers.ElectraTokenizerFast.from_pretrained(export / "discriminator")
+    examples = ShardedExamples(data.splits["validation"], data.manifest.max_seq_length, data.manifest.vocab_size)
+    rows = examples.read(range(min(num_examples, len(examples))))
+    ids, mask, types = rows[:, 0], rows[:, 1], rows[:, 2]
+    rng = np.random.default_rng(seed)
+    special = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
+    is_masked = (rng.random(ids.shape) < 0.15) & ~np.isin(ids, special)
+    logits = np.asarray(generator(np.where(is_masked, tokenizer.mask_token_id, ids), mask, types).logits, np.float64)
+    sampled = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+    corrupted = np.where(is_masked, sampled, ids)
+    scores = np.asarray(discriminator(corrupted, mask, types).logits, np.float64)
+    return [
+        Detection(
+            tokenizer.convert_ids_to_tokens(ids[i, :length].tolist()),
+            tokenizer.convert_ids_to_tokens(corrupted[i, :length].tolist()),
+            corrupted[i, :length] != ids[i, :length],
+            1 / (1 + np.exp(-scores[i, :length])),
+        )
+        for i, length in enumerate(mask.sum(axis=1))
+    ]
+
+
+def show(detections: list[Detection], console: Console) -> None:
+    """Of each example's n replaced tokens, which are among its n most suspicious ones?"""
+    legend = Text("the n most suspicious tokens, n = number replaced: ")
+    legend.append("found", "bold green").append(", ").append("false alarm", "bold red")
+    console.print(legend.append(", ").append("missed", "bold yellow").append(" (original in brackets)"))
+    for detection in detections:
+        console.print(_coloured(detection))
+    found = sum(int(d.is_replaced[_most_suspicious(d)].sum()) for d in detections)
+    replaced = sum(int(d.is_replaced.sum()) for d in detections)
+    tokens = sum(len(d.is_replaced) for d in detections)
+    console.print(f"found {found} of {replaced} replaced tokens; chance would find {replaced**2 / max(tokens, 1):.1f}")
+
+
+def _most_suspicious(detection: Detection) -> np.ndarray:
+    count = int(detection.is_replaced.sum())
+    return np.argsort(-detection.probability)[:count]
+
+
+def _coloured(detection: Detection) -> Text:
+    text = Text("  ")
+    suspicious = set(_most_suspicious(detection).tolist())
+    for i, (token, original) in enumerate(zip(detection.corrupted, detection.original, strict=True)):
+        style = ""
+        if detection.is_replaced[i]:
+            style = "bold green" if i in suspicious else "bold yellow"
+        elif i in suspicious:
+            style = "bold red"
+        glue = "" if token.startswith("##") or i == 0 else " "
+        text.append(glue).append(token.removeprefix("##"), style)
+        if detection.is_replaced[i]:
+            text.append(f"({original.removeprefix('##')})", "dim")
+    return text

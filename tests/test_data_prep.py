@@ -1,0 +1,160 @@
+"""Text -> vocabulary -> shards: the original's rows, nothing lost, the same bytes for any number of workers."""
+
+import gzip
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data_prep.cli import main
+from data_prep.examples import ExampleBuilder
+from data_prep.readers import find_sources, read_documents
+from electra_flax.records import DataFolder, Manifest, ShardedExamples, Vocabulary
+from electra_flax.tokenizer import Casing, build_tokenizer
+
+
+@pytest.mark.parametrize(("folder", "length", "num_files"), [("seeded_L128_p1", 128, 2), ("seeded_L512_p1", 512, 1)])
+def test_original_builder_reproduces_the_originals_rows(golden, folder, length, num_files):
+    vocabulary = Vocabulary.read(golden / "vocab_koelectra_v1.txt")
+    tokenizer = build_tokenizer(vocabulary.tokens, Casing(False, False))
+    decoded = np.load(golden / f"tfrecords/{folder}/decoded.npz")
+    rng = random.Random(1234)
+    sources = find_sources([str(golden / "tfrecords/corpus")])
+    rng.shuffle(sources)  # the original shuffles a job's files with the same generator
+    builder = ExampleBuilder("original", length, vocabulary.special, rng)
+    examples = []
+    for document in read_documents(sources):
+        encodings = tokenizer.encode_batch_fast(document.lines, add_special_tokens=False)
+        examples += builder.add_document([encoding.ids for encoding in encodings])
+    for number in range(num_files):
+        for name in ("input_ids", "input_mask", "segment_ids"):
+            ours = np.stack([getattr(example, name) for example in examples[number::num_files]])
+            theirs = decoded[f"pretrain_data.tfrecord-{number}-of-{num_files}/{name}"]
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_carry_builder_loses_no_token_and_keeps_documents_apart():
+    from electra_flax.records import SpecialTokens
+
+    special = SpecialTokens(0, 1, 2, 3, 4)
+    rng = random.Random(0)
+    builder = ExampleBuilder("carry", 32, special, random.Random(1))
+    for document_number in range(200):
+        sentences = [
+            [10 + document_number] * rng.choice([1, 3, 20, 29, 30, 31, 90]) for _ in range(rng.randint(1, 9))
+        ]
+        given = Counter(token for sentence in sentences for token in sentence)
+        packed = Counter[int]()
+        for example in builder.add_document(sentences):
+            ids = example.input_ids[example.input_mask == 1]
+            assert ids[0] == special.cls and ids[-1] == special.sep
+            assert set(example.segment_ids[example.input_mask == 0]) <= {0}
+            packed.update(int(token) for token in ids if token not in special)
+        assert packed == given
+    assert builder.num_discarded == 0
+
+
+@pytest.fixture(scope="module")
+def vocab_dir(tmp_path_factory, sample_corpus):
+    out = tmp_path_factory.mktemp("data") / "vocab"
+    assert main(["vocab", "--corpus", str(sample_corpus), "--out", str(out), "--size", "600", "--unused", "10"]) == 0
+    return out
+
+
+@pytest.fixture
+def shard(vocab_dir, sample_corpus, tmp_path):
+    def run(name, *extra, corpus=sample_corpus):
+        arguments = ["shard", "--corpus", str(corpus), "--vocab", str(vocab_dir), "--out", str(tmp_path / name)]
+        code = main([*arguments, "--max-seq-length", "32", "--validation-fraction", "0.1", *extra])
+        return code, tmp_path / name
+
+    return run
+
+
+def test_vocabulary_layout(vocab_dir):
+    tokens = Vocabulary.read(vocab_dir / "vocab.txt").tokens
+    assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert len(tokens) == len(set(tokens)) == 600
+    assert [token for token in tokens if token.startswith("[unused")][-1] == tokens[-1]
+    assert not any("\u1100" <= character <= "\u11ff" for token in tokens for character in token)
+
+
+def test_shards_do_not_depend_on_workers(shard):
+    _, one = shard("one", "--workers", "1", "--num-shards", "3")
+    _, two = shard("two", "--workers", "2", "--num-shards", "3")
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in two.iterdir())
+    for name in files:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_manifest_tells_the_truth(shard, vocab_dir):
+    code, folder = shard("shards", "--num-shards", "2")
+    assert code == 0
+    manifest, data = Manifest.read(folder), DataFolder.open(folder)
+    vocabulary = Vocabulary.read(folder / "vocab.txt")
+    assert manifest.vocab_sha256 == vocabulary.sha256 and manifest.vocab_size == 600
+    assert manifest.discarded_tokens == 0 and len(manifest.splits["train"]) == 2
+    for split, paths in data.splits.items():
+        for info, path in zip(manifest.splits[split], paths, strict=True):
+            examples = ShardedExamples([path], 32, 600)
+            rows = examples.read(range(len(examples)))
+            assert (info.examples, info.tokens, info.bytes) == (len(rows), rows[:, 1].sum(), path.stat().st_size)
+    assert manifest.examples("validation") > 0
+
+
+def test_no_document_lies_in_both_splits(shard, sample_corpus, tmp_path):
+    text = sample_corpus.read_text(encoding="utf-8") if sample_corpus.is_file() else ""
+    text = text or next(sample_corpus.glob("*.txt")).read_text(encoding="utf-8")
+    doubled = tmp_path / "doubled.txt"
+    doubled.write_text(text + "\n\n" + text, encoding="utf-8")
+    _, folder = shard("doubled", corpus=doubled)
+    data = DataFolder.open(folder)
+    rows = {}
+    for split in ("train", "validation"):
+        examples = ShardedExamples(data.splits[split], 32, 600)
+        rows[split] = {row[0].tobytes() for row in examples.read(range(len(examples))) if row[1].all()}
+    assert rows["validation"] and not rows["train"] & rows["validation"]
+
+
+def test_gzip_is_the_same_as_text(shard, sample_corpus, tmp_path):
+    source = next(sample_corpus.glob("*.txt"))
+    packed = tmp_path / "corpus.gz"
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    _, plain = shard("plain", corpus=source)
+    _, zipped = shard("zipped", corpus=packed)
+    name = "electra-train.tfrecord-00000-of-00001"
+    assert (plain / name).read_bytes() == (zipped / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "gave no training example"),
+        (b"\n\n  \n", "gave no training example"),
+        (b"good line\nbad \xff line\n", "line 2: byte 0xff at column 5 is not UTF-8"),
+        (b"\x7fELF\0\0\0", "line 1: a NUL byte: not a text file"),
+    ],
+)
+def test_bad_corpus_is_one_line_and_exit_1(shard, tmp_path, capsys, content, expected):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes(content)
+    code, folder = shard("out", corpus=corpus)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 1 and not folder.exists()
+    assert error.startswith("electra-data: error: ") and expected in error
+
+
+def test_missing_corpus_and_occupied_output(shard, tmp_path, capsys):
+    assert shard("out", corpus=tmp_path / "nowhere")[0] == 1
+    assert "no such file or folder" in capsys.readouterr().err
+    assert shard("out")[0] == 0
+    assert shard("out")[0] == 1
+    assert "already holds shards" in capsys.readouterr().err
+
+
+def test_stripping_accents_from_hangul_is_refused(sample_corpus, tmp_path, capsys):
+    arguments = ["vocab", "--corpus", str(sample_corpus), "--out", str(tmp_path / "v"), "--size", "600"]
+    assert main([*arguments, "--strip-accents"]) == 1
+    assert "Jamo" in capsys.readouterr().err

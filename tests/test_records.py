@@ -1,0 +1,96 @@
+"""Framing, codec, index, vocabulary: against files that the original wrote, and against damage."""
+
+import numpy as np
+import pytest
+
+from electra_flax.config import UserError
+from electra_flax.records import (
+    DataFolder,
+    Shard,
+    ShardedExamples,
+    ShardWriter,
+    Vocabulary,
+    decode_example,
+    encode_example,
+    index_path,
+)
+
+
+@pytest.mark.parametrize(("folder", "length"), [("seeded_L128_p1", 128), ("seeded_L512_p1", 512)])
+def test_reads_what_the_original_wrote(golden, folder, length):
+    data = DataFolder.open(golden / "tfrecords" / folder)
+    decoded = np.load(golden / "tfrecords" / folder / "decoded.npz")
+    assert data.manifest is None
+    for path in data.splits["train"]:
+        examples = ShardedExamples([path], length, 32200)
+        rows = examples.read(range(len(examples)))
+        for i, name in enumerate(("input_ids", "input_mask", "segment_ids")):
+            np.testing.assert_array_equal(rows[:, i], decoded[f"{path.name}/{name}"])
+
+
+def test_stock_shards_are_found_in_numeric_order(golden):
+    data = DataFolder.open(golden / "tfrecords/stock_2_of_1000")
+    assert [path.name[-9:] for path in data.splits["train"]] == ["-0-of-1000", "-1-of-1000"] or [
+        path.name.split("-")[1] for path in data.splits["train"]
+    ] == ["0", "1"]
+    assert len(ShardedExamples(data.splits["train"], 128, 32200)) > 0
+
+
+def test_codec_round_trip_of_every_varint_size():
+    ids = np.array([0, 1, 127, 128, 16383, 16384, 2_097_151, 2_097_152])
+    rows = decode_example(encode_example(ids, ids % 2, ids % 2), 8, "here")
+    np.testing.assert_array_equal(rows, [ids, ids % 2, ids % 2])
+
+
+def make_shard(folder, num_records=5):
+    path = folder / "electra-train.tfrecord-00000-of-00001"
+    writer = ShardWriter(path)
+    for number in range(num_records):
+        writer.write(encode_example(*np.full((3, 8), number)))
+    writer.close()
+    return path
+
+
+def test_random_access_with_and_without_index(tmp_path):
+    path = make_shard(tmp_path)
+    with_index = [Shard(path)[i] for i in (3, 0, 4)]
+    index_path(path).unlink()
+    assert [Shard(path)[i] for i in (3, 0, 4)] == with_index
+    assert decode_example(with_index[0], 8, "")[0, 0] == 3
+
+
+@pytest.mark.parametrize("keep_index", [True, False])
+def test_truncated_shard_is_refused(tmp_path, keep_index):
+    path = make_shard(tmp_path)
+    path.write_bytes(path.read_bytes()[:-3])
+    if not keep_index:
+        index_path(path).unlink()
+    with pytest.raises(UserError, match="truncated"):
+        len(Shard(path))
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    path = make_shard(tmp_path, num_records=2)
+    sound = path.read_bytes()
+    for position in range(len(sound)):
+        damaged = bytearray(sound)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            shard = Shard(path)
+            for number in range(len(shard)):
+                shard[number]
+
+
+def test_length_and_vocabulary_are_checked_on_reading(tmp_path):
+    path = make_shard(tmp_path)
+    with pytest.raises(UserError, match="has 8 values, but data.max_seq_length=16"):
+        ShardedExamples([path], 16, 100).read([0])
+    with pytest.raises(UserError, match="token id 4, but model.vocab_size=4"):
+        ShardedExamples([path], 8, 4).read([4])
+
+
+def test_vocabulary_without_special_tokens_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nword\n")
+    with pytest.raises(UserError, match=r"lacks \[SEP\], \[MASK\]"):
+        _ = Vocabulary.read(tmp_path / "vocab.txt").special
