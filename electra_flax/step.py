@@ -54,7 +54,7 @@ def make_train_step(
         grads, sums = accumulate_gradients(config, special, state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        sums["grad_norm"] = optax.global_norm(grads)
+        sums["grad_norm"] = optax.tree.norm(grads)
         sums["learning_rate"] = learning_rate(state.step, config.optimizer, config.training.num_steps)
         return TrainState(state.step + 1, params, opt_state), sums
 

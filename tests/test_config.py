@@ -1,0 +1,118 @@
+"""Every preset loads and is what its name says; whatever is wrong is refused with the field and the value."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from golden_tools import read_json
+
+from electra_flax import model
+from electra_flax.config import UserError
+from electra_flax.config_io import config_differences, config_from_dict, config_help, config_to_yaml, load_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
+# Sources: paper, table 6; KoELECTRA's table; the original's README for small++.
+PRESETS = {
+    "demo": (2000, 128, 64, 1, 256, 64, 64, 400, None, 0.15),
+    "koelectra_base_v1": (32200, 768, 256, 4, 1024, 512, 256, 700_000, 2e-4, 0.15),
+    "koelectra_base_v3": (35000, 768, 256, 4, 1024, 512, 256, 1_500_000, 2e-4, 0.15),
+    "koelectra_small_v1": (32200, 256, 256, 4, 1024, 512, 512, 300_000, 5e-4, 0.15),
+    "koelectra_small_v3": (35000, 256, 256, 4, 1024, 512, 512, 800_000, 5e-4, 0.15),
+    "electra_small": (30522, 256, 64, 1, 256, 128, 128, 1_000_000, 5e-4, 0.15),
+    "electra_small_pp": (30522, 256, 256, 4, 1024, 512, 128, 4_000_000, 5e-4, 0.15),
+    "electra_base": (30522, 768, 256, 4, 1024, 512, 256, 766_000, 2e-4, 0.15),
+    "electra_large": (30522, 1024, 256, 4, 1024, 512, 2048, 400_000, 2e-4, 0.25),
+}
+
+
+def test_every_preset_is_in_the_table():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset(name):
+    path = CONFIGS / f"{name}.yaml"
+    config = load_config(path)
+    g, rate = config.generator, config.optimizer.learning_rate
+    assert (
+        config.model.vocab_size, config.model.hidden_size, g.hidden_size, g.num_attention_heads,
+        g.intermediate_size, config.data.max_seq_length, config.training.batch_size, config.training.num_steps,
+        rate if PRESETS[name][8] else None, config.masking.mask_prob,
+    ) == PRESETS[name]  # fmt: skip
+    header = path.read_text().split("model:")[0]
+    for word in ("# Command:", "# Hardware:", "# Time:"):
+        assert word in header
+    assert re.search("published|predicted|measured|not published", header)
+    assert config_from_dict(__import__("yaml").safe_load(config_to_yaml(config)), "round trip") == config
+
+
+@pytest.mark.parametrize(
+    ("option", "preset"),
+    [
+        ("koelectra_small_gen1.0", "koelectra_small_v1"),
+        ("koelectra_base_seq512", "koelectra_base_v1"),
+        ("small_default_gen0.25", "electra_small"),
+        ("large_gen0.25_mask0.25", "electra_large"),
+    ],
+)
+def test_parameters_are_the_originals(golden, option, preset):
+    """Names, shapes, weight decay and count of every variable of the full-size model."""
+    from electra_flax.names import to_tf1
+    from electra_flax.optimizer import is_decayed
+    from electra_flax.sharding import tree_names
+
+    expected = read_json(golden / "variables_by_option.json")[option]
+    vocab = str(next(v["shape"][0] for v in expected["variables"] if v["name"].endswith("word_embeddings")))
+    length = str(expected["hparams"].get("max_seq_length", 128))
+    overrides = ["--model.vocab_size", vocab, "--data.max_seq_length", length]
+    config = load_config(CONFIGS / f"{preset}.yaml", overrides)
+    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    names = jax.tree.leaves(tree_names(shapes))
+    decays = jax.tree.leaves(is_decayed(shapes))
+    ours = {
+        to_tf1(name): (list(leaf.shape), decay)
+        for name, leaf, decay in zip(names, jax.tree.leaves(shapes), decays, strict=True)
+    }
+    theirs = {v["name"]: (v["shape"], v["weight_decay"]) for v in expected["variables"]}
+    assert ours == theirs
+    assert config.max_predictions_per_seq == expected["max_predictions_per_seq"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--model.hiden_size", "64"], "unknown field model.hiden_size; the nearest is model.hidden_size"),
+        (["--model.hidden_size", "wide"], "model.hidden_size=wide: expected int"),
+        (["--training.compute_dtype", "float16"], "expected one of 'float32', 'bfloat16'"),
+        (["--model.hidden_size", "129"], "multiple of model.num_attention_heads=2"),
+        (["--data.max_seq_length", "1024"], "at most model.max_position_embeddings"),
+        (["--training.num_steps", "10"], "optimizer.warmup_steps=40 must be at most training.num_steps=10"),
+        (["--generator.untied_generator", "false"], "generator.hidden_size=64 must equal model.hidden_size=128"),
+        (["--masking.mask_prob", "1.5"], "masking.mask_prob=1.5"),
+        (["--training.gradient_accumulation_steps", "3"], "must be a multiple"),
+    ],
+)
+def test_refusals_name_field_and_value(overrides, expected):
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS / "demo.yaml", overrides)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_generator_size_has_no_default(tmp_path):
+    text = (CONFIGS / "koelectra_base_v3.yaml").read_text()
+    (tmp_path / "c.yaml").write_text(re.sub(r"generator:.*?data:", "data:", text, flags=re.DOTALL))
+    with pytest.raises(UserError, match="required"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_help_explains_every_field():
+    text = config_help()
+    assert "--optimizer.learning_rate" in text and "Peak of the schedule" in text
+
+
+def test_differences_are_shown():
+    old = load_config(CONFIGS / "demo.yaml")
+    new = load_config(CONFIGS / "demo.yaml", ["--model.hidden_size", "64"])
+    assert config_differences(old, new) == {"model.hidden_size": "128 -> 64"}

@@ -1,0 +1,43 @@
+"""The direction of imports that docs/design.md promises, read off the source."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ALLOWED_IN_DATA_PREP = {"electra_flax.config", "electra_flax.records", "electra_flax.tokenizer"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "electra_flax":
+                found |= {f"electra_flax.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+def test_data_prep_needs_only_the_contract():
+    for path in (ROOT / "data_prep").glob("*.py"):
+        names = imports(path)
+        ours = {name for name in names if name.startswith("electra_flax")}
+        assert ours <= ALLOWED_IN_DATA_PREP, path
+        assert not {name.split(".")[0] for name in names} & {"jax", "flax", "torch", "tensorflow"}, path
+
+
+def test_electra_flax_keeps_its_seams():
+    for path in (ROOT / "electra_flax").glob("*.py"):
+        names = imports(path)
+        roots = {name.split(".")[0] for name in names}
+        assert not roots & {"data_prep", "tests", "torch", "tensorflow"}, path
+        if "flax" in roots:
+            assert path.stem in ("layers", "model") or names & {"flax.serialization"}, path
+
+
+def test_leaves_import_nothing_heavy():
+    for name in ("config", "names"):
+        roots = {module.split(".")[0] for module in imports(ROOT / f"electra_flax/{name}.py")}
+        assert roots <= {"__future__", "collections", "dataclasses", "re", "typing"}, name

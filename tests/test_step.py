@@ -1,0 +1,147 @@
+"""One step: the first loss, masks, and that meshes and accumulation do not change what is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_tools import SPECIAL, tiny_config
+
+from electra_flax import losses, masking, model
+from electra_flax.config import UserError
+from electra_flax.sharding import batch_sharding, check_batch, make_mesh, rule_for, tree_names
+from electra_flax.step import init_state, make_train_step
+
+NUM_STEPS = 10
+
+
+def make_batches(config, num_batches=NUM_STEPS, always_the_same=False):
+    rng = np.random.default_rng(0)
+    rows, tokens = config.training.batch_size, config.data.max_seq_length
+    for _ in range(num_batches):
+        rng = np.random.default_rng(0) if always_the_same else rng
+        lengths = rng.integers(8, tokens + 1, rows)[:, None]
+        mask = (np.arange(tokens)[None, :] < lengths).astype(np.int32)
+        ids = rng.integers(5, config.model.vocab_size, (rows, tokens)).astype(np.int32) * mask
+        ids[:, 0] = SPECIAL.cls
+        yield {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def run(num_devices=8, always_the_same=False, **changes):
+    """Losses of ten steps, and the final parameters."""
+    config = tiny_config(**changes)
+    mesh = make_mesh(config.mesh, jax.devices()[:num_devices])
+    state, step = init_state(config, mesh), make_train_step(config, SPECIAL, mesh)
+    history = []
+    for batch in make_batches(config, always_the_same=always_the_same):
+        state, sums = step(state, jax.device_put(batch, batch_sharding(mesh)))
+        history.append(losses.summarize(jax.tree.map(np.asarray, sums), 1.0, 50.0)["loss"])
+    return np.asarray(history), state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(num_devices=1)[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mesh": {"data": 1, "fsdp": 8}},
+        {"mesh": {"data": 4, "tensor": 2}},
+        {"training": {"gradient_accumulation_steps": 4}, "num_devices": 4},
+        {"training": {"gradient_accumulation_steps": 2}},
+    ],
+    ids=["data=8", "fsdp=8", "data=4 tensor=2", "accumulation 4", "accumulation 2 on 8"],
+)
+def test_layout_does_not_change_the_losses(one_device, changes):
+    num_devices = changes.pop("num_devices", 8)
+    history, _ = run(num_devices, **changes)
+    np.testing.assert_allclose(history, one_device, rtol=1e-5)
+    assert one_device[-1] != one_device[0]
+
+
+def test_parameters_are_really_split():
+    _, state = run(mesh={"data": 1, "fsdp": 8})
+    kernel = state.params["electra"]["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+
+
+@pytest.mark.parametrize("vocab_size", [300, 32200, 35000])
+def test_first_loss_is_that_of_guessing(vocab_size):
+    config = tiny_config(model={"vocab_size": vocab_size}, training={"batch_size": 64})
+    mesh = make_mesh(config.mesh)
+    batch = next(make_batches(config, 1))
+    _, sums = make_train_step(config, SPECIAL, mesh)(
+        init_state(config, mesh), jax.device_put(batch, batch_sharding(mesh))
+    )
+    loss = losses.summarize(jax.tree.map(np.asarray, sums), 1.0, 50.0)["loss"]
+    assert loss == pytest.approx(np.log(vocab_size) + 50 * np.log(2), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"generator": {"uniform_generator": True}},
+        {"generator": {"untied_generator_embeddings": True}},
+        {
+            "generator": {
+                "untied_generator": False,
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+            }
+        },
+        {"objective": {"electra_objective": False}},
+        {"objective": {"disallow_correct": True, "temperature": 0.5}},
+    ],
+    ids=["uniform", "untied embeddings", "one transformer", "masked LM", "disallow correct"],
+)
+def test_every_option_learns(changes):
+    history, state = run(num_devices=1, always_the_same=True, **changes)
+    assert np.isfinite(history).all() and history[-1] < history[0]
+    objective = changes.get("objective", {}).get("electra_objective", True)
+    assert ("discriminator_predictions" in state.params) == objective
+
+
+def test_uniform_generator_has_no_parameters_and_a_constant_loss():
+    config = tiny_config(generator={"uniform_generator": True})
+    params = model.init(config, jax.random.key(0))
+    assert not [name for name in jax.tree.leaves(tree_names(params)) if name.startswith("generator")]
+
+
+def test_every_parameter_has_a_sharding_rule():
+    names = tree_names(jax.eval_shape(lambda: model.init(tiny_config(), jax.random.key(0))))
+    for name in jax.tree.leaves(names):
+        rule_for(name)
+    with pytest.raises(AssertionError, match="no sharding rule covers"):
+        rule_for("electra/new_thing/table")
+
+
+def test_masks_hide_the_right_tokens():
+    config = tiny_config(training={"batch_size": 512})
+    batch = {name: jnp.asarray(array) for name, array in next(make_batches(config, 1)).items()}
+    keys = masking.row_keys(jax.random.key(0), 512)
+    masked = masking.mask_inputs(keys, batch, config.masking, SPECIAL, config.max_predictions_per_seq)
+    ids, positions = np.asarray(batch["input_ids"]), np.asarray(masked.positions_BM)
+    used = np.asarray(masked.weights_BM) > 0
+    chosen = np.zeros_like(ids, bool)
+    for row in range(512):
+        at = positions[row][used[row]]
+        assert len(set(at)) == len(at)
+        chosen[row, at] = True
+    assert not np.isin(ids[chosen], [0, 2, 3, 4]).any()
+    hidden = np.asarray(masked.masked_ids_BT)
+    np.testing.assert_array_equal(hidden[~chosen], ids[~chosen])
+    assert set(np.unique(hidden[chosen] == 4)) == {True, False}
+    # 85 % become [MASK]: 3 standard deviations of a binomial.
+    share, count = (hidden[chosen] == 4).mean(), chosen.sum()
+    assert abs(share - 0.85) < 3 * np.sqrt(0.85 * 0.15 / count)
+
+
+def test_batch_that_does_not_divide_is_refused_with_the_nearest():
+    mesh = make_mesh(tiny_config().mesh)
+    with pytest.raises(UserError, match="batch_size=100 must be a multiple of 8 .* nearest: 96 or 104"):
+        check_batch(100, 1, mesh)
+    with pytest.raises(UserError, match="does not fit 8 devices"):
+        make_mesh(tiny_config(mesh={"data": 3}).mesh)
