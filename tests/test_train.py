@@ -1,0 +1,221 @@
+"""The commands end to end on the sample corpus, with real processes: resume, exports, and every refusal."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_prep.cli import main as data_main
+from electra_flax import checkpoint, parity
+from electra_flax.cli import main
+from electra_flax.config_io import load_config
+from electra_flax.input_pipeline import batch_index
+from electra_flax.records import Vocabulary
+from electra_flax.sharding import make_mesh
+
+TINY = """
+model: {vocab_size: 600, embedding_size: 16, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+        intermediate_size: 64, max_position_embeddings: 64}
+generator: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 32}
+data: {max_seq_length: 32}
+training: {batch_size: 16, num_steps: 6, compute_dtype: float32}
+optimizer: {learning_rate: 1.0e-3, warmup_steps: 2}
+evaluation: {every_steps: 3, max_batches: 2}
+checkpoint: {every_steps: 3}
+logging: {every_steps: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, sample_corpus):
+    """A folder with shards, a configuration and a finished run of six steps."""
+    root = tmp_path_factory.mktemp("run")
+    vocab, shards = ["--vocab", str(root / "vocab")], ["--out", str(root / "shards")]
+    corpus = ["--corpus", str(sample_corpus)]
+    assert data_main(["vocab", *corpus, "--out", str(root / "vocab"), "--size", "600", "--unused", "10"]) == 0
+    split = ["--validation-fraction", "0.1", "--max-seq-length", "32"]
+    assert data_main(["shard", *corpus, *vocab, *shards, *split, "--workers", "1"]) == 0
+    (root / "tiny.yaml").write_text(TINY)
+    assert main(pretrain(root, "straight")) == 0
+    return root
+
+
+def pretrain(root, workdir, *extra, data="shards"):
+    paths = ["--config", str(root / "tiny.yaml"), "--data", str(root / data), "--workdir", str(root / workdir)]
+    return ["pretrain", *paths, *extra]
+
+
+def state_at(root, workdir, step):
+    config = load_config(root / "tiny.yaml")
+    checkpoints = checkpoint.Checkpoints(root / workdir)
+    return jax.device_get(checkpoints.restore(config, make_mesh(config.mesh), step))
+
+
+def records(root, workdir, split):
+    lines = (root / workdir / "metrics.jsonl").read_text().splitlines()
+    timing = ("time", "tokens_per_sec", "steps_per_sec")
+    return {
+        r["step"]: {k: v for k, v in r.items() if k not in timing}
+        for r in map(json.loads, lines)
+        if r["split"] == split
+    }
+
+
+RUN_IN_NEW_PROCESS = """
+import sys
+import conftest  # eight devices, the same compiler settings
+from electra_flax import train, cli
+stop = int(sys.argv[1])
+if stop:  # the process dies after `stop` steps, its checkpoint on disk
+    save = train.Checkpoints.save
+    def save_and_die(self, state):
+        save(self, state)
+        if int(state.step) == stop:
+            self.close()
+            import os
+            os._exit(9)
+    train.Checkpoints.save = save_and_die
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_six_steps_are_three_and_a_new_process_and_three(run):
+    for stop, expected_code in ((3, 9), (0, 0)):
+        command = [sys.executable, "-c", RUN_IN_NEW_PROCESS, str(stop), *pretrain(run, "resumed")]
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        assert done.returncode == expected_code, done.stderr
+    straight, resumed = state_at(run, "straight", 6), state_at(run, "resumed", 6)
+    for ours, theirs in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for split in ("train", "validation"):
+        expected, found = records(run, "straight", split), records(run, "resumed", split)
+        for step in (4, 5, 6) if split == "train" else (6,):
+            assert found[step] == expected[step]
+    assert (run / "resumed/DONE").exists()
+
+
+def test_batches_visit_every_example_once_an_epoch():
+    index = batch_index(num_examples=48, batch_size=16, seed=3)
+    epochs = [np.concatenate([index[3 * epoch + i] for i in range(3)]) for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(48))
+    assert not (epochs[0] == epochs[1]).all()
+
+
+def test_evaluate_prints_the_recorded_metrics(run, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", "--workdir", str(run / "straight")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    recorded = records(run, "straight", "validation")[6]
+    for name in ("generator_loss", "discriminator_loss", "discriminator_auc"):
+        assert printed[name] == pytest.approx(recorded[name], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    with jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
+        assert main(["export", "--workdir", str(run / "straight"), "--out", str(run / "export")]) == 0
+        yield run / "export"
+
+
+@pytest.mark.parametrize("part", ["discriminator", "generator"])
+@pytest.mark.parametrize("framework", ["flax", "torch"])
+def test_exports_load_whole_and_compute_the_same(run, exported, part, framework):
+    """No weight missing or unexpected, logits within 1e-4 of ours on held-out text."""
+    transformers = pytest.importorskip("transformers")
+    if framework == "torch":
+        pytest.importorskip("torch", reason="NOT CHECKED: PyTorch is not installed")
+    name = {"discriminator": "ElectraForPreTraining", "generator": "ElectraForMaskedLM"}[part]
+    cls = getattr(transformers, f"Flax{name}" if framework == "flax" else name)
+    tokenizer = transformers.ElectraTokenizerFast.from_pretrained(exported / part)
+    text = ["새벽 시장은 도시가 아직 잠들어 있을 때 가장 먼저 깨어난다.", "봄이 왔다."]
+    inputs = tokenizer(text, padding=True, truncation=True, max_length=32, return_tensors="np")
+    config = load_config(run / "tiny.yaml")
+    ours = parity.our_logits(config, state_at(run, "straight", 6).params, part, inputs)
+    if framework == "flax":
+        model, report = cls.from_pretrained(exported / part), {}
+        assert not model._missing_keys
+        theirs = np.asarray(model(**inputs).logits)
+    else:
+        model, report = cls.from_pretrained(exported / part, output_loading_info=True)
+        assert not any(report.values()), report
+        tensors = tokenizer(text, padding=True, truncation=True, max_length=32, return_tensors="pt")
+        theirs = model.eval()(**tensors).logits.detach().numpy()
+    used = inputs["attention_mask"] == 1
+    np.testing.assert_allclose(theirs.reshape(ours.shape)[used], ours[used], atol=1e-4, rtol=0)
+
+
+def test_export_reports_parity_and_its_own_sizes(exported):
+    report = json.loads((exported / "parity.json").read_text())
+    assert report["discriminator"]["flax"] < 1e-4 and report["generator"]["flax"] < 1e-4
+    generator = json.loads((exported / "generator/config.json").read_text())
+    discriminator = json.loads((exported / "discriminator/config.json").read_text())
+    assert (generator["hidden_size"], discriminator["hidden_size"]) == (16, 32)
+    assert generator["embedding_size"] == discriminator["embedding_size"] == 16
+
+
+def refusal(capsys, arguments):
+    capsys.readouterr()
+    code = main(arguments)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("electra-flax: error:")]
+    assert code == 1 and len(error) == 1
+    return error[0]
+
+
+def damaged_copy(run, name, change):
+    shutil.copytree(run / "shards", run / name)
+    shard = run / name / "electra-train.tfrecord-00000-of-00001"
+    shard.write_bytes(change(shard.read_bytes()))
+    return name
+
+
+def test_bad_input_is_one_line_and_exit_1(run, capsys):
+    def refused(workdir, *extra, data="shards"):
+        return refusal(capsys, pretrain(run, workdir, *extra, data=data))
+
+    assert "model.hidden_size: 32 -> 64" in refused("straight", "--model.hidden_size", "64")
+    assert "model.vocab_size=700, but" in refused("new", "--model.vocab_size", "700")
+    assert "data.max_seq_length=16, but the shards" in refused("new", "--data.max_seq_length", "16")
+    assert "nearest is training.batch_size" in refused("new", "--training.batchsize", "8")
+    assert "nearest: 8 or 16" in refused("new", "--training.batch_size", "12")
+    assert "no such folder" in refused("new", data="nowhere")
+    assert "--config nowhere.yaml" in refusal(
+        capsys, ["pretrain", "--config", "nowhere.yaml", "--data", "x", "--workdir", "y"]
+    )
+    cut = damaged_copy(run, "cut", lambda data: data[:-9])
+    assert "truncated" in refused("new", data=cut)
+    middle = (run / "shards/electra-train.tfrecord-00000-of-00001").stat().st_size // 2
+    flipped = damaged_copy(run, "flipped", lambda data: data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    assert "is damaged" in refused("new", data=flipped)
+    (run / "file").write_text("not a folder")
+    assert "cannot be written" in refused("file/workdir")
+    assert "no config.yaml" in refusal(capsys, ["evaluate", "--workdir", str(run / "nowhere")])
+    shutil.copytree(run / "shards", run / "other_vocab")
+    (run / "other_vocab/vocab.txt").write_text(
+        "\n".join(reversed(Vocabulary.read(run / "shards/vocab.txt").tokens)), encoding="utf-8"
+    )
+    assert "is not the vocabulary of these shards" in refused("new", data="other_vocab")
+
+
+def test_shards_of_the_original_train(run, golden, tmp_path):
+    (tmp_path / "vocab.txt").write_bytes((golden / "vocab_koelectra_v1.txt").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "strip_accents": false}')
+    fields = {
+        "model.vocab_size": "32200", "model.max_position_embeddings": "128", "data.max_seq_length": "128",
+        "training.num_steps": "2", "data.vocab_file": str(tmp_path / "vocab.txt"),
+    }  # fmt: skip
+    overrides = [part for name, value in fields.items() for part in (f"--{name}", value)]
+    arguments = ["--data", str(golden / "tfrecords/seeded_L128_p1"), "--workdir", str(tmp_path / "work")]
+    assert main(["pretrain", "--config", str(run / "tiny.yaml"), *arguments, *overrides]) == 0
+    assert (tmp_path / "work/DONE").exists()
+
+
+def test_usage_errors_exit_2():
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "--data", "x"])
+    assert stop.value.code == 2
