@@ -41,9 +41,7 @@ def test_carry_builder_loses_no_token_and_keeps_documents_apart():
     rng = random.Random(0)
     builder = ExampleBuilder("carry", 32, special, random.Random(1))
     for document_number in range(200):
-        sentences = [
-            [10 + document_number] * rng.choice([1, 3, 20, 29, 30, 31, 90]) for _ in range(rng.randint(1, 9))
-        ]
+        sentences = [[10 + document_number] * rng.choice([1, 3, 20, 29, 30, 31, 90]) for _ in range(rng.randint(1, 9))]
         given = Counter(token for sentence in sentences for token in sentence)
         packed = Counter[int]()
         for example in builder.add_document(sentences):
