@@ -6,6 +6,7 @@ A document is a list of lines. Plain text (.txt, .gz): a blank line or the end o
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,5 +73,5 @@ def _read_lines(path: Path) -> Iterator[str]:
                         f"{path} line {number}: byte 0x{raw[error.start]:02x} at column {error.start + 1} is not "
                         "UTF-8; convert the file, for example: iconv -f CP949 -t UTF-8"
                     ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

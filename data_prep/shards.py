@@ -7,6 +7,7 @@ whatever the number of workers.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from data_prep.examples import BuilderName, ExampleBuilder
 from data_prep.readers import Document, read_documents
 from electra_flax.config import UserError
-from electra_flax.records import FEATURES, Manifest, ShardInfo, ShardWriter, Vocabulary, shard_name
+from electra_flax.records import FEATURES, Manifest, ShardInfo, ShardWriter, SpecialTokens, Vocabulary, shard_name
 from electra_flax.tokenizer import Casing, build_tokenizer
 
 _CHUNK_CHARACTERS = 500_000
@@ -172,12 +174,16 @@ def _run(job: ShardJob, chunks: Iterator[_Chunk], num_workers: int) -> Iterator[
             yield done, future.result()
 
 
-def _build_chunk(job: ShardJob, chunk: _Chunk) -> _ChunkResult:
+@functools.cache
+def _tokenizer(job: ShardJob) -> tuple[Tokenizer, SpecialTokens]:
     # Parallelism comes from the processes; threads in each would only fight for the same cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
-    tokenizer = build_tokenizer(vocabulary.tokens, job.casing)
-    special = vocabulary.special
+    return build_tokenizer(vocabulary.tokens, job.casing), vocabulary.special
+
+
+def _build_chunk(job: ShardJob, chunk: _Chunk) -> _ChunkResult:
+    tokenizer, special = _tokenizer(job)
     builders = {
         split: ExampleBuilder(
             job.builder, job.max_seq_length, special, random.Random(f"{job.seed} {split} {chunk.number}")

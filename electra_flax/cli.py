@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,8 +127,6 @@ def _use_devices(args: argparse.Namespace) -> None:
     """Must come before anything asks JAX for its devices."""
     import jax
 
-    # Orbax and TensorFlow-free XLA chatter; errors still show.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if args.simulate_devices is not None:
         if args.simulate_devices < 1:
             raise UserError(f"--simulate-devices {args.simulate_devices}: expected at least 1")

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from electra_flax import model, names, parity
 from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import Config, ModelConfig, UserError
+from electra_flax.config import Config, MeshConfig, ModelConfig, UserError
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import make_mesh, tree_names
 from electra_flax.tokenizer import Casing, save_tokenizer
@@ -41,7 +41,8 @@ def export(workdir: Path, out: Path, step: int | None) -> dict[str, Any]:
     Raises UserError where there is no checkpoint or `out` cannot be written.
     """
     config = read_config(workdir)
-    state = Checkpoints(workdir).restore(config, make_mesh(config.mesh), step)
+    # Whatever mesh the run had: an export may happen on a machine with one device.
+    state = Checkpoints(workdir).restore(config, make_mesh(MeshConfig()), step)
     params = jax.device_get(state.params)
     vocabulary = Vocabulary.read(workdir / "tokenizer" / "vocab.txt")
     casing = Casing.read(workdir / "tokenizer")

@@ -219,3 +219,19 @@ def test_usage_errors_exit_2():
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", "--data", "x"])
     assert stop.value.code == 2
+
+
+def test_damage_under_way_stops_the_run_with_exit_3(run, capsys, monkeypatch):
+    """The shards are sound when they are verified and change afterwards."""
+    folder = damaged_copy(run, "late", lambda data: data)
+    shard = run / folder / "electra-train.tfrecord-00000-of-00001"
+
+    def verify_then_damage(shards, memory):
+        sound = shard.read_bytes()
+        shard.write_bytes(bytes(octet ^ 1 for octet in sound))
+
+    monkeypatch.setattr("electra_flax.train.verify_shards", verify_then_damage)
+    capsys.readouterr()
+    assert main(pretrain(run, "late_run", data=folder)) == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("electra-flax: error:") and "is damaged" in error and "run the same command" in error
