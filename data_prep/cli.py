@@ -106,7 +106,7 @@ def _vocab(args: argparse.Namespace) -> None:
                 progress.update(sum(len(line.encode()) + 1 for line in document.lines))
 
     vocabulary = train_vocabulary(
-        lines(),
+        lines,
         args.out,
         size=args.size,
         num_unused=args.unused,

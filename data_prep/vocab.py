@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, trainers
 
@@ -17,7 +18,7 @@ _MODEL_MAX_LENGTH = 512
 
 
 def train_vocabulary(
-    lines: Iterable[str],
+    read_lines: Callable[[], Iterable[str]],
     out: Path,
     *,
     size: int,
@@ -30,23 +31,31 @@ def train_vocabulary(
     """Trains, checks and writes `out/vocab.txt` of exactly `size` entries, and the tokenizer files beside it.
 
     [PAD] [UNK] [CLS] [SEP] [MASK] are 0-4; at least `num_unused` entries [unused0], ... end the file: slots for
-    words of a domain. A corpus too small for `size` gives more of them. Raises UserError where the check fails.
+    words of a domain. A corpus too small for `size` gives more of them.
+    `read_lines` is called twice. Raises UserError where the check fails.
     """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     if size - num_unused <= len(special):
         raise UserError(f"--size {size} leaves no room beside --unused {num_unused}: raise --size")
-    tokenizer: Tokenizer = build_tokenizer(special, casing)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size - num_unused,
-        min_frequency=min_frequency,
-        limit_alphabet=limit_alphabet,
-        special_tokens=special,
-        continuing_subword_prefix="##",
-        show_progress=show_progress,
-    )
-    tokenizer.train_from_iterator(lines, trainer)
-    trained = tokenizer.get_vocab()
-    pieces = sorted(trained, key=trained.__getitem__)[: size - num_unused]
+    settings: dict[str, Any] = {
+        "min_frequency": min_frequency,
+        "limit_alphabet": limit_alphabet,
+        "continuing_subword_prefix": "##",
+        "show_progress": show_progress,
+    }
+
+    def train(first_tokens: list[str], vocab_size: int) -> list[str]:
+        tokenizer: Tokenizer = build_tokenizer(special, casing)
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first_tokens, **settings)
+        tokenizer.train_from_iterator(read_lines(), trainer)
+        trained = tokenizer.get_vocab()
+        return sorted(trained, key=trained.__getitem__)
+
+    # The trainer numbers "##" characters in an order that changes from run to run, and breaks ties between pairs by
+    # those numbers. A first pass without merges finds them; given in sorted order, they make the result repeatable.
+    characters = train(special, 0)
+    continuing = sorted(piece for piece in characters if piece.startswith("##"))
+    pieces = train(special + continuing, size - num_unused)[: size - num_unused]
     if len(pieces) == len(special):
         raise UserError("the corpus is empty: no piece was learned; give --corpus files with text")
     tokens = pieces + [f"[unused{number}]" for number in range(size - len(pieces))]

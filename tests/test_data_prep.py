@@ -78,6 +78,12 @@ def test_vocabulary_layout(vocab_dir):
     assert not any("\u1100" <= character <= "\u11ff" for token in tokens for character in token)
 
 
+def test_vocabulary_is_repeatable(vocab_dir, sample_corpus, tmp_path):
+    arguments = ["vocab", "--corpus", str(sample_corpus), "--out", str(tmp_path), "--size", "600", "--unused", "10"]
+    assert main(arguments) == 0
+    assert (tmp_path / "vocab.txt").read_bytes() == (vocab_dir / "vocab.txt").read_bytes()
+
+
 def test_shards_do_not_depend_on_workers(shard):
     _, one = shard("one", "--workers", "1", "--num-shards", "3")
     _, two = shard("two", "--workers", "2", "--num-shards", "3")
