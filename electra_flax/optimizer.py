@@ -40,7 +40,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 def learning_rate(step: jax.Array | int, config: OptimizerConfig, num_steps: int) -> jax.Array:
     """Polynomial decay to 0 at num_steps times linear warmup; 0 at step 0, so the first update changes nothing."""
     step = jnp.asarray(step, jnp.float32)
-    decay = (1.0 - jnp.minimum(step, num_steps) / num_steps) ** config.decay_power
+    # (T - t) / T, not 1 - t / T: the subtraction of whole numbers is exact, also near the end.
+    decay = ((num_steps - jnp.minimum(step, num_steps)) / num_steps) ** config.decay_power
     warmup = jnp.minimum(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     return config.learning_rate * decay * warmup
 
