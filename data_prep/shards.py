@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -49,7 +50,6 @@ class ShardJob:
 class _Chunk(NamedTuple):
     number: int
     documents: list[Document]
-    characters: int
 
 
 class _ChunkResult(NamedTuple):
@@ -152,10 +152,10 @@ def _chunks(sources: list[Path]) -> Iterator[_Chunk]:
         documents.append(document)
         characters += sum(map(len, document.lines))
         if characters >= _CHUNK_CHARACTERS:
-            yield _Chunk(number, documents, characters)
+            yield _Chunk(number, documents)
             number, documents, characters = number + 1, [], 0
     if documents:
-        yield _Chunk(number, documents, characters)
+        yield _Chunk(number, documents)
 
 
 def _run(job: ShardJob, chunks: Iterator[_Chunk], num_workers: int) -> Iterator[tuple[_Chunk, _ChunkResult]]:
@@ -164,7 +164,8 @@ def _run(job: ShardJob, chunks: Iterator[_Chunk], num_workers: int) -> Iterator[
         yield from ((chunk, _build_chunk(job, chunk)) for chunk in chunks)
         return
     waiting: deque[tuple[_Chunk, Future[_ChunkResult]]] = deque()
-    with ProcessPoolExecutor(num_workers) as pool:
+    # Spawned, not forked: the progress bar and the tokenizer have threads, which a fork may leave holding locks.
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for chunk in chunks:
             waiting.append((chunk, pool.submit(_build_chunk, job, chunk)))
             if len(waiting) > 2 * num_workers:

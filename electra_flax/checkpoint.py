@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 import electra_flax
 from electra_flax.config import CheckpointConfig, Config, UserError
 from electra_flax.sharding import state_shardings
-from electra_flax.step import TrainState, init_abstract
+from electra_flax.step import TrainState, abstract_state
 
 
 class Checkpoints:
@@ -56,7 +56,7 @@ class Checkpoints:
         if not steps or (step is not None and step not in steps):
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self._path}: no checkpoint of step {step}; there are: {there}")
-        shapes = jax.eval_shape(lambda: init_abstract(config))
+        shapes = abstract_state(config)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,

@@ -7,7 +7,8 @@ of the global batch whatever the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 import grain
 import jax
@@ -32,8 +33,7 @@ def read_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
             f"{data.path} has no manifest.json (shards of the original code): name their vocabulary with "
             "--data.vocab_file PATH"
         )
-    from_config = config.data.vocab_file is not None and data.manifest is None
-    path = type(data.path)(str(config.data.vocab_file)) if from_config else data.path / "vocab.txt"
+    path = data.vocab_path or Path(str(config.data.vocab_file))
     vocabulary = Vocabulary.read(path)
     if len(vocabulary.tokens) != config.model.vocab_size:
         raise UserError(
@@ -88,12 +88,8 @@ def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, ma
     for start in range(0, min(len(examples), max_batches * batch_size), batch_size):
         numbers = np.arange(start, min(start + batch_size, len(examples)))[rows]
         array = np.zeros((rows.stop - rows.start, 3, config.data.max_seq_length), np.int32)
-        array[: len(numbers)] = examples.read(_as_list(numbers))
+        array[: len(numbers)] = examples.read(numbers)
         yield _to_device(array, mesh)
-
-
-def _as_list(numbers: np.ndarray) -> Sequence[int]:
-    return [int(number) for number in numbers]
 
 
 def _rows_of_this_process(batch_size: int) -> slice:

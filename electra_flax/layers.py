@@ -32,6 +32,11 @@ def truncated_normal(config: ModelConfig) -> Initializer:
     return init
 
 
+def dense(features: int, config: ModelConfig, dtype: DTypeLike, name: str = "dense") -> nn.Dense:
+    """A dense layer as all but two are: truncated normal kernel, bias 0."""
+    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal(config), name=name)
+
+
 class LayerNorm(nn.Module):
     """Normalises the last dimension in float32 with the biased variance, whatever the compute type."""
 
@@ -89,8 +94,7 @@ class SelfAttention(nn.Module):
         heads, head_size = config.num_attention_heads, width // config.num_attention_heads
 
         def project(name: str) -> jax.Array:
-            dense = nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal(config), name=name)
-            return dense(hidden_BTD).reshape(batch, tokens, heads, head_size)
+            return dense(width, config, self.dtype, name)(hidden_BTD).reshape(batch, tokens, heads, head_size)
 
         query_BTHK, key_BSHK, value_BSHK = project("query"), project("key"), project("value")
         score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32) / jnp.sqrt(
@@ -114,7 +118,7 @@ class Output(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, residual_BTD: jax.Array, deterministic: bool) -> jax.Array:
         config = self.config
-        x_BTD = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")(x)
+        x_BTD = dense(config.hidden_size, config, self.dtype)(x)
         x_BTD = nn.Dropout(config.hidden_dropout_prob)(x_BTD, deterministic=deterministic)
         return LayerNorm(config, name="LayerNorm")(x_BTD + residual_BTD)
 
@@ -139,9 +143,7 @@ class Intermediate(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        config = self.config
-        dense = nn.Dense(config.intermediate_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")
-        return gelu(dense(hidden_BTD))
+        return gelu(dense(self.config.intermediate_size, self.config, self.dtype)(hidden_BTD))
 
 
 class Layer(nn.Module):
@@ -212,8 +214,8 @@ class GeneratorPredictions(nn.Module):
     @nn.compact
     def __call__(self, hidden_BMD: jax.Array) -> jax.Array:
         config = self.config
-        dense = nn.Dense(config.embedding_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")
-        return LayerNorm(config, name="LayerNorm")(gelu(dense(hidden_BMD)))
+        x_BME = gelu(dense(config.embedding_size, config, self.dtype)(hidden_BMD))
+        return LayerNorm(config, name="LayerNorm")(x_BME)
 
 
 class TiedLmHead(nn.Module):
@@ -238,7 +240,7 @@ class DiscriminatorPredictions(nn.Module):
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
         config = self.config
-        dense = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(config), name="dense")
+        x_BTD = gelu(dense(config.hidden_size, config, self.dtype)(hidden_BTD))
         # The last product is one column: float32 costs nothing and keeps the loss exact.
         predict = nn.Dense(1, dtype=jnp.float32, kernel_init=glorot_uniform(), name="dense_prediction")
-        return predict(gelu(dense(hidden_BTD)))[..., 0]
+        return predict(x_BTD)[..., 0]

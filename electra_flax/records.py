@@ -385,7 +385,7 @@ class ShardedExamples:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def read(self, numbers: Sequence[int]) -> np.ndarray:
+    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Examples by number -> int32 [len(numbers), 3, max_seq_length]; raises UserError for what cannot train."""
         examples = np.empty((len(numbers), len(FEATURES), self._max_seq_length), dtype=np.int32)
         for row, number in zip(examples, numbers, strict=True):

@@ -8,6 +8,7 @@ Array names: B batch, T tokens, M masked positions, A accumulation slices.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,12 +36,19 @@ class TrainState(NamedTuple):
 def init_state(config: Config, mesh: Mesh) -> TrainState:
     """A fresh state, created in place on the mesh."""
 
-    def create() -> TrainState:
-        params = model.init(config, jax.random.key(config.training.seed))
-        optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    create = functools.partial(_create_state, config)
+    return jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
 
-    return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create), mesh))()
+
+def abstract_state(config: Config) -> TrainState:
+    """The state's tree with shapes and dtypes instead of arrays."""
+    return jax.eval_shape(functools.partial(_create_state, config))
+
+
+def _create_state(config: Config) -> TrainState:
+    params = model.init(config, jax.random.key(config.training.seed))
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def make_train_step(
@@ -58,20 +66,13 @@ def make_train_step(
         sums["learning_rate"] = learning_rate(state.step, config.optimizer, config.training.num_steps)
         return TrainState(state.step + 1, params, opt_state), sums
 
-    shardings = state_shardings(jax.eval_shape(lambda: init_abstract(config)), mesh)
+    shardings = state_shardings(abstract_state(config), mesh)
     return jax.jit(
         train_step,
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, None),
     )
-
-
-def init_abstract(config: Config) -> TrainState:
-    """The state's tree, for shapes only (call under jax.eval_shape)."""
-    params = model.init(config, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def make_eval_step(

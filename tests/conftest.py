@@ -25,14 +25,6 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def corpus_ko() -> Path:
-    """30 MB of real Korean text."""
-    if not (SHARED / "data/corpus/ko").is_dir():
-        pytest.skip("NOT CHECKED: the real corpora are not beside this clone (../shared)")
-    return SHARED / "data/corpus/ko"
-
-
-@pytest.fixture(scope="session")
 def sample_corpus() -> Path:
     """The small corpus that comes with the product."""
     return Path(__file__).parents[1] / "data_prep/sample"
