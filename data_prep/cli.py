@@ -141,6 +141,13 @@ def _shard(args: argparse.Namespace) -> None:
             f"{args.out} {split}: {manifest.examples(split):,} examples, {manifest.tokens(split):,} tokens, "
             f"{len(manifest.splits[split])} shards"
         )
+    if args.validation_fraction and not manifest.examples("validation"):
+        documents = sum(int(source["documents"]) for source in manifest.sources)
+        print(
+            f"warning: none of {documents} documents was held out; raise --validation-fraction "
+            f"({args.validation_fraction}) to have held-out metrics",
+            file=sys.stderr,
+        )
     print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
 
 

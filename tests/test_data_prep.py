@@ -162,3 +162,10 @@ def test_stripping_accents_from_hangul_is_refused(sample_corpus, tmp_path, capsy
     arguments = ["vocab", "--corpus", str(sample_corpus), "--out", str(tmp_path / "v"), "--size", "600"]
     assert main([*arguments, "--strip-accents"]) == 1
     assert "Jamo" in capsys.readouterr().err
+
+
+def test_empty_validation_split_is_said(shard, tmp_path, capsys):
+    corpus = tmp_path / "one.txt"
+    corpus.write_text("한 문서뿐인 말뭉치입니다.\n", encoding="utf-8")
+    assert shard("out", "--validation-fraction", "0.000001", corpus=corpus)[0] == 0
+    assert "none of 1 documents was held out" in capsys.readouterr().err
