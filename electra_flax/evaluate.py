@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax import losses, model
+from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, UserError
 from electra_flax.input_pipeline import evaluation_batches, open_split, read_vocabulary
@@ -50,6 +51,6 @@ def evaluate(workdir: Path, data_path: Path | None, step: int | None) -> dict[st
     mesh = make_mesh(config.mesh)
     check_batch(config.training.batch_size, 1, mesh)
     state = Checkpoints(workdir).restore(config, mesh, step)
-    eval_step = make_eval_step(config, vocabulary.special, mesh)
+    eval_step = make_eval_step(config, vocabulary.special, mesh, choose_attention(config, mesh))
     metrics = held_out_metrics(config, eval_step, state.params, examples, mesh)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}

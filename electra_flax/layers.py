@@ -1,11 +1,13 @@
 """The transformer's Linen modules, named as Hugging Face's Flax ELECTRA names them (SEMANTICS.md section 8).
 
 Array names: B batch, T tokens, S tokens attended to, D hidden, E embedding, H heads, K head size, V vocabulary,
-M masked positions. `dtype` is the type of matrix products and activations; parameters are float32.
+M masked positions, F feed-forward. `dtype` is the type of matrix products and activations; parameters are float32.
+Dropout is on where `seeds_B` (randomness.py) is given, one int32 a row.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,12 +16,29 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform
 from jax.typing import DTypeLike
 
+from electra_flax import randomness
+from electra_flax.attention import Attend
 from electra_flax.config import ModelConfig
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact form, with erf."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact form, x * Phi(x), through erf in float32.
+
+    erf is the dearest elementwise function of the model, so its derivative is taken in the forward pass, where it
+    costs almost nothing, and kept in the type of x instead of x.
+    """
+    return _gelu_and_slope(x)[0]
+
+
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = x.astype(jnp.float32)
+    cumulative = 0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5))
+    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2.0 * math.pi)
+    return (wide * cumulative).astype(x.dtype), (cumulative + wide * density).astype(x.dtype)
+
+
+gelu.defvjp(_gelu_and_slope, lambda slope, grad: (grad * slope,))
 
 
 def truncated_normal(config: ModelConfig) -> Initializer:
@@ -30,6 +49,10 @@ def truncated_normal(config: ModelConfig) -> Initializer:
         return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * config.initializer_range
 
     return init
+
+
+def fold_in(seeds_B: jax.Array | None, number: int) -> jax.Array | None:
+    return None if seeds_B is None else randomness.fold_in(seeds_B, number)
 
 
 def dense(features: int, config: ModelConfig, dtype: DTypeLike, name: str = "dense") -> nn.Dense:
@@ -69,44 +92,35 @@ class Embeddings(nn.Module):
         self.position_embeddings = table(config.max_position_embeddings)
         self.token_type_embeddings = table(config.type_vocab_size)
         self.LayerNorm = LayerNorm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def __call__(self, input_ids_BT: jax.Array, token_type_ids_BT: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, input_ids_BT: jax.Array, token_type_ids_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
         position_ids_BT = jnp.arange(input_ids_BT.shape[1])[None, :]
         embedded_BTE = (
             self.word_embeddings(input_ids_BT)
             + self.position_embeddings(position_ids_BT)
             + self.token_type_embeddings(token_type_ids_BT)
         )
-        return self.dropout(self.LayerNorm(embedded_BTE), deterministic=deterministic)
+        return randomness.dropout(self.LayerNorm(embedded_BTE), self.config.hidden_dropout_prob, seeds_B)
 
 
 class SelfAttention(nn.Module):
-    """Scaled dot-product attention; keys at padding are masked, queries there are computed all the same."""
+    """Projections to queries, keys and values, and attention over them."""
 
     config: ModelConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
-    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
         config = self.config
-        batch, tokens, width = hidden_BTD.shape
-        heads, head_size = config.num_attention_heads, width // config.num_attention_heads
 
         def project(name: str) -> jax.Array:
-            return dense(width, config, self.dtype, name)(hidden_BTD).reshape(batch, tokens, heads, head_size)
+            return dense(config.hidden_size, config, self.dtype, name)(hidden_BTD)
 
-        query_BTHK, key_BSHK, value_BSHK = project("query"), project("key"), project("value")
-        score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32) / jnp.sqrt(
-            jnp.float32(head_size)
-        )
-        score_BHTS += (1.0 - attention_mask_BT[:, None, None, :].astype(jnp.float32)) * -10000.0
-        probability_BHTS = jax.nn.softmax(score_BHTS, axis=-1).astype(self.dtype)
-        probability_BHTS = nn.Dropout(config.attention_probs_dropout_prob)(
-            probability_BHTS, deterministic=deterministic
-        )
-        context_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probability_BHTS, value_BSHK)
-        return context_BTHK.reshape(batch, tokens, width)
+        return self.attend(
+            project("query"), project("key"), project("value"), attention_mask_BT, seeds_B,
+            num_heads=config.num_attention_heads, rate=config.attention_probs_dropout_prob,
+        )  # fmt: skip
 
 
 class Output(nn.Module):
@@ -116,10 +130,10 @@ class Output(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, residual_BTD: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, residual_BTD: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
         config = self.config
         x_BTD = dense(config.hidden_size, config, self.dtype)(x)
-        x_BTD = nn.Dropout(config.hidden_dropout_prob)(x_BTD, deterministic=deterministic)
+        x_BTD = randomness.dropout(x_BTD, config.hidden_dropout_prob, seeds_B)
         return LayerNorm(config, name="LayerNorm")(x_BTD + residual_BTD)
 
 
@@ -128,11 +142,13 @@ class Attention(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
-    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
-        context_BTD = SelfAttention(self.config, self.dtype, name="self")(hidden_BTD, attention_mask_BT, deterministic)
-        return Output(self.config, self.dtype, name="output")(context_BTD, hidden_BTD, deterministic)
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
+        attention = SelfAttention(self.config, self.dtype, self.attend, name="self")
+        context_BTD = attention(hidden_BTD, attention_mask_BT, fold_in(seeds_B, 0))
+        return Output(self.config, self.dtype, name="output")(context_BTD, hidden_BTD, fold_in(seeds_B, 1))
 
 
 class Intermediate(nn.Module):
@@ -151,14 +167,14 @@ class Layer(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
-    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
-        attended_BTD = Attention(self.config, self.dtype, name="attention")(
-            hidden_BTD, attention_mask_BT, deterministic
-        )
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
+        attention = Attention(self.config, self.dtype, self.attend, name="attention")
+        attended_BTD = attention(hidden_BTD, attention_mask_BT, fold_in(seeds_B, 0))
         wide_BTF = Intermediate(self.config, self.dtype, name="intermediate")(attended_BTD)
-        return Output(self.config, self.dtype, name="output")(wide_BTF, attended_BTD, deterministic)
+        return Output(self.config, self.dtype, name="output")(wide_BTF, attended_BTD, fold_in(seeds_B, 1))
 
 
 class LayerStack(nn.Module):
@@ -166,12 +182,13 @@ class LayerStack(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
-    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
         for number in range(self.config.num_hidden_layers):
-            layer = Layer(self.config, self.dtype, name=str(number))
-            hidden_BTD = layer(hidden_BTD, attention_mask_BT, deterministic)
+            layer = Layer(self.config, self.dtype, self.attend, name=str(number))
+            hidden_BTD = layer(hidden_BTD, attention_mask_BT, fold_in(seeds_B, number))
         return hidden_BTD
 
 
@@ -180,10 +197,12 @@ class Encoder(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
-    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
-        return LayerStack(self.config, self.dtype, name="layer")(hidden_BTD, attention_mask_BT, deterministic)
+    def __call__(self, hidden_BTD: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
+        stack = LayerStack(self.config, self.dtype, self.attend, name="layer")
+        return stack(hidden_BTD, attention_mask_BT, seeds_B)
 
 
 class Transformer(nn.Module):
@@ -191,18 +210,19 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    attend: Attend
 
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config, self.dtype)
         if config.embedding_size != config.hidden_size:
             self.embeddings_project = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=glorot_uniform())
-        self.encoder = Encoder(config, self.dtype)
+        self.encoder = Encoder(config, self.dtype, self.attend)
 
-    def __call__(self, embedded_BTE: jax.Array, attention_mask_BT: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, embedded_BTE: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
         different = self.config.embedding_size != self.config.hidden_size
         hidden_BTD = self.embeddings_project(embedded_BTE) if different else embedded_BTE
-        return self.encoder(hidden_BTD, attention_mask_BT, deterministic)
+        return self.encoder(hidden_BTD, attention_mask_BT, seeds_B)
 
 
 class GeneratorPredictions(nn.Module):

@@ -17,8 +17,10 @@ _NUM_THRESHOLDS = 200  # of the binned AUC, as tf.metrics.auc
 
 def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, sampled_BM: jax.Array) -> Sums:
     """Cross entropy and accuracies of the generator over the masked positions, float32 sums."""
-    log_probs_BMV = jax.nn.log_softmax(logits_BMV.astype(jnp.float32), axis=-1)
-    nll_BM = -jnp.take_along_axis(log_probs_BMV, targets_BM[..., None], axis=-1)[..., 0]
+    # A comparison instead of a gather: its gradient is fused with the softmax's, where a scatter would be written out.
+    is_target_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == targets_BM[..., None]
+    target_logit_BM = jnp.where(is_target_BMV, logits_BMV, 0.0).sum(axis=-1)
+    nll_BM = jax.nn.logsumexp(logits_BMV, axis=-1) - target_logit_BM
     return {
         "generator_nll": (nll_BM * weights_BM).sum(),
         "generator_correct": ((logits_BMV.argmax(axis=-1) == targets_BM) * weights_BM).sum(),

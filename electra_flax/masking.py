@@ -1,7 +1,7 @@
 """Which tokens are hidden, what replaces them, and the labels: pure functions (SEMANTICS.md sections 5 and 6).
 
-Randomness comes as one key per row, so that masks and samples depend on the step and the row's place in the global
-batch alone, not on how many devices, processes or accumulation slices the batch is cut into.
+Randomness comes as one seed per row (randomness.py): masks and samples depend on the step and the row's place in the
+global batch alone.
 
 Array names: B batch, T tokens, M masked positions, V vocabulary.
 """
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from electra_flax import randomness
 from electra_flax.config import MaskingConfig
 from electra_flax.records import SpecialTokens
 
@@ -41,28 +42,16 @@ class CorruptedInputs(NamedTuple):
     """int32: 1 where the id differs from the original. Sampling the original gives 0."""
 
 
-def row_keys(key: jax.Array, num_rows: int) -> jax.Array:
-    """One key per row of the global batch, [num_rows]."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(num_rows))
-
-
 def mask_inputs(
-    keys_B: jax.Array, batch: Batch, config: MaskingConfig, special: SpecialTokens, max_predictions: int
+    seeds_B: jax.Array, batch: Batch, config: MaskingConfig, special: SpecialTokens, max_predictions: int
 ) -> MaskedInputs:
     """Chooses positions without replacement and hides them.
 
     The original draws with replacement (a position may count twice); this is the one deliberate difference here.
     """
-    num_tokens = batch["input_ids"].shape[1]
-
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        position_key, replace_key = jax.random.split(key)
-        return (
-            jax.random.uniform(position_key, (num_tokens,)),
-            jax.random.uniform(replace_key, (max_predictions,)),
-        )
-
-    score_BT, replace_BM = jax.vmap(draw)(keys_B)
+    num_rows = batch["input_ids"].shape[0]
+    score_BT = randomness.uniform(batch["input_ids"].shape, randomness.fold_in(seeds_B, 0))
+    replace_BM = randomness.uniform((num_rows, max_predictions), randomness.fold_in(seeds_B, 1))
     positions_BM, weights_BM = choose_positions(score_BT, batch, config.mask_prob, special, max_predictions)
     return hide(batch["input_ids"], positions_BM, weights_BM, replace_BM < config.mask_token_prob, special.mask)
 
@@ -100,15 +89,14 @@ def hide(
 
 
 def sample_replacements(
-    keys_B: jax.Array,
+    seeds_B: jax.Array,
     logits_BMV: jax.Array,
     targets_BM: jax.Array,
     temperature: float,
     disallow_correct: bool,
 ) -> jax.Array:
     """Draws one id per masked position from the generator's distribution, sampled_BM int32; carries no gradient."""
-    _, num_masked, vocab_size = logits_BMV.shape
-    uniform_BMV = jax.vmap(lambda key: jax.random.uniform(key, (num_masked, vocab_size)))(keys_B)
+    uniform_BMV = randomness.uniform(logits_BMV.shape, seeds_B)
     return sample_with_uniform(uniform_BMV, logits_BMV, targets_BM, temperature, disallow_correct)
 
 

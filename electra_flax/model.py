@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from electra_flax import layers
+from electra_flax.attention import Attend, xla_attention
 from electra_flax.config import Config, ModelConfig
 
 Params = dict[str, Any]
@@ -58,13 +59,14 @@ def generator_model_config(config: Config) -> ModelConfig:
 
 class _Electra(nn.Module):
     config: Config
+    attend: Attend = xla_attention
 
     def setup(self) -> None:
         dtype: DTypeLike = jnp.dtype(self.config.training.compute_dtype)
         generator = generator_model_config(self.config)
-        self.electra = layers.Transformer(self.config.model, dtype)
+        self.electra = layers.Transformer(self.config.model, dtype, self.attend)
         if has_own_generator(self.config):
-            self.generator = layers.Transformer(generator, dtype)
+            self.generator = layers.Transformer(generator, dtype, self.attend)
         if has_generator_head(self.config):
             self.generator_predictions = layers.GeneratorPredictions(generator, dtype)
             self.generator_lm_head = layers.TiedLmHead(generator, dtype)
@@ -77,14 +79,14 @@ class _Electra(nn.Module):
         attention_mask_BT: jax.Array,
         token_type_ids_BT: jax.Array,
         positions_BM: jax.Array,
-        deterministic: bool,
+        seeds_B: jax.Array | None,
     ) -> jax.Array:
         if not has_generator_head(self.config):
             return jnp.zeros((*positions_BM.shape, self.config.model.vocab_size), jnp.float32)
         transformer = self.generator if has_own_generator(self.config) else self.electra
         embeddings = (transformer if self.config.generator.untied_generator_embeddings else self.electra).embeddings
-        embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, deterministic)
-        hidden_BTD = transformer(embedded_BTE, attention_mask_BT, deterministic)
+        embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 0))
+        hidden_BTD = transformer(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 1))
         hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
         table_VE = embeddings.word_embeddings.embedding
         return self.generator_lm_head(self.generator_predictions(hidden_BMD), table_VE)
@@ -94,17 +96,17 @@ class _Electra(nn.Module):
         input_ids_BT: jax.Array,
         attention_mask_BT: jax.Array,
         token_type_ids_BT: jax.Array,
-        deterministic: bool,
+        seeds_B: jax.Array | None,
     ) -> jax.Array:
-        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, deterministic)
-        hidden_BTD = self.electra(embedded_BTE, attention_mask_BT, deterministic)
+        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 2))
+        hidden_BTD = self.electra(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 3))
         return self.discriminator_predictions(hidden_BTD)
 
     def __call__(self, input_ids_BT: jax.Array) -> None:
         """Touches every parameter, for init."""
-        self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], True)
+        self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], None)
         if self.config.objective.electra_objective:
-            self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, True)
+            self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, None)
 
 
 def init(config: Config, key: jax.Array) -> Params:
@@ -119,12 +121,13 @@ def apply_generator(
     attention_mask_BT: jax.Array,
     token_type_ids_BT: jax.Array,
     positions_BM: jax.Array,
-    dropout_key: jax.Array | None,
+    seeds_B: jax.Array | None = None,
+    attend: Attend = xla_attention,
 ) -> jax.Array:
-    """Masked-LM logits_BMV float32 at the given positions; no dropout without a key."""
-    logits: Any = _Electra(config).apply(
-        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM,
-        dropout_key is None, method="generate", rngs=_rngs(dropout_key),
+    """Masked-LM logits_BMV float32 at the given positions; no dropout without seeds."""
+    logits: Any = _Electra(config, attend).apply(
+        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM, seeds_B,
+        method="generate",
     )  # fmt: skip
     return logits
 
@@ -135,15 +138,11 @@ def apply_discriminator(
     input_ids_BT: jax.Array,
     attention_mask_BT: jax.Array,
     token_type_ids_BT: jax.Array,
-    dropout_key: jax.Array | None,
+    seeds_B: jax.Array | None = None,
+    attend: Attend = xla_attention,
 ) -> jax.Array:
-    """Replaced-token logits_BT float32; no dropout without a key."""
-    logits: Any = _Electra(config).apply(
-        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT,
-        dropout_key is None, method="discriminate", rngs=_rngs(dropout_key),
-    )  # fmt: skip
+    """Replaced-token logits_BT float32; no dropout without seeds."""
+    logits: Any = _Electra(config, attend).apply(
+        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="discriminate"
+    )
     return logits
-
-
-def _rngs(dropout_key: jax.Array | None) -> dict[str, jax.Array]:
-    return {} if dropout_key is None else {"dropout": dropout_key}

@@ -61,9 +61,9 @@ def our_logits(config: Config, params: model.Params, part: str, inputs: Any) -> 
         jnp.asarray(inputs[name], jnp.int32) for name in ("input_ids", "attention_mask", "token_type_ids")
     )
     if part == "discriminator":
-        return np.asarray(model.apply_discriminator(config, params, ids_BT, mask_BT, types_BT, None))
+        return np.asarray(model.apply_discriminator(config, params, ids_BT, mask_BT, types_BT))
     everywhere_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1])[None, :], ids_BT.shape)
-    return np.asarray(model.apply_generator(config, params, ids_BT, mask_BT, types_BT, everywhere_BT, None))
+    return np.asarray(model.apply_generator(config, params, ids_BT, mask_BT, types_BT, everywhere_BT))
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from electra_flax import losses, masking, model
+from electra_flax import losses, masking, model, randomness
+from electra_flax.attention import Attend, xla_attention
 from electra_flax.config import Config
 from electra_flax.masking import Batch, MaskedInputs
 from electra_flax.optimizer import learning_rate, make_optimizer
@@ -52,14 +53,14 @@ def _create_state(config: Config) -> TrainState:
 
 
 def make_train_step(
-    config: Config, special: SpecialTokens, mesh: Mesh
+    config: Config, special: SpecialTokens, mesh: Mesh, attend: Attend = xla_attention
 ) -> Callable[[TrainState, Batch], tuple[TrainState, losses.Sums]]:
     """(state, batch) -> (next state, metric sums); compiled, the old state's memory is reused."""
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        grads, sums = accumulate_gradients(config, special, state.params, batch, key)
+        grads, sums = accumulate_gradients(config, special, state.params, batch, key, attend)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         sums["grad_norm"] = optax.tree.norm(grads)
@@ -76,15 +77,15 @@ def make_train_step(
 
 
 def make_eval_step(
-    config: Config, special: SpecialTokens, mesh: Mesh
+    config: Config, special: SpecialTokens, mesh: Mesh, attend: Attend = xla_attention
 ) -> Callable[[model.Params, Batch, jax.Array], losses.Sums]:
     """(params, batch, key) -> metric sums, without dropout; the same key gives the same masks and samples."""
 
     def eval_step(params: model.Params, batch: Batch, key: jax.Array) -> losses.Sums:
-        keys = split_keys(key, batch["input_ids"].shape[0])
-        masked = mask(config, special, batch, keys)
+        seeds = row_seeds(key, batch["input_ids"].shape[0])
+        masked = mask(config, special, batch, seeds)
         counts = losses.denominators(masked.weights_BM, batch["attention_mask"])
-        sums, disc_logits_BT, is_replaced_BT = forward(config, params, batch, masked, keys.sample_B, None)
+        sums, disc_logits_BT, is_replaced_BT = forward(config, params, batch, masked, seeds.sample_B, None, attend)
         if disc_logits_BT is not None and is_replaced_BT is not None:
             probabilities_BT = jax.nn.sigmoid(disc_logits_BT)
             sums |= losses.auc_sums(probabilities_BT, is_replaced_BT, batch["attention_mask"])
@@ -93,57 +94,60 @@ def make_eval_step(
     return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh), None))
 
 
-class StepKeys(NamedTuple):
-    """A step's randomness: keys per row for masks and samples, one for dropout."""
+class RowSeeds(NamedTuple):
+    """A step's randomness: one int32 seed a row of the global batch for each use."""
 
     mask_B: jax.Array
     sample_B: jax.Array
-    dropout: jax.Array
+    dropout_B: jax.Array
 
 
-def split_keys(key: jax.Array, num_rows: int) -> StepKeys:
-    mask_key, sample_key, dropout_key = jax.random.split(key, 3)
-    return StepKeys(masking.row_keys(mask_key, num_rows), masking.row_keys(sample_key, num_rows), dropout_key)
+def row_seeds(key: jax.Array, num_rows: int) -> RowSeeds:
+    seeds_B = randomness.row_seeds(key, num_rows)
+    return RowSeeds(*(randomness.fold_in(seeds_B, number) for number in range(3)))
 
 
-def mask(config: Config, special: SpecialTokens, batch: Batch, keys: StepKeys) -> MaskedInputs:
-    return masking.mask_inputs(keys.mask_B, batch, config.masking, special, config.max_predictions_per_seq)
+def mask(config: Config, special: SpecialTokens, batch: Batch, seeds: RowSeeds) -> MaskedInputs:
+    return masking.mask_inputs(seeds.mask_B, batch, config.masking, special, config.max_predictions_per_seq)
 
 
 def accumulate_gradients(
-    config: Config, special: SpecialTokens, params: model.Params, batch: Batch, key: jax.Array
+    config: Config,
+    special: SpecialTokens,
+    params: model.Params,
+    batch: Batch,
+    key: jax.Array,
+    attend: Attend = xla_attention,
 ) -> tuple[model.Params, losses.Sums]:
     """Gradients of the whole batch's loss, computed slice by slice.
 
     The masks and both denominators belong to the whole batch, so the slices' gradients add up to exactly those of
     one large batch, where averaging the slices' means would weigh their tokens unequally.
     """
-    keys = split_keys(key, batch["input_ids"].shape[0])
-    masked = mask(config, special, batch, keys)
+    seeds = row_seeds(key, batch["input_ids"].shape[0])
+    masked = mask(config, special, batch, seeds)
     counts = losses.denominators(masked.weights_BM, batch["attention_mask"])
     num_slices = config.training.gradient_accumulation_steps
 
-    def slice_loss(params: model.Params, rows: Any, dropout_key: jax.Array) -> tuple[jax.Array, losses.Sums]:
-        batch, masked, sample_keys_B = rows
-        sums, _, _ = forward(config, params, batch, masked, sample_keys_B, dropout_key)
+    def slice_loss(params: model.Params, rows: Any) -> tuple[jax.Array, losses.Sums]:
+        batch, masked, sample_seeds_B, dropout_seeds_B = rows
+        sums, _, _ = forward(config, params, batch, masked, sample_seeds_B, dropout_seeds_B, attend)
         return total_loss(config, sums, counts), sums
 
     slice_gradients = jax.grad(slice_loss, has_aux=True)
-    rows = (batch, masked, keys.sample_B)
+    rows = (batch, masked, seeds.sample_B, seeds.dropout_B)
     if num_slices == 1:
-        grads, sums = slice_gradients(params, rows, keys.dropout)
+        grads, sums = slice_gradients(params, rows)
         return grads, sums | counts
 
-    def add_slice(total: Any, part: Any) -> tuple[Any, None]:
-        rows, number = part
-        result = slice_gradients(params, rows, jax.random.fold_in(keys.dropout, number))
-        return jax.tree.map(jnp.add, total, result), None
+    def add_slice(total: Any, rows: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, slice_gradients(params, rows)), None
 
     sliced = jax.tree.map(lambda array: _slices(array, num_slices), rows)
     first = jax.tree.map(lambda array: array[0], sliced)
-    shapes = jax.eval_shape(slice_gradients, params, first, keys.dropout)
+    shapes = jax.eval_shape(slice_gradients, params, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (grads, sums), _ = jax.lax.scan(add_slice, zeros, (sliced, jnp.arange(num_slices)))
+    (grads, sums), _ = jax.lax.scan(add_slice, zeros, sliced)
     return grads, sums | counts
 
 
@@ -157,25 +161,32 @@ def forward(
     params: model.Params,
     batch: Batch,
     masked: MaskedInputs,
-    sample_keys_B: jax.Array,
-    dropout_key: jax.Array | None,
+    sample_seeds_B: jax.Array,
+    dropout_seeds_B: jax.Array | None,
+    attend: Attend,
 ) -> tuple[losses.Sums, jax.Array | None, jax.Array | None]:
     """Generator, sampling, discriminator: metric sums, discriminator logits_BT and labels is_replaced_BT."""
-    generator_key, discriminator_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
     attention_mask, token_types = batch["attention_mask"], batch["token_type_ids"]
     logits_BMV = model.apply_generator(
-        config, params, masked.masked_ids_BT, attention_mask, token_types, masked.positions_BM, generator_key
+        config,
+        params,
+        masked.masked_ids_BT,
+        attention_mask,
+        token_types,
+        masked.positions_BM,
+        dropout_seeds_B,
+        attend,
     )
     objective = config.objective
     sampled_BM = masking.sample_replacements(
-        sample_keys_B, logits_BMV, masked.targets_BM, objective.temperature, objective.disallow_correct
+        sample_seeds_B, logits_BMV, masked.targets_BM, objective.temperature, objective.disallow_correct
     )
     sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)
     if not objective.electra_objective:
         return sums, None, None
     corrupted = masking.corrupt(batch["input_ids"], masked, sampled_BM)
     logits_BT = model.apply_discriminator(
-        config, params, corrupted.corrupted_ids_BT, attention_mask, token_types, discriminator_key
+        config, params, corrupted.corrupted_ids_BT, attention_mask, token_types, dropout_seeds_B, attend
     )
     sums |= losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, attention_mask)
     return sums, logits_BT, corrupted.is_replaced_BT

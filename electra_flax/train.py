@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from electra_flax import losses, workdir
+from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, RunError, UserError
 from electra_flax.evaluate import held_out_metrics
@@ -59,8 +60,9 @@ def pretrain(config: Config, data_path: Path, work: Path) -> None:
         dict(mesh.shape), f"{num_parameters:,}", f"{len(examples):,}", f"{len(held_out):,}",
     )  # fmt: skip
 
-    train_step = make_train_step(config, vocabulary.special, mesh)
-    eval_step = make_eval_step(config, vocabulary.special, mesh)
+    attend = choose_attention(config, mesh)
+    train_step = make_train_step(config, vocabulary.special, mesh, attend)
+    eval_step = make_eval_step(config, vocabulary.special, mesh, attend)
     batches = training_batches(config, examples, mesh, start)
     writer = MetricWriter(work, enabled=is_main)
     averages, since = MetricSums(), time.perf_counter()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden_tools import SPECIAL, tiny_config
 
-from electra_flax import losses, masking, model
+from electra_flax import losses, masking, model, randomness
 from electra_flax.config import UserError
 from electra_flax.sharding import batch_sharding, check_batch, make_mesh, rule_for, tree_names
 from electra_flax.step import init_state, make_train_step
@@ -121,8 +121,8 @@ def test_every_parameter_has_a_sharding_rule():
 def test_masks_hide_the_right_tokens():
     config = tiny_config(training={"batch_size": 512})
     batch = {name: jnp.asarray(array) for name, array in next(make_batches(config, 1)).items()}
-    keys = masking.row_keys(jax.random.key(0), 512)
-    masked = masking.mask_inputs(keys, batch, config.masking, SPECIAL, config.max_predictions_per_seq)
+    seeds = randomness.row_seeds(jax.random.key(0), 512)
+    masked = masking.mask_inputs(seeds, batch, config.masking, SPECIAL, config.max_predictions_per_seq)
     ids, positions = np.asarray(batch["input_ids"]), np.asarray(masked.positions_BM)
     used = np.asarray(masked.weights_BM) > 0
     chosen = np.zeros_like(ids, bool)

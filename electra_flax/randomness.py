@@ -1,0 +1,83 @@
+"""Random numbers that are a pure function of a row's seed, the place in the network and the position in the row.
+
+Nothing depends on how the batch is cut over devices, processes or accumulation slices, so neither do masks, samples
+and dropout. Threefry, JAX's default generator, has that property too, but costs a TPU more than all other elementwise
+work of a transformer (docs/performance.md). These draws need far less: bits that no model can learn. A hash of the
+position without multiplications fuses into the operation beside it and is computed again in the backward pass
+instead of being stored.
+
+Array names: B batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Bob Jenkins' 32-bit integer hash and the end of his one-at-a-time hash: nine rounds of shifts and additions. Without
+# the last three, neighbouring positions are correlated. As int32: a TPU's vector unit compares no unsigned numbers,
+# and a multiplication costs it as much as the whole hash.
+_ADD_1, _ADD_2, _ADD_3, _ADD_4 = 0x7ED55D16, 0x165667B1, 0xD3A2646C, 0xFD7046C5
+_XOR_1, _XOR_2 = 0xC761C23C, 0xB55A4F09
+
+
+def row_seeds(key: jax.Array, num_rows: int) -> jax.Array:
+    """One seed for each row of the global batch, int32 [B]."""
+    return jax.lax.bitcast_convert_type(jax.random.bits(key, (num_rows,)), jnp.int32)
+
+
+def fold_in(seeds_B: jax.Array, number: int) -> jax.Array:
+    """Seeds of their own for a numbered place in the network, int32 [B]."""
+    return random_bits(jnp.full_like(seeds_B, number), seeds_B)
+
+
+def random_bits(position: jax.Array, seed: jax.Array) -> jax.Array:
+    """32 bits for each position, int32; `seed` broadcasts against `position`."""
+    shift_left, shift_right = jax.lax.shift_left, jax.lax.shift_right_logical
+    # The seed enters twice, so that the streams of two seeds are not one stream read from two places.
+    x = position + seed
+    x = (x + _signed(_ADD_1)) + shift_left(x, jnp.int32(12))
+    x = (x ^ (seed ^ _signed(_XOR_1))) ^ shift_right(x, jnp.int32(19))
+    x = (x + _signed(_ADD_2)) + shift_left(x, jnp.int32(5))
+    x = (x + _signed(_ADD_3)) ^ shift_left(x, jnp.int32(9))
+    x = (x + _signed(_ADD_4)) + shift_left(x, jnp.int32(3))
+    x = (x ^ _signed(_XOR_2)) ^ shift_right(x, jnp.int32(16))
+    x += shift_left(x, jnp.int32(3))
+    x ^= shift_right(x, jnp.int32(11))
+    return x + shift_left(x, jnp.int32(15))
+
+
+def uniform(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
+    """Numbers in [0, 1) of 23 random bits each, float32 [B, ...]."""
+    mantissa = jax.lax.shift_right_logical(_bits_of_rows(shape, seeds_B), jnp.int32(9)) | jnp.int32(0x3F800000)
+    return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1.0
+
+
+def keep_below(rate: float) -> int:
+    """Bits below this are kept, as a signed number; one rule for every implementation."""
+    return min(round((1.0 - rate) * 2**32) - 2**31, 2**31 - 1)
+
+
+def dropout(x: jax.Array, rate: float, seeds_B: jax.Array | None) -> jax.Array:
+    """Zeroes each number of x [B, ...] with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Without seeds, or at rate 0, x itself.
+    """
+    if seeds_B is None or rate == 0.0:
+        return x
+    bits = _bits_of_rows(x.shape, seeds_B)
+    return jnp.where(bits < keep_below(rate), x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def _bits_of_rows(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
+    strides = [math.prod(shape[dim + 1 :]) for dim in range(1, len(shape))]
+    position = sum(
+        jax.lax.broadcasted_iota(jnp.int32, shape, dim) * stride for dim, stride in enumerate(strides, start=1)
+    )
+    return random_bits(jnp.asarray(position), seeds_B.reshape(-1, *(1,) * (len(shape) - 1)))
+
+
+def _signed(constant: int) -> jax.Array:
+    return jnp.int32(constant - 2**32 if constant >= 2**31 else constant)

@@ -1,0 +1,115 @@
+"""The attention kernel in Pallas's interpreter, and its check of itself."""
+
+import dataclasses
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_tools import tiny_config
+
+from electra_flax import attention_choice, attention_kernel, randomness
+from electra_flax.attention import xla_attention
+from electra_flax.attention_kernel import Spec, kernel_attention, supports
+from electra_flax.sharding import make_mesh
+
+SHAPES = ((128, 2, 64), (256, 4, 16), (128, 3, 32))  # tokens, heads, head size
+
+
+def _inputs(tokens, heads, head_size, rows=8):
+    random = np.random.default_rng(tokens + heads)
+    shape = (rows, tokens, heads * head_size)
+    query, key, value, grad = (jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(4))
+    mask = (np.arange(tokens)[None, :] < random.integers(1, tokens + 1, size=(rows, 1))).astype(np.int32)
+    return (query, key, value), jnp.asarray(mask), grad
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize(("tokens", "heads", "head_size"), SHAPES)
+def test_kernel_equals_plain_attention_with_the_same_bits(tokens, heads, head_size, rate):
+    inputs, mask, grad = _inputs(tokens, heads, head_size)
+    seeds = randomness.row_seeds(jax.random.key(0), len(mask))
+    tensor = 2 if heads % 2 == 0 else 1
+    config = dataclasses.replace(tiny_config().mesh, data=-1, tensor=tensor)
+    kernel = kernel_attention(make_mesh(config), jnp.float32, interpret=True)
+
+    @jax.jit
+    def both(inputs):
+        results = []
+        for attend in (kernel, xla_attention):
+            out, vjp = jax.vjp(
+                lambda *qkv, attend=attend: attend(*qkv, mask, seeds, num_heads=heads, rate=rate), *inputs
+            )
+            results.append((out, *vjp(grad)))
+        return results
+
+    for ours, theirs in zip(*both(inputs), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0)
+
+
+def test_kernel_without_seeds_drops_nothing():
+    inputs, mask, _ = _inputs(128, 2, 64)
+    kernel = kernel_attention(make_mesh(tiny_config().mesh), jnp.float32, interpret=True)
+    ours = kernel(*inputs, mask, None, num_heads=2, rate=0.5)
+    np.testing.assert_allclose(ours, xla_attention(*inputs, mask, None, num_heads=2, rate=0.5), atol=2e-5, rtol=0)
+
+
+def test_shapes_that_the_kernel_does_not_take():
+    assert supports(512, 64) and supports(128, 16)
+    assert not supports(1024, 64)  # one head's scores overflow the core's memory
+    assert not supports(100, 64) and not supports(128, 12)
+
+
+SPEC = Spec(num_heads=2, head_size=64, tokens=128, rate=0.1, matmul_dtype=jnp.float32, interpret=True)
+
+
+def test_self_check_accepts_the_kernel():
+    assert attention_choice.find_problem(SPEC) is None
+    assert attention_choice.find_problem(dataclasses.replace(SPEC, rate=0.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "complaint"),
+    [
+        ("_scores", lambda good: lambda *args: good(*args) * 1.1, "values differ"),
+        ("_keep", lambda good: lambda *args: good(*args) | True, "dropout zeroes"),
+        ("_NT", lambda good: ((0,), (1,)), "gradients of|Error"),
+        ("_dot", lambda good: None, "TypeError"),
+    ],
+)
+def test_self_check_finds_a_broken_kernel(monkeypatch, name, broken, complaint):
+    monkeypatch.setattr(attention_kernel, name, broken(getattr(attention_kernel, name)))
+    problem = attention_choice.find_problem(SPEC)
+    assert problem is not None
+    assert re.search(complaint, problem), problem
+
+
+def test_bits_are_even_and_streams_differ():
+    position = jnp.arange(1 << 18, dtype=jnp.int32)
+    seeds = (0, 1, 2, -7, 123456789)
+    streams = [np.asarray(randomness.random_bits(position, jnp.int32(seed))).view(np.uint32) for seed in seeds]
+    allowed = 5 / np.sqrt(len(position))  # five deviations
+    for stream in streams:
+        for bit in range(32):
+            assert abs(((stream >> bit) & 1).mean() - 0.5) < 0.5 * allowed
+        kept = stream < 0.9 * 2**32
+        for lag in (1, 2, 3, 4, 8, 16, 64, 128, 256, 512, 768, 1024):
+            for numbers in (stream, kept):
+                assert abs(np.corrcoef(numbers[:-lag], numbers[lag:])[0, 1]) < allowed, lag
+    for one, other in itertools.combinations(streams, 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < allowed
+        # Not one stream read from two places, either.
+        assert len(np.intersect1d(one[:1000], other[:1001])) == 0
+
+
+def test_dropout_rate_and_scale():
+    seeds = randomness.row_seeds(jax.random.key(1), 16)
+    x = jnp.ones((16, 64, 256))
+    dropped = np.asarray(randomness.dropout(x, 0.1, seeds))
+    assert abs((dropped == 0).mean() - 0.1) < 5 * np.sqrt(0.09 / dropped.size)
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / 0.9, rtol=1e-6)
+    other = np.asarray(randomness.dropout(x, 0.1, randomness.fold_in(seeds, 1)))
+    agreement = ((dropped == 0) & (other == 0)).mean()
+    assert abs(agreement - 0.01) < 5 * np.sqrt(0.01 / dropped.size)
