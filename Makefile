@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TPU_STAMP := $(VENV)/.installed-tpu
 CORPUS ?= data_prep/sample
 DEMO := runs/demo
 # A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
 TORCH := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types format lock clean
+.PHONY: help install tpu-compiler demo test test-slow lint types format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +22,12 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+$(TPU_STAMP): $(STAMP) requirements-tpu.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-tpu.lock
+	@touch $@
+
+tpu-compiler: $(TPU_STAMP)  ## add the TPU compiler, which electra-flax plan needs (Linux)
 
 demo: $(STAMP)  ## text to two published models in minutes; CORPUS=path for your own text
 	rm -rf $(DEMO)
@@ -34,6 +41,8 @@ demo: $(STAMP)  ## text to two published models in minutes; CORPUS=path for your
 test: $(STAMP)  ## all tests but the slow ones
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" 2>/dev/null \
 		|| echo "NOT CHECKED: no CPU build of PyTorch ($(TORCH)) for this Python here; tests against PyTorch are skipped"
+	@$(MAKE) --no-print-directory tpu-compiler 2>/dev/null \
+		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(STAMP)  ## tests with TensorFlow and transformers 5, in environments of their own
@@ -50,9 +59,11 @@ format: $(STAMP)  ## rewrite to the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## rewrite requirements.lock from setup.cfg (needs uv)
-	uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --generate-hashes \
+lock:  ## rewrite both lock files from setup.cfg (needs uv)
+	uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-emit-index-url --output-file requirements.lock --quiet
+	uv pip compile setup.cfg --extra tpu --constraint requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --output-file requirements-tpu.lock --quiet
 
 clean:  ## remove the virtual environment and the demo
 	rm -rf $(VENV) $(DEMO)

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from electra_flax.attention import Attend, mask_bias, xla_attention
 from electra_flax.attention_kernel import Spec, attend_local, kernel_attention, supports
@@ -32,15 +31,31 @@ def choose_attention(config: Config, mesh: Mesh, check: bool = True) -> Attend:
     device = mesh.devices.flat[0]
     if device.platform != "tpu" or not all(_fits(part, config, mesh) for part in _models(config)):
         return xla_attention
-    # Kernels for v2 and v3 cannot multiply bfloat16; float32 operands are rounded the same way there.
-    old = device.device_kind in ("TPU v2", "TPU v3")
-    matmul_dtype = jnp.float32 if old else jnp.dtype(config.training.compute_dtype)
-    if check and (problem := find_problem(_spec(config.model, config, matmul_dtype))):
+    spec = kernel_specs(config, mesh)[0]
+    if check and (problem := find_problem(spec)):
         log.warning(
             "the attention kernel is not used on this %s: %s; plain attention is slower", device.device_kind, problem
         )
         return xla_attention
-    return kernel_attention(mesh, matmul_dtype)
+    return kernel_attention(mesh, spec.matmul_dtype)
+
+
+def kernel_specs(config: Config, mesh: Mesh) -> tuple[Spec, ...]:
+    """The kernels that a run on the mesh uses: discriminator's and generator's, where they differ."""
+    # Kernels for v2 and v3 cannot multiply bfloat16; float32 operands are rounded the same way there.
+    old = mesh.devices.flat[0].device_kind in ("TPU v2", "TPU v3")
+    specs = (
+        Spec(
+            num_heads=model.num_attention_heads // mesh.shape["tensor"],
+            head_size=model.hidden_size // model.num_attention_heads,
+            tokens=config.data.max_seq_length,
+            rate=model.attention_probs_dropout_prob,
+            matmul_dtype=jnp.dtype(jnp.float32 if old else config.training.compute_dtype),
+            interpret=False,
+        )
+        for model in _models(config)
+    )
+    return tuple(dict.fromkeys(specs))
 
 
 def _models(config: Config) -> tuple[ModelConfig, ...]:
@@ -50,17 +65,6 @@ def _models(config: Config) -> tuple[ModelConfig, ...]:
 def _fits(model: ModelConfig, config: Config, mesh: Mesh) -> bool:
     whole_heads = model.num_attention_heads % mesh.shape["tensor"] == 0
     return whole_heads and supports(config.data.max_seq_length, model.hidden_size // model.num_attention_heads)
-
-
-def _spec(model: ModelConfig, config: Config, matmul_dtype: DTypeLike) -> Spec:
-    return Spec(
-        num_heads=model.num_attention_heads,
-        head_size=model.hidden_size // model.num_attention_heads,
-        tokens=config.data.max_seq_length,
-        rate=model.attention_probs_dropout_prob,
-        matmul_dtype=matmul_dtype,
-        interpret=False,
-    )
 
 
 def find_problem(spec: Spec) -> str | None:

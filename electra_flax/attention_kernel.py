@@ -139,7 +139,7 @@ def _blocks(spec: Spec, batch: int) -> tuple[tuple[int, int], pl.BlockSpec, pl.B
 
 def _forward_kernel(
     spec: Spec, seeds: Any, first_head: Any, bias: Any, query: Any, key: Any, value: Any, context: Any, statistic: Any
-):  # type: ignore[no-untyped-def]
+) -> None:
     keep_scale = 1.0 / (1.0 - spec.rate)
     for head in range(spec.heads_per_step):
         rows = slice(head * spec.head_size, (head + 1) * spec.head_size)
@@ -155,10 +155,10 @@ def _forward_kernel(
         statistic[0, 0, head : head + 1, :] = maximum_1T + jnp.log2(total_1T)
 
 
-def _backward_kernel(  # type: ignore[no-untyped-def]
+def _backward_kernel(
     spec: Spec, seeds: Any, first_head: Any, bias: Any, query: Any, key: Any, value: Any, context: Any,
     context_grad: Any, statistic: Any, query_grad: Any, key_grad: Any, value_grad: Any,
-):  # fmt: skip
+) -> None:  # fmt: skip
     keep_scale = 1.0 / (1.0 - spec.rate)
     for head in range(spec.heads_per_step):
         rows = slice(head * spec.head_size, (head + 1) * spec.head_size)

@@ -1,10 +1,11 @@
-"""electra-flax: pretrain, evaluate, export."""
+"""electra-flax: plan, pretrain, evaluate, export, show."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; errors are one line."""
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
-    if overrides and args.command != "pretrain":
+    if overrides and args.command not in ("pretrain", "plan"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("electra_flax").setLevel(logging.INFO)
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "pretrain":
             _pretrain(args, overrides)
+        elif args.command == "plan":
+            _plan(args, overrides)
         else:
             {"evaluate": _evaluate, "export": _export, "show": _show}[args.command](args)
     except (UserError, RunError) as error:
@@ -97,6 +100,25 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards with a validation split")
     show.add_argument("--examples", type=int, default=4, metavar="N", help="examples to show (4)")
     _add_devices(show)
+    plan = commands.add_parser(
+        "plan",
+        help="memory, predicted time and cost on a TPU that is not here",
+        description="Compiles the very train step of a run for a TPU slice and prints what it needs and what it is "
+        "predicted to take: memory per device (exact), seconds a step, days, dollars. Where it does not fit, it tries "
+        "what makes it fit. Needs the TPU compiler (pip install 'electra-flax[tpu]') but no TPU. Minutes for a new "
+        "program; results are cached. Fields are overridden by --section.field VALUE, as in pretrain.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    plan.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file of configs/")
+    plan.add_argument("--topology", required=True, metavar="TYPE", help="accelerator type: v3-8, v4-8, v5litepod-8 ...")
+    plan.add_argument("--batch", metavar="N", help="short for --training.batch_size N")
+    plan.add_argument("--dtype", metavar="TYPE", help="short for --training.compute_dtype TYPE")
+    plan.add_argument("--price-per-hour", type=float, metavar="USD", help="of the whole slice (default: a dated list)")
+    plan.add_argument(
+        "--explain", type=int, nargs="?", const=20, default=0, metavar="N", help="list the N (20) costliest operations"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser
 
 
@@ -142,6 +164,21 @@ def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax.train import pretrain
 
     pretrain(config, args.data, args.workdir)
+
+
+def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from electra_flax.config_io import load_config
+    from electra_flax.kernel_schedule import COMPILER_ENVIRONMENT
+
+    short = {"--training.batch_size": args.batch, "--training.compute_dtype": args.dtype}
+    given = [part for name, value in short.items() if value is not None for part in (name, value)]
+    config = load_config(args.config, [*overrides, *given])
+    os.environ.update(COMPILER_ENVIRONMENT)  # before JAX is imported
+    from electra_flax.plan import make_plan
+    from electra_flax.plan_report import report
+
+    plan = make_plan(config, args.topology, args.price_per_hour, args.explain)
+    print(json.dumps(plan.to_dict(), indent=1) if args.json else report(plan))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

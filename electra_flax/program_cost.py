@@ -23,6 +23,7 @@ _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _OPCODE = re.compile(r"([a-z][\w-]*)\(")
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 
+_LIBRARY = "site-packages"
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Names for data that is already there, or work that other entries hold.
 _FREE = frozenset({
@@ -70,7 +71,7 @@ class Program:
     computations: dict[str, list[Instruction]]
     entry: str
     frames: dict[int, str]
-    """Stack frame id -> "file:line" of the innermost frame."""
+    """Stack frame id -> "file:line" of the innermost frame outside installed libraries."""
 
     def source(self, instruction: Instruction) -> str:
         match = _FRAME.search(instruction.text)
@@ -122,7 +123,15 @@ def _frames(text: str) -> dict[int, str]:
         id_: f"{tables['FileNames'][number(row, 'file_name_id')].strip(chr(34))}:{number(row, 'line')}"
         for id_, row in tables.get("FileLocations", {}).items()
     }
-    return {id_: locations[number(row, "file_location_id")] for id_, row in tables.get("StackFrames", {}).items()}
+
+    def source(frame: int) -> str:
+        # The first caller that is no installed library. Parents are counted from 1, where 1 is none.
+        here = locations[number(frames[frame], "file_location_id")]
+        parent = number(frames[frame], "parent_frame_id") - 1
+        return source(parent) if _LIBRARY in here and parent > 0 else here
+
+    frames = tables.get("StackFrames", {})
+    return {frame: source(frame) for frame in frames}
 
 
 def shape_bytes(result: str) -> int:
@@ -143,8 +152,8 @@ class Hardware:
     link_bytes_per_second: float
     """Into and out of one device over all its links."""
     collective_latency_seconds: float
-    kernel_bundles: Mapping[str, int] = field(default_factory=dict)
-    """Custom kernel -> bundles of its whole grid, from the compiler's schedule."""
+    kernel_cycles: Mapping[str, int] = field(default_factory=dict)
+    """Custom kernel, as kernel_name names it -> cycles of its whole grid, from the compiler's schedule."""
 
 
 @dataclass(frozen=True)
@@ -224,9 +233,9 @@ def _seconds(instruction: Instruction, by_name: Mapping[str, Instruction], hardw
     if instruction.opcode == "custom-call":
         kernel = kernel_name(instruction)
         if kernel is not None:
-            if kernel not in hardware.kernel_bundles:
+            if kernel not in hardware.kernel_cycles:
                 raise ValueError(f"no schedule of the kernel {kernel} was found")
-            return hardware.kernel_bundles[kernel] / hardware.clock_hz, "kernel schedule"
+            return hardware.kernel_cycles[kernel] / hardware.clock_hz, "kernel schedule"
     operands = sum(shape_bytes(by_name[name].result) for name in instruction.operands if name in by_name)
     moved = shape_bytes(instruction.result) + operands
     if instruction.opcode == "sort":
@@ -245,11 +254,12 @@ def _asynchronous_seconds(start: Instruction, hardware: Hardware) -> tuple[float
 
 
 def kernel_name(instruction: Instruction) -> str | None:
-    """The name given to pallas_call; None for a custom call that is no kernel."""
+    """Name and first result's shape, "electra_attention_forward [32,768,512]"; None where it is no Pallas kernel."""
     if 'custom_call_target="tpu_custom_call"' not in instruction.text:
         return None
-    match = re.search(r'kernel_name\\?"?[=:]\s*\\?"([\w.-]+)', instruction.text)
-    return match[1] if match else instruction.op_name.rsplit("/", 1)[-1]
+    name = re.search(r"(\w+)\)*/pallas_call", instruction.op_name)
+    shape = _SHAPE.search(instruction.result)
+    return f"{name[1] if name else instruction.name} [{shape[2] if shape else ''}]"
 
 
 def group_size(instruction: Instruction) -> int:

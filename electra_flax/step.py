@@ -61,9 +61,10 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
         grads, sums = accumulate_gradients(config, special, state.params, batch, key, attend)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        sums["grad_norm"] = optax.tree.norm(grads)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            sums["grad_norm"] = optax.tree.norm(grads)
         sums["learning_rate"] = learning_rate(state.step, config.optimizer, config.training.num_steps)
         return TrainState(state.step + 1, params, opt_state), sums
 
@@ -108,7 +109,8 @@ def row_seeds(key: jax.Array, num_rows: int) -> RowSeeds:
 
 
 def mask(config: Config, special: SpecialTokens, batch: Batch, seeds: RowSeeds) -> MaskedInputs:
-    return masking.mask_inputs(seeds.mask_B, batch, config.masking, special, config.max_predictions_per_seq)
+    with jax.named_scope("masking"):
+        return masking.mask_inputs(seeds.mask_B, batch, config.masking, special, config.max_predictions_per_seq)
 
 
 def accumulate_gradients(
@@ -178,10 +180,12 @@ def forward(
         attend,
     )
     objective = config.objective
-    sampled_BM = masking.sample_replacements(
-        sample_seeds_B, logits_BMV, masked.targets_BM, objective.temperature, objective.disallow_correct
-    )
-    sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)
+    with jax.named_scope("sampling"):
+        sampled_BM = masking.sample_replacements(
+            sample_seeds_B, logits_BMV, masked.targets_BM, objective.temperature, objective.disallow_correct
+        )
+    with jax.named_scope("generator_loss"):
+        sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)
     if not objective.electra_objective:
         return sums, None, None
     corrupted = masking.corrupt(batch["input_ids"], masked, sampled_BM)

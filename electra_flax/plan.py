@@ -1,0 +1,406 @@
+"""Compile a run's own train step for a TPU that is not here: memory, predicted time and cost, before renting anything.
+
+The TPU compiler runs on any machine. It states a program's memory exactly, and an estimate of cycles for nearly every
+operation it schedules; program_cost sums them. docs/plan.md says what the prediction is good for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from electra_flax import program_cost, step
+from electra_flax.attention import Attend, xla_attention
+from electra_flax.attention_choice import choose_attention, kernel_specs
+from electra_flax.config import Config, RunError, UserError
+from electra_flax.flops import matmul_flops
+from electra_flax.kernel_schedule import schedule_cycles
+from electra_flax.program_cost import Cost, Hardware
+from electra_flax.records import SpecialTokens
+from electra_flax.sharding import batch_sharding, check_batch, make_mesh, state_shardings
+from electra_flax.tpus import PRICES_DATE, Slice, parse_slice
+
+log = logging.getLogger("electra_flax")
+
+_SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)  # any ids: they change constants, not costs
+_SECONDS_PER_LAYER = 5.0  # that the compiler takes on two cores
+_COLLECTIVE_LATENCY = 1e-6  # per device in the ring
+
+# (regex over the operation's path, part); the first match decides. Operations fused into another count as that one.
+PARTS: tuple[tuple[str, str], ...] = (
+    (r"/optimizer/", "optimizer"),
+    (r"embeddings|generator_lm_head|generator_predictions", "embedding and MLM head"),
+    (r"masking|sampling|generator_loss", "embedding and MLM head"),
+    (r"attention/self/.*(BTHK|BHTS)", "attention"),
+    (r"attention/self/(?!query|key|value)", "softmax and dropout"),
+    (r"dot_general", "matmul"),
+    (r"", "elementwise"),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device, as JAX's memory_analysis states them."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    """Beyond those that reuse the arguments' memory."""
+    code: int
+    limit: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries + self.outputs + self.code
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a train step: all that a plan is computed from."""
+
+    memory: Memory | None
+    """None where the program does not fit."""
+    needed_bytes: int
+    """Memory on each device."""
+    text: str
+    kernel_cycles: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that plan tells about one configuration on one slice. Predictions are named so."""
+
+    accelerator_type: str
+    topology: str
+    mesh: dict[str, int]
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_seq_length: int
+    compute_dtype: str
+    attention: str
+    """"kernel" or "plain"."""
+    parameters: int
+    flops_per_step: int
+    """Of matrix products, forward and backward, nothing recomputed counted twice."""
+    fits: bool
+    memory: dict[str, int]
+    """Bytes on each device."""
+    predicted_step_seconds: float | None = None
+    predicted_parts_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    predicted_basis_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The same time by where it comes from."""
+    predicted_mfu: float | None = None
+    predicted_tokens_per_second: float | None = None
+    num_steps: int = 0
+    predicted_days: float | None = None
+    dollars_per_hour: float = 0.0
+    predicted_dollars: float | None = None
+    prices_date: str | None = None
+    costliest: tuple[dict[str, Any], ...] = ()
+    ways_out: tuple[dict[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def make_plan(config: Config, accelerator_type: str, dollars_per_hour: float | None = None, explain: int = 0) -> Plan:
+    """Compiles the train step for the slice and predicts from the result; `explain` lists so many operations.
+
+    Where it does not fit, `ways_out` holds changes with which it does, each compiled too.
+    """
+    where = parse_slice(accelerator_type)
+    plan = _plan_one(config, where, dollars_per_hour, explain)
+    if plan.fits:
+        return plan
+    log.info("it does not fit; compiling the ways out")
+    return dataclasses.replace(plan, ways_out=tuple(_ways_out(config, where, plan, dollars_per_hour)))
+
+
+def _plan_one(config: Config, where: Slice, dollars_per_hour: float | None, explain: int) -> Plan:
+    mesh = _mesh(config, where)
+    attend = choose_attention(config, mesh, check=False)
+    compiled = compile_step(config, where, mesh, attend)
+    abstract = step.abstract_state(config)
+    training, generation = config.training, where.generation
+    plan = Plan(
+        accelerator_type=where.accelerator_type,
+        topology=where.topology_name,
+        mesh=dict(mesh.shape),
+        batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_seq_length=config.data.max_seq_length,
+        compute_dtype=training.compute_dtype,
+        attention="plain" if attend is xla_attention else "kernel",
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(abstract.params)),
+        flops_per_step=step_flops(config),
+        fits=compiled.memory is not None,
+        memory={"needed": compiled.needed_bytes, "limit": generation.memory_bytes},
+        num_steps=training.num_steps,
+        dollars_per_hour=where.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
+        prices_date=PRICES_DATE if dollars_per_hour is None else None,
+    )
+    if compiled.memory is None:
+        return plan
+    hardware = Hardware(
+        clock_hz=generation.clock_hz,
+        hbm_bytes_per_second=generation.memory_bytes_per_second,
+        link_bytes_per_second=generation.link_bytes_per_second,
+        collective_latency_seconds=_COLLECTIVE_LATENCY,
+        kernel_cycles=compiled.kernel_cycles,
+    )
+    costs = program_cost.operation_costs(program_cost.parse(compiled.text), hardware)
+    seconds = sum(cost.seconds for cost in costs)
+    hours = seconds * training.num_steps / 3600
+    return dataclasses.replace(
+        plan,
+        memory={**dataclasses.asdict(compiled.memory), "needed": compiled.memory.total},
+        predicted_step_seconds=seconds,
+        predicted_parts_seconds=_grouped(costs, part_of),
+        predicted_basis_seconds=_grouped(costs, lambda cost: cost.basis),
+        predicted_mfu=plan.flops_per_step / seconds / (where.num_devices * generation.flops_per_second),
+        predicted_tokens_per_second=training.batch_size * config.data.max_seq_length / seconds,
+        predicted_days=hours / 24,
+        predicted_dollars=hours * plan.dollars_per_hour,
+        costliest=tuple(_costliest(costs, explain)),
+    )
+
+
+def _mesh(config: Config, where: Slice) -> Mesh:
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=where.topology_name)
+    except Exception as error:  # whatever the plugin raises
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--topology {where.accelerator_type}: the TPU compiler is not usable here ({reason}); "
+            "install it with pip install 'electra-flax[tpu]'"
+        ) from None
+    mesh = make_mesh(config.mesh, list(topology.devices))
+    check_batch(config.training.batch_size, config.training.gradient_accumulation_steps, mesh)
+    return mesh
+
+
+def step_flops(config: Config) -> int:
+    """Matrix products of one optimizer step over the whole batch, traced with plain attention."""
+
+    def gradients(params: Any, batch: Any) -> Any:
+        return step.accumulate_gradients(config, _SPECIAL, params, batch, jax.random.key(0), xla_attention)[0]
+
+    return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, _abstract_batch(config)))
+
+
+def _abstract_batch(config: Config, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = (config.training.batch_size, config.data.max_seq_length)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
+
+
+# ------------------------------------------------------------------------------------------------------- compiling
+
+
+def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Compiled:
+    """The train step compiled for the mesh, from the cache where the same program was compiled before."""
+    state = step.abstract_state(config)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, mesh),
+    )
+    train_step: Any = step.make_train_step(config, _SPECIAL, mesh, attend)
+    lowered = train_step.trace(state, _abstract_batch(config, batch_sharding(mesh))).lower(lowering_platforms=("tpu",))
+    path = cache_folder() / f"{_program_hash(lowered.as_text(), where)}.json.gz"
+    if (cached := _read_cache(path)) is not None:
+        return cached
+    layers = config.model.num_hidden_layers + config.generator.num_hidden_layers
+    with _progress(f"compiling for {where.accelerator_type}", _SECONDS_PER_LAYER * layers):
+        compiled = _compile(lowered, where)
+        if compiled.memory is not None and attend is not xla_attention:
+            rows = config.training.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+            kernels = [
+                {"rows": rows // config.training.gradient_accumulation_steps, "dtype": config.training.compute_dtype,
+                 "spec": {**dataclasses.asdict(spec), "matmul_dtype": jnp.dtype(spec.matmul_dtype).name}}
+                for spec in kernel_specs(config, mesh)
+            ]  # fmt: skip
+            compiled = dataclasses.replace(compiled, kernel_cycles=schedule_cycles(where.topology_name, kernels))
+    _write_cache(path, compiled)
+    return compiled
+
+
+def _compile(lowered: Any, where: Slice) -> Compiled:
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise RunError(f"the step does not compile for {where.accelerator_type}: {_first_line(error)}") from None
+        return Compiled(None, _needed_bytes(str(error)), "", {})
+    analysis = compiled.memory_analysis()
+    memory = Memory(
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        outputs=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        limit=where.generation.memory_bytes,
+    )
+    return Compiled(memory if memory.total <= memory.limit else None, memory.total, compiled.as_text(), {})
+
+
+def _needed_bytes(message: str) -> int:
+    """From "Used 25.31G of 15.48G hbm" or "required for HLO temporaries (18.00G) exceeds available HBM"."""
+    match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|temporaries \(([\d.]+)([KMGT])\)", message)
+    if not match:
+        raise RunError(f"the compiler ran out of memory in a way that plan does not know: {message.splitlines()[0]}")
+    number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+@contextmanager
+def _progress(label: str, expected_seconds: float) -> Iterator[None]:
+    """A bar that runs on the clock: the compiler tells nothing, so the end is an estimate."""
+    started, done = time.monotonic(), threading.Event()
+    form = "{desc}: {percentage:.0f} % after {elapsed}, about {remaining} left"
+    with tqdm(desc=label, total=int(expected_seconds), bar_format=form) as bar:
+
+        def tick() -> None:
+            while not done.wait(1):
+                bar.update(bar.n < bar.total - 1)
+
+        ticker = threading.Thread(target=tick, daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            done.set()
+            ticker.join()
+    log.info("%s took %.0f s", label, time.monotonic() - started)
+
+
+# --------------------------------------------------------------------------------------------------------- caching
+
+
+def cache_folder() -> Path:
+    """Compiled programs, by hash; safe to delete."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return root / "electra-flax" / "plan"
+
+
+def _program_hash(text: str, where: Slice) -> str:
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
+    return hashlib.sha256("\n".join([where.topology_name, *versions, text]).encode()).hexdigest()[:32]
+
+
+def _read_cache(path: Path) -> Compiled | None:
+    try:
+        values = json.loads(gzip.decompress(path.read_bytes()))
+        memory = Memory(**values["memory"]) if values["memory"] else None
+        return Compiled(memory, values["needed_bytes"], values["text"], values["kernel_cycles"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError):  # absent, cut short or of another version
+        return None
+
+
+def _write_cache(path: Path, compiled: Compiled) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(compiled)).encode(), compresslevel=3))
+    unfinished.replace(path)
+
+
+# ------------------------------------------------------------------------------------------------------ predicting
+
+
+def part_of(cost: Cost) -> str:
+    """Which line of the table an operation belongs to."""
+    if cost.basis == "collective":
+        return "collectives"
+    if cost.basis == "kernel schedule":
+        return "attention kernel"
+    return next(part for pattern, part in PARTS if re.search(pattern, cost.instruction.op_name))
+
+
+def _grouped(costs: Sequence[Cost], group: Callable[[Cost], str]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for cost in costs:
+        totals[group(cost)] = totals.get(group(cost), 0.0) + cost.seconds
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
+    """Operations that differ only in their layer are one."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for cost in costs:
+        path = re.sub(r"/layer/\d+/", "/layer/*/", cost.instruction.op_name) or cost.instruction.opcode
+        source = cost.source.removeprefix(f"{Path(__file__).parents[1]}/")
+        groups.setdefault((path, source, cost.basis), []).append(cost.seconds)
+    ranked = sorted(groups.items(), key=lambda item: -sum(item[1]))[:number]
+    for (path, source, basis), seconds in ranked:
+        yield {"predicted_seconds": sum(seconds), "times": len(seconds), "operation": path, "source": source,
+               "basis": basis}  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- ways out
+
+
+def _ways_out(config: Config, where: Slice, plan: Plan, dollars_per_hour: float | None) -> Iterator[dict[str, Any]]:
+    """Accumulation, parameters split over devices, a larger slice: the least of each that fits."""
+    sharded = _with_mesh(config, data=1, fsdp=-1)
+    attempts: tuple[tuple[Config, bool], ...] = ((config, False), (sharded, False), (config, True))
+    for changed, larger in attempts:
+        place, found = where, None
+        for _ in range(6):
+            try:
+                if larger:
+                    number = int(place.accelerator_type.rsplit("-", 1)[1]) * 2
+                    place = parse_slice(f"{place.generation.prefix}-{number}")
+                elif changed is config or found is not None:
+                    changed = _with_accumulation(changed, 2 * changed.training.gradient_accumulation_steps)
+                price = None if larger else dollars_per_hour
+                found = _plan_one(changed, place, price, 0)
+            except UserError:  # the batch cannot be cut further
+                break
+            if found.fits:
+                yield _change(config, changed, where, place, found)
+                break
+
+
+def _with_mesh(config: Config, data: int, fsdp: int) -> Config:
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp))
+
+
+def _with_accumulation(config: Config, steps: int) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, gradient_accumulation_steps=steps))
+
+
+def _change(old: Config, new: Config, where: Slice, place: Slice, plan: Plan) -> dict[str, Any]:
+    from electra_flax.config_io import config_differences
+
+    changes = [f"--{name} {value.split(' -> ')[1]}" for name, value in config_differences(old, new).items()]
+    if place is not where:
+        changes.append(f"--topology {place.accelerator_type}")
+    return {
+        "change": " ".join(changes),
+        "memory_needed": plan.memory["needed"],
+        "predicted_step_seconds": plan.predicted_step_seconds,
+        "predicted_days": plan.predicted_days,
+        "predicted_dollars": plan.predicted_dollars,
+    }

@@ -1,0 +1,107 @@
+"""What TPUs are: names, shapes, speeds, memory and prices, as data. Imports nothing.
+
+Sources: cloud.google.com's TPU pages for peak rates, memory, links and list prices; limits of memory and operations
+per cycle as the compiler itself states them. A device is what JAX calls one: a core on v2 to v4 (compiled core by
+core), a chip on later generations.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from electra_flax.config import UserError
+
+PRICES_DATE = "2025-11"
+"""List prices, on demand, us-central1 or the nearest region that has the generation; US dollars per chip and hour."""
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation of TPU; rates are per device."""
+
+    prefix: str
+    """As in an accelerator type: v3 in v3-8."""
+    compiler_name: str
+    """As the compiler's topologies spell it."""
+    dimensions: int
+    """Of the torus that connects the chips."""
+    devices_per_chip: int
+    counts_cores: bool
+    """The number in an accelerator type counts cores, two a chip; otherwise chips."""
+    flops_per_second: float
+    """Peak, bfloat16."""
+    flops_per_cycle: int
+    memory_bytes: int
+    """What programs may use of a device's memory."""
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    """One link, one direction."""
+    dollars_per_chip_hour: float
+
+    @property
+    def clock_hz(self) -> float:
+        return self.flops_per_second / self.flops_per_cycle
+
+
+def _gib(size: float) -> int:
+    return int(size * _GIB)
+
+
+# fmt: off
+GENERATIONS = (
+    Generation("v2", "v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9, 1.125),
+    Generation("v3", "v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9, 2.0),
+    Generation("v4", "v4", 3, 2, True, 275e12 / 2, 131072, _gib(15.25), 1228e9 / 2, 45e9, 3.22),
+    Generation("v5litepod", "v5e", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9, 1.2),
+    Generation("v5p", "v5p", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9, 4.2),
+    Generation("v6e", "v6e", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9, 2.7),
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some number of connected chips, as one rents them."""
+
+    accelerator_type: str
+    generation: Generation
+    num_chips: int
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * self.generation.devices_per_chip
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Chips along each dimension, as equal as powers of two allow, smaller ones first; 4 chips are 2x2 or 2x2x1."""
+        dimensions = self.generation.dimensions
+        each, extra = divmod(self.num_chips.bit_length() - 1, dimensions)
+        sizes = (2 ** (each + (dimension < extra)) for dimension in range(dimensions))
+        return tuple(sorted(sizes, key=lambda size: (size == 1, size)))
+
+    @property
+    def topology_name(self) -> str:
+        return f"{self.generation.compiler_name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def dollars_per_hour(self) -> float:
+        return self.num_chips * self.generation.dollars_per_chip_hour
+
+
+def parse_slice(accelerator_type: str) -> Slice:
+    """ "v3-8" -> its slice. Raises UserError for a name that is none."""
+    names = "|".join(generation.prefix for generation in GENERATIONS)
+    match = re.fullmatch(rf"({names})-(\d+)", accelerator_type)
+    expected = "an accelerator type such as v2-8, v3-8, v3-32, v4-8, v5litepod-8, v5p-8 or v6e-8"
+    if not match:
+        raise UserError(f"--topology {accelerator_type}: expected {expected}")
+    generation = next(generation for generation in GENERATIONS if generation.prefix == match[1])
+    number = int(match[2])
+    num_chips, rest = divmod(number, 2) if generation.counts_cores else (number, 0)
+    if rest or num_chips < 4 or num_chips & (num_chips - 1):
+        unit = "cores: 8, 16, 32, 64 ..." if generation.counts_cores else "chips: 4, 8, 16, 32 ..."
+        raise UserError(f"--topology {accelerator_type}: {match[1]} slices have a power of two of {unit}")
+    return Slice(accelerator_type, generation, num_chips)

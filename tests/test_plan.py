@@ -1,0 +1,284 @@
+"""plan: what it counts against hand counts and arithmetic, through the real TPU compiler where it is installed."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from golden_tools import tiny_config
+
+from electra_flax import kernel_schedule, program_cost
+from electra_flax.config import UserError
+from electra_flax.config_io import load_config
+from electra_flax.program_cost import Hardware
+from electra_flax.tpus import GENERATIONS, parse_slice
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="NOT CHECKED: the TPU compiler (extra tpu) is not installed: make tpu-compiler",
+)
+CONFIGS = Path(__file__).parents[1] / "configs"
+V3 = parse_slice("v3-8")
+HARDWARE = Hardware(
+    clock_hz=V3.generation.clock_hz,
+    hbm_bytes_per_second=V3.generation.memory_bytes_per_second,
+    link_bytes_per_second=V3.generation.link_bytes_per_second,
+    collective_latency_seconds=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def v3_devices():
+    """Eight cores of a v3-8 to compile for, optimisations on as in a run."""
+    os.environ.update(
+        {name: os.environ.get(name, value) for name, value in kernel_schedule.COMPILER_ENVIRONMENT.items()}
+    )
+    from jax.experimental import topologies
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield topologies.get_topology_desc(platform="tpu", topology_name=V3.topology_name).devices
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def compile_for(devices, function, *shapes, specs=None):
+    mesh = jax.sharding.Mesh(devices, "x") if specs else jax.sharding.Mesh(devices[:1], "x")
+    specs = specs or [jax.P()] * len(shapes)
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec))
+        for shape, spec in zip(shapes, specs, strict=True)
+    ]
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).compile().as_text()
+
+
+def seconds(text):
+    return sum(cost.seconds for cost in program_cost.operation_costs(program_cost.parse(text), HARDWARE))
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [2048, 4096, 8192])
+def test_matrix_products_take_arithmetic_over_peak(v3_devices, size):
+    text = compile_for(v3_devices, jnp.matmul, (size, size), (size, size))
+    expected = 2 * size**3 / V3.generation.flops_per_second
+    assert seconds(text) == pytest.approx(expected, rel=0.10)
+
+
+@needs_compiler
+def test_a_loop_counts_as_often_as_it_runs(v3_devices):
+    def repeated(x, w, times):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=times)[0]
+
+    shapes = ((1024, 1024), (1024, 1024))
+    few, many = (
+        seconds(compile_for(v3_devices, lambda x, w, n=times: repeated(x, w, n), *shapes)) for times in (7, 21)
+    )
+    assert many == pytest.approx(3 * few, rel=0.05)
+    assert many > 20 * 2 * 1024**3 / V3.generation.flops_per_second
+
+
+@needs_compiler
+def test_collectives_cost_bytes_over_bandwidth(v3_devices):
+    rows = 8 * 4096
+
+    def gradient(x, y):
+        return x.T @ y  # both split by rows: every device holds a part of the sum
+
+    text = compile_for(v3_devices, gradient, (rows, 1024), (rows, 2048), specs=[jax.P("x"), jax.P("x")])
+    costs = program_cost.operation_costs(program_cost.parse(text), HARDWARE)
+    collectives = [cost for cost in costs if cost.basis == "collective"]
+    size = 1024 * 2048 * 2
+    expected = 2 * size * 7 / 8 / V3.generation.link_bytes_per_second
+    assert sum(cost.seconds for cost in collectives) == pytest.approx(expected, rel=0.02)
+
+
+def test_collective_formulas():
+    def cost(kind, groups):
+        text = f"f32[1000]{{0}} {kind}(%x), replica_groups={groups}"
+        return program_cost.collective_seconds(program_cost.Instruction("c", kind, text, "f32[1000]{0}"), HARDWARE)
+
+    unit = 4000 / HARDWARE.link_bytes_per_second
+    assert cost("all-reduce", "{{0,1,2,3}}") == pytest.approx(1.5 * unit)
+    assert cost("all-gather", "[2,4]<=[8]") == pytest.approx(0.75 * unit)
+    assert cost("reduce-scatter", "{{0,1,2,3}}") == pytest.approx(3 * unit)
+    assert cost("all-reduce", "mesh['a'=8,'b'=2] {'b'}") == pytest.approx(1.0 * unit)
+    assert cost("all-reduce", "{{0}}") == 0
+
+
+def test_bundles_and_their_delays_are_cycles():
+    text = """
+= control target key start
+     0   :  { %s1 = smov 1  ;;  %2 = vnop }
+   0x1 LB:  { %3 = vadd.f32 %v1, %v2  ;;  %4 = vdelay 3 }
+   0x2   :  { %5 = vmatmul.f32.gmra.mxu0 %v3 }
+"""
+    assert kernel_schedule.bundle_cycles(text) == 3 + 3
+
+
+@needs_compiler
+def test_the_kernel_is_costed_from_its_schedule():
+    spec = {"num_heads": 2, "head_size": 64, "rate": 0.1, "matmul_dtype": "float32", "interpret": False}
+    kernels = [{"rows": rows, "dtype": "bfloat16", "spec": spec | {"tokens": tokens}}
+               for rows, tokens in ((4, 128), (8, 128), (4, 256))]  # fmt: skip
+    cycles = kernel_schedule.schedule_cycles(V3.topology_name, kernels)
+    forward, twice, longer = (
+        cycles[f"electra_attention_forward [{shape}]"] for shape in ("4,128,128", "8,128,128", "4,128,256")
+    )
+    assert twice == 2 * forward
+    # Two matrix products for each head, on two units of 128 x 128 of which a head of 64 fills half.
+    for tokens, found in ((128, forward), (256, longer)):
+        least = 4 * 2 * 2 * tokens**2 * 128 / (2 * 128 * 128)
+        assert least < found < 12 * least
+    assert cycles["electra_attention_backward [4,128,256]"] > 1.4 * longer
+
+
+def hand_count(config):
+    """Multiply-adds of the forward pass, times two, times three for the gradients."""
+    batch, tokens = config.training.batch_size, config.data.max_seq_length
+    masked, vocab = config.max_predictions_per_seq, config.model.vocab_size
+    embedding = config.model.embedding_size
+
+    def transformer(part):
+        hidden = part.hidden_size
+        layer = 4 * hidden**2 + 2 * hidden * part.intermediate_size + 2 * tokens * hidden
+        return part.num_hidden_layers * layer + (embedding * hidden if embedding != hidden else 0)
+
+    generator = tokens * transformer(config.generator)
+    generator += masked * (config.generator.hidden_size * embedding + embedding * vocab)
+    discriminator = tokens * (transformer(config.model) + config.model.hidden_size**2 + config.model.hidden_size)
+    return 3 * 2 * batch * (generator + discriminator)
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_flops_against_a_hand_count(preset):
+    from electra_flax.plan import step_flops
+
+    config = load_config(CONFIGS / f"{preset}.yaml")
+    assert step_flops(config) == pytest.approx(hand_count(config), rel=0.03)
+
+
+def test_flops_do_not_depend_on_accumulation():
+    from electra_flax.plan import step_flops
+
+    whole, sliced = tiny_config(), tiny_config(training={"gradient_accumulation_steps": 4})
+    assert step_flops(whole) == pytest.approx(step_flops(sliced), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "devices"),
+    [("v2-8", "v2:2x2", 8), ("v3-8", "v3:2x2", 8), ("v3-32", "v3:4x4", 32), ("v3-128", "v3:8x8", 128),
+     ("v4-8", "v4:2x2x1", 8), ("v4-32", "v4:2x2x4", 32), ("v5litepod-8", "v5e:2x4", 8), ("v5p-8", "v5p:2x2x1", 4),
+     ("v6e-8", "v6e:2x4", 8)],
+)  # fmt: skip
+def test_slices_as_they_are_rented(name, topology, devices):
+    where = parse_slice(name)
+    assert (where.topology_name, where.num_devices) == (topology, devices)
+    assert where.dollars_per_hour > 0
+
+
+@needs_compiler
+def test_slices_exist_for_the_compiler(v3_devices):
+    from jax.experimental import topologies
+
+    for generation in GENERATIONS:
+        where = parse_slice(f"{generation.prefix}-8")
+        described = topologies.get_topology_desc(platform="tpu", topology_name=where.topology_name)
+        assert len(described.devices) == where.num_devices
+
+
+@pytest.mark.parametrize("name", ["v3", "v3-7", "v3-48", "v9-8", "v3-8 ", "v5litepod-2"])
+def test_no_slice_of_that_name(name):
+    with pytest.raises(UserError, match="--topology"):
+        parse_slice(name)
+
+
+def run_plan(*arguments, cache):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("electra-flax"), "plan", "--config", str(CONFIGS / "demo.yaml"), *arguments],
+        capture_output=True, text=True, check=False, env=environment | {"XDG_CACHE_HOME": str(cache)},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+SMALL = ("--topology", "v3-8", "--model.num_hidden_layers", "1", "--generator.num_hidden_layers", "1",
+         "--data.max_seq_length", "128", "--model.max_position_embeddings", "128", "--batch", "64",
+         "--dtype", "bfloat16", "--model.hidden_size", "128", "--model.num_attention_heads", "2",
+         "--generator.hidden_size", "64", "--generator.num_attention_heads", "1")  # fmt: skip
+
+
+@needs_compiler
+def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
+    answers = []
+    for cache in (tmp_path / "one", tmp_path / "two", tmp_path / "two"):  # two compilations, then the cached one
+        code, out, err = run_plan(*SMALL, "--json", "--explain", "5", cache=cache)
+        assert code == 0, err
+        answers.append(json.loads(out))
+    assert answers[0] == answers[1] == answers[2]
+    plan = answers[0]
+    assert plan["fits"] and plan["attention"] == "kernel"
+    assert plan["predicted_parts_seconds"]["attention kernel"] > 0
+    assert math.isclose(sum(plan["predicted_parts_seconds"].values()), plan["predicted_step_seconds"])
+    for operation in plan["costliest"]:
+        assert operation["source"].startswith("electra_flax/") or not operation["source"]
+    assert any(operation["source"] for operation in plan["costliest"])
+
+    # Memory is what JAX itself says of the same program.
+    from electra_flax import plan as plan_module
+    from electra_flax import step
+    from electra_flax.attention_choice import choose_attention
+    from electra_flax.sharding import batch_sharding, make_mesh, state_shardings
+
+    config = load_config(CONFIGS / "demo.yaml", _fields(SMALL))
+    mesh = make_mesh(config.mesh, list(v3_devices))
+    state = step.abstract_state(config)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state, state_shardings(state, mesh),
+    )  # fmt: skip
+    train_step = step.make_train_step(config, plan_module._SPECIAL, mesh, choose_attention(config, mesh, check=False))
+    batch = plan_module._abstract_batch(config, batch_sharding(mesh))
+    analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
+    memory = plan["memory"]
+    assert memory["arguments"] == analysis.argument_size_in_bytes
+    assert memory["temporaries"] == analysis.temp_size_in_bytes
+    assert memory["outputs"] == analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    assert memory["code"] == analysis.generated_code_size_in_bytes
+
+
+def _fields(arguments):
+    short = {"--batch": "--training.batch_size", "--dtype": "--training.compute_dtype"}
+    return [short.get(part, part) for part in arguments if part not in ("--topology", "v3-8")]
+
+
+def test_mistakes_are_one_line(tmp_path):
+    for arguments, complaint in (
+        (("--topology", "v3-9"), "v3 slices have a power of two of cores"),
+        (("--topology", "v3-8", "--batch", "100"), "must be a multiple of 8"),
+        (("--topology", "v3-8", "--model.hidden_siz", "3"), "unknown field model.hidden_siz"),
+    ):
+        if "100" in arguments and importlib.util.find_spec("libtpu") is None:
+            continue
+        code, out, err = run_plan(*arguments, cache=tmp_path)
+        assert code == 1 and not out
+        assert complaint in err.splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path):
+    code, out, err = run_plan(
+        "--topology", "v2-8", "--batch", "8192", "--data.max_seq_length", "128", "--dtype", "bfloat16",
+        "--model.max_position_embeddings", "128", "--model.hidden_size", "1024", "--model.num_attention_heads", "16",
+        "--model.intermediate_size", "4096", "--model.num_hidden_layers", "2", "--json", cache=tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    plan = json.loads(out)
+    assert not plan["fits"] and plan["memory"]["needed"] > plan["memory"]["limit"]
+    assert len(plan["ways_out"]) == 3
+    for way in plan["ways_out"]:
+        assert way["memory_needed"] < parse_slice("v2-8").generation.memory_bytes
