@@ -20,22 +20,35 @@ from electra_flax import randomness
 from electra_flax.attention import Attend
 from electra_flax.config import ModelConfig
 
+# Odd polynomial u(x) with Phi(x) = (1 + tanh(u(x))) / 2 to 0.2 % for |x| <= 6, a fit of atanh(erf(x / sqrt(2))).
+_PHI = (0.79595518, 0.038135070, -0.00052794081, 6.3985372e-06, -3.2708044e-08)
+
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact form, x * Phi(x), through erf in float32.
+    """The exact form, x * Phi(x), computed in float32; for bfloat16 to within its rounding.
 
-    erf is the dearest elementwise function of the model, so its derivative is taken in the forward pass, where it
-    costs almost nothing, and kept in the type of x instead of x.
+    Phi is the dearest elementwise function of the model, so the derivative is taken in the forward pass, where it
+    costs little more, and kept in the type of x instead of x.
     """
     return _gelu_and_slope(x)[0]
 
 
 def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(jnp.float32)
-    cumulative = 0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5))
+    cumulative = _phi_rounded(wide) if x.dtype == jnp.bfloat16 else 0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5))
     density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2.0 * math.pi)
     return (wide * cumulative).astype(x.dtype), (cumulative + wide * density).astype(x.dtype)
+
+
+def _phi_rounded(x: jax.Array) -> jax.Array:
+    # erf takes a TPU's vector unit 48 operations, tanh one.
+    x = jnp.clip(x, -6.0, 6.0)
+    square = jnp.square(x)
+    factor = jnp.full_like(square, _PHI[-1])
+    for coefficient in reversed(_PHI[:-1]):
+        factor = factor * square + coefficient
+    return 0.5 + 0.5 * jnp.tanh(x * factor)
 
 
 gelu.defvjp(_gelu_and_slope, lambda slope, grad: (grad * slope,))
@@ -69,10 +82,12 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        centred = x.astype(jnp.float32) - x.astype(jnp.float32).mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        # Both moments in one pass, which fuses into the product before it; a second pass would read memory again.
+        wide = x.astype(jnp.float32)
+        mean = wide.mean(axis=-1, keepdims=True)
+        variance = jnp.maximum(jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean), 0.0)
         shape = (1,) * (x.ndim - 1) + (-1,)
-        normed = centred * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
+        normed = (wide - mean) * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
         return (normed * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from golden_tools import tiny_config
 
-from electra_flax import attention_choice, attention_kernel, randomness
+from electra_flax import attention_choice, attention_kernel, layers, randomness
 from electra_flax.attention import xla_attention
 from electra_flax.attention_kernel import Spec, kernel_attention, supports
 from electra_flax.sharding import make_mesh
@@ -113,3 +114,24 @@ def test_dropout_rate_and_scale():
     other = np.asarray(randomness.dropout(x, 0.1, randomness.fold_in(seeds, 1)))
     agreement = ((dropped == 0) & (other == 0)).mean()
     assert abs(agreement - 0.01) < 5 * np.sqrt(0.01 / dropped.size)
+
+
+def test_gelu_of_every_bfloat16_number():
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(jnp.bfloat16)
+    numbers = numbers[np.isfinite(numbers.astype(np.float32))]
+    wide = numbers.astype(np.float64)
+    phi = 0.5 * np.vectorize(math.erfc)(-wide / math.sqrt(2))
+    density = np.exp(-0.5 * np.square(np.clip(wide, -40, 40))) / math.sqrt(2 * math.pi)
+    value, slope = layers._gelu_and_slope(jnp.asarray(numbers))
+    step = 2.0**-7  # of a bfloat16 next to 1
+    np.testing.assert_allclose(np.asarray(value, np.float64), wide * phi, rtol=step, atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(slope, np.float64), phi + np.clip(wide, -40, 40) * density, rtol=step, atol=step / 2
+    )
+
+
+def test_gelu_in_float32_and_its_gradient():
+    x = jnp.linspace(-8.0, 8.0, 4001)
+    exact = lambda x: x * 0.5 * (1 + jax.lax.erf(x / math.sqrt(2)))  # noqa: E731
+    np.testing.assert_allclose(layers.gelu(x), exact(x), atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), jax.vmap(jax.grad(exact))(x), atol=1e-6)
