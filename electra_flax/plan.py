@@ -284,7 +284,7 @@ def _progress(label: str, expected_seconds: float) -> Iterator[None]:
 
         def tick() -> None:
             while not done.wait(1):
-                bar.update(bar.n < bar.total - 1)
+                bar.update(bar.n < int(expected_seconds) - 1)
 
         ticker = threading.Thread(target=tick, daemon=True)
         ticker.start()

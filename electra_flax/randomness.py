@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 # Bob Jenkins' 32-bit integer hash and the end of his one-at-a-time hash: nine rounds of shifts and additions. Without
-# the last three, neighbouring positions are correlated. As int32: a TPU's vector unit compares no unsigned numbers,
-# and a multiplication costs it as much as the whole hash.
+# the last three, neighbouring positions are correlated. As int32: a TPU's vector unit compares no unsigned numbers.
+# x + (x << n) is written as a product, which the TPU compiler takes apart at no cost; LLVM's time grows exponentially
+# with a chain of terms that each name x twice.
 _ADD_1, _ADD_2, _ADD_3, _ADD_4 = 0x7ED55D16, 0x165667B1, 0xD3A2646C, 0xFD7046C5
 _XOR_1, _XOR_2 = 0xC761C23C, 0xB55A4F09
 
@@ -35,18 +36,24 @@ def fold_in(seeds_B: jax.Array, number: int) -> jax.Array:
 
 def random_bits(position: jax.Array, seed: jax.Array) -> jax.Array:
     """32 bits for each position, int32; `seed` broadcasts against `position`."""
-    shift_left, shift_right = jax.lax.shift_left, jax.lax.shift_right_logical
+
+    def shift_left(x: jax.Array, by: int) -> jax.Array:
+        return jax.lax.shift_left(x, jnp.int32(by))
+
+    def shift_right(x: jax.Array, by: int) -> jax.Array:
+        return jax.lax.shift_right_logical(x, jnp.int32(by))
+
     # The seed enters twice, so that the streams of two seeds are not one stream read from two places.
     x = position + seed
-    x = (x + _signed(_ADD_1)) + shift_left(x, jnp.int32(12))
-    x = (x ^ (seed ^ _signed(_XOR_1))) ^ shift_right(x, jnp.int32(19))
-    x = (x + _signed(_ADD_2)) + shift_left(x, jnp.int32(5))
-    x = (x + _signed(_ADD_3)) ^ shift_left(x, jnp.int32(9))
-    x = (x + _signed(_ADD_4)) + shift_left(x, jnp.int32(3))
-    x = (x ^ _signed(_XOR_2)) ^ shift_right(x, jnp.int32(16))
-    x += shift_left(x, jnp.int32(3))
-    x ^= shift_right(x, jnp.int32(11))
-    return x + shift_left(x, jnp.int32(15))
+    x = x * jnp.int32(1 + (1 << 12)) + _signed(_ADD_1)
+    x = (x ^ (seed ^ _signed(_XOR_1))) ^ shift_right(x, 19)
+    x = x * jnp.int32(1 + (1 << 5)) + _signed(_ADD_2)
+    x = (x + _signed(_ADD_3)) ^ shift_left(x, 9)
+    x = x * jnp.int32(1 + (1 << 3)) + _signed(_ADD_4)
+    x = (x ^ _signed(_XOR_2)) ^ shift_right(x, 16)
+    x = x * jnp.int32(1 + (1 << 3))
+    x ^= shift_right(x, 11)
+    return x * jnp.int32(1 + (1 << 15))
 
 
 def uniform(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
