@@ -7,6 +7,7 @@ Dropout is on where `seeds_B` (randomness.py) is given, one int32 a row.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -70,11 +71,61 @@ def fold_in(seeds_B: jax.Array | None, number: int) -> jax.Array | None:
 
 def dense(features: int, config: ModelConfig, dtype: DTypeLike, name: str = "dense") -> nn.Dense:
     """A dense layer as all but two are: truncated normal kernel, bias 0."""
-    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal(config), name=name)
+    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal(config), name=name, dot_general=dot_rows)
+
+
+def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
+    """Contracts the last dimension of x with the one that dimension_numbers names of a matrix; for nn.Dense.
+
+    All other dimensions of x become one: XLA's CPU compiler transposes operands of more than two dimensions in
+    memory for the kernel's gradient, and folds a matrix's transpose into the product.
+    """
+    (_, contracted), _ = dimension_numbers
+    rows = x.reshape(-1, x.shape[-1])
+    product = jax.lax.dot_general(rows, kernel, (((1,), contracted), ((), ())), **options)
+    return product.reshape(*x.shape[:-1], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
+    """Normalises the last dimension in float32 with the biased variance; the result has the type of x.
+
+    The gradient is written out: two sums over each row, where differentiation would leave five, and x is all that is
+    kept of its size.
+    """
+    return _layer_norm(x, scale_D, bias_D, epsilon)[0]
+
+
+def _layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
+    # Both moments in one pass, which fuses into the product before it; a second pass would read memory again.
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.maximum(jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    normed = (wide - mean) * inverse * _as_row(scale_D, x.ndim) + _as_row(bias_D, x.ndim)
+    return normed.astype(x.dtype), (x, scale_D, mean, inverse)
+
+
+def _layer_norm_gradients(epsilon: float, kept: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    del epsilon
+    x, scale_D, mean, inverse = kept
+    normed, grad = (x.astype(jnp.float32) - mean) * inverse, grad.astype(jnp.float32)
+    scaled = grad * _as_row(scale_D, x.ndim)
+    along = (scaled * normed).mean(axis=-1, keepdims=True)
+    x_grad = (scaled - scaled.mean(axis=-1, keepdims=True) - normed * along) * inverse
+    rows = tuple(range(x.ndim - 1))
+    return x_grad.astype(x.dtype), (grad * normed).sum(axis=rows), grad.sum(axis=rows)
+
+
+layer_norm.defvjp(_layer_norm, _layer_norm_gradients)
+
+
+def _as_row(vector_D: jax.Array, num_dims: int) -> jax.Array:
+    return vector_D.reshape((1,) * (num_dims - 1) + (-1,))
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last dimension in float32 with the biased variance, whatever the compute type."""
+    """Scale, bias and layer_norm."""
 
     config: ModelConfig
 
@@ -82,13 +133,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        # Both moments in one pass, which fuses into the product before it; a second pass would read memory again.
-        wide = x.astype(jnp.float32)
-        mean = wide.mean(axis=-1, keepdims=True)
-        variance = jnp.maximum(jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean), 0.0)
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        normed = (wide - mean) * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
-        return (normed * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.config.layer_norm_eps)
 
 
 class Embeddings(nn.Module):
@@ -231,7 +276,9 @@ class Transformer(nn.Module):
         config = self.config
         self.embeddings = Embeddings(config, self.dtype)
         if config.embedding_size != config.hidden_size:
-            self.embeddings_project = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=glorot_uniform())
+            self.embeddings_project = nn.Dense(
+                config.hidden_size, dtype=self.dtype, kernel_init=glorot_uniform(), dot_general=dot_rows
+            )
         self.encoder = Encoder(config, self.dtype, self.attend)
 
     def __call__(self, embedded_BTE: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
@@ -262,7 +309,8 @@ class TiedLmHead(nn.Module):
     @nn.compact
     def __call__(self, x_BME: jax.Array, table_VE: jax.Array) -> jax.Array:
         bias_V = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
-        logits_BMV = jnp.einsum("BME,VE->BMV", x_BME, table_VE.astype(self.dtype), preferred_element_type=jnp.float32)
+        by_last = (((2,), (1,)), ((), ()))
+        logits_BMV = dot_rows(x_BME, table_VE.astype(self.dtype), by_last, preferred_element_type=jnp.float32)
         return logits_BMV + bias_V[None, None, :]
 
 

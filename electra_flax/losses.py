@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_flax.reductions import argmax_last
+
 Sums = dict[str, jax.Array]
 
 _TINY = 1e-6  # the original's guard of every denominator
@@ -23,7 +25,7 @@ def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax
     nll_BM = jax.nn.logsumexp(logits_BMV, axis=-1) - target_logit_BM
     return {
         "generator_nll": (nll_BM * weights_BM).sum(),
-        "generator_correct": ((logits_BMV.argmax(axis=-1) == targets_BM) * weights_BM).sum(),
+        "generator_correct": ((argmax_last(logits_BMV) == targets_BM) * weights_BM).sum(),
         "generator_sampled_correct": ((sampled_BM == targets_BM) * weights_BM).sum(),
     }
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from electra_flax import randomness
 from electra_flax.config import MaskingConfig
 from electra_flax.records import SpecialTokens
+from electra_flax.reductions import argmax_last
 
 Batch = dict[str, jax.Array]
 
@@ -113,7 +114,7 @@ def sample_with_uniform(
         is_target_BMV = jnp.arange(logits_BMV.shape[-1])[None, None, :] == targets_BM[..., None]
         logits_BMV = jnp.where(is_target_BMV, logits_BMV - 1000.0, logits_BMV)
     gumbel_BMV = -jnp.log(-jnp.log(uniform_BMV + 1e-9) + 1e-9)
-    return jnp.argmax(logits_BMV + gumbel_BMV, axis=-1).astype(jnp.int32)
+    return argmax_last(logits_BMV + gumbel_BMV)
 
 
 def corrupt(ids_BT: jax.Array, masked: MaskedInputs, sampled_BM: jax.Array) -> CorruptedInputs:
