@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from electra_flax.config import RunError, UserError
+from electra_flax.huge_pages import restart_with_huge_pages
 
 _EXIT_CODES = "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; the same command continues a run"
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its own options at every start
     try:
         if args.command == "pretrain":
+            if argv is None:  # started from a shell, not called
+                restart_with_huge_pages()
             _pretrain(args, overrides)
         elif args.command == "plan":
             _plan(args, overrides)

@@ -186,6 +186,9 @@ class TrainingConfig:
     """Seed of initialisation, masking, sampling and dropout."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of matrix products and activations; parameters, softmax, LayerNorm, losses stay float32."""
+    compilation_cache: str = "~/.cache/electra-flax/compiled"
+    """Folder, local or gs://, of compiled programs, which make later starts faster; "" keeps none. Whoever may write
+    there can run code here."""
 
     def __post_init__(self) -> None:
         _check_positive("training", self, "batch_size", "num_steps", "gradient_accumulation_steps")

@@ -19,6 +19,7 @@ from electra_flax.input_pipeline import open_split, read_vocabulary, training_ba
 from electra_flax.metrics import MetricSums, MetricWriter, Progress
 from electra_flax.records import DataFolder
 from electra_flax.sharding import check_batch, coverage_report, make_mesh
+from electra_flax.startup import StartClock, use_compilation_cache
 from electra_flax.step import init_state, make_eval_step, make_train_step
 from electra_flax.verify_data import verify_shards
 
@@ -30,6 +31,8 @@ def pretrain(config: Config, data_path: Path, work: Path) -> None:
 
     Raises UserError for what the user can fix, RunError when the run itself fails.
     """
+    clock = StartClock()
+    use_compilation_cache(config.training.compilation_cache)
     is_main = jax.process_index() == 0
 
     # -------------------------------------------------- everything that can be refused is refused before compiling
@@ -106,7 +109,11 @@ def pretrain(config: Config, data_path: Path, work: Path) -> None:
                 batch = next(batches)
             except UserError as error:  # the shards were sound at the start
                 raise RunError(f"{error} (at step {step}; run the same command to continue)") from None
+            dispatched = time.perf_counter()
             state, sums = train_step(state, batch)
+            if step == start + 1:
+                jax.block_until_ready(sums)
+                clock.report(time.perf_counter() - dispatched)
             # Step k's numbers are read after step k + 1 is dispatched: the devices never wait for the host.
             if pending is not None:
                 record(step - 1, pending)
