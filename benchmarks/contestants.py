@@ -42,13 +42,15 @@ def ours(path: Path, batch_size: int, dtype: str, vocab: int | None) -> Step:
 
     from electra_flax.attention_choice import choose_attention
     from electra_flax.sharding import batch_sharding, make_mesh
+    from electra_flax.startup import compile_step
     from electra_flax.step import init_state, make_train_step
 
     config = _config(path, batch_size, dtype, vocab)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state: Any = init_state(config, mesh)
-    train_step = make_train_step(config, SPECIAL, mesh, choose_attention(config, mesh))
     batch = jax.device_put(_batch(config), batch_sharding(mesh))
+    train_step = make_train_step(config, SPECIAL, mesh, choose_attention(config, mesh))
+    train_step = compile_step("train step", train_step, state, batch)
 
     def step() -> None:
         nonlocal state

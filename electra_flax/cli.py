@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from electra_flax.config import RunError, UserError
-from electra_flax.huge_pages import restart_with_huge_pages
+from electra_flax.host_memory import restart_with_huge_pages
 
 _EXIT_CODES = "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; the same command continues a run"
 

@@ -204,13 +204,7 @@ def step_flops(config: Config) -> int:
     def gradients(params: Any, batch: Any) -> Any:
         return step.accumulate_gradients(config, _SPECIAL, params, batch, jax.random.key(0), xla_attention)[0]
 
-    return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, _abstract_batch(config)))
-
-
-def _abstract_batch(config: Config, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (config.training.batch_size, config.data.max_seq_length)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
+    return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, step.abstract_batch(config)))
 
 
 # ------------------------------------------------------------------------------------------------------- compiling
@@ -225,7 +219,9 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
         state_shardings(state, mesh),
     )
     train_step: Any = step.make_train_step(config, _SPECIAL, mesh, attend)
-    lowered = train_step.trace(state, _abstract_batch(config, batch_sharding(mesh))).lower(lowering_platforms=("tpu",))
+    lowered = train_step.trace(state, step.abstract_batch(config, batch_sharding(mesh))).lower(
+        lowering_platforms=("tpu",)
+    )
     path = cache_folder() / f"{_program_hash(lowered.as_text(), where)}.json.gz"
     if (cached := _read_cache(path)) is not None:
         return cached

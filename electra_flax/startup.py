@@ -1,14 +1,19 @@
-"""The time to the first step: programs compiled by an earlier start, and where the rest went."""
+"""The way to the first step: programs compiled by an earlier start, and how long the compiler took."""
 
 from __future__ import annotations
 
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from electra_flax.host_memory import give_back_unused
+
 log = logging.getLogger("electra_flax")
+
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -16,27 +21,25 @@ def use_compilation_cache(folder: str) -> None:
 
     Whoever may write there can run code here: it must not be shared with strangers.
     """
-    if not folder:
-        return
-    jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(Path(folder).expanduser()))
+    path = folder if "://" in folder else str(Path(folder).expanduser())
+    jax.config.update("jax_compilation_cache_dir", path if folder else None)
 
 
-class StartClock:
-    """Says when the first step was done, and how much of that time went where."""
+def compile_step(name: str, function: Any, *arguments: Any) -> Any:
+    """Compiles a jitted function for arguments (arrays or their shapes) ahead of its first call, and logs the time."""
+    hits = 0
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._hits = 0
-        jax.monitoring.register_event_listener(self._listen)
+    def listen(event: str, **unused: object) -> None:
+        nonlocal hits
+        hits += event == _CACHE_HIT
 
-    def _listen(self, event: str, **unused: object) -> None:
-        self._hits += event == "/jax/compilation_cache/cache_hits"
-
-    def report(self, step_seconds: float) -> None:
-        """Logs, after the first step has finished; `step_seconds` is what it took, compilation included."""
-        jax.monitoring.unregister_event_listener(self._listen)
-        log.info(
-            "first step done %.0f s after the start, %.0f s of them compiling and taking it; %s",
-            time.perf_counter() - self._started, step_seconds,
-            f"{self._hits} programs came from the compilation cache" if self._hits else "all programs were compiled",
-        )  # fmt: skip
+    started = time.perf_counter()
+    jax.monitoring.register_event_listener(listen)
+    try:
+        compiled = function.lower(*arguments).compile()
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    give_back_unused()
+    source = "found in the compilation cache" if hits else "compiled"
+    log.info("%s %s in %.0f s", name, source, time.perf_counter() - started)
+    return compiled

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from electra_flax import losses, masking, model, randomness
 from electra_flax.attention import Attend, xla_attention
@@ -44,6 +44,13 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
 def abstract_state(config: Config) -> TrainState:
     """The state's tree with shapes and dtypes instead of arrays."""
     return jax.eval_shape(functools.partial(_create_state, config))
+
+
+def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch's shapes and dtypes instead of arrays."""
+    shape = (config.training.batch_size, config.data.max_seq_length)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
 
 
 def _create_state(config: Config) -> TrainState:

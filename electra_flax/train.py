@@ -18,9 +18,9 @@ from electra_flax.evaluate import held_out_metrics
 from electra_flax.input_pipeline import open_split, read_vocabulary, training_batches
 from electra_flax.metrics import MetricSums, MetricWriter, Progress
 from electra_flax.records import DataFolder
-from electra_flax.sharding import check_batch, coverage_report, make_mesh
-from electra_flax.startup import StartClock, use_compilation_cache
-from electra_flax.step import init_state, make_eval_step, make_train_step
+from electra_flax.sharding import batch_sharding, check_batch, coverage_report, make_mesh
+from electra_flax.startup import compile_step, use_compilation_cache
+from electra_flax.step import abstract_batch, init_state, make_eval_step, make_train_step
 from electra_flax.verify_data import verify_shards
 
 log = logging.getLogger("electra_flax")
@@ -31,7 +31,7 @@ def pretrain(config: Config, data_path: Path, work: Path) -> None:
 
     Raises UserError for what the user can fix, RunError when the run itself fails.
     """
-    clock = StartClock()
+    begin = time.perf_counter()
     use_compilation_cache(config.training.compilation_cache)
     is_main = jax.process_index() == 0
 
@@ -65,6 +65,7 @@ def pretrain(config: Config, data_path: Path, work: Path) -> None:
 
     attend = choose_attention(config, mesh)
     train_step = make_train_step(config, vocabulary.special, mesh, attend)
+    train_step = compile_step("train step", train_step, state, abstract_batch(config, batch_sharding(mesh)))
     eval_step = make_eval_step(config, vocabulary.special, mesh, attend)
     batches = training_batches(config, examples, mesh, start)
     writer = MetricWriter(work, enabled=is_main)
@@ -109,11 +110,10 @@ def pretrain(config: Config, data_path: Path, work: Path) -> None:
                 batch = next(batches)
             except UserError as error:  # the shards were sound at the start
                 raise RunError(f"{error} (at step {step}; run the same command to continue)") from None
-            dispatched = time.perf_counter()
             state, sums = train_step(state, batch)
             if step == start + 1:
                 jax.block_until_ready(sums)
-                clock.report(time.perf_counter() - dispatched)
+                log.info("first step done %.0f s after the start", time.perf_counter() - begin)
             # Step k's numbers are read after step k + 1 is dispatched: the devices never wait for the host.
             if pending is not None:
                 record(step - 1, pending)

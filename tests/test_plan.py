@@ -241,7 +241,7 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
         state, state_shardings(state, mesh),
     )  # fmt: skip
     train_step = step.make_train_step(config, plan_module._SPECIAL, mesh, choose_attention(config, mesh, check=False))
-    batch = plan_module._abstract_batch(config, batch_sharding(mesh))
+    batch = step.abstract_batch(config, batch_sharding(mesh))
     analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
     memory = plan["memory"]
     assert memory["arguments"] == analysis.argument_size_in_bytes
