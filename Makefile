@@ -10,10 +10,10 @@ DEMO := runs/demo
 TORCH := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install tpu-compiler demo test test-slow lint types format lock clean
+.PHONY: help install tpu-compiler demo bench test test-slow lint types format lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## build .venv from the lock file
 
@@ -44,6 +44,10 @@ test: $(STAMP)  ## all tests but the slow ones
 	@$(MAKE) --no-print-directory tpu-compiler 2>/dev/null \
 		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(STAMP)  ## seconds a step beside transformers on PyTorch and on Flax; results in runs/bench
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python benchmarks/step_speed.py --config configs/electra_small.yaml --batch 32 --vocab 35000 --out runs/bench
 
 test-slow: $(STAMP)  ## tests with TensorFlow and transformers 5, in environments of their own
 	$(BIN)/python -m pytest -m slow

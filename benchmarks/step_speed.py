@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from contestants import CONTESTANTS
 
+from electra_flax.host_memory import huge_page_environment
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,7 +61,8 @@ def compare(args: argparse.Namespace) -> int:
     for name in args.only:
         started = time.perf_counter()
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = huge_page_environment()  # pretrain asks for huge pages; here all do
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         if read(worker) != "ready":
             raise SystemExit(f"{name} did not start")
         print(f"{name}: ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)

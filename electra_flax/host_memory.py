@@ -26,13 +26,18 @@ def restart_environment(environment: Mapping[str, str], setting: str, libc: str)
     return {**environment, "GLIBC_TUNABLES": f"{tunables}:{_TUNABLE}=1".lstrip(":")}
 
 
-def restart_with_huge_pages() -> None:
-    """Replaces this process by itself, with its arguments and number, where huge pages must be asked for."""
+def huge_page_environment() -> dict[str, str] | None:
+    """restart_environment of this process on this machine."""
     try:
         setting, libc = _SETTING.read_text(), os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (OSError, ValueError):  # no Linux, no glibc
-        return
-    environment = restart_environment(os.environ, setting, libc)
+        return None
+    return restart_environment(os.environ, setting, libc)
+
+
+def restart_with_huge_pages() -> None:
+    """Replaces this process by itself, with its arguments and number, where huge pages must be asked for."""
+    environment = huge_page_environment()
     if environment is not None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 

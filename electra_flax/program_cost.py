@@ -150,7 +150,7 @@ class Hardware:
     clock_hz: float
     hbm_bytes_per_second: float
     link_bytes_per_second: float
-    """Into and out of one device over all its links."""
+    """One link, one direction: what a ring moves through each device."""
     collective_latency_seconds: float
     kernel_cycles: Mapping[str, int] = field(default_factory=dict)
     """Custom kernel, as kernel_name names it -> cycles of its whole grid, from the compiler's schedule."""

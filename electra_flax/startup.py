@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 
+from electra_flax.config import UserError
 from electra_flax.host_memory import give_back_unused
 
 log = logging.getLogger("electra_flax")
@@ -19,8 +21,13 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 def use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in a folder, local or gs://, and takes them from there; "" keeps none.
 
-    Whoever may write there can run code here: it must not be shared with strangers.
+    Whoever may write there can run code here: it must not be shared with strangers. Raises UserError for a bucket that
+    cannot be read for lack of a library.
     """
+    if folder.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+        raise UserError(
+            f"training.compilation_cache={folder}: gs:// needs gcsfs: pip install 'electra-flax[gcs]', or name a folder"
+        )
     path = folder if "://" in folder else str(Path(folder).expanduser())
     jax.config.update("jax_compilation_cache_dir", path if folder else None)
 

