@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -33,6 +34,7 @@ from electra_flax.attention import Attend, xla_attention
 from electra_flax.attention_choice import choose_attention, kernel_specs
 from electra_flax.config import Config, RunError, UserError
 from electra_flax.flops import matmul_flops
+from electra_flax.host_memory import give_back_unused
 from electra_flax.kernel_schedule import schedule_cycles
 from electra_flax.program_cost import Cost, Hardware
 from electra_flax.records import SpecialTokens
@@ -43,6 +45,7 @@ log = logging.getLogger("electra_flax")
 
 _SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)  # any ids: they change constants, not costs
 _SECONDS_PER_LAYER = 5.0  # that the compiler takes on two cores
+_STATE_AND_GRADIENTS = 5 / 3  # of the state, which is three times the parameters; gradients and their sum join it
 _COLLECTIVE_LATENCY = 1e-6  # per device in the ring
 
 # (regex over the operation's path, part); the first match decides. Operations fused into another count as that one.
@@ -358,25 +361,42 @@ def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
 
 
 def _ways_out(config: Config, where: Slice, plan: Plan, dollars_per_hour: float | None) -> Iterator[dict[str, Any]]:
-    """Accumulation, parameters split over devices, a larger slice: the least of each that fits."""
+    """Accumulation, parameters split over devices, a larger slice: of each the first that fits, compiled."""
+    working = plan.memory["needed"] - _state_bytes(config, where)  # grows with a device's rows
     sharded = _with_mesh(config, data=1, fsdp=-1)
-    attempts: tuple[tuple[Config, bool], ...] = ((config, False), (sharded, False), (config, True))
-    for changed, larger in attempts:
-        place, found = where, None
-        for _ in range(6):
+    for start, larger in ((config, False), (sharded, False), (config, True)):
+        # What the state leaves room for says where to begin, so that few programs are compiled in vain.
+        room = where.generation.memory_bytes - _STATE_AND_GRADIENTS * _state_bytes(start, where)
+        if room <= 0 and not larger:
+            continue
+        least = 1 if start is sharded else 2
+        parts = max(least, 2 ** math.ceil(math.log2(max(1.0, working / room)))) if room > 0 else least
+        for factor in (parts, 2 * parts, 4 * parts):
             try:
-                if larger:
-                    number = int(place.accelerator_type.rsplit("-", 1)[1]) * 2
-                    place = parse_slice(f"{place.generation.prefix}-{number}")
-                elif changed is config or found is not None:
-                    changed = _with_accumulation(changed, 2 * changed.training.gradient_accumulation_steps)
-                price = None if larger else dollars_per_hour
-                found = _plan_one(changed, place, price, 0)
-            except UserError:  # the batch cannot be cut further
+                place, changed = _larger(where, factor), start
+                if not larger:
+                    place = where
+                    changed = _with_accumulation(start, factor * start.training.gradient_accumulation_steps)
+                found = _plan_one(changed, place, None if larger else dollars_per_hour, 0)
+            except UserError:  # the batch cannot be cut further, or no slice is that large
                 break
+            jax.clear_caches()
+            give_back_unused()
             if found.fits:
                 yield _change(config, changed, where, place, found)
                 break
+
+
+def _state_bytes(config: Config, where: Slice) -> int:
+    """Parameters and optimizer state on each device."""
+    state = step.abstract_state(config)
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, _mesh(config, where))), strict=True)
+    return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
+
+
+def _larger(where: Slice, factor: int) -> Slice:
+    number = int(where.accelerator_type.rsplit("-", 1)[1]) * factor
+    return parse_slice(f"{where.generation.prefix}-{number}")
 
 
 def _with_mesh(config: Config, data: int, fsdp: int) -> Config:
