@@ -282,3 +282,13 @@ def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path):
     assert len(plan["ways_out"]) == 3
     for way in plan["ways_out"]:
         assert way["memory_needed"] < parse_slice("v2-8").generation.memory_bytes
+
+
+@needs_compiler
+@pytest.mark.parametrize("generation", GENERATIONS, ids=lambda generation: generation.prefix)
+def test_the_kernel_compiles_for_every_generation(generation):
+    dtype = "float32" if generation.prefix in ("v2", "v3") else "bfloat16"  # as kernel_specs chooses
+    spec = {"num_heads": 2, "head_size": 64, "tokens": 512, "rate": 0.1, "matmul_dtype": dtype, "interpret": False}
+    kernels = [{"rows": 8, "dtype": "bfloat16", "spec": spec}]
+    cycles = kernel_schedule.schedule_cycles(parse_slice(f"{generation.prefix}-8").topology_name, kernels)
+    assert len(cycles) == 2 and min(cycles.values()) > 0
