@@ -106,6 +106,8 @@ def test_collective_formulas():
     assert cost("all-gather", "[2,4]<=[8]") == pytest.approx(0.75 * unit)
     assert cost("reduce-scatter", "{{0,1,2,3}}") == pytest.approx(3 * unit)
     assert cost("all-reduce", "mesh['a'=8,'b'=2] {'b'}") == pytest.approx(1.0 * unit)
+    reordered = "mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'a'}"
+    assert cost("all-reduce", reordered) == pytest.approx(1.0 * unit)
     assert cost("all-reduce", "{{0}}") == 0
 
 
