@@ -274,7 +274,7 @@ def test_mistakes_are_one_line(tmp_path):
 @needs_compiler
 def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path):
     code, out, err = run_plan(
-        "--topology", "v2-8", "--batch", "8192", "--data.max_seq_length", "128", "--dtype", "bfloat16",
+        "--topology", "v2-8", "--batch", "32768", "--data.max_seq_length", "128", "--dtype", "bfloat16",
         "--model.max_position_embeddings", "128", "--model.hidden_size", "1024", "--model.num_attention_heads", "16",
         "--model.intermediate_size", "4096", "--model.num_hidden_layers", "2", "--json", cache=tmp_path,
     )  # fmt: skip
