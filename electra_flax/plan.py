@@ -189,7 +189,9 @@ def _plan_one(config: Config, where: Slice, dollars_per_hour: float | None, expl
 
 def _mesh(config: Config, where: Slice) -> Mesh:
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=where.topology_name)
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=where.topology_name, **where.generation.compiler_options
+        )
     except Exception as error:  # whatever the plugin raises
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -1,8 +1,8 @@
 """What TPUs are: names, shapes, speeds, memory and prices, as data. Imports nothing.
 
 Sources: cloud.google.com's TPU pages for peak rates, memory, links and list prices; limits of memory and operations
-per cycle as the compiler itself states them. A device is what JAX calls one: a core on v2 to v4 (compiled core by
-core), a chip on later generations.
+per cycle as the compiler itself states them. A device is what JAX calls one: a core on v2 and v3, a
+chip on later generations.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class Generation:
     dollars_per_chip_hour: float
 
     @property
+    def compiler_options(self) -> dict[str, str]:
+        """What the compiler must be told beside the topology: both cores of a v4 chip are one device, as on a VM."""
+        return {"chip_config_name": "megacore"} if self.prefix == "v4" else {}
+
+    @property
     def clock_hz(self) -> float:
         return self.flops_per_second / self.flops_per_cycle
 
@@ -54,7 +59,7 @@ def _gib(size: float) -> int:
 GENERATIONS = (
     Generation("v2", "v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9, 1.125),
     Generation("v3", "v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9, 2.0),
-    Generation("v4", "v4", 3, 2, True, 275e12 / 2, 131072, _gib(15.25), 1228e9 / 2, 45e9, 3.22),
+    Generation("v4", "v4", 3, 1, True, 275e12, 262144, _gib(30.5), 1228e9, 45e9, 3.22),
     Generation("v5litepod", "v5e", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9, 1.2),
     Generation("v5p", "v5p", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9, 4.2),
     Generation("v6e", "v6e", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9, 2.7),
