@@ -90,8 +90,7 @@ def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options:
 def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
     """Normalises the last dimension in float32 with the biased variance; the result has the type of x.
 
-    The gradient is written out: two sums over each row, where differentiation would leave five, and x is all that is
-    kept of its size.
+    The gradient is written out: two sums over each row, and x is all that is kept of its size.
     """
     return _layer_norm(x, scale_D, bias_D, epsilon)[0]
 

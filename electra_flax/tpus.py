@@ -1,8 +1,8 @@
 """What TPUs are: names, shapes, speeds, memory and prices, as data. Imports nothing.
 
 Sources: cloud.google.com's TPU pages for peak rates, memory, links and list prices; limits of memory and operations
-per cycle as the compiler itself states them. A device is what JAX calls one: a core on v2 and v3, a
-chip on later generations.
+per cycle as the compiler itself states them (v4: twice a core's). A device is what JAX calls one: a core on v2 and v3,
+a chip on later generations.
 """
 
 from __future__ import annotations

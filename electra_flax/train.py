@@ -113,7 +113,7 @@ def pretrain(config: Config, data_path: Path, work: Path) -> None:
             state, sums = train_step(state, batch)
             if step == start + 1:
                 jax.block_until_ready(sums)
-                log.info("first step done %.0f s after the start", time.perf_counter() - begin)
+                progress.print(f"first step done {time.perf_counter() - begin:.0f} s after the start")
             # Step k's numbers are read after step k + 1 is dispatched: the devices never wait for the host.
             if pending is not None:
                 record(step - 1, pending)
