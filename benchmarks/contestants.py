@@ -6,28 +6,16 @@ gradients, clipping, AdamW, dropout on. Embeddings are shared.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from electra_flax.config import Config
-from electra_flax.config_io import load_config
 from electra_flax.records import SpecialTokens
 
 Step = Callable[[], None]
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
-
-
-def _config(path: Path, batch: int, dtype: str, vocab: int | None) -> Config:
-    config = load_config(path)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, vocab_size=vocab or config.model.vocab_size),
-        training=dataclasses.replace(config.training, batch_size=batch, compute_dtype=dtype),
-    )
 
 
 def _batch(config: Config) -> dict[str, np.ndarray]:
@@ -36,7 +24,7 @@ def _batch(config: Config) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def ours(path: Path, batch_size: int, dtype: str, vocab: int | None) -> Step:
+def ours(config: Config) -> Step:
     """electra-flax's own train step on one device."""
     import jax
 
@@ -45,7 +33,6 @@ def ours(path: Path, batch_size: int, dtype: str, vocab: int | None) -> Step:
     from electra_flax.startup import compile_step
     from electra_flax.step import init_state, make_train_step
 
-    config = _config(path, batch_size, dtype, vocab)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state: Any = init_state(config, mesh)
     batch = jax.device_put(_batch(config), batch_sharding(mesh))
@@ -74,12 +61,12 @@ def _hf_configs(config: Config) -> tuple[Any, Any]:
     return convert(generator_model_config(config)), convert(config.model)
 
 
-def pytorch(path: Path, batch_size: int, dtype: str, vocab: int | None) -> Step:
+def pytorch(config: Config) -> Step:
     """transformers' PyTorch models as a good user would join them: gathered positions, fused AdamW, compiled."""
     import torch
     from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
-    config = _config(path, batch_size, dtype, vocab)
+    batch_size, dtype = config.training.batch_size, config.training.compute_dtype
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     generator_config, discriminator_config = _hf_configs(config)
@@ -134,29 +121,28 @@ def _compiler_works() -> bool:
     return True
 
 
-def pytorch_eager(path: Path, batch_size: int, dtype: str, vocab: int | None) -> Step:
+def pytorch_eager(config: Config) -> Step:
     """The same without torch.compile."""
     globals()["_compiler_works"] = lambda: False
-    return pytorch(path, batch_size, dtype, vocab)
+    return pytorch(config)
 
 
-def hf_flax(path: Path, batch_size: int, dtype: str, vocab: int | None) -> Step:
+def hf_flax(config: Config) -> Step:
     """transformers 4.57's Flax modules joined, with optax's AdamW."""
     import jax
     import jax.numpy as jnp
     import optax
     from transformers import FlaxElectraForMaskedLM, FlaxElectraForPreTraining
 
-    config = _config(path, batch_size, dtype, vocab)
     generator_config, discriminator_config = _hf_configs(config)
-    kind = jnp.dtype(dtype)
+    kind = jnp.dtype(config.training.compute_dtype)
     generator = FlaxElectraForMaskedLM(generator_config, dtype=kind, input_shape=(1, 8))
     discriminator = FlaxElectraForPreTraining(discriminator_config, dtype=kind, input_shape=(1, 8))
     params = {"generator": generator.params, "discriminator": discriminator.params}
     params["generator"]["electra"].pop("embeddings")
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.01))
     batch = {name: jnp.asarray(array) for name, array in _batch(config).items()}
-    rows = jnp.arange(batch_size)[:, None]
+    rows = jnp.arange(config.training.batch_size)[:, None]
 
     def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         ids, mask, types = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
@@ -199,7 +185,7 @@ def hf_flax(path: Path, batch_size: int, dtype: str, vocab: int | None) -> Step:
     return step
 
 
-CONTESTANTS: dict[str, Callable[[Path, int, str, int | None], Step]] = {
+CONTESTANTS: dict[str, Callable[[Config], Step]] = {
     "electra-flax": ours,
     "pytorch": pytorch,
     "pytorch-eager": pytorch_eager,

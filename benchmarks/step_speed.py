@@ -9,6 +9,7 @@ machine is noisy for all. Medians, ratios and peak memory go to a JSON file and 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
@@ -24,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from contestants import CONTESTANTS
 
+from electra_flax.config import Config
+from electra_flax.config_io import load_config
 from electra_flax.host_memory import huge_page_environment
 
 
@@ -31,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a file of configs/")
     parser.add_argument("--batch", type=int, required=True, help="sequences per step")
+    parser.add_argument("--length", type=int, help="tokens a sequence (default: the preset's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
     parser.add_argument("--vocab", type=int, help="vocabulary size (default: the preset's)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each (5)")
@@ -41,9 +45,20 @@ def main() -> int:
     return work(args) if args.worker else compare(args)
 
 
+def configured(args: argparse.Namespace) -> Config:
+    """The preset with what the command line changes."""
+    config = load_config(args.config)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, vocab_size=args.vocab or config.model.vocab_size),
+        data=dataclasses.replace(config.data, max_seq_length=args.length or config.data.max_seq_length),
+        training=dataclasses.replace(config.training, batch_size=args.batch, compute_dtype=args.dtype),
+    )
+
+
 def work(args: argparse.Namespace) -> int:
     """Takes a step for every line of standard input and answers with its seconds and the memory so far."""
-    step: Callable[[], None] = CONTESTANTS[args.worker](args.config, args.batch, args.dtype, args.vocab)
+    step: Callable[[], None] = CONTESTANTS[args.worker](configured(args))
     for _ in range(2):
         step()
     print("ready", flush=True)
@@ -102,7 +117,8 @@ def summarize(args: argparse.Namespace, answers: dict[str, list[dict[str, float]
     first = next(iter(answers))
     ours = np.array([answer["seconds"] for answer in answers[first]])
     return {
-        "config": args.config.stem, "batch": args.batch, "dtype": args.dtype, "vocab": args.vocab,
+        "config": args.config.stem, "batch": args.batch, "length": configured(args).data.max_seq_length,
+        "dtype": args.dtype, "vocab": args.vocab,
         "steps": args.steps,
         "median_seconds": {name: statistics.median(a["seconds"] for a in found) for name, found in answers.items()},
         "peak_gib": {name: max(a["peak_bytes"] for a in found) / 2**30 for name, found in answers.items()},
@@ -128,7 +144,7 @@ def draw(result: dict, path: Path) -> None:
     axes.set_yticks(range(len(result["seconds"])), list(result["seconds"]))
     axes.invert_yaxis()
     axes.set_xlabel("seconds a step (bar: median, marks: each step); shorter is better")
-    axes.set_title(f"{result['config']}, batch {result['batch']}, {result['dtype']}")
+    axes.set_title(f"{result['config']}, {result['batch']} x {result['length']}, {result['dtype']}")
     figure.savefig(path, dpi=150)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,8 @@ from jax.typing import DTypeLike
 from electra_flax import randomness
 from electra_flax.attention import Attend
 from electra_flax.config import ModelConfig
+
+DotGeneral = Callable[..., jax.Array]
 
 # Odd polynomial u(x) with Phi(x) = (1 + tanh(u(x))) / 2 to 0.2 % for |x| <= 6, a fit of atanh(erf(x / sqrt(2))).
 _PHI = (0.79595518, 0.038135070, -0.00052794081, 6.3985372e-06, -3.2708044e-08)
@@ -69,11 +72,6 @@ def fold_in(seeds_B: jax.Array | None, number: int) -> jax.Array | None:
     return None if seeds_B is None else randomness.fold_in(seeds_B, number)
 
 
-def dense(features: int, config: ModelConfig, dtype: DTypeLike, name: str = "dense") -> nn.Dense:
-    """A dense layer as all but two are: truncated normal kernel, bias 0."""
-    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal(config), name=name, dot_general=dot_rows)
-
-
 def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
     """Contracts the last dimension of x with the one that dimension_numbers names of a matrix; for nn.Dense.
 
@@ -84,6 +82,42 @@ def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options:
     rows = x.reshape(-1, x.shape[-1])
     product = jax.lax.dot_general(rows, kernel, (((1,), contracted), ((), ())), **options)
     return product.reshape(*x.shape[:-1], -1)
+
+
+def dot_gelu_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
+    """dot_rows of gelu(x); in float32, x is all that is kept of its size for the gradient.
+
+    In bfloat16, which is a TPU's, computing GELU again would take longer than reading it.
+    """
+    if x.dtype == jnp.bfloat16:
+        return dot_rows(gelu(x), kernel, dimension_numbers, **options)
+    return _gelu_product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _gelu_product(x_RF: jax.Array, kernel_FD: jax.Array) -> jax.Array:
+    return gelu(x_RF) @ kernel_FD
+
+
+def _gelu_product_gradients(kept: Any, grad_RD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_RF, kernel_FD = kept
+    # Left alone, XLA finds that GELU was computed before and keeps three arrays instead; it drops an optimization
+    # barrier on the CPU, but not a dependence on the gradient.
+    x_RF = jnp.where(jnp.isnan(grad_RD[:, :1]), jnp.nan, x_RF)
+    value_RF, slope_RF = _gelu_and_slope(x_RF)
+    return (grad_RD @ kernel_FD.T) * slope_RF, value_RF.T @ grad_RD
+
+
+_gelu_product.defvjp(
+    lambda x_RF, kernel_FD: (_gelu_product(x_RF, kernel_FD), (x_RF, kernel_FD)), _gelu_product_gradients
+)
+
+
+def dense(
+    features: int, config: ModelConfig, dtype: DTypeLike, name: str = "dense", dot: DotGeneral = dot_rows
+) -> nn.Dense:
+    """A dense layer as all but two are: truncated normal kernel, bias 0."""
+    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal(config), name=name, dot_general=dot)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -187,11 +221,12 @@ class Output(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    dot: DotGeneral = dot_rows
 
     @nn.compact
     def __call__(self, x: jax.Array, residual_BTD: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
         config = self.config
-        x_BTD = dense(config.hidden_size, config, self.dtype)(x)
+        x_BTD = dense(config.hidden_size, config, self.dtype, dot=self.dot)(x)
         x_BTD = randomness.dropout(x_BTD, config.hidden_dropout_prob, seeds_B)
         return LayerNorm(config, name="LayerNorm")(x_BTD + residual_BTD)
 
@@ -211,14 +246,14 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """The first half of the feed-forward sublayer."""
+    """The first half of the feed-forward sublayer, up to GELU, which is part of the second half's product."""
 
     config: ModelConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        return gelu(dense(self.config.intermediate_size, self.config, self.dtype)(hidden_BTD))
+        return dense(self.config.intermediate_size, self.config, self.dtype)(hidden_BTD)
 
 
 class Layer(nn.Module):
@@ -233,7 +268,9 @@ class Layer(nn.Module):
         attention = Attention(self.config, self.dtype, self.attend, name="attention")
         attended_BTD = attention(hidden_BTD, attention_mask_BT, fold_in(seeds_B, 0))
         wide_BTF = Intermediate(self.config, self.dtype, name="intermediate")(attended_BTD)
-        return Output(self.config, self.dtype, name="output")(wide_BTF, attended_BTD, fold_in(seeds_B, 1))
+        return Output(self.config, self.dtype, dot_gelu_rows, name="output")(
+            wide_BTF, attended_BTD, fold_in(seeds_B, 1)
+        )
 
 
 class LayerStack(nn.Module):
