@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -13,27 +14,100 @@ from rich.console import Console
 from tqdm import tqdm
 
 from data_prep import inspect
-from data_prep.readers import find_sources, read_documents
+from data_prep.clean import RECIPES, STEPS, Cleaner, CleaningOptions
+from data_prep.pool import WorkerError
+from data_prep.readers import READERS, Corpus, ReaderOptions
 from data_prep.shards import ShardJob, write_shards
-from data_prep.vocab import train_vocabulary
+from data_prep.sources import find_sources
+from data_prep.vocab import sample_lines, train_vocabulary
 from electra_flax.config import UserError
 from electra_flax.tokenizer import Casing
 
-_SOURCES = "files, folders or globs of UTF-8 text (.txt, .gz); a blank line or the end of a file closes a document"
+_SOURCES = (
+    "files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki "
+    "dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; or tfds:NAME[:split][:feature]"
+)
+_STEPS_HELP = "steps of cleaning, in the order in which they run:\n" + "\n".join(
+    f"  {step.name:17s} {step.help}" for step in STEPS
+)
+_RECIPES_HELP = "recipes:\n" + "\n".join(
+    f"  {name:17s} {', '.join(step.name for step in STEPS if step.name in on) or 'no step'}"
+    for name, on in RECIPES.items()
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 something the user can fix (one line says what), 2 usage."""
+    """Exit codes: 0 done, 1 something the user can fix (one line says what), 2 usage, 3 a worker died, 75 stopped."""
     args = _parser().parse_args(argv)
     try:
         args.run(args)
     except UserError as error:
-        print(f"electra-data: error: {error}", file=sys.stderr)
-        return 1
+        return _end(1, f"error: {error}")
+    except WorkerError as error:
+        return _end(3, f"error: {error}")
     except OSError as error:
-        print(f"electra-data: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+        if error.errno == errno.ENOSPC:
+            where = getattr(args, "out", error.filename)
+            return _end(1, f"error: {where}: the disk is full: free some space and run the same command again")
+        return _end(1, f"error: {error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        return _end(75, "stopped: run the same command to go on")
     return 0
+
+
+def _end(code: int, message: str) -> int:
+    print(f"electra-data: {message}", file=sys.stderr)
+    return code
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the epilog as it is."""
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    """What a corpus is and how it is cleaned; the same for every command that reads one."""
+    parser.epilog = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
+    parser.formatter_class = _Help
+    parser.add_argument("--corpus", nargs="+", required=True, metavar="SRC", help=_SOURCES)
+    reading = parser.add_argument_group("reading")
+    reading.add_argument(
+        "--format", choices=("auto", *READERS), default="auto",
+        help="auto looks at the first bytes; text: blank lines between documents, lines: a document a line, file: one",
+    )  # fmt: skip
+    reading.add_argument("--encoding", default="utf-8", metavar="NAME", help="of text and JSON lines, such as cp949")
+    reading.add_argument("--text-key", default="text", metavar="KEY", help="key or column that holds the text")
+    reading.add_argument("--strict", action="store_true", help="end at a malformed Modu file instead of skipping it")
+    cleaning = parser.add_argument_group("cleaning")
+    names = [step.name for step in STEPS]
+    cleaning.add_argument("--clean", choices=RECIPES, default="none", help="recipe, see below")
+    cleaning.add_argument(
+        "--with", nargs="+", choices=names, default=[], metavar="STEP", dest="with_", help="add steps"
+    )
+    cleaning.add_argument("--without", nargs="+", choices=names, default=[], metavar="STEP", help="leave steps out")
+    cleaning.add_argument("--splitter", choices=("rules", "kiwi"), default="rules", help="of the step `sentences`")
+    cleaning.add_argument("--min-characters", type=int, default=10, metavar="N", help="of the step `short`")
+    cleaning.add_argument(
+        "--near-similarity", type=float, default=0.8, metavar="F", help="of `near-duplicates`, 0 to 1"
+    )
+
+
+def _corpus(args: argparse.Namespace) -> Corpus:
+    try:
+        is_usable = "\n".encode(args.encoding) == b"\n"
+    except LookupError:
+        is_usable = False
+    if not is_usable:
+        raise UserError(f"--encoding {args.encoding}: expected a name that extends ASCII, such as utf-8 or cp949")
+    options = ReaderOptions(args.format, args.encoding, args.text_key, args.strict)
+    return Corpus(find_sources(args.corpus), options, lambda message: tqdm.write(f"warning: {message}", sys.stderr))
+
+
+def _cleaning(args: argparse.Namespace) -> CleaningOptions:
+    if not 0 < args.near_similarity <= 1:
+        raise UserError(f"--near-similarity {args.near_similarity}: expected more than 0 and at most 1")
+    return CleaningOptions.of(
+        args.clean, args.with_, args.without, args.splitter, args.min_characters, args.near_similarity
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,14 +122,14 @@ def _parser() -> argparse.ArgumentParser:
         help="learn a WordPiece vocabulary",
         description="Learns a WordPiece vocabulary and writes vocab.txt and the files that ElectraTokenizer loads. "
         "KoELECTRA v3 used --size 35000; 30,000 to 40,000 suits Korean.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    vocab.add_argument("--corpus", nargs="+", required=True, metavar="SRC", help=_SOURCES)
+    _add_corpus(vocab)
     vocab.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     vocab.add_argument("--size", type=int, default=35_000, metavar="N", help="entries, [unused] slots included")
     vocab.add_argument("--unused", type=int, default=200, metavar="N", help="[unused] slots for domain words")
     vocab.add_argument("--limit-alphabet", type=int, default=6000, metavar="N", help="most characters kept")
     vocab.add_argument("--min-frequency", type=int, default=2, metavar="N", help="rarest pair that is merged")
+    vocab.add_argument("--sample-mb", type=int, default=1024, metavar="MB", help="most text that is kept to learn from")
     vocab.add_argument("--lower-case", action="store_true", help="lower-case the text (English, not Korean)")
     vocab.add_argument("--strip-accents", action="store_true", help="remove accents; refused for Hangul")
     vocab.set_defaults(run=_vocab)
@@ -64,10 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         "shard",
         help="write TFRecord shards",
         description="Tokenizes the corpus and writes TFRecord shards, manifest.json and the metadata with which "
-        "tensorflow-datasets opens the folder. The result does not depend on --workers.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "tensorflow-datasets opens the folder. The result does not depend on --workers. A run that was ended goes on "
+        "when the same command is given again; unfinished work lies in OUT.partial.",
     )
-    shard.add_argument("--corpus", nargs="+", required=True, metavar="SRC", help=_SOURCES)
+    _add_corpus(shard)
     shard.add_argument("--vocab", type=Path, required=True, metavar="DIR", help="folder of electra-data vocab")
     shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; must be new")
     shard.add_argument("--max-seq-length", type=int, required=True, metavar="N", help="tokens an example")
@@ -80,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         help="carry loses no token; original cuts examples exactly as the original code does",
     )  # fmt: skip
     shard.add_argument("--num-shards", type=int, metavar="N", help="training shards (default: one per 64 MB of text)")
+    shard.add_argument("--hosts", type=int, default=1, metavar="N", help="the number of shards is a multiple of it")
     shard.add_argument("--seed", type=int, default=0, metavar="N", help="seed of segments and split")
     shard.set_defaults(run=_shard)
 
@@ -96,17 +171,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _vocab(args: argparse.Namespace) -> None:
-    sources = find_sources(args.corpus)
-    total = sum(path.stat().st_size for path in sources)
+    corpus, cleaner = _corpus(args), Cleaner(_cleaning(args))
 
-    def lines() -> Iterator[str]:
-        with tqdm(total=total, desc="reading", unit="B", unit_scale=True, mininterval=1) as progress:
-            for document in read_documents(sources):
-                yield from document.lines
-                progress.update(sum(len(line.encode()) + 1 for line in document.lines))
+    def sentences() -> Iterator[str]:
+        with tqdm(total=corpus.total_bytes, desc="reading", unit="B", unit_scale=True, mininterval=1) as progress:
+            for document in corpus.documents():
+                for paragraph in cleaner.clean(document.text_lines()):
+                    yield from paragraph
+                progress.update(corpus.bytes_read - progress.n)
 
     vocabulary = train_vocabulary(
-        lines,
+        sample_lines(sentences(), args.sample_mb << 20),
         args.out,
         size=args.size,
         num_unused=args.unused,
@@ -124,7 +199,9 @@ def _shard(args: argparse.Namespace) -> None:
         raise UserError(f"--max-seq-length {args.max_seq_length}: expected at least 8; 128 and 512 are usual")
     if not 0 <= args.validation_fraction < 1:
         raise UserError(f"--validation-fraction {args.validation_fraction}: expected at least 0 and less than 1")
-    for name, value in (("--workers", args.workers), ("--num-shards", args.num_shards)):
+    for name, value in (
+        ("--workers", args.workers), ("--num-shards", args.num_shards), ("--hosts", args.hosts)
+    ):  # fmt: skip
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: expected at least 1")
     job = ShardJob(
@@ -134,8 +211,11 @@ def _shard(args: argparse.Namespace) -> None:
         args.max_seq_length,
         args.validation_fraction,
         args.seed,
+        _cleaning(args),
+        args.num_shards,
+        args.hosts,
     )
-    manifest = write_shards(job, find_sources(args.corpus), args.out, args.workers, args.num_shards)
+    manifest = write_shards(job, _corpus(args), args.out, args.workers)
     for split in manifest.splits:
         print(
             f"{args.out} {split}: {manifest.examples(split):,} examples, {manifest.tokens(split):,} tokens, "
@@ -148,6 +228,8 @@ def _shard(args: argparse.Namespace) -> None:
             f"({args.validation_fraction}) to have held-out metrics",
             file=sys.stderr,
         )
+    for step, count in manifest.cleaning["changed_or_dropped"].items():
+        print(f"{step:17s} {count:,} texts")
     print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
 
 

@@ -10,8 +10,6 @@ import random
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from electra_flax.records import SpecialTokens, encode_example
 
 BuilderName = Literal["carry", "original"]
@@ -23,18 +21,13 @@ _NO_LIMIT = 100_000
 
 
 class Example(NamedTuple):
-    """A padded example, int32 [max_seq_length] each."""
+    """Token ids with [CLS] and [SEP], unpadded; the first `num_first` are of the first segment."""
 
-    input_ids: np.ndarray
-    input_mask: np.ndarray
-    segment_ids: np.ndarray
+    token_ids: Ids
+    num_first: int
 
-    def encode(self) -> bytes:
-        return encode_example(*self)
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.input_mask.sum())
+    def encode(self, max_seq_length: int) -> bytes:
+        return encode_example(self.token_ids, self.num_first, max_seq_length)
 
 
 class ExampleBuilder:
@@ -98,12 +91,7 @@ class ExampleBuilder:
     def _pack(self, first: Ids, second: Ids) -> Example:
         special = self._special
         ids = [special.cls, *first, special.sep]
-        segments = [0] * len(ids)
+        num_first = len(ids)
         if second:
             ids += [*second, special.sep]
-            segments += [1] * (len(second) + 1)
-        example = Example(*np.zeros((3, self._max_length), np.int32))
-        example.input_ids[: len(ids)] = ids
-        example.input_mask[: len(ids)] = 1
-        example.segment_ids[: len(ids)] = segments
-        return example
+        return Example(ids, num_first)

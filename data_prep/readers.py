@@ -1,77 +1,443 @@
-"""Corpus files -> documents, in constant memory.
+"""Corpus files of every format -> documents, in constant memory.
 
-A document is a list of lines. Plain text (.txt, .gz): a blank line or the end of the file closes a document.
+A reader takes an open byte stream and yields documents as lists of lines; markup is left to the workers, which have
+more processors than the one process that reads. What a file is shows in its first bytes (`recognize`), or is said.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
+import ijson
+
+from data_prep import markup
+from data_prep.sources import Source, open_source
 from electra_flax.config import UserError
+
+Markup = Literal["none", "wikipedia", "namuwiki"]
+# A document or a line beyond these is cut, so that no input grows without bound.
+MAX_DOCUMENT_CHARACTERS = 1_000_000
+_MAX_LINE_BYTES = 1 << 20
+_MAX_JSON_LINE_BYTES = 256 << 20
+_HEAD_BYTES = 1 << 16
 
 
 class Document(NamedTuple):
-    """Lines of text without their line ends, none blank."""
+    """Lines of text without their line ends, none blank; before markup is removed, one string in one line."""
 
     source: int
     """Which of the corpus files it came from."""
     lines: list[str]
+    markup: Markup = "none"
+
+    def text_lines(self) -> list[str]:
+        """The lines as text."""
+        if self.markup == "none":
+            return self.lines
+        to_lines = markup.wikipedia_lines if self.markup == "wikipedia" else markup.namuwiki_lines
+        return [line for text in self.lines for line in to_lines(text)]
 
 
-def find_sources(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders (all .txt and .gz below) and globs -> files, sorted. Raises UserError where there are none."""
-    found: set[Path] = set()
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            files = [path]
-        elif path.is_dir():
-            files = [file for file in path.rglob("*") if file.suffix in (".txt", ".gz") and file.is_file()]
-        elif any(character in pattern for character in "*?["):
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            files = [file for file in root.glob(str(path.relative_to(path.anchor))) if file.is_file()]
-        else:
-            raise UserError(f"--corpus {pattern}: no such file or folder")
-        if not files:
-            raise UserError(f"--corpus {pattern}: no .txt or .gz files there")
-        found.update(files)
-    return sorted(found)
+@dataclass(frozen=True)
+class ReaderOptions:
+    """How to read what does not say it of itself."""
+
+    format: str = "auto"
+    encoding: str = "utf-8"
+    text_key: str = "text"
+    strict: bool = False
 
 
-def read_documents(sources: Sequence[Path]) -> Iterator[Document]:
-    """All documents, file by file. Raises UserError for what is not UTF-8 text, naming file and line."""
-    for number, path in enumerate(sources):
-        lines: list[str] = []
-        for line in _read_lines(path):
-            if line:
-                lines.append(line)
-            elif lines:
-                yield Document(number, lines)
-                lines = []
-        if lines:
-            yield Document(number, lines)
+@dataclass
+class Corpus:
+    """Sources and what reading them has met so far."""
+
+    sources: Sequence[Source]
+    options: ReaderOptions = field(default_factory=ReaderOptions)
+    warn: Callable[[str], None] = lambda message: None
+    bytes_read: int = 0
+    malformed: dict[str, str] = field(default_factory=dict)
+    """Modu files that are not what they should be, and why."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(source.size for source in self.sources)
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, file by file. Raises UserError for what cannot be read, naming file and place."""
+        for number, source in enumerate(self.sources):
+            for document in self._documents_of(source):
+                yield from _cut(document._replace(source=number))
+
+    def _documents_of(self, source: Source) -> Iterator[Document]:
+        if source.path.startswith("tfds:"):
+            yield from _read_tfds(source.path)
+            return
+        with open_source(source, self._count) as file:
+            name = self.options.format
+            if name == "auto":
+                name = recognize(file.peek(_HEAD_BYTES)[:_HEAD_BYTES], self.options.text_key)
+            documents = READERS[name](_Input(source.path, file, self.options))
+            try:
+                yield from documents
+            except _Malformed as error:
+                message = f"{source.path}: not a Modu corpus file: {error}"
+                if self.options.strict:
+                    raise UserError(message) from None
+                self.malformed[source.path] = str(error)
+                self.warn(message + "; skipped from there on (--strict ends here)")
+
+    def _count(self, num_bytes: int) -> None:
+        self.bytes_read += num_bytes
 
 
-def _read_lines(path: Path) -> Iterator[str]:
+class _Malformed(Exception):
+    """A file that is skipped unless --strict."""
+
+
+class _Input(NamedTuple):
+    path: str
+    file: io.BufferedReader
+    options: ReaderOptions
+
+
+def recognize(head: bytes, text_key: str) -> str:
+    """The format of a file that begins with `head`: a key of READERS."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if re.match(rb"(?:<\?xml[^>]*>\s*)?<mediawiki\b", start):
+        return "wikipedia"
+    if start.startswith(b"<doc "):
+        return "wikiextractor"
+    if re.match(rb"\[\s*(?:\{|\]|$)", start):
+        return "namuwiki" if b'"namespace"' in start else "json"
+    if start.startswith(b"{"):
+        key = json.dumps(text_key).encode()
+        first_line = start.split(b"\n", 1)[0]
+        is_modu = re.search(rb'"document"\s*:', start) and key + b":" not in re.sub(rb"\s+:", b":", first_line)
+        return "modu" if is_modu else "jsonl"
+    if re.match(rb" ?= [^=\n]+ =\s*\n", start):
+        return "wikitext"
+    return "text"
+
+
+def _cut(document: Document) -> Iterator[Document]:
+    """The document, or its parts where it is too long to be held many times over."""
+    if sum(map(len, document.lines)) <= MAX_DOCUMENT_CHARACTERS:
+        if document.lines:
+            yield document
+        return
+    lines: list[str] = []
+    length = 0
+    for whole in document.lines:
+        for start in range(0, len(whole), MAX_DOCUMENT_CHARACTERS):
+            line = whole[start : start + MAX_DOCUMENT_CHARACTERS]
+            if lines and length + len(line) > MAX_DOCUMENT_CHARACTERS:
+                yield document._replace(lines=lines)
+                lines, length = [], 0
+            lines.append(line)
+            length += len(line)
+    yield document._replace(lines=lines)
+
+
+# ---------------------------------------------------------------------------------------------------- plain text
+
+
+def _lines(given: _Input) -> Iterator[str]:
     """Stripped lines; as in the original only LF ends a line and every CR goes."""
-    is_gzip = path.suffix == ".gz"
+    encoding = given.options.encoding
+    number, rest = 0, b""
+    while raw := rest + given.file.readline(_MAX_LINE_BYTES - len(rest)):
+        rest = b""
+        if not raw.endswith(b"\n") and len(raw) >= _MAX_LINE_BYTES:
+            space = raw.rfind(b" ") + 1 or len(raw) - 4
+            raw, rest = raw[:space], raw[space:]
+        number += 1
+        if b"\0" in raw:
+            raise UserError(f"{given.path} line {number}: a NUL byte: not a text file; expected text in {encoding}")
+        try:
+            yield raw.decode(encoding).replace("\r", "").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{given.path} line {number}: byte 0x{raw[error.start]:02x} at column {error.start + 1} is not "
+                f"{encoding.upper()}; {_encoding_advice(raw, encoding)}"
+            ) from None
+
+
+def _encoding_advice(raw: bytes, encoding: str) -> str:
+    if encoding.lower().replace("-", "") == "utf8":
+        try:
+            text = raw.decode("cp949")
+        except UnicodeDecodeError:
+            pass
+        else:
+            if re.search("[가-힣]", text):
+                return "it reads as Korean in CP949 (EUC-KR): give --encoding cp949"
+    return "give --encoding NAME, or convert the file, for example: iconv -f CP949 -t UTF-8"
+
+
+def _read_text(given: _Input) -> Iterator[Document]:
+    """A blank line or the end of the file closes a document."""
+    lines: list[str] = []
+    length = 0
+    for line in _lines(given):
+        if line:
+            lines.append(line)
+            length += len(line)
+        if lines and (not line or length >= MAX_DOCUMENT_CHARACTERS):
+            yield Document(0, lines)
+            lines, length = [], 0
+    yield Document(0, lines)
+
+
+def _read_lines(given: _Input) -> Iterator[Document]:
+    """Every line is a document."""
+    yield from (Document(0, [line]) for line in _lines(given) if line)
+
+
+def _read_file(given: _Input) -> Iterator[Document]:
+    """The file is a document."""
+    lines: list[str] = []
+    length = 0
+    for line in _lines(given):
+        if line:
+            lines.append(line)
+            length += len(line)
+        if length >= MAX_DOCUMENT_CHARACTERS:
+            yield Document(0, lines)
+            lines, length = [], 0
+    yield Document(0, lines)
+
+
+_HEADING = re.compile(r"((?:= ?)+)[^=].*=$")
+
+
+def _read_wikitext(given: _Input) -> Iterator[Document]:
+    """` = title =` begins a document; other headings are left out."""
+    lines: list[str] = []
+    for line in _lines(given):
+        if heading := _HEADING.match(line):
+            if heading[1].count("=") == 1:
+                yield Document(0, lines)
+                lines = []
+        elif line:
+            lines.append(line)
+    yield Document(0, lines)
+
+
+def _read_wikiextractor(given: _Input) -> Iterator[Document]:
+    """`<doc id=... title=...>` to `</doc>`; the first line, which repeats the title, is left out."""
+    lines: list[str] = []
+    title = ""
+    for line in _lines(given):
+        if line.startswith("<doc "):
+            found = re.search(r'title="([^"]*)"', line)
+            title, lines = found[1] if found else "", []
+        elif line == "</doc>":
+            yield Document(0, lines)
+            lines = []
+        elif line and not (not lines and line == title):
+            lines.append(line)
+    if lines:
+        raise UserError(f"{given.path}: ends inside a <doc>: truncated; copy the file again")
+
+
+# ------------------------------------------------------------------------------------------- JSON, XML, Parquet
+
+
+def _split(text: str) -> list[str]:
+    return [line for raw in text.replace("\r", "").split("\n") if (line := raw.strip())]
+
+
+def _text_of(row: Any, key: str, where: str) -> str:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with the key {key!r}, found {json.dumps(row)[:60]}")
+    if key not in row:
+        raise UserError(f"{where}: no key {key!r} there, only {', '.join(sorted(row))}: give --text-key NAME")
+    text = row[key]
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{where}: {key!r} is not text but {json.dumps(text, default=str)[:60]}: give --text-key NAME")
+    return text or ""
+
+
+def _texts(rows: Iterable[tuple[str, Any]], given: _Input) -> Iterator[Document]:
+    """A document for every row, given with its place; refuses a file whose texts are all empty."""
+    key, num_rows, num_texts = given.options.text_key, 0, 0
+    for where, row in rows:
+        lines = _split(_text_of(row, key, where))
+        num_rows, num_texts = num_rows + 1, num_texts + bool(lines)
+        yield Document(0, lines)
+    if num_rows and not num_texts:
+        raise UserError(f"{given.path}: {key!r} is empty in all {num_rows:,} rows: give --text-key NAME")
+
+
+def _read_jsonl(given: _Input) -> Iterator[Document]:
+    """An object a line, its text under --text-key; WikiExtractor's --json too."""
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        number = 0
+        while raw := given.file.readline(_MAX_JSON_LINE_BYTES):
+            number += 1
+            where = f"{given.path} line {number}"
+            try:
+                line = raw.decode(given.options.encoding).removeprefix("\ufeff")
+                if line.strip():
+                    yield where, json.loads(line)
+            except UnicodeDecodeError as error:
+                advice = _encoding_advice(raw, given.options.encoding)
+                raise UserError(
+                    f"{where}: byte 0x{raw[error.start]:02x} is not {given.options.encoding.upper()}; {advice}"
+                ) from None
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{where} column {error.colno}: broken JSON: {error.msg}; expected an object a line"
+                ) from None
+
+    yield from _texts(rows(), given)
+
+
+def _items(given: _Input, prefix: str) -> Iterator[Any]:
+    """The members of an array, one at a time. Raises UserError at the byte where the JSON breaks."""
     try:
-        with gzip.open(path, "rb") if is_gzip else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if b"\0" in raw:
-                    raise UserError(
-                        f"{path} line {number}: a NUL byte: not a text file; expected UTF-8 text (.txt or .gz)"
-                    )
-                try:
-                    yield raw.decode().replace("\r", "").strip()
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path} line {number}: byte 0x{raw[error.start]:02x} at column {error.start + 1} is not "
-                        "UTF-8; convert the file, for example: iconv -f CP949 -t UTF-8"
-                    ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        yield from ijson.items(given.file, prefix, use_float=True)
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise UserError(
+            f"{given.path}: broken JSON before byte {given.file.tell():,}: {reason}; copy the file again"
+        ) from None
+
+
+def _read_json(given: _Input) -> Iterator[Document]:
+    """One array of objects, their text under --text-key."""
+    numbered = enumerate(_items(given, "item"), start=1)
+    yield from _texts(((f"{given.path} object {number}", row) for number, row in numbered), given)
+
+
+def _read_namuwiki(given: _Input) -> Iterator[Document]:
+    """A dump of Namuwiki: one array of {namespace, title, text}; articles (namespace 0) that are no redirects."""
+    for number, row in enumerate(_items(given, "item"), start=1):
+        text = _text_of(row, "text", f"{given.path} object {number}")
+        if str(row.get("namespace")) == "0" and text and not markup.is_namuwiki_redirect(text):
+            yield Document(0, [text], "namuwiki")
+
+
+def _read_modu(given: _Input) -> Iterator[Document]:
+    """The Modu corpus of NIKL: news, written and web (paragraph), spoken and messenger (utterance), entities."""
+    found = False
+    try:
+        for item in _items(given, "document.item"):
+            found = True
+            yield Document(0, _modu_lines(item))
+    except UserError as error:
+        raise _Malformed(str(error).removeprefix(f"{given.path}: ")) from None
+    if not found:
+        raise _Malformed('no "document" array with members')
+
+
+def _modu_lines(document: Any) -> list[str]:
+    try:
+        if "utterance" in document:
+            turns: list[tuple[Any, list[str]]] = []
+            for utterance in document["utterance"]:
+                if turns and turns[-1][0] == utterance.get("speaker_id"):
+                    turns[-1][1].append(utterance["form"])
+                else:
+                    turns.append((utterance.get("speaker_id"), [utterance["form"]]))
+            forms = [" ".join(filter(None, parts)) for _, parts in turns]
+        else:
+            forms = [part["form"] for part in document["paragraph" if "paragraph" in document else "sentence"]]
+        return [line for form in forms for line in _split(form)]
+    except (KeyError, TypeError, AttributeError) as error:
+        name = document.get("id", "?") if isinstance(document, dict) else "?"
+        raise _Malformed(f"document {name}: {type(error).__name__} {error}") from None
+
+
+def _read_wikipedia(given: _Input) -> Iterator[Document]:
+    """pages-articles XML: pages of the main namespace that are no redirects."""
+    parents: list[Any] = []
+    try:
+        for event, element in ElementTree.iterparse(given.file, events=("start", "end")):
+            if event == "start":
+                parents.append(element)
+                continue
+            parents.pop()
+            if element.tag.rpartition("}")[2] != "page":
+                continue
+            namespace = element.tag.removesuffix("page")
+            text = element.findtext(f"{namespace}revision/{namespace}text")
+            is_article = element.findtext(f"{namespace}ns") == "0" and element.find(f"{namespace}redirect") is None
+            if is_article and text:
+                yield Document(0, [text], "wikipedia")
+            parents[-1].clear()
+    except ElementTree.ParseError as error:
+        line, column = error.position
+        raise UserError(
+            f"{given.path} line {line} column {column}: broken XML: {error.msg}; copy the file again"
+        ) from None
+
+
+def _read_parquet(given: _Input) -> Iterator[Document]:
+    """A column of text, row group by row group."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError:
+        raise UserError(f"{given.path}: Parquet needs pyarrow: pip install 'electra-flax[corpora]'") from None
+    key = given.options.text_key
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        table = parquet.ParquetFile(given.file)
+        if key not in table.schema_arrow.names:
+            names = ", ".join(table.schema_arrow.names)
+            raise UserError(f"{given.path}: no column {key!r} there, only {names}: give --text-key NAME")
+        batches = table.iter_batches(batch_size=256, columns=[key])
+        texts = (text for batch in batches for text in batch.column(0).to_pylist())
+        for number, text in enumerate(texts, start=1):
+            yield f"{given.path} row {number}", {key: text}
+
+    try:
+        yield from _texts(rows(), given)
+    except ArrowException as error:
+        raise UserError(f"{given.path}: not a readable Parquet file: {error}; copy the file again") from None
+
+
+def _read_tfds(path: str) -> Iterator[Document]:
+    """tfds:NAME[:split][:feature], as tensorflow-datasets names them; a folder of a prepared data set works too."""
+    name, split, feature = [*path.removeprefix("tfds:").split(":"), "", ""][:3]
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: needs tensorflow-datasets: pip install 'electra-flax[tfds]'") from None
+    try:
+        builder = tfds.builder_from_directory(name) if "/" in name and name[0] in "./" else tfds.builder(name)
+        builder.download_and_prepare()
+        data = builder.as_dataset(split=split or "train", shuffle_files=False)
+    except Exception as error:  # a registry, the network and a disk are behind these calls
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path}: cannot be opened: {reason}; expected tfds:NAME[:split][:feature]") from None
+    feature = feature or "text"
+    if feature not in builder.info.features:
+        raise UserError(f"{path}: no feature {feature!r}, only {', '.join(builder.info.features)}")
+    for row in tfds.as_numpy(data):
+        yield Document(0, _split(row[feature].decode()))
+
+
+READERS: dict[str, Callable[[_Input], Iterator[Document]]] = {
+    "text": _read_text,
+    "lines": _read_lines,
+    "file": _read_file,
+    "wikitext": _read_wikitext,
+    "wikiextractor": _read_wikiextractor,
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "wikipedia": _read_wikipedia,
+    "namuwiki": _read_namuwiki,
+    "modu": _read_modu,
+    "parquet": _read_parquet,
+}

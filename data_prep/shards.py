@@ -1,43 +1,63 @@
 """Documents -> TFRecord shards, manifest and the metadata of tensorflow-datasets.
 
-The corpus is cut into chunks of whole documents; worker processes turn a chunk into encoded examples, and one
-process writes them in order. A chunk's randomness depends on its number alone, so the shards are the same bytes
-whatever the number of workers.
+Four stages, each cut into pieces that are made by worker processes and appear whole or not at all, so that a run that
+was killed goes on where it was, and the shards are the same bytes whatever the number of workers:
+
+1. chunks/: the corpus read, markup removed, cleaned (chunks.py)
+2. chunks/dropped.npy: duplicates over the whole corpus (duplicates.py)
+3. records/: a chunk's examples, shuffled and dealt to the shards
+4. shards/: what all chunks dealt to a shard, shuffled; this folder becomes --out
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gc
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
+import numpy as np
 from tqdm import tqdm
 
+from data_prep import chunks, pool
+from data_prep.chunks import CleanTask, chunk_path, write_whole
+from data_prep.clean import CleaningOptions
+from data_prep.duplicates import find_duplicates
+from data_prep.encode import Encoder
 from data_prep.examples import BuilderName, ExampleBuilder
-from data_prep.readers import Document, read_documents
+from data_prep.readers import Corpus
 from electra_flax.config import UserError
-from electra_flax.records import FEATURES, Manifest, ShardInfo, ShardWriter, SpecialTokens, Vocabulary, shard_name
-from electra_flax.tokenizer import Casing, build_tokenizer
+from electra_flax.records import (
+    FEATURES,
+    Manifest,
+    ShardInfo,
+    ShardWriter,
+    SpecialTokens,
+    Vocabulary,
+    frame,
+    index_path,
+    shard_name,
+)
+from electra_flax.tokenizer import Casing
 
-_CHUNK_CHARACTERS = 500_000
-_SHARD_BYTES = 64 << 20  # of source text
+_SHARD_BYTES = 64 << 20  # of text
+_MAX_SHARD_BYTES = 512 << 20  # a shard is shuffled in memory
 SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that a worker needs to know."""
+    """What decides the shards' bytes."""
 
     vocab_dir: Path
     casing: Casing
@@ -45,63 +65,40 @@ class ShardJob:
     max_seq_length: int
     validation_fraction: float
     seed: int
+    cleaning: CleaningOptions = CleaningOptions()
+    num_shards: int | None = None
+    """Training shards; None: chosen by the size of the text."""
+    num_hosts: int = 1
+    """The number of training shards is a multiple of it, as far as it is chosen here."""
 
 
-class _Chunk(NamedTuple):
-    number: int
-    documents: list[Document]
-
-
-class _ChunkResult(NamedTuple):
-    records: dict[str, list[tuple[bytes, int]]]
-    """Per split: encoded example and its number of tokens."""
-    pieces: int
-    unknown: int
-    discarded: int
-
-
-def write_shards(job: ShardJob, sources: list[Path], out: Path, num_workers: int, num_shards: int | None) -> Manifest:
-    """Writes everything to `out`, which gets its manifest last. Raises UserError where there is nothing to write."""
+def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> Manifest:
+    """Makes the folder `out`, or nothing. Raises UserError where there is nothing to write or no room for it."""
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
     vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
-    total_bytes = sum(path.stat().st_size for path in sources)
-    counts = _shard_counts(job, total_bytes, num_shards)
-    partial = out.with_name(out.name + ".partial")
     if (out / "manifest.json").exists():
         raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: the folder is not empty; choose a new one")
+    work = out.with_name(out.name + ".partial")
+    _begin_or_continue(job, corpus, vocabulary, work)
+    run = functools.partial(pool.in_order, num_workers=num_workers, notes=work / "workers")
 
-    writers = {
-        split: [ShardWriter(partial / shard_name(split, i, count)) for i in range(count)]
-        for split, count in counts.items()
-    }
-    tokens = {split: [0] * count for split, count in counts.items()}
-    examples = {split: [0] * count for split, count in counts.items()}
-    written = Counter[str]()
-    pieces = unknown = discarded = 0
-    documents = Counter[int]()
-    with tqdm(total=total_bytes, desc="sharding", unit="B", unit_scale=True, mininterval=1) as progress:
-        for chunk, result in _run(job, _chunks(sources), num_workers):
-            documents.update(document.source for document in chunk.documents)
-            pieces, unknown = pieces + result.pieces, unknown + result.unknown
-            discarded += result.discarded
-            for split, records in result.records.items():
-                for payload, num_tokens in records:
-                    number = written[split] % counts[split]
-                    writers[split][number].write(payload)
-                    tokens[split][number] += num_tokens
-                    examples[split][number] += 1
-                    written[split] += 1
-            done = sum(len(line.encode()) + 1 for doc in chunk.documents for line in doc.lines)
-            progress.update(min(done, total_bytes - progress.n))
-    for writer in (writer for split in writers.values() for writer in split):
-        writer.close()
-    if not written["train"]:
+    summary = _clean(job, corpus, work, run)
+    if not summary.documents:
         raise UserError(
-            f"the corpus gave no training example ({sum(documents.values())} documents in {len(sources)} files): "
-            "it is empty, or --validation-fraction is too large"
+            f"the corpus gave no training example ({len(corpus.sources)} files, no text after cleaning): it is empty, "
+            "or cleaning dropped all"
         )
+    duplicates = _deduplicate(job, work, summary)
+    counts = _shard_counts(job, summary.bytes)
+    totals = _build(job, work, summary, counts, run)
+    if not totals.examples[: counts["train"]].sum():
+        raise UserError(
+            f"the corpus gave no training example ({summary.documents} documents in {len(corpus.sources)} files): "
+            "--validation-fraction is too large"
+        )
+    infos = _shuffle(job, work, counts, totals, run)
 
     manifest = Manifest(
         max_seq_length=job.max_seq_length,
@@ -111,105 +108,320 @@ def write_shards(job: ShardJob, sources: list[Path], out: Path, num_workers: int
         strip_accents=job.casing.strip_accents,
         builder=job.builder,
         seed=job.seed,
-        unk_rate=unknown / max(pieces, 1),
-        discarded_tokens=discarded,
+        unk_rate=totals.unknown / max(totals.pieces, 1),
+        discarded_tokens=totals.discarded,
         sources=[
-            {"path": path.name, "bytes": path.stat().st_size, "documents": documents[number]}
-            for number, path in enumerate(sources)
+            {
+                "path": os.path.basename(source.path),
+                "bytes": source.size,
+                "documents": summary.documents_of_source.get(str(number), 0),
+            }
+            for number, source in enumerate(corpus.sources)
         ],
-        splits={
-            split: [
-                ShardInfo(writer.path.name, examples[split][i], tokens[split][i], writer.path.stat().st_size)
-                for i, writer in enumerate(writers[split])
-            ]
-            for split in writers
+        splits=infos,
+        cleaning={
+            **dataclasses.asdict(job.cleaning), "changed_or_dropped": summary.cleaned | duplicates,
+            "malformed_files": summary.malformed,
         },
-    )
-    shutil.copyfile(vocabulary.path, partial / "vocab.txt")
-    _write_tfds_metadata(manifest, partial)
-    manifest.write(partial)
+    )  # fmt: skip
+    shards = work / "shards"
+    shutil.copyfile(vocabulary.path, shards / "vocab.txt")
+    _write_tfds_metadata(manifest, shards)
+    manifest.write(shards)
     if out.exists():
-        out.rmdir() if not any(out.iterdir()) else _refuse_occupied(out)
-    partial.rename(out)
+        out.rmdir()
+    shards.rename(out)
+    shutil.rmtree(work)
     return manifest
 
 
-def _refuse_occupied(out: Path) -> None:
-    raise UserError(f"--out {out}: the folder is not empty; choose a new one")
+def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path) -> None:
+    """Makes the work folder, or takes up one of the same job. Raises UserError for another's, or a full disk."""
+    identity = {
+        **dataclasses.asdict(job),
+        "vocab_dir": vocabulary.sha256,
+        "reading": dataclasses.asdict(corpus.options),
+        "sources": [list(source) for source in corpus.sources],
+    }
+    identity = json.loads(json.dumps(identity))
+    path = work / "job.json"
+    if path.exists():
+        before = json.loads(path.read_bytes())
+        if different := [name for name in identity if identity[name] != before.get(name)]:
+            raise UserError(
+                f"{work}: holds unfinished work of another job: {', '.join(different)} changed since; give the same "
+                "options to go on with it, or remove the folder to start again"
+            )
+        return
+    _check_disk(corpus, work)
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in ("chunks", "records", "shards"):
+        (work / folder).mkdir(parents=True)
+    write_whole(path, json.dumps(identity, indent=1).encode())
 
 
-def _shard_counts(job: ShardJob, total_bytes: int, num_shards: int | None) -> dict[str, int]:
-    train = num_shards or max(1, round(total_bytes / _SHARD_BYTES))
-    counts = {"train": train}
+def _check_disk(corpus: Corpus, work: Path) -> None:
+    # Text of compressed files is some 4 times as large. Per byte of text: 0.4 for compressed chunks, 0.8 for records,
+    # once by chunk and once by shard.
+    text = sum(source.size * (4 if source.is_packed else 1) for source in corpus.sources)
+    existing = next(parent for parent in work.absolute().parents if parent.exists())
+    free, needed = shutil.disk_usage(existing).free, 2 * text
+    if free < needed:
+        raise UserError(
+            f"{existing}: {free / 1e9:,.1f} GB free, but {text / 1e9:,.1f} GB of text need about "
+            f"{needed / 1e9:,.1f} GB: free some, or choose an --out on another disk"
+        )
+
+
+# ------------------------------------------------------------------------------------------------- stages 1 and 2
+
+
+@dataclass
+class _Summary:
+    """All chunks' counts together."""
+
+    chunks: list[chunks.ChunkInfo]
+    malformed: dict[str, str]
+
+    @property
+    def documents(self) -> int:
+        return sum(chunk.documents for chunk in self.chunks)
+
+    @property
+    def bytes(self) -> int:
+        return sum(chunk.bytes for chunk in self.chunks)
+
+    @property
+    def documents_of_source(self) -> Counter[str]:
+        return sum((Counter(chunk.documents_of_source) for chunk in self.chunks), Counter())
+
+    @property
+    def cleaned(self) -> dict[str, int]:
+        return dict(sum((Counter(chunk.cleaned) for chunk in self.chunks), Counter[str]()))
+
+
+def _bar(what: str, total: int, unit: str = "B") -> Any:
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, mininterval=1)
+
+
+def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
+    folder = work / "chunks"
+    complete = folder / "complete.json"
+    if not complete.exists():
+        paths = tuple(source.path for source in corpus.sources)
+        number = -1
+
+        def missing() -> Iterator[CleanTask]:
+            nonlocal number
+            for chunk in chunks.raw_chunks(corpus):
+                number = chunk.number
+                if not chunks.is_finished(folder, number):
+                    yield CleanTask(folder, job.cleaning, paths, chunk)
+                progress.update(corpus.bytes_read - progress.n)
+
+        with _bar("1 of 4, reading and cleaning", corpus.total_bytes) as progress:
+            for _ in run(chunks.clean_chunk, missing()):
+                pass
+        write_whole(complete, json.dumps({"chunks": number + 1, "malformed": corpus.malformed}).encode())
+    found = json.loads(complete.read_bytes())
+    return _Summary([chunks.read_info(folder, number) for number in range(found["chunks"])], found["malformed"])
+
+
+def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]:
+    path = work / "chunks/duplicates.json"
+    if not path.exists():
+        counts: dict[str, int] = {}
+        on = [step for step in job.cleaning.steps if step.startswith("dedup") or step == "near-duplicates"]
+        if on:
+            with _bar("2 of 4, duplicates", len(on), " steps") as progress:
+                counts = find_duplicates(
+                    work / "chunks", len(summary.chunks), job.cleaning.steps, job.cleaning.near_similarity,
+                    sum(chunk.sentences for chunk in summary.chunks), lambda _: progress.update(),
+                )  # fmt: skip
+        write_whole(path, json.dumps(counts).encode())
+    return json.loads(path.read_bytes())
+
+
+def _shard_counts(job: ShardJob, text_bytes: int) -> dict[str, int]:
+    wanted = job.num_shards or -(-max(1, round(text_bytes / _SHARD_BYTES)) // job.num_hosts) * job.num_hosts
+    if text_bytes / wanted > _MAX_SHARD_BYTES:
+        least = -(-text_bytes // _MAX_SHARD_BYTES)
+        raise UserError(f"--num-shards {wanted}: too few for {text_bytes / 1e9:,.1f} GB of text: at least {least}")
+    counts = {"train": wanted}
     if job.validation_fraction > 0:
-        counts["validation"] = max(1, round(train * job.validation_fraction))
+        counts["validation"] = max(1, round(wanted * job.validation_fraction))
     return counts
 
 
-def _chunks(sources: list[Path]) -> Iterator[_Chunk]:
-    number, documents, characters = 0, [], 0
-    for document in read_documents(sources):
-        documents.append(document)
-        characters += sum(map(len, document.lines))
-        if characters >= _CHUNK_CHARACTERS:
-            yield _Chunk(number, documents)
-            number, documents, characters = number + 1, [], 0
-    if documents:
-        yield _Chunk(number, documents)
+# ------------------------------------------------------------------------------------------------- stages 3 and 4
 
 
-def _run(job: ShardJob, chunks: Iterator[_Chunk], num_workers: int) -> Iterator[tuple[_Chunk, _ChunkResult]]:
-    """Results in the order of the chunks, with at most a few chunks in memory."""
-    if num_workers == 1:
-        yield from ((chunk, _build_chunk(job, chunk)) for chunk in chunks)
-        return
-    waiting: deque[tuple[_Chunk, Future[_ChunkResult]]] = deque()
-    # Spawned, not forked: the progress bar and the tokenizer have threads, which a fork may leave holding locks.
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(_build_chunk, job, chunk)))
-            if len(waiting) > 2 * num_workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+class _BuildTask(NamedTuple):
+    job: ShardJob
+    work: Path
+    counts: dict[str, int]
+    number: int
+    first_sentence: int
+    num_sentences: int
+
+
+@dataclass
+class _Totals:
+    """What stage 3 made. The shards of all splits in a row are S."""
+
+    bounds: np.ndarray
+    """[chunks, S + 1]: where in a chunk's records those of each shard begin and end, in bytes."""
+    examples: np.ndarray
+    """[S]"""
+    tokens: np.ndarray
+    """[S]"""
+    pieces: int
+    unknown: int
+    discarded: int
 
 
 @functools.cache
-def _tokenizer(job: ShardJob) -> tuple[Tokenizer, SpecialTokens]:
-    # Parallelism comes from the processes; threads in each would only fight for the same cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
-    return build_tokenizer(vocabulary.tokens, job.casing), vocabulary.special
+def _encoder(vocab_dir: Path, casing: Casing) -> tuple[Encoder, SpecialTokens]:
+    vocabulary = Vocabulary.read(vocab_dir / "vocab.txt")
+    return Encoder(vocabulary.tokens, casing), vocabulary.special
 
 
-def _build_chunk(job: ShardJob, chunk: _Chunk) -> _ChunkResult:
-    tokenizer, special = _tokenizer(job)
-    builders = {
-        split: ExampleBuilder(
-            job.builder, job.max_seq_length, special, random.Random(f"{job.seed} {split} {chunk.number}")
+def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int], run: Any) -> _Totals:
+    firsts = np.cumsum([0, *(chunk.sentences for chunk in summary.chunks)])
+    tasks = (
+        _BuildTask(job, work, counts, number, int(firsts[number]), chunk.sentences)
+        for number, chunk in enumerate(summary.chunks)
+        if not chunk_path(work / "records", number, "npz").exists()
+    )
+    with _bar("3 of 4, tokenizing", summary.bytes) as progress:
+        done = sum(
+            chunk.bytes
+            for number, chunk in enumerate(summary.chunks)
+            if chunk_path(work / "records", number, "npz").exists()
         )
-        for split in SPLITS
+        progress.update(done)
+        for task, _ in run(_build_chunk, tasks):
+            progress.update(summary.chunks[task.number].bytes)
+    arrays = [np.load(chunk_path(work / "records", number, "npz")) for number in range(len(summary.chunks))]
+    pieces, unknown, discarded = sum(found["counts"] for found in arrays)
+    return _Totals(
+        np.stack([found["bounds"] for found in arrays]),
+        sum(found["examples"] for found in arrays),
+        sum(found["tokens"] for found in arrays),
+        int(pieces), int(unknown), int(discarded),
+    )  # fmt: skip
+
+
+def _build_chunk(task: _BuildTask) -> None:
+    """Writes `<number>.records`, framed examples in the order of the shards, and then `<number>.npz`."""
+    job = task.job
+    gc.disable()  # nothing here refers to itself, and walking a million cached words takes time
+    encoder, special = _encoder(job.vocab_dir, job.casing)
+    dropped = None
+    if (path := task.work / "chunks/dropped.npy").exists():
+        all_dropped = np.load(path, mmap_mode="r")
+        dropped = all_dropped[task.first_sentence : task.first_sentence + task.num_sentences]
+    builders = {
+        split: ExampleBuilder(job.builder, job.max_seq_length, special, _random(task, split)) for split in SPLITS
     }
-    records: dict[str, list[tuple[bytes, int]]] = {split: [] for split in SPLITS}
+    made: dict[str, list[tuple[bytes, int]]] = {split: [] for split in SPLITS}
     pieces = unknown = 0
-    for document in chunk.documents:
-        encodings = tokenizer.encode_batch_fast(document.lines, add_special_tokens=False)
-        sentences = [encoding.ids for encoding in encodings]
+    for number, document in enumerate(chunks.read_chunk(task.work / "chunks", task.number, dropped)):
+        pool.note(f"document {number} of chunk {task.number}, in {task.work / 'chunks'}")
+        sentences = [encoder.encode(sentence) for sentence in document]
         pieces += sum(map(len, sentences))
         unknown += sum(sentence.count(special.unk) for sentence in sentences)
-        split = _split_of(document, job)
-        records[split] += [
-            (example.encode(), example.num_tokens) for example in builders[split].add_document(sentences)
+        split = split_of(document, job.validation_fraction, job.seed)
+        made[split] += [
+            (frame(example.encode(job.max_seq_length)), len(example.token_ids))
+            for example in builders[split].add_document(sentences)
         ]
-    discarded = sum(builder.num_discarded for builder in builders.values())
-    return _ChunkResult({s: r for s, r in records.items() if r}, pieces, unknown, discarded)
+    parts = []
+    for split, num_shards in task.counts.items():
+        rng = _random(task, f"{split} order")
+        rng.shuffle(made[split])
+        first = rng.randrange(num_shards)
+        parts += [made[split][(shard - first) % num_shards :: num_shards] for shard in range(num_shards)]
+    blobs = [b"".join(record for record, _ in part) for part in parts]
+    write_whole(chunk_path(task.work / "records", task.number, "records"), b"".join(blobs))
+    partial = chunk_path(task.work / "records", task.number, "partial.npz")
+    np.savez(
+        partial,
+        bounds=np.cumsum([0, *map(len, blobs)]),
+        examples=np.array([len(part) for part in parts]),
+        tokens=np.array([sum(num_tokens for _, num_tokens in part) for part in parts]),
+        counts=np.array([pieces, unknown, sum(builder.num_discarded for builder in builders.values())]),
+    )
+    partial.rename(chunk_path(task.work / "records", task.number, "npz"))
+    gc.enable()
 
 
-def _split_of(document: Document, job: ShardJob) -> str:
+def _random(task: _BuildTask, use: str) -> random.Random:
+    return random.Random(f"{task.job.seed} {use} {task.number}")
+
+
+def split_of(document: Iterable[str], validation_fraction: float, seed: int) -> str:
     """Decided by the text itself, so that copies of a document never lie on both sides."""
-    digest = hashlib.blake2b("\n".join(document.lines).encode(), digest_size=8, key=str(job.seed).encode())
-    return "validation" if int.from_bytes(digest.digest(), "big") < job.validation_fraction * 2**64 else "train"
+    digest = hashlib.blake2b("\n".join(document).encode(), digest_size=8, key=str(seed).encode())
+    return "validation" if int.from_bytes(digest.digest(), "big") < validation_fraction * 2**64 else "train"
+
+
+class _ShuffleTask(NamedTuple):
+    work: Path
+    seed: int
+    shard: int
+    """Among the shards of all splits."""
+    name: str
+
+
+def _shuffle(
+    job: ShardJob, work: Path, counts: dict[str, int], totals: _Totals, run: Any
+) -> dict[str, list[ShardInfo]]:
+    for leftover in (work / "shards").glob("*.partial*"):
+        leftover.unlink()
+    np.save(work / "records/bounds.npy", totals.bounds)
+    names = [(split, shard_name(split, number, count)) for split, count in counts.items() for number in range(count)]
+    tasks = (
+        _ShuffleTask(work, job.seed, shard, name)
+        for shard, (_, name) in enumerate(names)
+        if not (work / "shards" / name).exists()
+    )
+    with _bar("4 of 4, shuffling", int(totals.examples.sum()), " examples") as progress:
+        for task, _ in run(_write_shard, tasks):
+            progress.update(int(totals.examples[task.shard]))
+    infos: dict[str, list[ShardInfo]] = {split: [] for split in counts}
+    for shard, (split, name) in enumerate(names):
+        size = (work / "shards" / name).stat().st_size
+        infos[split].append(ShardInfo(name, int(totals.examples[shard]), int(totals.tokens[shard]), size))
+    return infos
+
+
+def _write_shard(task: _ShuffleTask) -> None:
+    """All records of a shard, shuffled."""
+    pool.note(f"shard {task.name}")
+    bounds = np.load(task.work / "records/bounds.npy", mmap_mode="r")
+    records: list[bytes] = []
+    for number, (start, end) in enumerate(bounds[:, task.shard : task.shard + 2].tolist()):
+        with chunk_path(task.work / "records", number, "records").open("rb") as file:
+            file.seek(start)
+            records += _framed(file.read(end - start))
+    random.Random(f"{task.seed} {task.name}").shuffle(records)
+    path = task.work / "shards" / task.name
+    writer = ShardWriter(path.with_name(task.name + ".partial"))
+    for record in records:
+        writer.write(record)
+    writer.close()
+    index_path(writer.path).rename(index_path(path))
+    writer.path.rename(path)
+
+
+def _framed(data: bytes) -> Iterator[bytes]:
+    position = 0
+    while position < len(data):
+        (length,) = struct.unpack_from("<Q", data, position)
+        end = position + 12 + length + 4
+        yield data[position:end]
+        position = end
 
 
 def _write_tfds_metadata(manifest: Manifest, folder: Path) -> None:

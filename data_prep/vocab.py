@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,26 @@ _ROUND_TRIP = "한국어 문장을 그대로 되돌려 놓는지 확인합니다
 _MODEL_MAX_LENGTH = 512
 
 
+def sample_lines(lines: Iterable[str], max_bytes: int) -> list[str]:
+    """All lines while they fit, then an even sample: each is kept by a number that its place alone decides."""
+    kept: list[tuple[float, int, str]] = []
+    rng, limit, size = random.Random(0), 1.0, 0
+    for line in lines:
+        draw = rng.random()
+        if draw >= limit:
+            continue
+        num_bytes = sys.getsizeof(line)
+        kept.append((draw, num_bytes, line))
+        size += num_bytes
+        while size > max_bytes:
+            limit /= 2
+            kept = [entry for entry in kept if entry[0] < limit]
+            size = sum(num_bytes for _, num_bytes, _ in kept)
+    return [line for _, _, line in kept]
+
+
 def train_vocabulary(
-    read_lines: Callable[[], Iterable[str]],
+    lines: Sequence[str],
     out: Path,
     *,
     size: int,
@@ -32,7 +52,7 @@ def train_vocabulary(
 
     [PAD] [UNK] [CLS] [SEP] [MASK] are 0-4; at least `num_unused` entries [unused0], ... end the file: slots for
     words of a domain. A corpus too small for `size` gives more of them.
-    `read_lines` is called twice. Raises UserError where the check fails.
+    Raises UserError where the check fails.
     """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     if size - num_unused <= len(special):
@@ -47,7 +67,7 @@ def train_vocabulary(
     def train(first_tokens: list[str], vocab_size: int) -> list[str]:
         tokenizer: Tokenizer = build_tokenizer(special, casing)
         trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first_tokens, **settings)
-        tokenizer.train_from_iterator(read_lines(), trainer)
+        tokenizer.train_from_iterator(lines, trainer)
         trained = tokenizer.get_vocab()
         return sorted(trained, key=trained.__getitem__)
 

@@ -11,15 +11,16 @@ Imports numpy and google-crc32c only: neither TensorFlow nor JAX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -117,15 +118,14 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes payloads to a TFRecord file and, on close, its index."""
+    """Writes records made by `frame` to a TFRecord file and, on close, its index."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: BinaryIO = path.open("wb")
         self._offsets = [0]
 
-    def write(self, payload: bytes) -> None:
-        record = frame(payload)
+    def write(self, record: bytes) -> None:
         self._file.write(record)
         self._offsets.append(self._offsets[-1] + len(record))
 
@@ -142,13 +142,18 @@ def index_path(shard: Path) -> Path:
 # ------------------------------------------------------------------------- tf.train.Example, three int64 lists
 
 
-def encode_example(input_ids: np.ndarray, input_mask: np.ndarray, segment_ids: np.ndarray) -> bytes:
-    """Three int arrays [max_seq_length] -> the bytes of a tf.train.Example."""
-    entries = []
-    for name, values in zip(FEATURES, (input_ids, input_mask, segment_ids), strict=True):
-        int64_list = _field(1, _varints(np.asarray(values)))
-        feature = _field(3, int64_list)
-        entries.append(_field(1, _field(1, name.encode()) + _field(2, feature)))
+def encode_example(token_ids: Sequence[int], num_first: int, max_seq_length: int) -> bytes:
+    """Token ids, of which the first `num_first` are segment 0 -> the bytes of a tf.train.Example, zero-padded."""
+    used, padding = len(token_ids), bytes(max_seq_length - len(token_ids))
+    lists = (
+        b"".join(map(_varint, token_ids)) + padding,
+        b"\1" * used + padding,
+        bytes(num_first) + b"\1" * (used - num_first) + padding,
+    )
+    entries = (
+        _field(1, _field(1, name.encode()) + _field(2, _field(3, _field(1, values))))
+        for name, values in zip(FEATURES, lists, strict=True)
+    )
     return _field(1, b"".join(entries))
 
 
@@ -172,6 +177,7 @@ def decode_example(payload: bytes, max_seq_length: int, where: str) -> np.ndarra
     return rows
 
 
+@functools.cache
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
@@ -184,15 +190,6 @@ def _varint(value: int) -> bytes:
 def _field(number: int, data: bytes) -> bytes:
     """A length-delimited protobuf field."""
     return bytes((number << 3 | 2,)) + _varint(len(data)) + data
-
-
-def _varints(values: np.ndarray) -> bytes:
-    """Non-negative integers below 2**28 as packed varints."""
-    groups = values.astype(np.uint32)[:, None] >> np.array([0, 7, 14, 21], dtype=np.uint32)
-    used = np.concatenate([np.ones((len(values), 1), bool), groups[:, 1:] > 0], axis=1)
-    more = np.concatenate([used[:, 1:], np.zeros((len(values), 1), bool)], axis=1)
-    octets = (groups & 0x7F | more.astype(np.uint32) << 7).astype(np.uint8)
-    return octets[used].tobytes()
 
 
 def _from_varints(data: bytes) -> np.ndarray:
@@ -304,6 +301,8 @@ class Manifest:
     sources: list[dict[str, str | int]]
     """{"path", "bytes", "documents"} of every corpus file."""
     splits: Mapping[str, list[ShardInfo]]
+    cleaning: dict[str, Any] = field(default_factory=dict)
+    """The steps that were on, and how many texts each changed or dropped."""
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:

@@ -12,6 +12,7 @@ from electra_flax.records import (
     Vocabulary,
     decode_example,
     encode_example,
+    frame,
     index_path,
 )
 
@@ -35,16 +36,16 @@ def test_stock_shards_are_found_in_numeric_order(golden):
 
 
 def test_codec_round_trip_of_every_varint_size():
-    ids = np.array([0, 1, 127, 128, 16383, 16384, 2_097_151, 2_097_152])
-    rows = decode_example(encode_example(ids, ids % 2, ids % 2), 8, "here")
-    np.testing.assert_array_equal(rows, [ids, ids % 2, ids % 2])
+    ids = [0, 1, 127, 128, 16383, 16384, 2_097_151, 2_097_152]
+    rows = decode_example(encode_example(ids, 3, 10), 10, "here")
+    np.testing.assert_array_equal(rows, [[*ids, 0, 0], [1] * 8 + [0] * 2, [0] * 3 + [1] * 5 + [0] * 2])
 
 
 def make_shard(folder, num_records=5):
     path = folder / "electra-train.tfrecord-00000-of-00001"
     writer = ShardWriter(path)
     for number in range(num_records):
-        writer.write(encode_example(*np.full((3, 8), number)))
+        writer.write(frame(encode_example([number] * 8, 8, 8)))
     writer.close()
     return path
 

@@ -1,0 +1,163 @@
+"""The cleaned corpus on disk: numbered chunks of whole documents, each made once, in any order, by any worker.
+
+A chunk is `<number>.zst` (sentences a line, a blank line between documents), `<number>.npz` with what duplicates are
+found by, and, written last, `<number>.json` with its counts: a chunk with one is finished. What a chunk holds depends
+on its number alone, never on the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep import pool
+from data_prep.clean import Cleaner, CleaningOptions
+from data_prep.readers import Corpus, Document
+from data_prep.sources import zstd
+
+_CHUNK_CHARACTERS = 1_000_000
+SIGNATURE_SIZE = 128
+_SHINGLE_CHARACTERS = 5
+
+
+class RawChunk(NamedTuple):
+    """Documents as they were read."""
+
+    number: int
+    documents: list[Document]
+
+
+class CleanTask(NamedTuple):
+    """What a worker needs to clean a chunk."""
+
+    folder: Path
+    cleaning: CleaningOptions
+    paths: tuple[str, ...]
+    """Of the sources, for messages."""
+    chunk: RawChunk
+
+
+@dataclass(frozen=True)
+class ChunkInfo:
+    """Counts of a cleaned chunk (`<number>.json`)."""
+
+    documents: int
+    sentences: int
+    paragraphs: int
+    bytes: int
+    """Of text, decompressed."""
+    documents_of_source: dict[str, int]
+    cleaned: dict[str, int]
+    """How many texts each step of cleaning changed or dropped."""
+
+
+def raw_chunks(corpus: Corpus) -> Iterator[RawChunk]:
+    """The corpus in chunks of about a million characters."""
+    number, documents, characters = 0, list[Document](), 0
+    for document in corpus.documents():
+        documents.append(document)
+        characters += sum(map(len, document.lines))
+        if characters >= _CHUNK_CHARACTERS:
+            yield RawChunk(number, documents)
+            number, documents, characters = number + 1, [], 0
+    if documents:
+        yield RawChunk(number, documents)
+
+
+def is_finished(folder: Path, number: int) -> bool:
+    return chunk_path(folder, number, "json").exists()
+
+
+def chunk_path(folder: Path, number: int, kind: str) -> Path:
+    return folder / f"{number:08d}.{kind}"
+
+
+def clean_chunk(task: CleanTask) -> ChunkInfo:
+    """Removes markup, cleans, and writes the chunk."""
+    cleaner = Cleaner(task.cleaning)
+    texts: list[str] = []
+    sizes: dict[str, list[int]] = {"sentences_of_document": [], "sentences_of_paragraph": []}
+    hashes: dict[str, list[int]] = {"sentences": [], "paragraphs": []}
+    signatures = []
+    sources = Counter[str]()
+    steps = task.cleaning.steps
+    for number, document in enumerate(task.chunk.documents):
+        pool.note(f"document {number} of chunk {task.chunk.number}, from {task.paths[document.source]}")
+        paragraphs = cleaner.clean(document.text_lines())
+        if not paragraphs:
+            continue
+        sentences = [sentence for paragraph in paragraphs for sentence in paragraph]
+        texts.append("\n".join(sentences))
+        sources[str(document.source)] += 1
+        sizes["sentences_of_document"].append(len(sentences))
+        sizes["sentences_of_paragraph"] += map(len, paragraphs)
+        if "dedup-sentences" in steps:
+            hashes["sentences"] += map(text_hash, sentences)
+        if "dedup-paragraphs" in steps:
+            hashes["paragraphs"] += (text_hash("\n".join(paragraph)) for paragraph in paragraphs)
+        if "near-duplicates" in steps:
+            signatures.append(signature(texts[-1]))
+    text = "\n\n".join(texts).encode()
+    info = ChunkInfo(
+        len(texts), sum(sizes["sentences_of_document"]), len(sizes["sentences_of_paragraph"]), len(text),
+        dict(sources), dict(cleaner.counts),
+    )  # fmt: skip
+    write_whole(chunk_path(task.folder, task.chunk.number, "zst"), zstd.compress(text, 1))
+    partial = chunk_path(task.folder, task.chunk.number, "partial.npz")
+    arrays: dict[str, Any] = {name: np.asarray(values, np.int32) for name, values in sizes.items()}
+    arrays |= {name: np.asarray(values, np.uint64) for name, values in hashes.items()}
+    np.savez(partial, signatures=np.asarray(signatures, np.uint32).reshape(-1, SIGNATURE_SIZE), **arrays)
+    partial.rename(chunk_path(task.folder, task.chunk.number, "npz"))
+    write_whole(chunk_path(task.folder, task.chunk.number, "json"), json.dumps(vars(info)).encode())
+    return info
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The file is there with all its bytes or not at all."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_bytes(data)
+    partial.rename(path)
+
+
+def read_info(folder: Path, number: int) -> ChunkInfo:
+    return ChunkInfo(**json.loads(chunk_path(folder, number, "json").read_bytes()))
+
+
+def read_arrays(folder: Path, number: int) -> Any:
+    return np.load(chunk_path(folder, number, "npz"), allow_pickle=False)
+
+
+def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterator[list[str]]:
+    """Documents of sentences, less the sentences marked in `dropped` [sentences] and documents that lose all."""
+    text = zstd.decompress(chunk_path(folder, number, "zst").read_bytes()).decode()
+    start = 0
+    for document in text.split("\n\n") if text else []:
+        sentences = document.split("\n")
+        if dropped is not None:
+            keep = ~dropped[start : start + len(sentences)]
+            start += len(sentences)
+            sentences = [sentence for sentence, kept in zip(sentences, keep, strict=True) if kept]
+        if sentences:
+            yield sentences
+
+
+def text_hash(text: str) -> int:
+    """64 bits: among 300 million sentences, about one pair in a hundred corpora is taken for equal by chance."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def signature(text: str) -> np.ndarray:
+    """MinHash of the text's runs of five characters, uint32 [SIGNATURE_SIZE]."""
+    from datasketch import MinHash
+
+    runs = {text[start : start + _SHINGLE_CHARACTERS] for start in range(max(1, len(text) - _SHINGLE_CHARACTERS + 1))}
+    minhash = MinHash(SIGNATURE_SIZE, seed=1)
+    minhash.update_batch([run.encode() for run in runs])
+    return minhash.digest().astype(np.uint32)

@@ -1,0 +1,157 @@
+"""Duplicates over the whole corpus in bounded memory: which sentences of the cleaned chunks to drop.
+
+Hashes are dealt into buckets on disk by their value, so that equal ones meet; a bucket is sorted in memory. The first
+occurrence in the order of the corpus stays. Near-duplicates go first, then paragraphs, then sentences, each looking
+only at what is left: a text is dropped for the sake of one that stays.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.chunks import SIGNATURE_SIZE, read_arrays
+from electra_flax.config import UserError
+
+_BUCKET_ENTRIES = 4 << 20
+_MAX_BUCKETS = 512  # open files
+_ENTRY = np.dtype([("hash", "<u8"), ("ordinal", "<u8")])
+
+
+def find_duplicates(
+    folder: Path, num_chunks: int, steps: tuple[str, ...], near_similarity: float, num_sentences: int,
+    report: Callable[[str], None],
+) -> dict[str, int]:  # fmt: skip
+    """Writes `dropped.npy`, bool [sentences of the corpus]; returns how many texts each step dropped."""
+    partial = folder / "dropped.partial.npy"
+    dropped = np.lib.format.open_memmap(partial, "w+", np.bool_, (num_sentences,))
+    counts = {}
+    for step, find in (("near-duplicates", _near), ("dedup-paragraphs", _paragraphs), ("dedup-sentences", _sentences)):
+        if step in steps:
+            report(step)
+            counts[step] = find(folder, num_chunks, dropped, near_similarity)
+    dropped.flush()
+    partial.rename(folder / "dropped.npy")
+    return counts
+
+
+def _sentences(folder: Path, num_chunks: int, dropped: np.ndarray, _: float) -> int:
+    def hashes() -> Iterator[np.ndarray]:
+        for number in range(num_chunks):
+            yield read_arrays(folder, number)["sentences"]
+
+    count = 0
+    for ordinals, _first in repeats(hashes(), len(dropped), folder / "buckets", dropped):
+        dropped[ordinals] = True
+        count += len(ordinals)
+    return count
+
+
+def _paragraphs(folder: Path, num_chunks: int, dropped: np.ndarray, _: float) -> int:
+    sizes = _joined(folder, num_chunks, "sentences_of_paragraph")
+    starts = np.cumsum(sizes) - sizes
+
+    def hashes() -> Iterator[np.ndarray]:
+        for number in range(num_chunks):
+            yield read_arrays(folder, number)["paragraphs"]
+
+    gone = dropped[starts]
+    count = 0
+    for ordinals, _first in repeats(hashes(), len(sizes), folder / "buckets", gone):
+        for ordinal in ordinals:
+            dropped[starts[ordinal] : starts[ordinal] + sizes[ordinal]] = True
+        count += len(ordinals)
+    return count
+
+
+def _near(folder: Path, num_chunks: int, dropped: np.ndarray, similarity: float) -> int:
+    """Documents whose estimated Jaccard similarity with an earlier one that stays is at least `similarity`."""
+    try:
+        from datasketch import MinHashLSH
+    except ModuleNotFoundError:
+        raise UserError("near-duplicates needs datasketch: pip install 'electra-flax[corpora]'") from None
+    bands = MinHashLSH(threshold=similarity, num_perm=SIGNATURE_SIZE)
+    sizes = _joined(folder, num_chunks, "sentences_of_document")
+    starts = np.cumsum(sizes) - sizes
+    path = folder / "signatures.partial.npy"
+    signatures = np.lib.format.open_memmap(path, "w+", np.uint32, (len(sizes), SIGNATURE_SIZE))
+    end = 0
+    for number in range(num_chunks):
+        found = read_arrays(folder, number)["signatures"]
+        signatures[end : end + len(found)] = found
+        end += len(found)
+
+    pairs: list[np.ndarray] = []
+    for band in range(bands.b):
+
+        def hashes(columns: slice = slice(band * bands.r, (band + 1) * bands.r)) -> Iterator[np.ndarray]:
+            for start in range(0, len(signatures), 1 << 16):
+                yield _hash_rows(signatures[start : start + (1 << 16), columns])
+
+        for ordinals, firsts in repeats(hashes(), len(sizes), folder / "buckets", None):
+            for start in range(0, len(ordinals), 1 << 14):
+                later, earlier = ordinals[start : start + (1 << 14)], firsts[start : start + (1 << 14)]
+                alike = (signatures[later] == signatures[earlier]).mean(axis=1) >= similarity
+                pairs.append(np.stack([later[alike], earlier[alike]], axis=1))
+    count = 0
+    gone = np.zeros(len(sizes), np.bool_)
+    for later, earlier in np.unique(np.concatenate(pairs or [np.zeros((0, 2), np.uint64)]), axis=0):
+        if not gone[later] and not gone[earlier]:
+            gone[later] = True
+            dropped[starts[later] : starts[later] + sizes[later]] = True
+            count += 1
+    path.unlink()
+    return count
+
+
+def _joined(folder: Path, num_chunks: int, name: str) -> np.ndarray:
+    return np.concatenate([read_arrays(folder, number)[name] for number in range(num_chunks)]).astype(np.int64)
+
+
+def _hash_rows(rows: np.ndarray) -> np.ndarray:
+    """64 bits of each row of uint32; a polynomial, mixed so that its value deals evenly into buckets."""
+    total = np.zeros(len(rows), np.uint64)
+    for column in rows.T:
+        total = (total + column.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        total ^= total >> np.uint64(29)
+    return total
+
+
+def repeats(
+    hashes: Iterator[np.ndarray], total: int, folder: Path, gone: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For hashes given in order: (ordinals of those that appeared before, ordinals of their first appearance).
+
+    Ordinals marked in `gone` do not count. `folder` holds the buckets, which are removed in the end.
+    """
+    num_buckets = min(_MAX_BUCKETS, max(1, -(-total // _BUCKET_ENTRIES)))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    files = [(folder / str(number)).open("wb") for number in range(num_buckets)]
+    start = 0
+    for batch in hashes:
+        entries = np.empty(len(batch), _ENTRY)
+        entries["hash"], entries["ordinal"] = batch, np.arange(start, start + len(batch), dtype=np.uint64)
+        start += len(batch)
+        if gone is not None:
+            entries = entries[~gone[start - len(batch) : start]]
+        bucket = entries["hash"] % np.uint64(num_buckets)
+        for number in np.unique(bucket):
+            files[number].write(entries[bucket == number].tobytes())
+    for file in files:
+        file.close()
+    for number in range(num_buckets):
+        entries = np.fromfile(folder / str(number), _ENTRY)
+        entries = entries[np.argsort(entries["hash"], kind="stable")]
+        is_first = np.ones(len(entries), np.bool_)
+        is_first[1:] = entries["hash"][1:] != entries["hash"][:-1]
+        first = (
+            entries["ordinal"][np.flatnonzero(is_first)[np.cumsum(is_first) - 1]]
+            if len(entries)
+            else entries["ordinal"]
+        )
+        yield entries["ordinal"][~is_first], first[~is_first]
+    shutil.rmtree(folder)

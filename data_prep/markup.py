@@ -1,0 +1,82 @@
+"""Wiki markup -> lines of text. Wikipedia's is parsed by mwparserfromhell; Namuwiki's dialect has no such library."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from electra_flax.config import UserError
+
+_NOT_TEXT_TAGS = {"ref", "table", "math", "gallery", "timeline", "score", "syntaxhighlight", "source", "references"}
+# Namespaces of links that show no text: files and categories, in Korean and English.
+_NOT_TEXT_LINKS = re.compile(r"(?i)\s*:?(파일|그림|분류|file|image|category|media|틀|template)\s*:")
+_LIST_MARKS = re.compile(r"^[\s*#:;]+")
+
+
+def wikipedia_lines(markup: str) -> list[str]:
+    """Paragraphs and list items; templates, tables, references, headings, files and categories are left out."""
+    try:
+        import mwparserfromhell as parser
+    except ModuleNotFoundError:
+        raise UserError("a Wikipedia dump needs mwparserfromhell: pip install 'electra-flax[corpora]'") from None
+    code: Any = parser.parse(markup, skip_style_tags=True)
+    text = "".join(_wikipedia_text(node, parser.nodes) for node in code.nodes)
+    lines = (_LIST_MARKS.sub("", line.replace("'''", "").replace("''", "")).strip() for line in text.split("\n"))
+    return [line for line in lines if line and not line.startswith(("{|", "|", "!", "__"))]
+
+
+def _wikipedia_text(node: Any, nodes: Any) -> str:
+    if isinstance(node, nodes.Text):
+        return str(node.value)
+    if isinstance(node, nodes.Wikilink):
+        if _NOT_TEXT_LINKS.match(str(node.title)):
+            return ""
+        return _inside(node.title if node.text is None else node.text, nodes)
+    if isinstance(node, nodes.ExternalLink):
+        return _inside(node.title, nodes) if node.title is not None else ""
+    if isinstance(node, nodes.Tag):
+        tag = str(node.tag).strip().lower()
+        if tag == "br":
+            return "\n"
+        return "" if tag in _NOT_TEXT_TAGS or node.contents is None else _inside(node.contents, nodes)
+    if isinstance(node, nodes.HTMLEntity):
+        try:
+            return str(node.normalize())
+        except ValueError:
+            return ""
+    return ""  # templates, arguments, comments, headings
+
+
+def _inside(code: Any, nodes: Any) -> str:
+    return "".join(_wikipedia_text(node, nodes) for node in code.nodes)
+
+
+_REDIRECT = re.compile(r"(?i)^#(?:redirect|넘겨주기)\s")
+# Namuwiki's syntax, in the order in which it is undone.
+_NAMU_RULES: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(r"(?s)\{\{\{#!(?:syntax|html|folding|wiki)[^\n]*\n"), ""),
+    (re.compile(r"\{\{\{(?:[+-]\d|#[\w,#]+)?\s?"), ""),
+    (re.compile(r"\}\}\}"), ""),
+    (re.compile(r"\[\[(?:파일|분류|file|category):[^\]]*\]\]", re.IGNORECASE), ""),
+    (re.compile(r"\[\[[^\[\]|]*\|([^\[\]]*)\]\]"), r"\1"),
+    (re.compile(r"\[\[([^\[\]|]*?)(?:#s-[\d.]+)?\]\]"), r"\1"),
+    (re.compile(r"\[\*[^\[\]]*\]"), ""),  # footnotes
+    (re.compile(r"(?i)\[(?:br)\]"), "\n"),
+    (re.compile(r"(?i)\[[a-z]+\([^\]]*\)\]"), ""),  # macros with arguments
+    (re.compile(r"(?i)\[(?:목차|각주|tableofcontents|footnote|clearfix|pagecount)\]"), ""),
+    (re.compile(r"'''|''|__|~~|--|\^\^|,,"), ""),
+]  # fmt: skip
+_NAMU_SKIPPED_LINES = re.compile(r"^\s*(?:=+\s?#?.*#?\s?=+\s*$|\|\||##|-{4,}|#!)")
+_NAMU_LINE_MARKS = re.compile(r"^\s*(?:>+|\*+|(?:[1aAiI]\.)(?:#\d+)?)?\s*")
+
+
+def is_namuwiki_redirect(markup: str) -> bool:
+    return bool(_REDIRECT.match(markup.lstrip()))
+
+
+def namuwiki_lines(markup: str) -> list[str]:
+    """Paragraphs, quotations and list items; tables, headings, footnotes, macros and files are left out."""
+    for pattern, text in _NAMU_RULES:
+        markup = pattern.sub(text, markup)
+    lines = (line for line in markup.split("\n") if not _NAMU_SKIPPED_LINES.match(line))
+    return [text for line in lines if (text := _NAMU_LINE_MARKS.sub("", line, count=1).strip())]

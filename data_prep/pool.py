@@ -1,0 +1,84 @@
+"""Worker processes: tasks in, results out in order, and the document named on which a worker died."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+from electra_flax.config import UserError
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+_note_file: int | None = None
+
+
+class WorkerError(Exception):
+    """The run failed in a worker; the message says on what."""
+
+
+def note(place: str) -> None:
+    """Called by workers: what is worked on now, for the message should the process die."""
+    if _note_file is not None:
+        os.pwrite(_note_file, place.encode()[:500].ljust(500), 0)
+
+
+def _start_worker(notes: Path) -> None:
+    global _note_file
+    _note_file = os.open(notes / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
+
+
+def in_order(
+    function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int, notes: Path
+) -> Iterator[tuple[_Task, _Result]]:
+    """(task, function(task)) in the order of the tasks, with at most a few of them in memory.
+
+    `notes` is a folder of the workers' own. Raises WorkerError where a worker dies.
+    """
+    if num_workers == 1:
+        yield from ((task, function(task)) for task in tasks)
+        return
+    notes.mkdir(exist_ok=True)
+    for old in notes.iterdir():
+        old.unlink()
+    waiting: deque[tuple[_Task, Future[_Result]]] = deque()
+    processes: list[Any] = []
+    # Spawned, not forked: the progress bar and the tokenizer have threads, which a fork may leave holding locks.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (notes,)) as pool:
+        try:
+            for task in tasks:
+                waiting.append((task, pool.submit(function, task)))
+                if len(processes) < num_workers:
+                    processes = multiprocessing.active_children()
+                if len(waiting) > 2 * num_workers:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        except BrokenProcessPool:
+            raise WorkerError(_obituary(processes, notes)) from None
+        except UserError:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _obituary(processes: list[Any], notes: Path) -> str:
+    for process in processes:
+        process.join(10)
+    # The pool ends the others with SIGTERM (-15).
+    dead = [process for process in processes if process.exitcode not in (0, -15, None)] or processes
+    places = [(notes / str(process.pid)) for process in dead]
+    where = "; ".join(path.read_text().strip() for path in places if path.exists() and path.stat().st_size)
+    code = dead[0].exitcode if dead else "?"
+    hint = " (killed; out of memory?)" if code == -9 else ""
+    return (
+        f"a worker died with exit code {code}{hint} on {where or 'its start'}: nothing is lost; "
+        "run the same command again, with fewer --workers if memory is short"
+    )

@@ -1,0 +1,155 @@
+"""Corpus files, local or on gs://, as decompressed byte streams that know how far they have read."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from electra_flax.config import UserError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+SUFFIXES = (".txt", ".text", ".json", ".jsonl", ".xml", ".parquet", ".gz", ".bz2", ".xz", ".zst")
+_UNPACKERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x28\xb5\x2f\xfd": zstd.open,
+}
+_BUFFER_BYTES = 1 << 20
+
+
+class Source(NamedTuple):
+    """One corpus file; `path` may begin with gs://, or with tfds: and then names a data set (size 0)."""
+
+    path: str
+    size: int
+    modified: str
+    """Time of the last change, or the object's version: with the size, what tells a restart that nothing changed."""
+
+    @property
+    def is_packed(self) -> bool:
+        return self.path.endswith((".gz", ".bz2", ".xz", ".zst", ".parquet"))
+
+
+def find_sources(patterns: Sequence[str]) -> list[Source]:
+    """Files, folders (every file below with one of SUFFIXES, WikiExtractor's wiki_00 too) and globs, sorted by path.
+
+    Raises UserError where one of the patterns names nothing.
+    """
+    found: dict[str, Source] = {}
+    for pattern in patterns:
+        if pattern.startswith("tfds:"):
+            sources = [Source(pattern, 0, "")]
+        elif pattern.startswith("gs://"):
+            sources = _find_remote(pattern)
+        else:
+            sources = [Source(str(path), path.stat().st_size, str(path.stat().st_mtime_ns)) for path in _find(pattern)]
+        found.update((source.path, source) for source in sources)
+    return [found[path] for path in sorted(found)]
+
+
+def _find(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if _is_corpus_file(file.name) and file.is_file()]
+    elif glob.has_magic(pattern):
+        files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
+    else:
+        raise UserError(f"--corpus {pattern}: no such file or folder")
+    if not files:
+        raise UserError(f"--corpus {pattern}: no corpus files there; expected names that end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def _is_corpus_file(name: str) -> bool:
+    return name.endswith(SUFFIXES) or name.startswith("wiki_")
+
+
+def _find_remote(pattern: str) -> list[Source]:
+    storage = google_storage()
+    try:
+        if glob.has_magic(pattern):
+            infos = list(storage.glob(pattern, detail=True).values())
+        else:
+            infos = list(storage.find(pattern, detail=True).values())
+            infos = [info for info in infos if _is_corpus_file(info["name"]) or len(infos) == 1]
+    except Exception as error:  # whatever the client raises: network, permission, no such bucket
+        raise UserError(f"--corpus {pattern}: cannot be listed: {error}") from None
+    if not infos:
+        raise UserError(f"--corpus {pattern}: no corpus files there; expected names that end in {', '.join(SUFFIXES)}")
+    return [Source("gs://" + info["name"], info["size"], str(info.get("generation", ""))) for info in infos]
+
+
+def google_storage() -> Any:
+    """The file system behind gs://. Raises UserError where gcsfs is not installed."""
+    try:
+        import gcsfs
+    except ModuleNotFoundError:
+        raise UserError("gs:// paths need gcsfs: pip install 'electra-flax[gcs]'") from None
+    return gcsfs.GCSFileSystem()
+
+
+class _Counted(io.RawIOBase):
+    """Counts the bytes that are read of a file, as it lies on the disk."""
+
+    def __init__(self, file: Any, count: Callable[[int], None]) -> None:
+        self._file, self._count = file, count
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._count(len(data))
+        return len(data)
+
+
+@contextmanager
+def open_source(source: Source, count: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Any]:
+    """The file's bytes, decompressed by what it begins with; `count` hears of every read of the packed file.
+
+    Raises UserError, with the byte, for a file that cannot be read or ends too early.
+    """
+    raw: Any = None
+    try:
+        raw = google_storage().open(source.path, "rb") if source.path.startswith("gs://") else open(source.path, "rb")
+        file: Any = io.BufferedReader(_Counted(raw, count), _BUFFER_BYTES)
+        head = file.peek(8)
+        for magic, unpacker in _UNPACKERS.items():
+            if head.startswith(magic):
+                file = io.BufferedReader(unpacker(file, "rb"), _BUFFER_BYTES)
+                break
+        yield file
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
+        where = f" at byte {raw.tell():,} of {source.size:,}" if raw else ""
+        what = "truncated: " if isinstance(error, EOFError) else ""
+        raise UserError(f"{source.path}: cannot be read{where}: {what}{error}; copy the file again") from None
+    finally:
+        if raw:
+            raw.close()
