@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
-
-from electra_flax.config import UserError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -33,40 +32,55 @@ def _start_worker(notes: Path) -> None:
     _note_file = os.open(notes / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
 
 
-def in_order(
-    function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int, notes: Path
-) -> Iterator[tuple[_Task, _Result]]:
-    """(task, function(task)) in the order of the tasks, with at most a few of them in memory.
+class Pool:
+    """`num_workers` processes, started when first needed; one worker is this process itself.
 
-    `notes` is a folder of the workers' own. Raises WorkerError where a worker dies.
+    `notes` is a folder of the workers' own.
     """
-    if num_workers == 1:
-        yield from ((task, function(task)) for task in tasks)
-        return
-    notes.mkdir(exist_ok=True)
-    for old in notes.iterdir():
-        old.unlink()
-    waiting: deque[tuple[_Task, Future[_Result]]] = deque()
-    processes: list[Any] = []
-    # Spawned, not forked: the progress bar and the tokenizer have threads, which a fork may leave holding locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (notes,)) as pool:
+
+    def __init__(self, num_workers: int, notes: Path) -> None:
+        self._num_workers = num_workers
+        self._notes = notes
+        self._executor: ProcessPoolExecutor | None = None
+        self._processes: list[Any] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def in_order(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[tuple[_Task, _Result]]:
+        """(task, function(task)) in the order of the tasks, with at most a few of them in memory.
+
+        Raises WorkerError where a worker dies.
+        """
+        if self._num_workers == 1:
+            yield from ((task, function(task)) for task in tasks)
+            return
+        executor = self._executor = self._executor or self._start()
+        waiting: deque[tuple[_Task, Future[_Result]]] = deque()
         try:
             for task in tasks:
-                waiting.append((task, pool.submit(function, task)))
-                if len(processes) < num_workers:
-                    processes = multiprocessing.active_children()
-                if len(waiting) > 2 * num_workers:
+                waiting.append((task, executor.submit(function, task)))
+                if len(self._processes) < self._num_workers:
+                    self._processes = multiprocessing.active_children()
+                if len(waiting) > 2 * self._num_workers:
                     done, future = waiting.popleft()
                     yield done, future.result()
             while waiting:
                 done, future = waiting.popleft()
                 yield done, future.result()
         except BrokenProcessPool:
-            raise WorkerError(_obituary(processes, notes)) from None
-        except UserError:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            raise WorkerError(_obituary(self._processes, self._notes)) from None
+
+    def _start(self) -> ProcessPoolExecutor:
+        shutil.rmtree(self._notes, ignore_errors=True)
+        self._notes.mkdir()
+        # Spawned, not forked: the progress bar and the tokenizer have threads, which a fork may leave holding locks.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._num_workers, context, _start_worker, (self._notes,))
 
 
 def _obituary(processes: list[Any], notes: Path) -> str:

@@ -287,8 +287,8 @@ def _read_jsonl(given: _Input) -> Iterator[Document]:
             number += 1
             where = f"{given.path} line {number}"
             try:
-                line = raw.decode(given.options.encoding).removeprefix("\ufeff")
-                if line.strip():
+                line = raw.decode(given.options.encoding).removeprefix("\ufeff").rstrip()
+                if line:
                     yield where, json.loads(line)
             except UnicodeDecodeError as error:
                 advice = _encoding_advice(raw, given.options.encoding)

@@ -14,10 +14,12 @@ from electra_flax.config import UserError
 
 SplitterName = Literal["rules", "kiwi"]
 
-# What may end a sentence: end marks and the quotes and brackets that close after them, then white space; or, where
-# the space was forgotten, a Korean sentence ending with its mark right before another Hangul word.
+# What may end a sentence: end marks and the quotes and brackets that close after them, then white space, unless the
+# quotation goes on with "he said" (라고, 하며); or, where the space was forgotten, a Korean ending with its mark
+# right before another Hangul word.
 _END = re.compile(
-    r"""(?: [.!?…。？！]+ ["'”’)\]」』】》〉]* (?=\s)
+    r"""(?: [.!?…。？！]+ (?=\s)
+          | [.!?…。？！]+ ["'”’)\]」』】》〉]+ (?=\s) (?!\s+(?:이?라[고며는]|하[고며]|[고며])\s)
           | (?<=[다요죠까네자])[.!?]+ (?=[가-힣]{2}) )""",
     re.VERBOSE,
 )

@@ -82,8 +82,11 @@ def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> 
         raise UserError(f"--out {out}: the folder is not empty; choose a new one")
     work = out.with_name(out.name + ".partial")
     _begin_or_continue(job, corpus, vocabulary, work)
-    run = functools.partial(pool.in_order, num_workers=num_workers, notes=work / "workers")
+    with pool.Pool(num_workers, work / "workers") as workers:
+        return _run_stages(job, corpus, vocabulary, work, out, workers.in_order)
 
+
+def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path, out: Path, run: Any) -> Manifest:
     summary = _clean(job, corpus, work, run)
     if not summary.documents:
         raise UserError(

