@@ -238,3 +238,7 @@ def _inspect(args: argparse.Namespace) -> None:
         print(json.dumps(inspect.summarize(args.folder), ensure_ascii=False, indent=1))
     else:
         inspect.show(args.folder, args.examples, Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,15 @@ def note(place: str) -> None:
 def _start_worker(notes: Path) -> None:
     global _note_file
     _note_file = os.open(notes / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker waits for tasks forever when the process that gives them is killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 class Pool:

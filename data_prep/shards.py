@@ -150,12 +150,15 @@ def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, wo
     path = work / "job.json"
     if path.exists():
         before = json.loads(path.read_bytes())
-        if different := [name for name in identity if identity[name] != before.get(name)]:
+        different = [name for name in identity if identity[name] != before.get(name)]
+        has_work = chunks.is_finished(work / "chunks", 0)
+        if different and has_work:
             raise UserError(
                 f"{work}: holds unfinished work of another job: {', '.join(different)} changed since; give the same "
                 "options to go on with it, or remove the folder to start again"
             )
-        return
+        if not different:
+            return
     _check_disk(corpus, work)
     shutil.rmtree(work, ignore_errors=True)
     for folder in ("chunks", "records", "shards"):

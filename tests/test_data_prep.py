@@ -1,7 +1,14 @@
 """Text -> vocabulary -> shards: the original's rows, nothing lost, the same bytes for any number of workers."""
 
 import gzip
+import os
 import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -13,7 +20,7 @@ from data_prep.examples import ExampleBuilder
 from data_prep.readers import Corpus
 from data_prep.sources import find_sources
 from electra_flax.records import FEATURES, DataFolder, Manifest, ShardedExamples, Vocabulary, decode_example
-from electra_flax.tokenizer import Casing
+from electra_flax.tokenizer import Casing, build_tokenizer
 
 
 @pytest.mark.parametrize(("folder", "length", "num_files"), [("seeded_L128_p1", 128, 2), ("seeded_L512_p1", 512, 1)])
@@ -170,3 +177,110 @@ def test_empty_validation_split_is_said(shard, tmp_path, capsys):
     corpus.write_text("한 문서뿐인 말뭉치입니다.\n", encoding="utf-8")
     assert shard("out", "--validation-fraction", "0.000001", corpus=corpus)[0] == 0
     assert "none of 1 documents was held out" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def large_corpus(tmp_path_factory, sample_corpus):
+    """Some 5 MB in three chunks, every line different, some repeated."""
+    lines = [line for line in next(sample_corpus.glob("*.txt")).read_text(encoding="utf-8").split("\n") if line]
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("large") / "corpus.txt"
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(5_000):
+            chosen = [f"{rng.randrange(3000)} {rng.choice(lines)}" for _ in range(rng.randint(1, 10))]
+            file.write("\n".join(chosen) + "\n\n")
+    return path
+
+
+def shard_command(corpus, vocab, out, *extra):
+    return [
+        "shard", "--corpus", str(corpus), "--vocab", str(vocab), "--out", str(out), "--max-seq-length", "32",
+        "--num-shards", "3", "--with", "dedup-sentences", *extra,
+    ]  # fmt: skip
+
+
+def start(command):
+    return subprocess.Popen([sys.executable, "-m", "data_prep.cli", *command], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, pattern):
+    """Until a file appears, while the process runs."""
+    while not list(pattern.parent.glob(pattern.name)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def test_killed_anywhere_and_restarted_gives_the_same_bytes(large_corpus, vocab_dir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(shard_command(large_corpus, vocab_dir, whole, "--workers", "1")) == 0
+    work = tmp_path / "killed.partial"
+    moments = [("job.json", 1), ("chunks/00000000.json", 2), ("chunks/complete.json", 2), ("records/*.npz", 1)]
+    moments += [("records/*.npz", 2), ("shards/*.index", 1)]
+    for moment, workers in moments:
+        process = start(shard_command(large_corpus, vocab_dir, killed, "--workers", str(workers)))
+        wait_for(process, work / moment)
+        process.kill()
+        process.wait()
+        assert not killed.exists()
+    assert main(shard_command(large_corpus, vocab_dir, killed, "--workers", "2")) == 0
+    assert not work.exists()
+    assert sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in killed.iterdir())
+    for path in whole.iterdir():
+        assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+
+
+def test_unfinished_work_of_other_settings_is_kept_and_refused(large_corpus, vocab_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    process = start(shard_command(large_corpus, vocab_dir, out, "--workers", "1"))
+    wait_for(process, tmp_path / "out.partial/chunks/00000000.json")
+    process.kill()
+    process.wait()
+    assert main(shard_command(large_corpus, vocab_dir, out, "--seed", "5", "--strict")) == 1
+    error = capsys.readouterr().err.strip()
+    assert "out.partial: holds unfinished work of another job: seed, reading changed since" in error
+    assert (tmp_path / "out.partial/chunks/00000000.json").exists()
+
+
+def test_a_worker_that_dies_is_told_with_its_document(large_corpus, vocab_dir, tmp_path):
+    process = start(shard_command(large_corpus, vocab_dir, tmp_path / "out", "--workers", "2"))
+    notes = tmp_path / "out.partial/workers"
+    wait_for(process, notes / "*")
+    worker = next(notes.iterdir())
+    while not worker.read_bytes():
+        time.sleep(0.01)
+    os.kill(int(worker.name), signal.SIGKILL)
+    error = process.communicate()[1].strip().split("\n")[-1]
+    assert process.returncode == 3
+    assert re.search(r"exit code -9 \(killed; out of memory\?\) on document \d+ of chunk \d, ", error), error
+
+
+def test_too_little_disk_is_said_before_the_start(shard, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    code, folder = shard("out")
+    error = capsys.readouterr().err.strip().splitlines()
+    assert code == 1 and not folder.exists() and len(error) == 1
+    assert re.search(r"0.0 GB free, but .* GB of text need about .* GB: free some, or choose an --out on ", error[0])
+
+
+def test_shards_are_shared_evenly_between_hosts_and_their_order_is_mixed(shard, large_corpus):
+    code, folder = shard("out", "--hosts", "4", corpus=large_corpus)
+    manifest = Manifest.read(folder)
+    sizes = [info.examples for info in manifest.splits["train"]]
+    assert len(sizes) == 4 and max(sizes) - min(sizes) <= 3  # at most one a chunk
+    rows = ShardedExamples([folder / manifest.splits["train"][0].file], 32, 600).read(range(200))
+    assert len({row.tobytes() for row in rows}) > 150
+
+
+def test_encoder_is_the_tokenizer():
+    """On text of every kind of character, with each way of casing."""
+    letters = [chr(code) for code in range(0x3100)] + [chr(code) for code in range(0xAC00, 0xAD00)]
+    letters += list("丁亂\ufeff\u200b\u3000\U0001f600가각  .,?’“…ㅋㅠaAzZ09#") * 300
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({c for c in letters if c.strip()} - {""})]
+    tokens += ["##" + token for token in tokens[5:]]
+    rng = random.Random(0)
+    for casing in (Casing(False, False), Casing(True, True), Casing(True, False), Casing(False, True)):
+        tokenizer, encoder = build_tokenizer(tokens, casing), Encoder(tokens, casing)
+        for _ in range(1500):
+            line = "".join(rng.choices(letters, k=rng.randint(1, 40)))
+            assert encoder.encode(line) == tokenizer.encode(line, add_special_tokens=False).ids, repr(line)
+        assert encoder.encode("가" * 300) == tokenizer.encode("가" * 300, add_special_tokens=False).ids
