@@ -13,14 +13,15 @@ from pathlib import Path
 from rich.console import Console
 from tqdm import tqdm
 
-from data_prep import inspect
+from data_prep import inspect, vocab_report
 from data_prep.clean import RECIPES, STEPS, Cleaner, CleaningOptions
 from data_prep.pool import WorkerError
 from data_prep.readers import READERS, Corpus, ReaderOptions
 from data_prep.shards import ShardJob, write_shards
 from data_prep.sources import find_sources
-from data_prep.vocab import sample_lines, train_vocabulary
+from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from electra_flax.config import UserError
+from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing
 
 _SOURCES = (
@@ -127,12 +128,43 @@ def _parser() -> argparse.ArgumentParser:
     vocab.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     vocab.add_argument("--size", type=int, default=35_000, metavar="N", help="entries, [unused] slots included")
     vocab.add_argument("--unused", type=int, default=200, metavar="N", help="[unused] slots for domain words")
-    vocab.add_argument("--limit-alphabet", type=int, default=6000, metavar="N", help="most characters kept")
+    vocab.add_argument(
+        "--algorithm", choices=("wordpiece", "unigram", "bpe"), default="wordpiece",
+        help="what learns the pieces; SentencePiece's unigram and bpe are converted to WordPiece",
+    )  # fmt: skip
+    vocab.add_argument(
+        "--pretokenizer", choices=("none", "mecab"), default="none",
+        help="mecab: learn within morphemes, as KoELECTRA v3 did; at run time no MeCab is needed",
+    )  # fmt: skip
+    vocab.add_argument(
+        "--limit-alphabet",
+        type=int,
+        metavar="N",
+        help="most characters kept (default: 6000, a third of --size if less)",
+    )
     vocab.add_argument("--min-frequency", type=int, default=2, metavar="N", help="rarest pair that is merged")
+    vocab.add_argument(
+        "--extend", type=Path, metavar="DIR",
+        help="fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay",
+    )  # fmt: skip
     vocab.add_argument("--sample-mb", type=int, default=1024, metavar="MB", help="most text that is kept to learn from")
     vocab.add_argument("--lower-case", action="store_true", help="lower-case the text (English, not Korean)")
     vocab.add_argument("--strip-accents", action="store_true", help="remove accents; refused for Hangul")
+    _add_report(vocab)
     vocab.set_defaults(run=_vocab)
+
+    report = commands.add_parser(
+        "report",
+        help="compare vocabularies on a text",
+        description="Splits a text with vocabularies and shows [UNK] rate, pieces per word and what is missing; writes "
+        "report.json and report.png.",
+    )
+    _add_corpus(report)
+    report.add_argument("--vocab", type=Path, required=True, metavar="DIR", help="folder of electra-data vocab")
+    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    report.add_argument("--sample-mb", type=int, default=64, metavar="MB", help="most text that is split")
+    _add_report(report)
+    report.set_defaults(run=_report)
 
     shard = commands.add_parser(
         "shard",
@@ -170,8 +202,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _vocab(args: argparse.Namespace) -> None:
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other vocabularies to set beside it"
+    )
+
+
+def _sample(args: argparse.Namespace) -> list[str]:
+    """Cleaned sentences of the corpus, as many as --sample-mb holds."""
     corpus, cleaner = _corpus(args), Cleaner(_cleaning(args))
+    if args.sample_mb < 1:
+        raise UserError(f"--sample-mb {args.sample_mb}: expected at least 1")
 
     def sentences() -> Iterator[str]:
         with tqdm(total=corpus.total_bytes, desc="reading", unit="B", unit_scale=True, mininterval=1) as progress:
@@ -180,18 +221,41 @@ def _vocab(args: argparse.Namespace) -> None:
                     yield from paragraph
                 progress.update(corpus.bytes_read - progress.n)
 
-    vocabulary = train_vocabulary(
-        sample_lines(sentences(), args.sample_mb << 20),
-        args.out,
-        size=args.size,
-        num_unused=args.unused,
-        limit_alphabet=args.limit_alphabet,
-        min_frequency=args.min_frequency,
-        casing=Casing(args.lower_case, args.strip_accents),
-        show_progress=sys.stderr.isatty(),
+    return sample_lines(sentences(), args.sample_mb << 20)
+
+
+def _vocab(args: argparse.Namespace) -> None:
+    casing = Casing.read(args.extend) if args.extend else Casing(args.lower_case, args.strip_accents)
+    options = VocabularyOptions(
+        args.size, args.unused, casing, args.algorithm, args.pretokenizer, args.limit_alphabet, args.min_frequency
     )
+    lines = _sample(args)
+    if args.extend:
+        base = Vocabulary.read(args.extend / "vocab.txt")
+        vocabulary, new = extend_vocabulary(base, lines, args.out, options, sys.stderr.isatty())
+        print(f"{len(new):,} entries filled: {' '.join(new[:20])}{' ...' if len(new) > 20 else ''}")
+    else:
+        vocabulary = train_vocabulary(lines, args.out, options, sys.stderr.isatty())
     unused = sum(token.startswith("[unused") for token in vocabulary.tokens)
     print(f"{args.out / 'vocab.txt'}: {len(vocabulary.tokens):,} entries, {unused:,} of them [unused]")
+    compare = [*args.compare, *([args.extend] if args.extend else [])]
+    _show_report([args.out, *compare], lines[:2_000_000], args.out)
+
+
+def _report(args: argparse.Namespace) -> None:
+    _show_report([args.vocab, *args.compare], _sample(args), args.out)
+
+
+def _show_report(folders: list[Path], lines: list[str], out: Path) -> None:
+    usages = [vocab_report.measure(folder.name, folder, lines) for folder in folders]
+    vocab_report.show(usages, Console())
+    print(", ".join(str(path) for path in vocab_report.write(usages, out)))
+    if usages[0].unk_rate > 0.01:
+        print(
+            f"warning: {usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: raise --size or "
+            "--limit-alphabet, or clean the corpus of foreign characters (--clean koelectra-v1)",
+            file=sys.stderr,
+        )
 
 
 def _shard(args: argparse.Namespace) -> None:

@@ -1,22 +1,54 @@
-"""Text -> a WordPiece vocabulary (SEMANTICS.md section 1; KoELECTRA's recipe: cased, accents kept)."""
+"""Text -> a WordPiece vocabulary (SEMANTICS.md section 1; KoELECTRA's recipe: cased, accents kept).
+
+Whatever learns the pieces, the result is a WordPiece vocabulary that works on text split at white space and
+punctuation alone: pieces that continue a word begin with ##, also where MeCab or SentencePiece found them.
+"""
 
 from __future__ import annotations
 
+import io
 import random
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tokenizers import Tokenizer, trainers
+from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from electra_flax.config import UserError
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import SPECIAL_TOKENS, Casing, build_tokenizer, save_tokenizer
 
+Algorithm = Literal["wordpiece", "unigram", "bpe"]
 _ROUND_TRIP = "한국어 문장을 그대로 되돌려 놓는지 확인합니다"
 _MODEL_MAX_LENGTH = 512
+_SPECIAL = list(SPECIAL_TOKENS.values())
+# Marks a morpheme that continues a word while pieces are learned. A private character: normalization removes them all.
+_CONTINUES = "\ue000"
+_META = "\u2581"  # SentencePiece's mark of a word's beginning
+
+
+@dataclass(frozen=True)
+class VocabularyOptions:
+    """What to learn."""
+
+    size: int
+    """Entries, [unused] slots included."""
+    num_unused: int
+    casing: Casing
+    algorithm: Algorithm = "wordpiece"
+    pretokenizer: Literal["none", "mecab"] = "none"
+    limit_alphabet: int | None = None
+    """Most characters kept; None: 6000, and less for a vocabulary that they would fill."""
+    min_frequency: int = 2
+
+    @property
+    def max_characters(self) -> int:
+        # Most characters take two entries, one that begins a word and one that continues it.
+        return self.limit_alphabet or min(6000, self.size // 3)
 
 
 def sample_lines(lines: Iterable[str], max_bytes: int) -> list[str]:
@@ -37,48 +69,59 @@ def sample_lines(lines: Iterable[str], max_bytes: int) -> list[str]:
     return [line for _, _, line in kept]
 
 
-def train_vocabulary(
-    lines: Sequence[str],
-    out: Path,
-    *,
-    size: int,
-    num_unused: int,
-    limit_alphabet: int,
-    min_frequency: int,
-    casing: Casing,
-    show_progress: bool,
-) -> Vocabulary:
+def train_vocabulary(lines: Sequence[str], out: Path, options: VocabularyOptions, show_progress: bool) -> Vocabulary:
     """Trains, checks and writes `out/vocab.txt` of exactly `size` entries, and the tokenizer files beside it.
 
     [PAD] [UNK] [CLS] [SEP] [MASK] are 0-4; at least `num_unused` entries [unused0], ... end the file: slots for
     words of a domain. A corpus too small for `size` gives more of them.
     Raises UserError where the check fails.
     """
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    if size - num_unused <= len(special):
-        raise UserError(f"--size {size} leaves no room beside --unused {num_unused}: raise --size")
-    settings: dict[str, Any] = {
-        "min_frequency": min_frequency,
-        "limit_alphabet": limit_alphabet,
-        "continuing_subword_prefix": "##",
-        "show_progress": show_progress,
-    }
-
-    def train(first_tokens: list[str], vocab_size: int) -> list[str]:
-        tokenizer: Tokenizer = build_tokenizer(special, casing)
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first_tokens, **settings)
-        tokenizer.train_from_iterator(lines, trainer)
-        trained = tokenizer.get_vocab()
-        return sorted(trained, key=trained.__getitem__)
-
-    # The trainer numbers "##" characters in an order that changes from run to run, and breaks ties between pairs by
-    # those numbers. A first pass without merges finds them; given in sorted order, they make the result repeatable.
-    characters = train(special, 0)
-    continuing = sorted(piece for piece in characters if piece.startswith("##"))
-    pieces = train(special + continuing, size - num_unused)[: size - num_unused]
-    if len(pieces) == len(special):
+    if options.size - options.num_unused <= len(_SPECIAL):
+        raise UserError(f"--size {options.size} leaves no room beside --unused {options.num_unused}: raise --size")
+    pieces = learn_pieces(lines, options, options.size - options.num_unused - len(_SPECIAL), show_progress)
+    if not pieces:
         raise UserError("the corpus is empty: no piece was learned; give --corpus files with text")
-    tokens = pieces + [f"[unused{number}]" for number in range(size - len(pieces))]
+    tokens = _SPECIAL + pieces
+    tokens += [f"[unused{number}]" for number in range(options.size - len(tokens))]
+    return _write(tokens, out, options.casing)
+
+
+def extend_vocabulary(
+    base: Vocabulary, lines: Sequence[str], out: Path, options: VocabularyOptions, show_progress: bool
+) -> tuple[Vocabulary, list[str]]:
+    """The base with its [unused] slots filled with pieces of a domain, every other id as it was; and the new pieces.
+
+    The pieces are learned from the domain's text and chosen by how many pieces each would have saved there.
+    Raises UserError where there is no slot.
+    """
+    slots = [number for number, token in enumerate(base.tokens) if token.startswith("[unused")]
+    if not slots:
+        raise UserError(f"{base.path}: has no [unused] entries to fill")
+    known = set(base.tokens)
+    learned = learn_pieces(lines, options, len(base.tokens), show_progress)
+    candidates = [piece for piece in learned if piece not in known and len(piece.removeprefix("##")) > 1]
+    old = build_tokenizer(base.tokens, options.casing).model
+    new = build_tokenizer(_SPECIAL + sorted(known | set(candidates)), options.casing)
+    used = Counter(token for line in lines for token in new.encode(line, add_special_tokens=False).tokens)
+
+    def saved(piece: str) -> int:
+        text = piece.removeprefix("##")
+        # What continues a word is split as the base would go on after a first piece; any first piece will do.
+        first = "" if text == piece else "[CLS]"
+        pieces = [token.value for token in old.tokenize(first + text)]
+        return used[piece] * (len(text) if pieces == ["[UNK]"] else len(pieces) - bool(first) - 1)
+
+    chosen = sorted(
+        (piece for piece in candidates if used[piece] >= options.min_frequency), key=lambda p: (-saved(p), p)
+    )
+    chosen = chosen[: len(slots)]
+    tokens = list(base.tokens)
+    for slot, piece in zip(slots, chosen, strict=False):
+        tokens[slot] = piece
+    return _write(tokens, out, options.casing), chosen
+
+
+def _write(tokens: list[str], out: Path, casing: Casing) -> Vocabulary:
     out.mkdir(parents=True, exist_ok=True)
     (out / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     vocabulary = Vocabulary.read(out / "vocab.txt")
@@ -87,12 +130,132 @@ def train_vocabulary(
     return vocabulary
 
 
+# ---------------------------------------------------------------------------------------------------- learning
+
+
+def learn_pieces(lines: Sequence[str], options: VocabularyOptions, count: int, show_progress: bool) -> list[str]:
+    """At most `count` pieces, characters first, then in the order in which they were learned."""
+    if options.algorithm == "wordpiece" and options.pretokenizer == "none":
+        tokenizer = build_tokenizer(_SPECIAL, options.casing)
+        return _learn_wordpiece(tokenizer, lines, options, count, show_progress)
+    words = _segmenter(options)
+    if options.algorithm == "wordpiece":
+        tokenizer = build_tokenizer(_SPECIAL, options.casing)
+        tokenizer.normalizer, tokenizer.pre_tokenizer = None, pre_tokenizers.WhitespaceSplit()
+        segmented = [" ".join(words(line)) for line in lines]
+        # Pieces learned both with and without the mark fall together: learn more than needed.
+        marked = _learn_wordpiece(tokenizer, segmented, options, count + count // 2, show_progress)
+        return _unmarked(marked, count)
+    return _learn_sentencepiece([" ".join(words(line)) for line in lines], options, count)
+
+
+def _learn_wordpiece(
+    tokenizer: Tokenizer, lines: Sequence[str], options: VocabularyOptions, count: int, show_progress: bool
+) -> list[str]:
+    settings: dict[str, Any] = {
+        "min_frequency": options.min_frequency,
+        "limit_alphabet": options.max_characters,
+        "continuing_subword_prefix": "##",
+        "show_progress": show_progress,
+    }
+
+    def train(first_tokens: list[str], vocab_size: int) -> list[str]:
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first_tokens, **settings)
+        tokenizer.train_from_iterator(lines, trainer)
+        trained = tokenizer.get_vocab()
+        return sorted(trained, key=trained.__getitem__)
+
+    # The trainer numbers "##" characters in an order that changes from run to run, and breaks ties between pairs by
+    # those numbers. A first pass without merges finds them; given in sorted order, they make the result repeatable.
+    characters = train(_SPECIAL, 0)
+    continuing = sorted(piece for piece in characters if piece.startswith("##"))
+    return train(_SPECIAL + continuing, count + len(_SPECIAL))[len(_SPECIAL) :][:count]
+
+
+def _unmarked(marked: list[str], count: int) -> list[str]:
+    """Pieces after the mark of a continued word become ## pieces."""
+    plain = (piece.replace(_CONTINUES, "##", 1) if piece.startswith(_CONTINUES) else piece for piece in marked)
+    return list(dict.fromkeys(piece for piece in plain if piece.removeprefix("##")))[:count]
+
+
+def _segmenter(options: VocabularyOptions) -> Callable[[str], list[str]]:
+    """Line -> the words that WordPiece will see at run time, cut into morphemes where MeCab is asked for."""
+    tokenizer = build_tokenizer(_SPECIAL, options.casing)
+    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    if options.pretokenizer == "none":
+        return lambda line: [word for word, _ in split(normalize(line))]
+    try:
+        from mecab import MeCab
+    except ModuleNotFoundError:
+        raise UserError("--pretokenizer mecab needs python-mecab-ko: pip install 'electra-flax[mecab]'") from None
+    mecab = MeCab()
+
+    def segment(line: str) -> list[str]:
+        line = normalize(line)
+        cuts = {morpheme.span.start for morpheme in mecab.parse(line)}
+        parts = []
+        for word, (start, end) in split(line):
+            inside = [start, *sorted(cut for cut in range(start + 1, end) if cut in cuts), end]
+            parts += [
+                ("" if first == start else _CONTINUES) + word[first - start : last - start]
+                for first, last in zip(inside, inside[1:], strict=False)
+            ]
+        return parts
+
+    return segment
+
+
+def _learn_sentencepiece(lines: list[str], options: VocabularyOptions, count: int) -> list[str]:
+    """Unigram or BPE pieces as WordPiece's: the mark of a word's beginning goes, its absence becomes ##."""
+    import sentencepiece
+
+    characters = _characters(lines, options.max_characters)
+    allowed = {piece.removeprefix("##") for piece in characters}
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, model_type=options.algorithm,
+            vocab_size=count + len(allowed), hard_vocab_limit=False, character_coverage=1.0,
+            normalization_rule_name="identity", max_sentence_length=1 << 20, num_threads=4,
+            bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[-1]
+        raise UserError(
+            f"--algorithm {options.algorithm}: SentencePiece cannot learn from this corpus: {reason}"
+        ) from None
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    found = [processor.id_to_piece(number) for number in range(1, processor.get_piece_size())]
+    converted = (_as_wordpiece(piece) for piece in found)
+    pieces = (piece for piece in converted if piece.removeprefix("##") and set(piece.removeprefix("##")) <= allowed)
+    return list(dict.fromkeys([*characters, *pieces]))[:count]
+
+
+def _as_wordpiece(piece: str) -> str:
+    text = piece.removeprefix(_META)
+    return text if text != piece and _CONTINUES not in text else "##" + text.replace(_CONTINUES, "")
+
+
+def _characters(lines: Iterable[str], limit: int) -> list[str]:
+    """The most frequent characters, as they begin and as they continue words."""
+    counts, continuing = Counter[str](), set[str]()
+    for line in lines:
+        counts.update(line)
+        for word in line.split(" "):
+            continuing.update(word[1:])
+    counts -= Counter({" ": counts[" "], _CONTINUES: counts[_CONTINUES]})
+    kept = sorted(counts, key=lambda character: (-counts[character], character))[:limit]
+    return sorted(kept) + sorted("##" + character for character in kept if character in continuing)
+
+
+# ---------------------------------------------------------------------------------------------------- checking
+
+
 def check_vocabulary(vocabulary: Vocabulary, casing: Casing) -> None:
     """Special tokens in place, and Hangul comes back composed. Raises UserError otherwise."""
-    expected = list(SPECIAL_TOKENS.values())
     ids = vocabulary.special
     if tuple(ids) != (0, 1, 2, 3, 4):
-        raise UserError(f"{vocabulary.path}: the first five entries must be {' '.join(expected)}")
+        raise UserError(f"{vocabulary.path}: the first five entries must be {' '.join(_SPECIAL)}")
     if len(set(vocabulary.tokens)) != len(vocabulary.tokens):
         raise UserError(f"{vocabulary.path}: an entry appears twice: every line must be different")
     text = "".join(vocabulary.tokens)

@@ -1,0 +1,129 @@
+"""How vocabularies split a text: side by side, as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from electra_flax.records import Vocabulary
+from electra_flax.tokenizer import Casing, build_tokenizer
+
+_BATCH_LINES = 10_000
+_SHOWN_CHARACTERS = 30
+
+
+@dataclass
+class Usage:
+    """What a vocabulary makes of a text."""
+
+    name: str
+    size: int
+    words: int
+    """Of text split at white space and punctuation."""
+    pieces: int
+    unknown: int
+    """Words that are [UNK]."""
+    characters: int
+    whole_words: int
+    """Words that are one piece."""
+    pieces_used: int
+    """Entries that occur at all."""
+    unknown_characters: dict[str, int]
+    """Characters of unknown words that no entry has, the most frequent."""
+    lengths: dict[int, int]
+    """Words by their number of pieces."""
+
+    @property
+    def unk_rate(self) -> float:
+        """Share of the pieces, as the manifest of shards has it."""
+        return self.unknown / max(self.pieces, 1)
+
+    @property
+    def pieces_per_word(self) -> float:
+        return self.pieces / max(self.words, 1)
+
+    @property
+    def characters_per_piece(self) -> float:
+        return self.characters / max(self.pieces, 1)
+
+
+def measure(name: str, folder: Path, lines: Sequence[str]) -> Usage:
+    """Splits the lines with the vocabulary in a folder. Raises UserError where there is none."""
+    vocabulary = Vocabulary.read(folder / "vocab.txt")
+    tokenizer = build_tokenizer(vocabulary.tokens, Casing.read(folder))
+    characters_known = set("".join(vocabulary.tokens))
+    pieces_used, lengths, missing = Counter[str](), Counter[int](), Counter[str]()
+    unknown = characters = 0
+    for start in range(0, len(lines), _BATCH_LINES):
+        batch = list(lines[start : start + _BATCH_LINES])
+        for line, encoding in zip(batch, tokenizer.encode_batch(batch, add_special_tokens=False), strict=True):
+            pieces_used.update(encoding.tokens)
+            lengths.update(Counter(encoding.word_ids).values())
+            for token, (first, last) in zip(encoding.tokens, encoding.offsets, strict=True):
+                characters += last - first
+                if token == "[UNK]":
+                    unknown += 1
+                    missing.update(character for character in line[first:last] if character not in characters_known)
+    words, pieces = lengths.total(), pieces_used.total()
+    return Usage(
+        name, len(vocabulary.tokens), words, pieces, unknown, characters, lengths[1] - unknown, len(pieces_used),
+        dict(missing.most_common(_SHOWN_CHARACTERS)), dict(sorted(lengths.items())),
+    )  # fmt: skip
+
+
+def show(usages: Sequence[Usage], console: Console) -> None:
+    """The table, and the characters that are missing."""
+    table = Table("", *(usage.name for usage in usages), title="How the text is split")
+    rows: list[tuple[str, Any]] = [
+        ("entries", lambda u: f"{u.size:,}"),
+        ("entries used", lambda u: f"{u.pieces_used:,}"),
+        ("words in one piece", lambda u: f"{u.whole_words / max(u.words, 1):.1%}"),
+        ("pieces per word", lambda u: f"{u.pieces_per_word:.3f}"),
+        ("characters per piece", lambda u: f"{u.characters_per_piece:.3f}"),
+        ("[UNK] of all pieces", lambda u: f"{u.unk_rate:.3%}"),
+    ]
+    for title, value in rows:
+        table.add_row(title, *(value(usage) for usage in usages))
+    console.print(table)
+    for usage in usages:
+        if usage.unknown_characters:
+            shown = "  ".join(f"{character} {count:,}" for character, count in usage.unknown_characters.items())
+            console.print(f"{usage.name}: characters it lacks: {shown}", markup=False, soft_wrap=True)
+
+
+def write(usages: Sequence[Usage], folder: Path) -> list[Path]:
+    """report.json and, where matplotlib is installed, report.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = [
+        {**asdict(usage), "unk_rate": usage.unk_rate, "pieces_per_word": usage.pieces_per_word,
+         "characters_per_piece": usage.characters_per_piece}
+        for usage in usages
+    ]  # fmt: skip
+    paths = [folder / "report.json"]
+    paths[0].write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return paths
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+    for number, usage in enumerate(usages):
+        shares = [usage.lengths.get(length, 0) / max(usage.words, 1) for length in range(1, 9)]
+        left.plot(range(1, 9), shares, "o-", label=usage.name)
+        right.bar(number, usage.unk_rate * 100)
+    left.set_xlabel("pieces in a word")
+    left.set_ylabel("share of words")
+    left.legend()
+    right.set_xticks(range(len(usages)), [usage.name for usage in usages])
+    right.set_ylabel("[UNK], % of pieces")
+    figure.savefig(folder / "report.png", dpi=120)
+    return [*paths, folder / "report.png"]
