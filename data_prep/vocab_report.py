@@ -88,6 +88,7 @@ def show(usages: Sequence[Usage], console: Console) -> None:
         ("pieces per word", lambda u: f"{u.pieces_per_word:.3f}"),
         ("characters per piece", lambda u: f"{u.characters_per_piece:.3f}"),
         ("[UNK] of all pieces", lambda u: f"{u.unk_rate:.3%}"),
+        ("[UNK] of all words", lambda u: f"{u.unknown / max(u.words, 1):.3%}"),
     ]
     for title, value in rows:
         table.add_row(title, *(value(usage) for usage in usages))
