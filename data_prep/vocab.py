@@ -152,9 +152,12 @@ def learn_pieces(lines: Sequence[str], options: VocabularyOptions, count: int, s
 def _learn_wordpiece(
     tokenizer: Tokenizer, lines: Sequence[str], options: VocabularyOptions, count: int, show_progress: bool
 ) -> list[str]:
+    # The trainer cuts equally rare characters in an order that changes from run to run; it is told which to keep.
+    characters = _most_frequent_characters(lines, options, tokenizer.normalizer is not None)
     settings: dict[str, Any] = {
         "min_frequency": options.min_frequency,
-        "limit_alphabet": options.max_characters,
+        "initial_alphabet": characters,
+        "limit_alphabet": len(characters),
         "continuing_subword_prefix": "##",
         "show_progress": show_progress,
     }
@@ -167,8 +170,7 @@ def _learn_wordpiece(
 
     # The trainer numbers "##" characters in an order that changes from run to run, and breaks ties between pairs by
     # those numbers. A first pass without merges finds them; given in sorted order, they make the result repeatable.
-    characters = train(_SPECIAL, 0)
-    continuing = sorted(piece for piece in characters if piece.startswith("##"))
+    continuing = sorted(piece for piece in train(_SPECIAL, 0) if piece.startswith("##"))
     return train(_SPECIAL + continuing, count + len(_SPECIAL))[len(_SPECIAL) :][:count]
 
 
@@ -209,8 +211,10 @@ def _learn_sentencepiece(lines: list[str], options: VocabularyOptions, count: in
     """Unigram or BPE pieces as WordPiece's: the mark of a word's beginning goes, its absence becomes ##."""
     import sentencepiece
 
-    characters = _characters(lines, options.max_characters)
-    allowed = {piece.removeprefix("##") for piece in characters}
+    kept = _most_frequent_characters(lines, options, False)
+    allowed = set(kept) - {_CONTINUES}
+    continuing = {character for line in lines for word in line.split(" ") for character in word[1:]}
+    characters = sorted(allowed) + sorted("##" + character for character in allowed & continuing)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -236,16 +240,19 @@ def _as_wordpiece(piece: str) -> str:
     return text if text != piece and _CONTINUES not in text else "##" + text.replace(_CONTINUES, "")
 
 
-def _characters(lines: Iterable[str], limit: int) -> list[str]:
-    """The most frequent characters, as they begin and as they continue words."""
-    counts, continuing = Counter[str](), set[str]()
+def _most_frequent_characters(lines: Iterable[str], options: VocabularyOptions, normalize: bool) -> list[str]:
+    """At most `max_characters`, by frequency and then by code point; with the mark of continued words where it is."""
+    raw = Counter[str]()
     for line in lines:
-        counts.update(line)
-        for word in line.split(" "):
-            continuing.update(word[1:])
-    counts -= Counter({" ": counts[" "], _CONTINUES: counts[_CONTINUES]})
-    kept = sorted(counts, key=lambda character: (-counts[character], character))[:limit]
-    return sorted(kept) + sorted("##" + character for character in kept if character in continuing)
+        raw.update(line)
+    counts = Counter[str]()
+    normalizer = build_tokenizer(_SPECIAL, options.casing).normalizer
+    for character, count in raw.items():
+        for letter in normalizer.normalize_str(character).split() if normalize else [character]:
+            counts.update(dict.fromkeys(letter, count))
+    del counts[" "]
+    limit = options.max_characters + (_CONTINUES in counts)
+    return sorted(counts, key=lambda character: (character != _CONTINUES, -counts[character], character))[:limit]
 
 
 # ---------------------------------------------------------------------------------------------------- checking
