@@ -14,10 +14,11 @@ from rich.console import Console
 from tqdm import tqdm
 
 from data_prep import inspect, vocab_report
+from data_prep.build import ShardJob
 from data_prep.clean import RECIPES, STEPS, Cleaner, CleaningOptions
 from data_prep.pool import WorkerError
 from data_prep.readers import READERS, Corpus, ReaderOptions
-from data_prep.shards import ShardJob, write_shards
+from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from electra_flax.config import UserError
@@ -175,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_corpus(shard)
     shard.add_argument("--vocab", type=Path, required=True, metavar="DIR", help="folder of electra-data vocab")
-    shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; must be new")
+    shard.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new")
     shard.add_argument("--max-seq-length", type=int, required=True, metavar="N", help="tokens an example")
     shard.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     shard.add_argument(
@@ -188,6 +189,11 @@ def _parser() -> argparse.ArgumentParser:
     shard.add_argument("--num-shards", type=int, metavar="N", help="training shards (default: one per 64 MB of text)")
     shard.add_argument("--hosts", type=int, default=1, metavar="N", help="the number of shards is a multiple of it")
     shard.add_argument("--seed", type=int, default=0, metavar="N", help="seed of segments and split")
+    shard.add_argument(
+        "--runner", choices=("local", "direct", "dataflow", "flink", "spark"), default="local",
+        help="local: processes of this machine; the others: an Apache Beam pipeline (extra beam)",
+    )  # fmt: skip
+    shard.add_argument("--beam-options", default="", metavar="STR", help="for Beam, such as '--project=P --region=R'")
     shard.set_defaults(run=_shard)
 
     show = commands.add_parser(
@@ -279,7 +285,14 @@ def _shard(args: argparse.Namespace) -> None:
         args.num_shards,
         args.hosts,
     )
-    manifest = write_shards(job, _corpus(args), args.out, args.workers)
+    if args.runner == "local":
+        if args.out.startswith("gs://"):
+            raise UserError(f"--out {args.out}: --runner local writes to a disk; copy the folder there when it is done")
+        manifest = write_shards(job, _corpus(args), Path(args.out), args.workers)
+    else:
+        from data_prep.beam import write_shards_with_beam
+
+        manifest = write_shards_with_beam(job, _corpus(args), args.out, args.runner, args.beam_options)
     for split in manifest.splits:
         print(
             f"{args.out} {split}: {manifest.examples(split):,} examples, {manifest.tokens(split):,} tokens, "

@@ -43,6 +43,12 @@ class ExampleBuilder:
         self._sentences: list[Ids] = []
         self._length = 0
 
+    def begin(self, rng: random.Random) -> None:
+        """Forgets what went before: the next document's examples depend on it and `rng` alone."""
+        self.num_discarded = 0
+        self._rng = rng
+        self._draw_target()
+
     def add_document(self, sentences: list[Ids]) -> Iterator[Example]:
         """The examples that a document gives; none holds text of two documents."""
         for sentence in sentences:
@@ -63,10 +69,12 @@ class ExampleBuilder:
         self._length = sum(map(len, self._sentences))
         if not self._carry:
             self.num_discarded += sum(map(len, rest))
-        # Drawn now, used for the next example: the original's order.
+        self._draw_target()  # now, for the next example: the original's order
+        return self._pack(first[:keep_first], second[:keep_second])
+
+    def _draw_target(self) -> None:
         short = self._rng.random() < _SHORT
         self._target = self._rng.randint(5, self._max_length) if short else self._max_length
-        return self._pack(first[:keep_first], second[:keep_second])
 
     def _choose_segments(self) -> tuple[Ids, Ids]:
         if self._rng.random() < _ONE_SEGMENT:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import hashlib
 import json
 import os
 import random
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +29,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import chunks, pool
+from data_prep.build import SPLITS, RecordMaker, ShardJob
 from data_prep.chunks import CleanTask, chunk_path, write_whole
-from data_prep.clean import CleaningOptions
 from data_prep.duplicates import find_duplicates
-from data_prep.encode import Encoder
-from data_prep.examples import BuilderName, ExampleBuilder
 from data_prep.readers import Corpus
 from electra_flax.config import UserError
 from electra_flax.records import (
@@ -42,34 +39,13 @@ from electra_flax.records import (
     Manifest,
     ShardInfo,
     ShardWriter,
-    SpecialTokens,
     Vocabulary,
-    frame,
     index_path,
     shard_name,
 )
-from electra_flax.tokenizer import Casing
 
 _SHARD_BYTES = 64 << 20  # of text
 _MAX_SHARD_BYTES = 512 << 20  # a shard is shuffled in memory
-SPLITS = ("train", "validation")
-
-
-@dataclass(frozen=True)
-class ShardJob:
-    """What decides the shards' bytes."""
-
-    vocab_dir: Path
-    casing: Casing
-    builder: BuilderName
-    max_seq_length: int
-    validation_fraction: float
-    seed: int
-    cleaning: CleaningOptions = CleaningOptions()
-    num_shards: int | None = None
-    """Training shards; None: chosen by the size of the text."""
-    num_hosts: int = 1
-    """The number of training shards is a multiple of it, as far as it is chosen here."""
 
 
 def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> Manifest:
@@ -94,7 +70,7 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
             "or cleaning dropped all"
         )
     duplicates = _deduplicate(job, work, summary)
-    counts = _shard_counts(job, summary.bytes)
+    counts = shard_counts(job, summary.bytes)
     totals = _build(job, work, summary, counts, run)
     if not totals.examples[: counts["train"]].sum():
         raise UserError(
@@ -103,7 +79,27 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
         )
     infos = _shuffle(job, work, counts, totals, run)
 
-    manifest = Manifest(
+    manifest = make_manifest(
+        job, corpus, vocabulary, infos, documents_of_source=summary.documents_of_source,
+        cleaned=summary.cleaned | duplicates, malformed=summary.malformed,
+        pieces=totals.pieces, unknown=totals.unknown, discarded=totals.discarded,
+    )  # fmt: skip
+    shards = work / "shards"
+    write_metadata(manifest, vocabulary, shards)
+    if out.exists():
+        out.rmdir()
+    shards.rename(out)
+    shutil.rmtree(work)
+    return manifest
+
+
+def make_manifest(
+    job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, infos: dict[str, list[ShardInfo]], *,
+    documents_of_source: Mapping[str, int], cleaned: dict[str, int], malformed: dict[str, str],
+    pieces: int, unknown: int, discarded: int,
+) -> Manifest:  # fmt: skip
+    """What was done, in the form that training checks."""
+    return Manifest(
         max_seq_length=job.max_seq_length,
         vocab_sha256=vocabulary.sha256,
         vocab_size=len(vocabulary.tokens),
@@ -111,31 +107,19 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
         strip_accents=job.casing.strip_accents,
         builder=job.builder,
         seed=job.seed,
-        unk_rate=totals.unknown / max(totals.pieces, 1),
-        discarded_tokens=totals.discarded,
+        unk_rate=unknown / max(pieces, 1),
+        discarded_tokens=discarded,
         sources=[
             {
                 "path": os.path.basename(source.path),
                 "bytes": source.size,
-                "documents": summary.documents_of_source.get(str(number), 0),
+                "documents": documents_of_source.get(str(number), 0),
             }
             for number, source in enumerate(corpus.sources)
         ],
         splits=infos,
-        cleaning={
-            **dataclasses.asdict(job.cleaning), "changed_or_dropped": summary.cleaned | duplicates,
-            "malformed_files": summary.malformed,
-        },
-    )  # fmt: skip
-    shards = work / "shards"
-    shutil.copyfile(vocabulary.path, shards / "vocab.txt")
-    _write_tfds_metadata(manifest, shards)
-    manifest.write(shards)
-    if out.exists():
-        out.rmdir()
-    shards.rename(out)
-    shutil.rmtree(work)
-    return manifest
+        cleaning={**dataclasses.asdict(job.cleaning), "changed_or_dropped": cleaned, "malformed_files": malformed},
+    )
 
 
 def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path) -> None:
@@ -248,7 +232,8 @@ def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]
     return json.loads(path.read_bytes())
 
 
-def _shard_counts(job: ShardJob, text_bytes: int) -> dict[str, int]:
+def shard_counts(job: ShardJob, text_bytes: int) -> dict[str, int]:
+    """Shards of each split, for a text of this size. Raises UserError where a shard would not fit memory."""
     wanted = job.num_shards or -(-max(1, round(text_bytes / _SHARD_BYTES)) // job.num_hosts) * job.num_hosts
     if text_bytes / wanted > _MAX_SHARD_BYTES:
         least = -(-text_bytes // _MAX_SHARD_BYTES)
@@ -287,9 +272,8 @@ class _Totals:
 
 
 @functools.cache
-def _encoder(vocab_dir: Path, casing: Casing) -> tuple[Encoder, SpecialTokens]:
-    vocabulary = Vocabulary.read(vocab_dir / "vocab.txt")
-    return Encoder(vocabulary.tokens, casing), vocabulary.special
+def _maker(job: ShardJob) -> RecordMaker:
+    return RecordMaker(job, Vocabulary.read(job.vocab_dir / "vocab.txt"))
 
 
 def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int], run: Any) -> _Totals:
@@ -322,29 +306,21 @@ def _build_chunk(task: _BuildTask) -> None:
     """Writes `<number>.records`, framed examples in the order of the shards, and then `<number>.npz`."""
     job = task.job
     gc.disable()  # nothing here refers to itself, and walking a million cached words takes time
-    encoder, special = _encoder(job.vocab_dir, job.casing)
+    maker = _maker(job)
     dropped = None
     if (path := task.work / "chunks/dropped.npy").exists():
         all_dropped = np.load(path, mmap_mode="r")
         dropped = all_dropped[task.first_sentence : task.first_sentence + task.num_sentences]
-    builders = {
-        split: ExampleBuilder(job.builder, job.max_seq_length, special, _random(task, split)) for split in SPLITS
-    }
     made: dict[str, list[tuple[bytes, int]]] = {split: [] for split in SPLITS}
-    pieces = unknown = 0
+    counts = Counter[str](pieces=0, unknown=0, discarded=0)
     for number, document in enumerate(chunks.read_chunk(task.work / "chunks", task.number, dropped)):
         pool.note(f"document {number} of chunk {task.number}, in {task.work / 'chunks'}")
-        sentences = [encoder.encode(sentence) for sentence in document]
-        pieces += sum(map(len, sentences))
-        unknown += sum(sentence.count(special.unk) for sentence in sentences)
-        split = split_of(document, job.validation_fraction, job.seed)
-        made[split] += [
-            (frame(example.encode(job.max_seq_length)), len(example.token_ids))
-            for example in builders[split].add_document(sentences)
-        ]
+        result = maker.make(document)
+        made[result.split] += result.records
+        counts.update(pieces=result.pieces, unknown=result.unknown, discarded=result.discarded)
     parts = []
     for split, num_shards in task.counts.items():
-        rng = _random(task, f"{split} order")
+        rng = random.Random(f"{job.seed} {split} {task.number}")
         rng.shuffle(made[split])
         first = rng.randrange(num_shards)
         parts += [made[split][(shard - first) % num_shards :: num_shards] for shard in range(num_shards)]
@@ -356,20 +332,10 @@ def _build_chunk(task: _BuildTask) -> None:
         bounds=np.cumsum([0, *map(len, blobs)]),
         examples=np.array([len(part) for part in parts]),
         tokens=np.array([sum(num_tokens for _, num_tokens in part) for part in parts]),
-        counts=np.array([pieces, unknown, sum(builder.num_discarded for builder in builders.values())]),
+        counts=np.array([counts["pieces"], counts["unknown"], counts["discarded"]]),
     )
     partial.rename(chunk_path(task.work / "records", task.number, "npz"))
     gc.enable()
-
-
-def _random(task: _BuildTask, use: str) -> random.Random:
-    return random.Random(f"{task.job.seed} {use} {task.number}")
-
-
-def split_of(document: Iterable[str], validation_fraction: float, seed: int) -> str:
-    """Decided by the text itself, so that copies of a document never lie on both sides."""
-    digest = hashlib.blake2b("\n".join(document).encode(), digest_size=8, key=str(seed).encode())
-    return "validation" if int.from_bytes(digest.digest(), "big") < validation_fraction * 2**64 else "train"
 
 
 class _ShuffleTask(NamedTuple):
@@ -430,8 +396,9 @@ def _framed(data: bytes) -> Iterator[bytes]:
         position = end
 
 
-def _write_tfds_metadata(manifest: Manifest, folder: Path) -> None:
-    """features.json and dataset_info.json, with which tfds.builder_from_directory opens the folder."""
+def write_metadata(manifest: Manifest, vocabulary: Vocabulary, folder: Path) -> None:
+    """vocab.txt, features.json and dataset_info.json, with which tfds opens the folder, and manifest.json."""
+    shutil.copyfile(vocabulary.path, folder / "vocab.txt")
     prefix = "tensorflow_datasets.core.features"
     tensor = {
         "pythonClassName": f"{prefix}.tensor_feature.Tensor",
@@ -462,3 +429,4 @@ def _write_tfds_metadata(manifest: Manifest, folder: Path) -> None:
     }
     for name, values in (("features.json", features), ("dataset_info.json", info)):
         (folder / name).write_text(json.dumps(values, indent=1) + "\n")
+    manifest.write(folder)

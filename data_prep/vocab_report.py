@@ -110,13 +110,11 @@ def write(usages: Sequence[Usage], folder: Path) -> list[Path]:
     paths = [folder / "report.json"]
     paths[0].write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return paths
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for number, usage in enumerate(usages):
         shares = [usage.lengths.get(length, 0) / max(usage.words, 1) for length in range(1, 9)]
         left.plot(range(1, 9), shares, "o-", label=usage.name)

@@ -1,0 +1,79 @@
+"""One cleaned document -> its records: a pure function of the document and the job, whoever calls it and in what order.
+
+That is why worker processes and Apache Beam make the same examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.clean import CleaningOptions
+from data_prep.encode import Encoder
+from data_prep.examples import BuilderName, ExampleBuilder
+from electra_flax.records import Vocabulary, frame
+from electra_flax.tokenizer import Casing
+
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What decides the shards' bytes."""
+
+    vocab_dir: Path
+    casing: Casing
+    builder: BuilderName
+    max_seq_length: int
+    validation_fraction: float
+    seed: int
+    cleaning: CleaningOptions = CleaningOptions()
+    num_shards: int | None = None
+    """Training shards; None: chosen by the size of the text."""
+    num_hosts: int = 1
+    """The number of training shards is a multiple of it, as far as it is chosen here."""
+
+
+class Made(NamedTuple):
+    """What became of a document."""
+
+    split: str
+    records: list[tuple[bytes, int]]
+    """Framed example and its number of tokens."""
+    pieces: int
+    unknown: int
+    discarded: int
+    """Pieces that are in no example."""
+
+
+class RecordMaker:
+    """Tokenizes documents and cuts them into examples."""
+
+    def __init__(self, job: ShardJob, vocabulary: Vocabulary) -> None:
+        self._job = job
+        self._encoder = Encoder(vocabulary.tokens, job.casing)
+        self._unknown = vocabulary.special.unk
+        self._builder = ExampleBuilder(job.builder, job.max_seq_length, vocabulary.special, random.Random(0))
+
+    def make(self, document: list[str]) -> Made:
+        """The records of a document of sentences.
+
+        Split and randomness are decided by the text itself: copies of a document never lie on both sides, and nothing
+        depends on the documents around.
+        """
+        job, builder = self._job, self._builder
+        digest = hashlib.blake2b("\n".join(document).encode(), digest_size=16, key=str(job.seed).encode()).digest()
+        is_validation = int.from_bytes(digest[:8], "big") < job.validation_fraction * 2**64
+        builder.begin(random.Random(int.from_bytes(digest, "big")))
+        sentences = [self._encoder.encode(sentence) for sentence in document]
+        examples = builder.add_document(sentences)
+        return Made(
+            SPLITS[is_validation],
+            [(frame(example.encode(job.max_seq_length)), len(example.token_ids)) for example in examples],
+            sum(map(len, sentences)),
+            sum(sentence.count(self._unknown) for sentence in sentences),
+            builder.num_discarded,
+        )
