@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TPU_STAMP := $(VENV)/.installed-tpu
 CORPUS ?= data_prep/sample
+BENCH_CORPUS ?= $(firstword $(wildcard ../shared/data/corpus/ko) data_prep/sample)
 DEMO := runs/demo
 # A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
 TORCH := torch==2.13.0+cpu
@@ -45,9 +46,11 @@ test: $(STAMP)  ## all tests but the slow ones
 		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(STAMP)  ## seconds a step beside transformers on PyTorch and on Flax; results in runs/bench
+bench: $(STAMP)  ## steps and data preparation beside transformers; BENCH_CORPUS=text; results in runs/bench
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python benchmarks/step_speed.py --config configs/electra_small.yaml --batch 32 --vocab 35000 --out runs/bench
+	$(BIN)/electra-data vocab --corpus $(BENCH_CORPUS) --out runs/bench/vocab --size 35000
+	$(BIN)/python benchmarks/data_speed.py --corpus $(BENCH_CORPUS) --vocab runs/bench/vocab --out runs/bench
 
 test-slow: $(STAMP)  ## tests with TensorFlow and transformers 5, in environments of their own
 	$(BIN)/python -m pytest -m slow

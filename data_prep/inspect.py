@@ -1,4 +1,4 @@
-"""Shows what is in a folder of shards: the manifest in words, and a few examples decoded, in colour."""
+"""Shows what is in a folder of shards: the manifest in words, lengths, and a few examples decoded, in colour."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -13,6 +14,10 @@ from electra_flax.config import UserError
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 
 _SEGMENT_STYLES = ("cyan", "yellow")
+_MASKED = 0.15  # share of tokens that training masks (SEMANTICS.md section 5)
+_SHOWN_SOURCES = 20
+_SAMPLED_EXAMPLES = 10_000
+_BINS = 8
 
 
 def summarize(folder: Path) -> dict[str, Any]:
@@ -33,36 +38,74 @@ def summarize(folder: Path) -> dict[str, Any]:
 
 
 def show(folder: Path, num_examples: int, console: Console) -> None:
-    """Prints the summary and the first examples; segments in colours, special tokens dimmed, [UNK] in red."""
+    """Prints the summary, sources, lengths and a few examples: segments in colours, masked tokens reversed."""
+    if num_examples < 0:
+        raise UserError(f"--examples {num_examples}: expected 0 or more")
     summary = summarize(folder)
     manifest = summary.pop("manifest")
     for name, value in {**summary, **(manifest or {})}.items():
-        if name not in ("splits", "sources"):
+        if name not in ("splits", "sources", "cleaning"):
             shown = f"{value:,}" if type(value) is int else value
             console.print(f"[bold]{name:19s}[/] {shown}", soft_wrap=True)
     if manifest is None:
         return
-    console.print(f"[bold]{'sources':19s}[/] {len(manifest['sources'])} files")
+    _show_cleaning(manifest["cleaning"], console)
+    _show_sources(manifest["sources"], console)
     data = DataFolder.open(folder)
     vocabulary = Vocabulary.read(folder / "vocab.txt")
     examples = ShardedExamples(data.splits["train"], manifest["max_seq_length"], len(vocabulary.tokens))
-    if num_examples < 0:
-        raise UserError(f"--examples {num_examples}: expected 0 or more")
+    _show_lengths(examples, manifest["max_seq_length"], console)
+    rng = np.random.default_rng(0)
     for number, (ids, mask, segments) in enumerate(examples.read(range(min(num_examples, len(examples))))):
-        console.print(f"\n[bold]example {number}[/], {mask.sum()} tokens")
-        console.print(_coloured(vocabulary, ids[mask == 1], segments))
+        console.print(f"\n[bold]example {number}[/], {mask.sum()} tokens; reversed: as training might mask it")
+        console.print(_coloured(vocabulary, ids[mask == 1], segments, rng))
 
 
-def _coloured(vocabulary: Vocabulary, ids: Any, segments: Any) -> Text:
+def _show_cleaning(cleaning: dict[str, Any], console: Console) -> None:
+    if not cleaning:
+        return
+    console.print(f"[bold]{'cleaning':19s}[/] {cleaning['recipe']}: {', '.join(cleaning['steps']) or 'no step'}")
+    for step, count in cleaning["changed_or_dropped"].items():
+        console.print(f"  {step:17s} {count:,} texts changed or dropped")
+    for path, reason in cleaning["malformed_files"].items():
+        console.print(f"  malformed: {path}: {reason}", markup=False, soft_wrap=True)
+
+
+def _show_sources(sources: list[dict[str, Any]], console: Console) -> None:
+    console.print(f"[bold]{'sources':19s}[/] {len(sources)} files")
+    largest = sorted(sources, key=lambda source: -source["documents"])[:_SHOWN_SOURCES]
+    for source in largest:
+        console.print(f"  {source['documents']:>12,} documents  {source['bytes']:>15,} bytes  {source['path']}")
+    if len(sources) > _SHOWN_SOURCES:
+        console.print(f"  and {len(sources) - _SHOWN_SOURCES} more")
+
+
+def _show_lengths(examples: ShardedExamples, max_seq_length: int, console: Console) -> None:
+    """A histogram of tokens an example, of an even sample."""
+    places = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), _SAMPLED_EXAMPLES), dtype=int))
+    lengths = examples.read(places)[:, 1].sum(axis=1)
+    counts, edges = np.histogram(lengths, bins=_BINS, range=(0, max_seq_length))
+    console.print(f"[bold]{'tokens an example':19s}[/] of {len(places):,} examples")
+    for count, first, last in zip(counts, edges, edges[1:], strict=False):
+        bar = "█" * round(40 * count / counts.max())
+        console.print(f"  {int(first) + 1:5d} to {int(last):5d} {count / len(places):6.1%} {bar}")
+
+
+def _coloured(vocabulary: Vocabulary, ids: Any, segments: Any, rng: np.random.Generator) -> Text:
     special = vocabulary.special
+    candidates = np.flatnonzero(~np.isin(ids, special))
+    masked = set(rng.choice(candidates, round(_MASKED * len(candidates)), replace=False).tolist())
     text = Text()
-    for token_id, segment in zip(ids, segments, strict=False):
+    for place, (token_id, segment) in enumerate(zip(ids, segments, strict=False)):
         token = vocabulary.tokens[token_id]
         style = _SEGMENT_STYLES[segment]
         if token_id == special.unk:
             style = "bold red"
         elif token_id in special:
             style = "dim"
+        if place in masked:
+            style += " reverse"
         glue = "" if token.startswith("##") or not text else " "
-        text.append(glue + token.removeprefix("##"), style=style)
+        text.append(glue)
+        text.append(token.removeprefix("##"), style=style)
     return text

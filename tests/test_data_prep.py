@@ -284,3 +284,22 @@ def test_encoder_is_the_tokenizer():
             line = "".join(rng.choices(letters, k=rng.randint(1, 40)))
             assert encoder.encode(line) == tokenizer.encode(line, add_special_tokens=False).ids, repr(line)
         assert encoder.encode("가" * 300) == tokenizer.encode("가" * 300, add_special_tokens=False).ids
+
+
+def test_inspect_shows_lengths_sources_cleaning_and_masked_tokens(shard, capsys):
+    from rich.console import Console
+
+    from data_prep import inspect
+
+    _, folder = shard("out", "--clean", "koelectra-v3")
+    console = Console(record=True, width=200, force_terminal=True, file=open(os.devnull, "w"))
+    inspect.show(folder, 2, console)
+    text = console.export_text(clear=False)
+    manifest = Manifest.read(folder)
+    assert f"{manifest.sources[0]['documents']:,} documents" in text and manifest.sources[0]["path"] in text
+    assert re.search(r"sentences +\d+ texts changed or dropped", text)
+    shares = [float(share) for share in re.findall(r"\d+ to +\d+ +([\d.]+)%", text)]
+    assert len(shares) == 8 and abs(sum(shares) - 100) < 0.5
+    styled = console.export_text(styles=True)
+    reversed_runs = re.findall(r"\x1b\[[0-9;]*\b7(?:;[0-9;]*)?m", styled)
+    assert 4 <= len(reversed_runs) <= 12  # 15 % of at most 30 tokens, twice
