@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TPU_STAMP := $(VENV)/.installed-tpu
 CORPUS ?= data_prep/sample
-BENCH_CORPUS ?= $(firstword $(wildcard ../shared/data/corpus/ko) data_prep/sample)
+BENCH_CORPUS ?= $(CORPUS)
 DEMO := runs/demo
 # A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
 TORCH := torch==2.13.0+cpu

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.filesize import decimal
 from tqdm import tqdm
 
 from data_prep import chunks, pool
@@ -158,8 +159,8 @@ def _check_disk(corpus: Corpus, work: Path) -> None:
     free, needed = shutil.disk_usage(existing).free, 2 * text
     if free < needed:
         raise UserError(
-            f"{existing}: {free / 1e9:,.1f} GB free, but {text / 1e9:,.1f} GB of text need about "
-            f"{needed / 1e9:,.1f} GB: free some, or choose an --out on another disk"
+            f"{existing}: {decimal(free)} free, but {decimal(text)} of text need about {decimal(needed)}: free some, or "
+            "choose an --out on another disk"
         )
 
 

@@ -259,7 +259,9 @@ def test_too_little_disk_is_said_before_the_start(shard, monkeypatch, capsys):
     code, folder = shard("out")
     error = capsys.readouterr().err.strip().splitlines()
     assert code == 1 and not folder.exists() and len(error) == 1
-    assert re.search(r"0.0 GB free, but .* GB of text need about .* GB: free some, or choose an --out on ", error[0])
+    assert re.search(
+        r": 1 byte free, but 60.9 kB of text need about 121.8 kB: free some, or choose an --out on ", error[0]
+    )
 
 
 def test_shards_are_shared_evenly_between_hosts_and_their_order_is_mixed(shard, large_corpus):
