@@ -6,6 +6,7 @@ more processors than the one process that reads. What a file is shows in its fir
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -183,7 +184,7 @@ def _encoding_advice(raw: bytes, encoding: str) -> str:
     return "give --encoding NAME, or convert the file, for example: iconv -f CP949 -t UTF-8"
 
 
-def _read_text(given: _Input) -> Iterator[Document]:
+def _read_text(given: _Input, blank_line_closes: bool = True) -> Iterator[Document]:
     """A blank line or the end of the file closes a document."""
     lines: list[str] = []
     length = 0
@@ -191,7 +192,7 @@ def _read_text(given: _Input) -> Iterator[Document]:
         if line:
             lines.append(line)
             length += len(line)
-        if lines and (not line or length >= MAX_DOCUMENT_CHARACTERS):
+        if lines and (blank_line_closes and not line or length >= MAX_DOCUMENT_CHARACTERS):
             yield Document(0, lines)
             lines, length = [], 0
     yield Document(0, lines)
@@ -200,20 +201,6 @@ def _read_text(given: _Input) -> Iterator[Document]:
 def _read_lines(given: _Input) -> Iterator[Document]:
     """Every line is a document."""
     yield from (Document(0, [line]) for line in _lines(given) if line)
-
-
-def _read_file(given: _Input) -> Iterator[Document]:
-    """The file is a document."""
-    lines: list[str] = []
-    length = 0
-    for line in _lines(given):
-        if line:
-            lines.append(line)
-            length += len(line)
-        if length >= MAX_DOCUMENT_CHARACTERS:
-            yield Document(0, lines)
-            lines, length = [], 0
-    yield Document(0, lines)
 
 
 _HEADING = re.compile(r"((?:= ?)+)[^=].*=$")
@@ -431,7 +418,7 @@ def _read_tfds(path: str) -> Iterator[Document]:
 READERS: dict[str, Callable[[_Input], Iterator[Document]]] = {
     "text": _read_text,
     "lines": _read_lines,
-    "file": _read_file,
+    "file": functools.partial(_read_text, blank_line_closes=False),
     "wikitext": _read_wikitext,
     "wikiextractor": _read_wikiextractor,
     "jsonl": _read_jsonl,

@@ -159,8 +159,8 @@ def _check_disk(corpus: Corpus, work: Path) -> None:
     free, needed = shutil.disk_usage(existing).free, 2 * text
     if free < needed:
         raise UserError(
-            f"{existing}: {decimal(free)} free, but {decimal(text)} of text need about {decimal(needed)}: free some, or "
-            "choose an --out on another disk"
+            f"{existing}: {decimal(free)} free, but {decimal(text)} of text need about {decimal(needed)}: free some, "
+            "or choose an --out on another disk"
         )
 
 
