@@ -23,9 +23,9 @@ _END = re.compile(
           | (?<=[다요죠까네자])[.!?]+ (?=[가-힣]{2}) )""",
     re.VERBOSE,
 )
-# A full stop that ends no sentence: a number or a single letter before it ("1.", "A.", "가."), or an abbreviation.
+# A full stop that ends no sentence: a number or single letters before it ("1.", "가.", "B.C."), or an abbreviation.
 _NOT_AN_END = re.compile(
-    r"(?:^|[\s(])(?:\d{1,3}|[A-Za-z가-힣]|[A-Z][a-z]?|Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|etc|e\.g|i\.e|p|pp|Vol)\.$"
+    r"(?:^|[\s(])(?:\d{1,3}|(?:[A-Za-z]\.)*[A-Za-z가-힣]|Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|etc|pp|Vol)\.$"
 )
 _OPENING, _CLOSING = "([{“‘「『【《〈", ")]}”’」』】》〉"
 
