@@ -379,7 +379,7 @@ def _read_parquet(given: _Input) -> Iterator[Document]:
     key = given.options.text_key
 
     def rows() -> Iterator[tuple[str, Any]]:
-        table = parquet.ParquetFile(given.file)
+        table = parquet.ParquetFile(given.file, buffer_size=1 << 20, pre_buffer=False)
         if key not in table.schema_arrow.names:
             names = ", ".join(table.schema_arrow.names)
             raise UserError(f"{given.path}: no column {key!r} there, only {names}: give --text-key NAME")
