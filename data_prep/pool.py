@@ -14,9 +14,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from electra_flax.config import UserError
+
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 _note_file: int | None = None
+_place = ""
 
 
 class WorkerError(Exception):
@@ -24,7 +27,9 @@ class WorkerError(Exception):
 
 
 def note(place: str) -> None:
-    """Called by workers: what is worked on now, for the message should the process die."""
+    """Called by workers: what is worked on now, for the message should it fail or the process die."""
+    global _place
+    _place = place
     if _note_file is not None:
         os.pwrite(_note_file, place.encode()[:500].ljust(500), 0)
 
@@ -41,6 +46,19 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def _call(function: Callable[[_Task], _Result], task: _Task) -> _Result:
+    try:
+        return function(task)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # the user needs the document more than the traceback
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise WorkerError(
+            f"{_place}: {reason}: this document broke a rule that the program relies on; take it out, run the same "
+            "command in a new --out, and please report it"
+        ) from error
 
 
 class Pool:
@@ -68,13 +86,13 @@ class Pool:
         Raises WorkerError where a worker dies.
         """
         if self._num_workers == 1:
-            yield from ((task, function(task)) for task in tasks)
+            yield from ((task, _call(function, task)) for task in tasks)
             return
         executor = self._executor = self._executor or self._start()
         waiting: deque[tuple[_Task, Future[_Result]]] = deque()
         try:
             for task in tasks:
-                waiting.append((task, executor.submit(function, task)))
+                waiting.append((task, executor.submit(_call, function, task)))
                 if len(self._processes) < self._num_workers:
                     self._processes = multiprocessing.active_children()
                 if len(waiting) > 2 * self._num_workers:

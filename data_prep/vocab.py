@@ -23,7 +23,7 @@ from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import SPECIAL_TOKENS, Casing, build_tokenizer, save_tokenizer
 
 Algorithm = Literal["wordpiece", "unigram", "bpe"]
-_ROUND_TRIP = "한국어 문장을 그대로 되돌려 놓는지 확인합니다"
+ROUND_TRIP = "한국어 문장을 그대로 되돌려 놓는지 확인합니다"
 _MODEL_MAX_LENGTH = 512
 _SPECIAL = list(SPECIAL_TOKENS.values())
 # Marks a morpheme that continues a word while pieces are learned. A private character: normalization removes them all.
@@ -275,13 +275,13 @@ def check_vocabulary(vocabulary: Vocabulary, casing: Casing) -> None:
             f"{vocabulary.path}: holds more decomposed Hangul ({num_jamo} Jamo) than syllables ({num_syllables}): "
             "the corpus is in NFD form; normalise it to NFC"
         )
-    normalized = build_tokenizer(vocabulary.tokens, casing).normalizer.normalize_str(_ROUND_TRIP)
-    if normalized != _ROUND_TRIP:
+    normalized = build_tokenizer(vocabulary.tokens, casing).normalizer.normalize_str(ROUND_TRIP)
+    if normalized != ROUND_TRIP:
         raise UserError(
             "--strip-accents decomposes Hangul syllables to Jamo: every Korean word would become [UNK]; leave it off"
         )
-    pieces = build_tokenizer(vocabulary.tokens, casing).encode(_ROUND_TRIP, add_special_tokens=False).tokens
+    pieces = build_tokenizer(vocabulary.tokens, casing).encode(ROUND_TRIP, add_special_tokens=False).tokens
     if "[UNK]" not in pieces:
         joined = "".join(piece.removeprefix("##") for piece in pieces)
-        if joined != unicodedata.normalize("NFC", _ROUND_TRIP).replace(" ", ""):
+        if joined != unicodedata.normalize("NFC", ROUND_TRIP).replace(" ", ""):
             raise UserError(f"{vocabulary.path}: the Hangul round trip gave {joined!r}")

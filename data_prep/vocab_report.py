@@ -11,7 +11,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer
 
+from data_prep.vocab import ROUND_TRIP
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, build_tokenizer
 
@@ -35,8 +37,12 @@ class Usage:
     """Words that are one piece."""
     pieces_used: int
     """Entries that occur at all."""
+    characters_lacking: int
+    """Characters of the text that no entry has."""
     unknown_characters: dict[str, int]
-    """Characters of unknown words that no entry has, the most frequent."""
+    """The most frequent of them."""
+    round_trip: str
+    """What a Korean sentence comes back as: itself, something else, or with [UNK]."""
     lengths: dict[int, int]
     """Words by their number of pieces."""
 
@@ -70,12 +76,20 @@ def measure(name: str, folder: Path, lines: Sequence[str]) -> Usage:
                 characters += last - first
                 if token == "[UNK]":
                     unknown += 1
-                    missing.update(character for character in line[first:last] if character not in characters_known)
+                    missing.update(c for c in line[first:last] if c not in characters_known)
     words, pieces = lengths.total(), pieces_used.total()
     return Usage(
         name, len(vocabulary.tokens), words, pieces, unknown, characters, lengths[1] - unknown, len(pieces_used),
-        dict(missing.most_common(_SHOWN_CHARACTERS)), dict(sorted(lengths.items())),
+        missing.total(), dict(missing.most_common(_SHOWN_CHARACTERS)), _round_trip(tokenizer),
+        dict(sorted(lengths.items())),
     )  # fmt: skip
+
+
+def _round_trip(tokenizer: Tokenizer) -> str:
+    pieces = tokenizer.encode(ROUND_TRIP, add_special_tokens=False).tokens
+    if "[UNK]" in pieces:
+        return "with [UNK]"
+    return "yes" if "".join(piece.removeprefix("##") for piece in pieces) == ROUND_TRIP.replace(" ", "") else "no"
 
 
 def show(usages: Sequence[Usage], console: Console) -> None:
@@ -84,12 +98,14 @@ def show(usages: Sequence[Usage], console: Console) -> None:
     rows: list[tuple[str, Any]] = [
         ("entries", lambda u: f"{u.size:,}"),
         ("entries used", lambda u: f"{u.pieces_used:,}"),
+        ("characters covered", lambda u: f"{1 - u.characters_lacking / max(u.characters, 1):.3%}"),
         ("words in one piece", lambda u: f"{u.whole_words / max(u.words, 1):.1%}"),
         ("pieces per word", lambda u: f"{u.pieces_per_word:.3f}"),
         ("characters per piece", lambda u: f"{u.characters_per_piece:.3f}"),
         ("[UNK] of all pieces", lambda u: f"{u.unk_rate:.3%}"),
         ("[UNK] of all words", lambda u: f"{u.unknown / max(u.words, 1):.3%}"),
     ]
+    rows.append(("Hangul comes back", lambda u: u.round_trip))
     for title, value in rows:
         table.add_row(title, *(value(usage) for usage in usages))
     console.print(table)

@@ -305,3 +305,16 @@ def test_inspect_shows_lengths_sources_cleaning_and_masked_tokens(shard, capsys)
     styled = console.export_text(styles=True)
     reversed_runs = re.findall(r"\x1b\[[0-9;]*\b7(?:;[0-9;]*)?m", styled)
     assert 4 <= len(reversed_runs) <= 12  # 15 % of at most 30 tokens, twice
+
+
+def test_a_document_that_breaks_the_program_is_named(shard, monkeypatch, capsys):
+    from data_prep import clean
+
+    def broken(self, paragraphs):
+        raise RecursionError("too deep\nand more")
+
+    monkeypatch.setattr(clean.Cleaner, "clean", broken)
+    code, folder = shard("out", "--workers", "1")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 3 and not folder.exists()
+    assert re.search(r"error: document 0 of chunk 0, from .*korean.txt: RecursionError: too deep: this document", error)
