@@ -8,8 +8,13 @@ from typing import Any
 from electra_flax.config import UserError
 
 _NOT_TEXT_TAGS = {"ref", "table", "math", "gallery", "timeline", "score", "syntaxhighlight", "source", "references"}
-# Namespaces of links that show no text: files and categories, in Korean and English.
-_NOT_TEXT_LINKS = re.compile(r"(?i)\s*:?(파일|그림|분류|file|image|category|media|틀|template)\s*:")
+# Links that show no text: files and categories, in Korean and English, and the article in other languages.
+_NOT_TEXT_LINKS = re.compile(
+    r"(?i)\s*:?(파일|그림|분류|file|image|category|media|틀|template)\s*:|[a-z]{2,3}(-[a-z]+)*:"
+)
+# Templates that show their last argument: foreign words.
+_TEXT_TEMPLATES = {"lang", "llang", "한자", "일본어", "nihongo", "unicode", "nowrap"}
+_EMPTY_BRACKETS = re.compile(r"\s?\((?:[\s,;:·/]|또는)*\)")  # what templates leave behind
 _LIST_MARKS = re.compile(r"^[\s*#:;]+")
 
 
@@ -21,8 +26,9 @@ def wikipedia_lines(markup: str) -> list[str]:
         raise UserError("a Wikipedia dump needs mwparserfromhell: pip install 'electra-flax[corpora]'") from None
     code: Any = parser.parse(markup, skip_style_tags=True)
     text = "".join(_wikipedia_text(node, parser.nodes) for node in code.nodes)
-    lines = (_LIST_MARKS.sub("", line.replace("'''", "").replace("''", "")).strip() for line in text.split("\n"))
-    return [line for line in lines if line and not line.startswith(("{|", "|", "!", "__"))]
+    text = _EMPTY_BRACKETS.sub("", text.replace("'''", "").replace("''", ""))
+    lines = (_LIST_MARKS.sub("", line).strip() for line in text.split("\n"))
+    return [line for line in lines if line and not line.startswith(("{|", "|", "!", "__", "----"))]
 
 
 def _wikipedia_text(node: Any, nodes: Any) -> str:
@@ -44,7 +50,9 @@ def _wikipedia_text(node: Any, nodes: Any) -> str:
             return str(node.normalize())
         except ValueError:
             return ""
-    return ""  # templates, arguments, comments, headings
+    if isinstance(node, nodes.Template) and str(node.name).strip().lower() in _TEXT_TEMPLATES and node.params:
+        return _inside(node.params[-1].value, nodes)
+    return ""  # other templates, arguments, comments, headings
 
 
 def _inside(code: Any, nodes: Any) -> str:

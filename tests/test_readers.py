@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data_prep.readers import MAX_DOCUMENT_CHARACTERS, Corpus, ReaderOptions
+from data_prep.readers import MAX_DOCUMENT_CHARACTERS, Corpus, Document, ReaderOptions
 from data_prep.sources import find_sources, zstd
 from electra_flax.config import UserError
 
@@ -69,6 +69,42 @@ PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.co
 def read(*paths, **options):
     corpus = Corpus(find_sources([str(path) for path in paths]), ReaderOptions(**options))
     return [document.text_lines() for document in corpus.documents()]
+
+
+@pytest.mark.parametrize(
+    ("markup", "lines"),
+    [
+        (
+            "'''수학'''(數學, {{llang|en|mathematics}})은 {{출처}}수를 다룬다.",
+            ["수학(數學, mathematics)은 수를 다룬다."],
+        ),
+        ("''서울''({{IPA|a}}, {{소리}})은 도시다.<!-- 주석 -->", ["서울은 도시다."]),
+        ("[[파일:a.jpg|섬네일|[[한강]] 사진]]강이다.<br />둘째&nbsp;줄", ["강이다.", "둘째\xa0줄"]),
+        ("# 하나\n#* [http://a.b 둘]\n:: 셋\n----\n[[분류:강]][[en:River]]", ["하나", "둘", "셋"]),
+        ('{| class="a"\n! 머리\n|-\n| 칸 || 칸\n|}\n끝<ref>각주 {{틀}}</ref>이다.', ["끝이다."]),
+        ("{{정보상자\n| 이름 = {{llang|ko|가}}\n}}\n본문 [[가|나]] <math>x^2</math>.", ["본문 나 ."]),
+    ],
+)
+def test_wikipedia_markup(markup, lines):
+    assert Document(0, [markup], "wikipedia").text_lines() == lines
+
+
+@pytest.mark.parametrize(
+    ("markup", "lines"),
+    [
+        ("'''굵게''' ~~취소~~ __밑줄__ ^^위^^", ["굵게 취소 밑줄 위"]),
+        ("{{{#!folding [ 펼치기 ]\n숨은 글\n}}}", ["숨은 글"]),
+        ("{{{#red,#blue 빨강}}} {{{+2 크게}}}", ["빨강 크게"]),
+        ("> 인용\n * 목록\n  1. 차례\n || 표 || 표 ||\n---- \n## 주석", ["인용", "목록", "차례"]),
+        (
+            "[[문서#s-1.2]] [[문서|보임]] [[파일:a.png|width=10]] [include(틀:가, 나=다)] [youtube(x)]글",
+            ["문서 보임   글"],
+        ),
+        ("== 제목 ==\n본문[* 각주 [[링크]] 끝].\n[목차]", ["본문."]),
+    ],
+)
+def test_namuwiki_markup(markup, lines):
+    assert Document(0, [markup], "namuwiki").text_lines() == lines
 
 
 @pytest.mark.parametrize("name", CONTENTS)
