@@ -10,6 +10,8 @@ from electra_flax.config import UserError
 _NOT_TEXT_TAGS = {"ref", "table", "math", "gallery", "timeline", "score", "syntaxhighlight", "source", "references"}
 # Links that show no text: files and categories, in Korean and English, and the article in other languages.
 _NOT_TEXT_LINKS = re.compile(
+    r"(?i)\s*:?(?:파일|그림|분류|file|image|category|media|틀|template)\s*:|[a-z]{2,3}(?:-[a-z]+)*:"
+)
     r"(?i)\s*:?(파일|그림|분류|file|image|category|media|틀|template)\s*:|[a-z]{2,3}(-[a-z]+)*:"
 )
 # Templates that show their last argument: foreign words.
