@@ -12,8 +12,6 @@ _NOT_TEXT_TAGS = {"ref", "table", "math", "gallery", "timeline", "score", "synta
 _NOT_TEXT_LINKS = re.compile(
     r"(?i)\s*:?(?:파일|그림|분류|file|image|category|media|틀|template)\s*:|[a-z]{2,3}(?:-[a-z]+)*:"
 )
-    r"(?i)\s*:?(파일|그림|분류|file|image|category|media|틀|template)\s*:|[a-z]{2,3}(-[a-z]+)*:"
-)
 # Templates that show their last argument: foreign words.
 _TEXT_TEMPLATES = {"lang", "llang", "한자", "일본어", "nihongo", "unicode", "nowrap"}
 _EMPTY_BRACKETS = re.compile(r"\s?\((?:[\s,;:·/]|또는)*\)")  # what templates leave behind
