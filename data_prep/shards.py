@@ -46,6 +46,7 @@ from electra_flax.records import (
 )
 
 _SHARD_BYTES = 64 << 20  # of text
+_WORK_VERSION = 1  # raised when the same job would make other pieces: unfinished work of a former release is not mixed
 _MAX_SHARD_BYTES = 512 << 20  # a shard is shuffled in memory
 
 
@@ -126,6 +127,7 @@ def make_manifest(
 def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path) -> None:
     """Makes the work folder, or takes up one of the same job. Raises UserError for another's, or a full disk."""
     identity = {
+        "program": _WORK_VERSION,
         **dataclasses.asdict(job),
         "vocab_dir": vocabulary.sha256,
         "reading": dataclasses.asdict(corpus.options),
