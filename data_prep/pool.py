@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -93,8 +94,6 @@ class Pool:
         try:
             for task in tasks:
                 waiting.append((task, executor.submit(_call, function, task)))
-                if len(self._processes) < self._num_workers:
-                    self._processes = multiprocessing.active_children()
                 if len(waiting) > 2 * self._num_workers:
                     done, future = waiting.popleft()
                     yield done, future.result()
@@ -109,7 +108,16 @@ class Pool:
         self._notes.mkdir()
         # Spawned, not forked: the progress bar and the tokenizer have threads, which a fork may leave holding locks.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._num_workers, context, _start_worker, (self._notes,))
+        executor = ProcessPoolExecutor(self._num_workers, context, _start_worker, (self._notes,))
+        # Ctrl-C goes to all processes; started while it is ignored, the workers ignore it and are ended by this one.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            for _ in range(self._num_workers):
+                executor.submit(os.getpid)  # a process is started for each task that finds none idle
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        self._processes = multiprocessing.active_children()
+        return executor
 
 
 def _obituary(processes: list[Any], notes: Path) -> str:

@@ -61,10 +61,18 @@ def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> 
     work = out.with_name(out.name + ".partial")
     _begin_or_continue(job, corpus, vocabulary, work)
     with pool.Pool(num_workers, work / "workers") as workers:
-        return _run_stages(job, corpus, vocabulary, work, out, workers.in_order)
+        manifest = _run_stages(job, corpus, vocabulary, work, workers.in_order)
+    # Only now: a worker that starts late, when a small corpus is done already, must still find its folder.
+    shards = work / "shards"
+    write_metadata(manifest, vocabulary, shards)
+    if out.exists():
+        out.rmdir()
+    shards.rename(out)
+    shutil.rmtree(work)
+    return manifest
 
 
-def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path, out: Path, run: Any) -> Manifest:
+def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path, run: Any) -> Manifest:
     summary = _clean(job, corpus, work, run)
     if not summary.documents:
         raise UserError(
@@ -80,19 +88,11 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
             "--validation-fraction is too large"
         )
     infos = _shuffle(job, work, counts, totals, run)
-
-    manifest = make_manifest(
+    return make_manifest(
         job, corpus, vocabulary, infos, documents_of_source=summary.documents_of_source,
         cleaned=summary.cleaned | duplicates, malformed=summary.malformed,
         pieces=totals.pieces, unknown=totals.unknown, discarded=totals.discarded,
     )  # fmt: skip
-    shards = work / "shards"
-    write_metadata(manifest, vocabulary, shards)
-    if out.exists():
-        out.rmdir()
-    shards.rename(out)
-    shutil.rmtree(work)
-    return manifest
 
 
 def make_manifest(

@@ -318,3 +318,25 @@ def test_a_document_that_breaks_the_program_is_named(shard, monkeypatch, capsys)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 3 and not folder.exists()
     assert re.search(r"error: document 0 of chunk 0, from .*korean.txt: RecursionError: too deep: this document", error)
+
+
+def test_a_small_corpus_is_done_before_its_workers_start(vocab_dir, tmp_path):
+    """More workers than there is work: those that start when all is done must not complain."""
+    (tmp_path / "corpus.txt").write_text("한 문장이다.\n", encoding="utf-8")
+    command = shard_command(tmp_path / "corpus.txt", vocab_dir, tmp_path / "out", "--workers", "6")
+    process = start([*command, "--validation-fraction", "0"])
+    error = process.communicate()[1]
+    assert process.returncode == 0 and "Error" not in error and "Traceback" not in error, error
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_stopped_by_hand_is_one_line(large_corpus, vocab_dir, tmp_path):
+    command = shard_command(large_corpus, vocab_dir, tmp_path / "out", "--workers", "2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_prep.cli", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(process, tmp_path / "out.partial/chunks/00000000.json")
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == 75 and "Traceback" not in error, error
+    assert error.strip().endswith("electra-data: stopped: run the same command to go on")
