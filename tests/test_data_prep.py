@@ -333,8 +333,9 @@ def test_a_small_corpus_is_done_before_its_workers_start(vocab_dir, tmp_path):
 def test_stopped_by_hand_is_one_line(large_corpus, vocab_dir, tmp_path):
     command = shard_command(large_corpus, vocab_dir, tmp_path / "out", "--workers", "2")
     process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.cli", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, "-m", "data_prep.cli", *command], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )  # fmt: skip
     wait_for(process, tmp_path / "out.partial/chunks/00000000.json")
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate()[1]
