@@ -11,6 +11,7 @@ import json
 import posixpath
 import shlex
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from data_prep.build import RecordMaker, ShardJob
 from data_prep.chunks import text_hash
 from data_prep.clean import Cleaner, CleaningOptions
 from data_prep.readers import Corpus, Document, ReaderOptions
-from data_prep.shards import make_manifest, shard_counts, write_metadata
+from data_prep.shards import make_manifest, refuse_occupied, shard_counts, write_metadata
 from data_prep.sources import Source
 from electra_flax.config import UserError
 from electra_flax.records import Manifest, ShardInfo, ShardWriter, Vocabulary, index_path, shard_name
@@ -43,14 +44,16 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
         raise UserError("near-duplicates compares documents in the order of the corpus: only --runner local can")
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
     vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
-    if FileSystems.exists(posixpath.join(out, "manifest.json")):
-        raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
-    folder = out if "://" in out else out + ".partial"
+    # Not OUT.partial: that may be the unfinished work of a local run.
+    folder = out if "://" in out else out + ".beam"
     if folder != out:
+        refuse_occupied(Path(out))
         shutil.rmtree(folder, ignore_errors=True)
+    elif FileSystems.exists(posixpath.join(out, "manifest.json")):
+        raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
     FileSystems.mkdirs(folder)
 
-    counts = shard_counts(job, sum(source.size * (4 if source.is_packed else 1) for source in corpus.sources))
+    counts = shard_counts(job, corpus.text_bytes)
     names = [(split, shard_name(split, number, count)) for split, count in counts.items() for number in range(count)]
     summary = posixpath.join(folder, "summary.json")
     with beam.Pipeline(options=PipelineOptions([f"--runner={RUNNERS[runner]}", *shlex.split(options)])) as pipeline:
@@ -83,8 +86,6 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
 
 def _finish(manifest: Manifest, vocabulary: Vocabulary, folder: str) -> None:
     """Writes what lies beside the shards, the manifest last."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as local:
         write_metadata(manifest, vocabulary, Path(local))
         for path in sorted(Path(local).iterdir(), key=lambda path: path.name == "manifest.json"):
@@ -218,8 +219,6 @@ class _Make(beam.DoFn):
 
 def _write_shard(element: tuple[int, Iterable[Any]], folder: str, names: list[str]) -> tuple[int, dict[str, Any]]:
     """A shard's records in the order of their hashes, and its index."""
-    import tempfile
-
     shard, found = element
     records = sorted(entry for entry in found if entry is not None)
     with tempfile.TemporaryDirectory() as local:

@@ -70,6 +70,11 @@ class Corpus:
     def total_bytes(self) -> int:
         return sum(source.size for source in self.sources)
 
+    @property
+    def text_bytes(self) -> int:
+        """An estimate: text of compressed files is some 4 times as large."""
+        return sum(source.size * (4 if source.is_packed else 1) for source in self.sources)
+
     def documents(self) -> Iterator[Document]:
         """All documents, file by file. Raises UserError for what cannot be read, naming file and place."""
         for number, source in enumerate(self.sources):

@@ -54,10 +54,7 @@ def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> 
     """Makes the folder `out`, or nothing. Raises UserError where there is nothing to write or no room for it."""
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
     vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
-    if (out / "manifest.json").exists():
-        raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: the folder is not empty; choose a new one")
+    refuse_occupied(out)
     work = out.with_name(out.name + ".partial")
     _begin_or_continue(job, corpus, vocabulary, work)
     with pool.Pool(num_workers, work / "workers") as workers:
@@ -70,6 +67,14 @@ def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> 
     shards.rename(out)
     shutil.rmtree(work)
     return manifest
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raises UserError where `out` is neither new nor an empty folder."""
+    if (out / "manifest.json").exists():
+        raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: the folder is not empty; choose a new one")
 
 
 def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path, run: Any) -> Manifest:
@@ -154,9 +159,8 @@ def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, wo
 
 
 def _check_disk(corpus: Corpus, work: Path) -> None:
-    # Text of compressed files is some 4 times as large. Per byte of text: 0.4 for compressed chunks, 0.8 for records,
-    # once by chunk and once by shard.
-    text = sum(source.size * (4 if source.is_packed else 1) for source in corpus.sources)
+    # Per byte of text: 0.4 for compressed chunks, 0.8 for records, once by chunk and once by shard.
+    text = corpus.text_bytes
     existing = next(parent for parent in work.absolute().parents if parent.exists())
     free, needed = shutil.disk_usage(existing).free, 2 * text
     if free < needed:
