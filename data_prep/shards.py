@@ -285,18 +285,14 @@ def _maker(job: ShardJob) -> RecordMaker:
 
 def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int], run: Any) -> _Totals:
     firsts = np.cumsum([0, *(chunk.sentences for chunk in summary.chunks)])
+    is_built = [chunk_path(work / "records", number, "npz").exists() for number in range(len(summary.chunks))]
     tasks = (
         _BuildTask(job, work, counts, number, int(firsts[number]), chunk.sentences)
         for number, chunk in enumerate(summary.chunks)
-        if not chunk_path(work / "records", number, "npz").exists()
+        if not is_built[number]
     )
     with _bar("3 of 4, tokenizing", summary.bytes) as progress:
-        done = sum(
-            chunk.bytes
-            for number, chunk in enumerate(summary.chunks)
-            if chunk_path(work / "records", number, "npz").exists()
-        )
-        progress.update(done)
+        progress.update(sum(chunk.bytes for chunk, built in zip(summary.chunks, is_built, strict=True) if built))
         for task, _ in run(_build_chunk, tasks):
             progress.update(summary.chunks[task.number].bytes)
     arrays = [np.load(chunk_path(work / "records", number, "npz")) for number in range(len(summary.chunks))]
