@@ -89,11 +89,11 @@ def slow(args: argparse.Namespace) -> dict:
         writer = ShardWriter(Path(folder) / "shard")
         started = time.perf_counter()
         for document in Corpus(find_sources(args.corpus)).documents():
-            sentences = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(line)) for line in document.lines]
+            sentences = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(line)) for line in document.lines()]
             pieces += sum(map(len, sentences))
             for example in builder.add_document(sentences):
                 writer.write(frame(example.encode(LENGTH)))
-            characters += sum(map(len, document.lines))
+            characters += len(document.text)
             if characters > SLOW_CHARACTERS:
                 break
         seconds = time.perf_counter() - started

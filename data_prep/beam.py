@@ -149,7 +149,7 @@ class _Clean(beam.DoFn):
     def process(self, element: tuple[Key, Document]) -> Iterator[Any]:
         key, document = element
         self._cleaner.counts.clear()
-        paragraphs = self._cleaner.clean(document.text_lines())
+        paragraphs = self._cleaner.clean(document.lines())
         counts = {f"step {name}": count for name, count in self._cleaner.counts.items()}
         yield beam.pvalue.TaggedOutput("counts", counts | {f"source {key[0]}": int(bool(paragraphs))})
         if paragraphs:

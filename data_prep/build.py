@@ -68,7 +68,7 @@ class RecordMaker:
         digest = hashlib.blake2b("\n".join(document).encode(), digest_size=16, key=str(job.seed).encode()).digest()
         is_validation = int.from_bytes(digest[:8], "big") < job.validation_fraction * 2**64
         builder.begin(random.Random(int.from_bytes(digest, "big")))
-        sentences = [self._encoder.encode(sentence) for sentence in document]
+        sentences = self._encoder.encode(document)
         examples = builder.add_document(sentences)
         return Made(
             SPLITS[is_validation],

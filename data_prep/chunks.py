@@ -63,7 +63,7 @@ def raw_chunks(corpus: Corpus) -> Iterator[RawChunk]:
     number, documents, characters = 0, list[Document](), 0
     for document in corpus.documents():
         documents.append(document)
-        characters += sum(map(len, document.lines))
+        characters += len(document.text)
         if characters >= _CHUNK_CHARACTERS:
             yield RawChunk(number, documents)
             number, documents, characters = number + 1, [], 0
@@ -90,7 +90,7 @@ def clean_chunk(task: CleanTask) -> ChunkInfo:
     steps = task.cleaning.steps
     for number, document in enumerate(task.chunk.documents):
         pool.note(f"document {number} of chunk {task.chunk.number}, from {task.paths[document.source]}")
-        paragraphs = cleaner.clean(document.text_lines())
+        paragraphs = cleaner.clean(document.lines())
         if not paragraphs:
             continue
         sentences = [sentence for paragraph in paragraphs for sentence in paragraph]

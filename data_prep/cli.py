@@ -234,7 +234,7 @@ def _sample(args: argparse.Namespace) -> list[str]:
     def sentences() -> Iterator[str]:
         with tqdm(total=corpus.total_bytes, desc="reading", unit="B", unit_scale=True, mininterval=1) as progress:
             for document in corpus.documents():
-                for paragraph in cleaner.clean(document.text_lines()):
+                for paragraph in cleaner.clean(document.lines()):
                     yield from paragraph
                 progress.update(corpus.bytes_read - progress.n)
 

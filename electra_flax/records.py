@@ -145,10 +145,22 @@ def index_path(shard: Path) -> Path:
 def encode_example(token_ids: Sequence[int], num_first: int, max_seq_length: int) -> bytes:
     """Token ids, of which the first `num_first` are segment 0 -> the bytes of a tf.train.Example, zero-padded."""
     used = len(token_ids)
-    varints = _varint_table(max(token_ids, default=0).bit_length())
-    ids = b"".join(map(varints.__getitem__, token_ids)) + bytes(max_seq_length - used)
-    rest = _mask_entry(used, max_seq_length) + _segment_entry(num_first, used, max_seq_length)
-    return _field(1, _entry("input_ids", ids) + rest)
+    table = _varint_table()
+    try:
+        ids = b"".join([table[id_] for id_ in token_ids])
+    except IndexError:  # a vocabulary beyond the table
+        ids = b"".join(map(_varint, token_ids))
+    ids += bytes(max_seq_length - used)
+    return _field(
+        1,
+        _ids_head(len(ids)) + ids + _mask_entry(used, max_seq_length) + _segment_entry(num_first, used, max_seq_length),
+    )
+
+
+@functools.cache
+def _ids_head(num_bytes: int) -> bytes:
+    """What stands before so many bytes of ids in their entry."""
+    return _entry("input_ids", bytes(num_bytes))[:-num_bytes]
 
 
 @functools.cache
@@ -188,8 +200,8 @@ def decode_example(payload: bytes, max_seq_length: int, where: str) -> np.ndarra
 
 
 @functools.cache
-def _varint_table(num_bits: int) -> list[bytes]:
-    return [_varint(value) for value in range(1 << num_bits)]
+def _varint_table() -> list[bytes]:
+    return [_varint(value) for value in range(1 << 16)]
 
 
 def _varint(value: int) -> bytes:

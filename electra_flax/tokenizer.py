@@ -22,7 +22,7 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-_MAX_WORD_CHARACTERS = 200  # a longer word is one [UNK]; the original's limit, where Hugging Face's slow class has 100
+MAX_WORD_CHARACTERS = 200  # a longer word is one [UNK]; the original's limit, where Hugging Face's slow class has 100
 
 
 class Casing(NamedTuple):
@@ -54,7 +54,7 @@ class Casing(NamedTuple):
 def build_tokenizer(tokens: list[str], casing: Casing) -> Tokenizer:
     """The tokenizer of the original: text -> pieces. Special tokens in the text are ordinary text."""
     ids = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARACTERS))
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS))
     bert_normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=True,

@@ -68,7 +68,7 @@ PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.co
 
 def read(*paths, **options):
     corpus = Corpus(find_sources([str(path) for path in paths]), ReaderOptions(**options))
-    return [document.text_lines() for document in corpus.documents()]
+    return [document.lines() for document in corpus.documents()]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def read(*paths, **options):
     ],
 )
 def test_wikipedia_markup(markup, lines):
-    assert Document(0, [markup], "wikipedia").text_lines() == lines
+    assert Document(0, markup, "wikipedia").lines() == lines
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_wikipedia_markup(markup, lines):
     ],
 )
 def test_namuwiki_markup(markup, lines):
-    assert Document(0, [markup], "namuwiki").text_lines() == lines
+    assert Document(0, markup, "namuwiki").lines() == lines
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -142,7 +142,7 @@ def test_malformed_modu_is_counted_and_the_rest_read(tmp_path):
     (tmp_path / "b.json").write_text(modu("utterance", [turn("가", "말.")], [{"speaker_id": "가"}]))
     (tmp_path / "c.json").write_text(PARAGRAPHS)
     corpus = Corpus(find_sources([str(tmp_path)]))
-    documents = [document.text_lines() for document in corpus.documents()]
+    documents = [document.lines() for document in corpus.documents()]
     assert documents == [FIRST, ["말."], FIRST, SECOND]
     assert [path[-6:] for path in corpus.malformed] == ["a.json", "b.json"]
     with pytest.raises(UserError, match="a.json: not a Modu corpus file: broken JSON before byte"):

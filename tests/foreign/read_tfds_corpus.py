@@ -28,7 +28,7 @@ builder = tfds.dataset_builders.store_as_tfds_dataset(
 
 def read(source):
     try:
-        return [document.text_lines() for document in Corpus(find_sources([source])).documents()]
+        return [document.lines() for document in Corpus(find_sources([source])).documents()]
     except UserError as error:
         return str(error)
 
