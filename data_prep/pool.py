@@ -101,13 +101,16 @@ class Pool:
                 done, future = waiting.popleft()
                 yield done, future.result()
         except BrokenProcessPool:
+            executor.shutdown()  # until its thread has collected the exit codes: only one reader gets them
             raise WorkerError(_obituary(self._processes, self._notes)) from None
 
     def _start(self) -> ProcessPoolExecutor:
         shutil.rmtree(self._notes, ignore_errors=True)
         self._notes.mkdir()
-        # Spawned, not forked: the progress bar and the tokenizer have threads, which a fork may leave holding locks.
-        context = multiprocessing.get_context("spawn")
+        # Forked by a server, not by this process: the progress bar and the tokenizer have threads, which a fork may
+        # leave holding locks. The server imports once what every worker needs.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["data_prep.shards"])
         executor = ProcessPoolExecutor(self._num_workers, context, _start_worker, (self._notes,))
         # Ctrl-C goes to all processes; started while it is ignored, the workers ignore it and are ended by this one.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -121,8 +124,6 @@ class Pool:
 
 
 def _obituary(processes: list[Any], notes: Path) -> str:
-    for process in processes:
-        process.join(10)
     # The pool ends the others with SIGTERM (-15).
     dead = [process for process in processes if process.exitcode not in (0, -15, None)] or processes
     places = [(notes / str(process.pid)) for process in dead]
