@@ -1,74 +1,206 @@
 """Saving and restoring a run with Orbax.
 
 A checkpoint `<workdir>/checkpoints/<step>` holds the train state and a small JSON: the position of the input (the
-next global batch) and the release that wrote it. The configuration lies once in `<workdir>/config.yaml`.
+next global batch), the release that wrote it, and a fingerprint of every array, so that bytes that changed on the disk
+are found when they are read. The configuration lies once in `<workdir>/config.yaml`.
 """
 
 from __future__ import annotations
 
+import logging
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers as policies
 
 import electra_flax
+from electra_flax import processes
 from electra_flax.config import CheckpointConfig, Config, UserError
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState, abstract_state
+
+log = logging.getLogger("electra_flax")
 
 
 class Checkpoints:
     """The checkpoints of one workdir; saves in the background."""
 
     def __init__(self, workdir: Path, config: CheckpointConfig | None = None) -> None:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.max_to_keep if config else None,
-            enable_async_checkpointing=config is not None,
-            read_only=config is None,
-        )
+        """To read only where `config` is None. Raises UserError where there is nothing to read."""
         self._path = (workdir / "checkpoints").resolve()
-        if config is None and not self._path.is_dir():
-            raise UserError(f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some")
+        if config is None:
+            if not self._path.is_dir():
+                raise UserError(
+                    f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
+                )
+            options = ocp.CheckpointManagerOptions(read_only=True, enable_async_checkpointing=False)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True, best_fn=_loss, preservation_policy=_kept(config)
+            )
         self._manager = ocp.CheckpointManager(self._path, options=options)
 
     @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState) -> None:
-        """Starts saving; returns as soon as the arrays are copied off the devices."""
+    def save(self, state: TrainState, held_out_loss: float | None = None) -> str:
+        """Starts saving, once the save before is done; returns as soon as the arrays are copied off the devices.
+
+        Returns why this save or the one before could not be made, or "". Older checkpoints stay as they are.
+        """
         step = int(state.step)
+        problem = self.wait()
         if step in self._manager.all_steps():
-            return
-        meta = {"next_batch": step, "electra_flax": electra_flax.__version__}
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        )
+            return problem
+        meta = {
+            "next_batch": step,
+            "electra_flax": electra_flax.__version__,
+            "fingerprint": np.asarray(fingerprint(state)).tolist(),
+        }
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+                metrics=None if held_out_loss is None else {"loss": held_out_loss},
+                force=True,
+            )
+        except Exception as error:  # whatever a disk or a bucket answers
+            return problem or self._give_up(error)
+        return problem
+
+    def failure(self) -> str:
+        """Why the save in the background could not be made, or "" where it was or still goes on."""
+        return "" if self._manager.is_saving_in_progress() else self.wait()
+
+    def wait(self) -> str:
+        """Waits for the save in the background; returns why it could not be made, or ""."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            return self._give_up(error)
+        return ""
+
+    def _give_up(self, error: Exception) -> str:
+        if jax.process_index() == 0:
+            for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
+        self._manager.reload()
+        return _reason(error)
 
     def restore(self, config: Config, mesh: Mesh, step: int | None = None) -> TrainState:
         """The state of a step (the newest by default), placed on the mesh.
 
-        Raises UserError where there is no such checkpoint.
+        Raises UserError where there is no such checkpoint, or it is damaged.
         """
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps
         if not steps or (step is not None and step not in steps):
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self._path}: no checkpoint of step {step}; there are: {there}")
+        step = steps[-1] if step is None else step
+        state, problem = self._read(config, mesh, step)
+        if problem:
+            raise UserError(f"{self._path / str(step)}: damaged ({problem}): name another with --step")
+        return state
+
+    def restore_newest(self, config: Config, mesh: Mesh) -> TrainState | None:
+        """The newest state that can be read, or None where there is no checkpoint at all.
+
+        Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning. Raises UserError where all are.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps):
+            state, problem = self._read(config, mesh, step)
+            if not problem:
+                self._set_aside(damaged)
+                return state
+            damaged[step] = problem
+        if damaged:
+            reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+            raise UserError(
+                f"{self._path}: none of the checkpoints can be read ({reasons}): put a copy back, or start again in "
+                "a new --workdir"
+            )
+        return None
+
+    def _read(self, config: Config, mesh: Mesh, step: int) -> tuple[TrainState, str]:
+        """The state and "", or anything and why it cannot be used; the same in all processes."""
         shapes = abstract_state(config)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
             state_shardings(shapes, mesh),
         )
-        restored: Any = self._manager.restore(
-            steps[-1] if step is None else step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
-        )
-        return restored["state"]
+        state: Any = None
+        try:
+            restored: Any = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+            )
+            state, expected = restored["state"], restored["meta"].get("fingerprint")
+            is_whole = expected is None or np.array_equal(fingerprint(state), expected)  # None: an earlier release
+            problem = "" if is_whole else "its numbers are not those that were saved"
+        except Exception as error:  # Orbax and TensorStore raise whatever they meet
+            problem = _reason(error)
+        return state, processes.first_problem(problem)
+
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        for step, problem in damaged.items():
+            target = self._path.parent / "damaged" / f"{step}-{time.time():.0f}"
+            log.warning(
+                "checkpoint of step %d is damaged (%s): moved to %s; an older one is used", step, problem, target
+            )
+            if jax.process_index() == 0:
+                target.parent.mkdir(exist_ok=True)
+                (self._path / str(step)).rename(target)
+        if damaged:
+            processes.wait_for_all("damaged checkpoints set aside")
+            self._manager.reload()
 
     def close(self) -> None:
-        """Waits for the save in progress."""
-        self._manager.wait_until_finished()
+        """After `wait`."""
         self._manager.close()
+
+
+@jax.jit
+def fingerprint(tree: Any) -> jax.Array:
+    """A number for each array of 32-bit values, uint32 [arrays]; the same however the arrays are sharded.
+
+    Sums of all bits, each weighed by its place: one changed value always shows.
+    """
+
+    def of_array(leaf: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        weights = jnp.ones(bits.shape, jnp.uint32)
+        for dim in range(bits.ndim):  # odd, so that no bit is lost
+            weights *= (2 * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim) + 1) * (2 * dim + 3)
+        return (bits * weights).sum(dtype=jnp.uint32)
+
+    return jnp.stack([of_array(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _kept(config: CheckpointConfig) -> Any:
+    kept: list[Any] = [policies.LatestN(config.max_to_keep)]
+    if config.keep_every_steps:
+        kept.append(policies.EveryNSteps(config.keep_every_steps))
+    if config.keep_best:
+        best = policies.BestN(
+            get_metric_fn=_loss, reverse=True, n=config.keep_best, keep_checkpoints_without_metrics=False
+        )
+        kept.append(best)
+    return policies.AnyPreservationPolicy(kept)
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"

@@ -10,10 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from electra_flax.config import RunError, UserError
+from electra_flax.config import Preempted, RunError, UserError
 from electra_flax.host_memory import restart_with_huge_pages
 
-_EXIT_CODES = "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; the same command continues a run"
+_EXIT_CODES = (
+    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; 75 asked to stop (SIGTERM, a spot machine taken "
+    "away) and saved; the same command continues a run"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, RunError) as error:
         print(f"electra-flax: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, UserError) else 3
+    except Preempted as error:
+        print(f"electra-flax: {error}", file=sys.stderr)
+        return 75
     except KeyboardInterrupt:
         print("electra-flax: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -65,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards of electra-data shard")
     pretrain.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run; created if absent")
     _add_devices(pretrain)
+    group = pretrain.add_argument_group(
+        "several processes", "on a TPU they find each other; elsewhere each is told, with the same command otherwise"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -164,9 +176,20 @@ def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     config = load_config(args.config, overrides)
     _use_devices(args)
+    from electra_flax import processes
     from electra_flax.train import pretrain
 
+    processes.join(_group(args))
     pretrain(config, args.data, args.workdir)
+
+
+def _group(args: argparse.Namespace) -> tuple[str, int, int] | None:
+    given = (args.coordinator, args.num_processes, args.process_id)
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise UserError("--coordinator, --num-processes and --process-id belong together: give all three or none")
+    return given
 
 
 def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -21,6 +21,10 @@ class RunError(RuntimeError):
     """The run itself failed (non-finite loss, data damaged under way): one line, exit code 3."""
 
 
+class Preempted(RuntimeError):
+    """The run was asked to stop and has saved: exit code 75, and the same command continues."""
+
+
 def _check(ok: bool, message: str) -> None:
     if not ok:
         raise UserError(message)
@@ -189,9 +193,18 @@ class TrainingConfig:
     compilation_cache: str = "~/.cache/electra-flax/compiled"
     """Folder, local or gs://, of compiled programs, which make later starts faster; "" keeps none. Whoever may write
     there can run code here."""
+    max_skipped_steps: int = 10
+    """Steps in a row whose loss or gradient is not finite that are skipped, changing nothing. One more and the run goes
+    back to its last checkpoint; the second time at the same place it ends."""
+    hang_minutes: float = 30.0
+    """The process ends when no step, evaluation or save was finished for so long."""
 
     def __post_init__(self) -> None:
-        _check_positive("training", self, "batch_size", "num_steps", "gradient_accumulation_steps")
+        _check_positive("training", self, "batch_size", "num_steps", "gradient_accumulation_steps", "hang_minutes")
+        _check(
+            self.max_skipped_steps >= 0,
+            f"training.max_skipped_steps={self.max_skipped_steps} must not be negative",
+        )
         _check(
             self.batch_size % self.gradient_accumulation_steps == 0,
             f"training.batch_size={self.batch_size} must be a multiple of "
@@ -253,11 +266,19 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     """Steps between checkpoints; the last step is always saved."""
+    every_minutes: float = 10.0
+    """Also a checkpoint when the last one is so old: what a machine that is taken away costs at most."""
     max_to_keep: int = 5
     """Newest checkpoints kept."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of this are kept for good; 0: none."""
+    keep_best: int = 1
+    """Checkpoints with the lowest held-out loss kept, among those saved at a step that was evaluated."""
 
     def __post_init__(self) -> None:
-        _check_positive("checkpoint", self, "every_steps", "max_to_keep")
+        _check_positive("checkpoint", self, "every_steps", "every_minutes", "max_to_keep")
+        for name in ("keep_every_steps", "keep_best"):
+            _check(getattr(self, name) >= 0, f"checkpoint.{name}={getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True)

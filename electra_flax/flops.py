@@ -5,7 +5,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
+
+from electra_flax import step
+from electra_flax.attention import xla_attention
+from electra_flax.config import Config
+from electra_flax.records import SpecialTokens
+
+
+def step_flops(config: Config) -> int:
+    """Matrix products of one optimizer step over the whole batch, traced with plain attention."""
+    special = SpecialTokens(*range(5))  # which ids they are changes no shape
+
+    def gradients(params: Any, batch: Any) -> Any:
+        return step.accumulate_gradients(config, special, params, batch, jax.random.key(0), xla_attention)[0]
+
+    return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, step.abstract_batch(config)))
 
 
 def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:

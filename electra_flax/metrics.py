@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -12,16 +15,36 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from electra_flax import losses
+from electra_flax.config import Config
+
 
 class MetricWriter:
-    """Appends records to metrics.jsonl and TensorBoard; does nothing where `enabled` is false."""
+    """Appends records to metrics.jsonl and TensorBoard; does nothing where `enabled` is false.
 
-    def __init__(self, workdir: Path, enabled: bool) -> None:
-        self._jsonl = (workdir / "metrics.jsonl").open("a", encoding="utf-8") if enabled else None
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard")) if enabled else None
+    Records of steps after `start`, which a run that was killed had made beyond its last checkpoint, are taken back.
+    """
+
+    def __init__(self, workdir: Path, start: int, enabled: bool) -> None:
+        self._workdir, self._enabled = workdir, enabled
+        self._open(start)
+
+    def _open(self, start: int) -> None:
+        if not self._enabled:
+            return
+        path = self._workdir / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= start]
+            if len(kept) < len(lines):
+                partial = path.with_suffix(".partial")
+                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                partial.rename(path)
+        self._jsonl = path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        if self._jsonl is None or self._tensorboard is None:
+        if not self._enabled:
             return
         record = {"step": step, "split": split, "time": round(time.time(), 3), **metrics}
         self._jsonl.write(json.dumps(record) + "\n")
@@ -29,10 +52,22 @@ class MetricWriter:
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
+    def go_back(self, step: int) -> None:
+        """Takes back the records of later steps."""
+        self.close()
+        self._open(step)
+
     def close(self) -> None:
-        if self._jsonl is not None and self._tensorboard is not None:
+        if self._enabled:
             self._jsonl.close()
             self._tensorboard.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # cut off when the process was killed
+        return math.inf
 
 
 class MetricSums:
@@ -46,6 +81,68 @@ class MetricSums:
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, np.float64(0)) + np.asarray(value, np.float64)
         self.steps += 1
+
+
+class Window:
+    """What happened since the last record: metric sums, time, and where it went."""
+
+    def __init__(self) -> None:
+        self.totals = MetricSums()
+        self.skipped = 0
+        self._waited = self._paused = self._saved = 0.0
+        self._begin = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        return self.totals.steps + self.skipped
+
+    def add(self, sums: dict[str, np.ndarray]) -> bool:
+        """Adds a step; returns whether it counts. One that is not finite would spoil the averages."""
+        counts = not sums["skipped"]
+        if counts:
+            self.totals.add(sums)
+        else:
+            self.skipped += 1
+        return counts
+
+    @contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - begin
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._saved += time.perf_counter() - begin
+
+    def metrics(self, config: Config, peak_per_step: float | None) -> dict[str, float]:
+        """Averages over the window. `peak_per_step` is how long a step takes at least: its operations at peak rate."""
+        objective = config.objective
+        found: dict[str, float] = {}
+        if self.totals.steps:
+            found = losses.summarize(self.totals.sums, objective.generator_weight, objective.discriminator_weight)
+            for name in ("grad_norm", "learning_rate"):
+                found[name] = float(self.totals.sums[name]) / self.totals.steps
+        training = time.perf_counter() - self._begin - self._paused - self._saved
+        tokens = float(self.totals.sums.get("tokens", np.float64(0)))
+        found |= {
+            "tokens_per_sec": tokens / training,
+            "steps_per_sec": self.steps / training,
+            "input_wait": self._waited / training,
+            "checkpoint_seconds": self._saved,
+            "skipped_steps": self.skipped,
+        }
+        if peak_per_step is not None:
+            found["mfu"] = peak_per_step * self.steps / training
+        return found
 
 
 class Progress:
@@ -64,6 +161,10 @@ class Progress:
 
     def advance(self) -> None:
         self._bar.update()
+
+    def go_back(self, step: int) -> None:
+        self._bar.n = step
+        self._bar.refresh()
 
     def show(self, text: str) -> None:
         self._bar.set_postfix_str(text, refresh=False)

@@ -33,7 +33,7 @@ from electra_flax import program_cost, step
 from electra_flax.attention import Attend, xla_attention
 from electra_flax.attention_choice import choose_attention, kernel_specs
 from electra_flax.config import Config, RunError, UserError
-from electra_flax.flops import matmul_flops
+from electra_flax.flops import step_flops
 from electra_flax.host_memory import give_back_unused
 from electra_flax.kernel_schedule import schedule_cycles
 from electra_flax.program_cost import Cost, Hardware
@@ -201,15 +201,6 @@ def _mesh(config: Config, where: Slice) -> Mesh:
     mesh = make_mesh(config.mesh, list(topology.devices))
     check_batch(config.training.batch_size, config.training.gradient_accumulation_steps, mesh)
     return mesh
-
-
-def step_flops(config: Config) -> int:
-    """Matrix products of one optimizer step over the whole batch, traced with plain attention."""
-
-    def gradients(params: Any, batch: Any) -> Any:
-        return step.accumulate_gradients(config, _SPECIAL, params, batch, jax.random.key(0), xla_attention)[0]
-
-    return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, step.abstract_batch(config)))
 
 
 # ------------------------------------------------------------------------------------------------------- compiling

@@ -23,7 +23,7 @@ from electra_flax.config import Config
 from electra_flax.masking import Batch, MaskedInputs
 from electra_flax.optimizer import learning_rate, make_optimizer
 from electra_flax.records import SpecialTokens
-from electra_flax.sharding import batch_sharding, state_shardings
+from electra_flax.sharding import batch_sharding, state_shardings, tree_names
 
 
 class TrainState(NamedTuple):
@@ -72,6 +72,14 @@ def make_train_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             sums["grad_norm"] = optax.tree.norm(grads)
+            # A step that is not finite changes nothing but the counters: its batch is left out.
+            is_finite = jnp.isfinite(sums["grad_norm"]) & jnp.isfinite(total_loss(config, sums, sums))
+            params, opt_state = jax.tree.map(
+                lambda new, old: new if new.dtype == jnp.int32 else jnp.where(is_finite, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
+            sums["skipped"] = 1 - is_finite.astype(jnp.float32)
         sums["learning_rate"] = learning_rate(state.step, config.optimizer, config.training.num_steps)
         return TrainState(state.step + 1, params, opt_state), sums
 
@@ -82,6 +90,24 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, None),
     )
+
+
+def make_norms(
+    config: Config, special: SpecialTokens
+) -> Callable[[TrainState, Batch], dict[str, dict[str, jax.Array]]]:
+    """(state, batch) -> the norm of every parameter and of its gradient, by name: for a look at a run that failed."""
+
+    def norms(state: TrainState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
+        grads, _ = accumulate_gradients(config, special, state.params, batch, key)
+        names = jax.tree.leaves(tree_names(state.params))
+
+        def by_name(tree: model.Params) -> dict[str, jax.Array]:
+            return {name: jnp.linalg.norm(leaf) for name, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
+
+        return {"parameter_norms": by_name(state.params), "gradient_norms": by_name(grads)}
+
+    return jax.jit(norms)
 
 
 def make_eval_step(

@@ -26,6 +26,8 @@ class Generation:
     """As in an accelerator type: v3 in v3-8."""
     compiler_name: str
     """As the compiler's topologies spell it."""
+    device_kind: str
+    """As JAX calls a device of it."""
     dimensions: int
     """Of the torus that connects the chips."""
     devices_per_chip: int
@@ -57,12 +59,12 @@ def _gib(size: float) -> int:
 
 # fmt: off
 GENERATIONS = (
-    Generation("v2", "v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9, 1.125),
-    Generation("v3", "v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9, 2.0),
-    Generation("v4", "v4", 3, 1, True, 275e12, 262144, _gib(30.5), 1228e9, 45e9, 3.22),
-    Generation("v5litepod", "v5e", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9, 1.2),
-    Generation("v5p", "v5p", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9, 4.2),
-    Generation("v6e", "v6e", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9, 2.7),
+    Generation("v2", "v2", "TPU v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9, 1.125),
+    Generation("v3", "v3", "TPU v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9, 2.0),
+    Generation("v4", "v4", "TPU v4", 3, 1, True, 275e12, 262144, _gib(30.5), 1228e9, 45e9, 3.22),
+    Generation("v5litepod", "v5e", "TPU v5 lite", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9, 1.2),
+    Generation("v5p", "v5p", "TPU v5", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9, 4.2),
+    Generation("v6e", "v6e", "TPU v6 lite", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9, 2.7),
 )
 # fmt: on
 
@@ -94,6 +96,11 @@ class Slice:
     @property
     def dollars_per_hour(self) -> float:
         return self.num_chips * self.generation.dollars_per_chip_hour
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak bfloat16 operations per second of one of JAX's devices, or None where it is no TPU of this list."""
+    return next((found.flops_per_second for found in GENERATIONS if found.device_kind == device_kind), None)
 
 
 def parse_slice(accelerator_type: str) -> Slice:

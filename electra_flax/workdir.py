@@ -1,10 +1,14 @@
-"""A workdir is the identity of a run: config.yaml, run.json, tokenizer/, checkpoints/, metrics, DONE."""
+"""A workdir is the identity of a run: config.yaml, run.json, tokenizer/, checkpoints/, metrics, DONE, lock."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import socket
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from electra_flax.config import Config, UserError
 from electra_flax.config_io import config_differences, config_to_yaml, load_config
@@ -28,7 +32,7 @@ def prepare(workdir: Path, config: Config, data: DataFolder, vocabulary: Vocabul
 
     Raises UserError where it cannot be written, or belongs to a run with another model or other data.
     """
-    identity = _data_identity(data, vocabulary)
+    identity = data_identity(data, vocabulary)
     notes: list[str] = []
     if (workdir / "config.yaml").exists():
         differences = config_differences(read_config(workdir), config)
@@ -45,11 +49,40 @@ def prepare(workdir: Path, config: Config, data: DataFolder, vocabulary: Vocabul
         run = {"data_path": str(data.path.resolve()), "data": identity}
         (workdir / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"--workdir {workdir}: cannot be written ({error.strerror}): choose a folder that you may write to"
-        ) from None
+        raise _not_writable(workdir, error) from None
     save_tokenizer(vocabulary, _casing(data, vocabulary), workdir / "tokenizer", config.model.max_position_embeddings)
     return notes
+
+
+def lock(workdir: Path) -> IO[str]:
+    """Keeps other processes out while the returned file is open; a process that dies lets go of it.
+
+    Raises UserError where another process trains there, or the folder cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _not_writable(workdir, error) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise UserError(
+            f"--workdir {workdir}: another process trains there ({holder}): wait for it, end it, or use another folder"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()
+    return file
+
+
+def _not_writable(workdir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--workdir {workdir}: cannot be written ({error.strerror}): choose a folder that you may write to"
+    )
 
 
 def read_config(workdir: Path) -> Config:
@@ -69,7 +102,7 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "run.json").read_text(encoding="utf-8"))
 
 
-def _data_identity(data: DataFolder, vocabulary: Vocabulary) -> str:
+def data_identity(data: DataFolder, vocabulary: Vocabulary) -> str:
     """Tells two sets of shards apart, wherever they lie."""
     files = data.splits["train"]
     size = sum(file.stat().st_size for file in files)

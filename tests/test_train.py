@@ -2,94 +2,43 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax.serialization import msgpack_restore
+from run_tools import make_shards, pretrain, records, start, state_at
 
-from data_prep.cli import main as data_main
-from electra_flax import checkpoint, parity
+from electra_flax import parity
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.input_pipeline import batch_index
 from electra_flax.records import Vocabulary
-from electra_flax.sharding import make_mesh
-
-TINY = """
-model: {vocab_size: 600, embedding_size: 16, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-        intermediate_size: 64, max_position_embeddings: 64}
-generator: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 32}
-data: {max_seq_length: 32}
-training: {batch_size: 16, num_steps: 6, compute_dtype: float32, compilation_cache: ""}
-optimizer: {learning_rate: 1.0e-3, warmup_steps: 2}
-evaluation: {every_steps: 3, max_batches: 2}
-checkpoint: {every_steps: 3}
-logging: {every_steps: 1}
-"""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, sample_corpus):
     """A folder with shards, a configuration and a finished run of six steps."""
     root = tmp_path_factory.mktemp("run")
-    vocab, shards = ["--vocab", str(root / "vocab")], ["--out", str(root / "shards")]
-    corpus = ["--corpus", str(sample_corpus)]
-    assert data_main(["vocab", *corpus, "--out", str(root / "vocab"), "--size", "600", "--unused", "10"]) == 0
-    split = ["--validation-fraction", "0.1", "--max-seq-length", "32"]
-    assert data_main(["shard", *corpus, *vocab, *shards, *split, "--workers", "1"]) == 0
-    (root / "tiny.yaml").write_text(TINY)
+    make_shards(root, sample_corpus)
     assert main(pretrain(root, "straight")) == 0
     return root
 
 
-def pretrain(root, workdir, *extra, data="shards"):
-    paths = ["--config", str(root / "tiny.yaml"), "--data", str(root / data), "--workdir", str(root / workdir)]
-    return ["pretrain", *paths, *extra]
-
-
-def state_at(root, workdir, step):
-    config = load_config(root / "tiny.yaml")
-    checkpoints = checkpoint.Checkpoints(root / workdir)
-    return jax.device_get(checkpoints.restore(config, make_mesh(config.mesh), step))
-
-
-def records(root, workdir, split):
-    lines = (root / workdir / "metrics.jsonl").read_text().splitlines()
-    timing = ("time", "tokens_per_sec", "steps_per_sec")
-    return {
-        r["step"]: {k: v for k, v in r.items() if k not in timing}
-        for r in map(json.loads, lines)
-        if r["split"] == split
-    }
-
-
-RUN_IN_NEW_PROCESS = """
-import sys
-import conftest  # eight devices, the same compiler settings
-from electra_flax import train, cli
-stop = int(sys.argv[1])
-if stop:  # the process dies after `stop` steps, its checkpoint on disk
-    save = train.Checkpoints.save
-    def save_and_die(self, state):
-        save(self, state)
-        if int(state.step) == stop:
-            self.close()
-            import os
-            os._exit(9)
-    train.Checkpoints.save = save_and_die
-sys.exit(cli.main(sys.argv[2:]))
-"""
-
-
 def test_six_steps_are_three_and_a_new_process_and_three(run):
-    for stop, expected_code in ((3, 9), (0, 0)):
-        command = [sys.executable, "-c", RUN_IN_NEW_PROCESS, str(stop), *pretrain(run, "resumed")]
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-        assert done.returncode == expected_code, done.stderr
+    die_once_saved = """
+from electra_flax import train
+save = train.Checkpoints.save
+def save_and_die(self, state, *loss):
+    save(self, state, *loss)
+    self.wait()
+    os._exit(9)
+train.Checkpoints.save = save_and_die
+"""
+    for before, expected_code in ((die_once_saved, 9), ("", 0)):
+        process = start(pretrain(run, "resumed"), before)
+        error = process.communicate()[1]
+        assert process.returncode == expected_code, error
     straight, resumed = state_at(run, "straight", 6), state_at(run, "resumed", 6)
     for ours, theirs in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,125 @@
+"""One run, several processes: joining, agreeing at the start, and agreeing again after every step."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from electra_flax.config import UserError
+
+log = logging.getLogger("electra_flax")
+
+_SHOWN = 300  # bytes of a value that processes compare
+
+
+def join(group: tuple[str, int, int] | None) -> None:
+    """Connects this process with the others of the run. Must come before anything asks JAX for its devices.
+
+    On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere a run is one
+    process, unless `group` says where process 0 listens (HOST:PORT), how many there are, and which this is. Raises
+    UserError where the others cannot be reached.
+    """
+    if group is None and not _on_tpu_vm():
+        return
+    # Interruptions are agreed on with everything else (Agreement), also where there is one process.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        if group is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(*group)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        who = f"process 0 at {group[0]}" if group else "the hosts of this TPU, as its metadata name them"
+        raise UserError(f"cannot join the other processes ({who}): {reason}; start the command on all hosts") from None
+    if jax.process_index():
+        log.setLevel(logging.WARNING)  # process 0 speaks for all
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all: logs, metrics, configuration."""
+    return jax.process_index() == 0
+
+
+def _on_tpu_vm() -> bool:
+    if os.environ.get("JAX_FORCE_TPU_INIT"):  # JAX's own word for: believe the metadata
+        return True
+    platforms = getattr(jax.config, "jax_platforms", None) or "tpu"
+    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return "tpu" in platforms.split(",") and bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def require_agreement(values: Mapping[str, str]) -> None:
+    """Raises UserError, in every process, naming the first that has another value than process 0."""
+    if jax.process_count() == 1:
+        return
+    texts = np.stack([_octets(text, _SHOWN) for text in values.values()])
+    everyone = np.asarray(multihost_utils.process_allgather(texts))
+    for process, theirs in enumerate(everyone):
+        for number, name in enumerate(values):
+            if (theirs[number] != everyone[0][number]).any():
+                ours, other = _text(everyone[0][number]), _text(theirs[number])
+                raise UserError(f"process {process} has another {name} than process 0: {other}, not {ours}")
+
+
+def first_problem(problem: str) -> str:
+    """The problem of the first process that has one, or "": the same answer in all, so that none waits for another."""
+    if jax.process_count() == 1:
+        return problem
+    everyone = np.asarray(multihost_utils.process_allgather(_octets(problem, 4 * _SHOWN)))
+    for process, theirs in enumerate(everyone):
+        if theirs.any():
+            return f"process {process}: {_text(theirs)}"
+    return ""
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _octets(text: str, length: int) -> np.ndarray:
+    octets = np.zeros(length, np.uint8)
+    encoded = text.encode()[:length]
+    octets[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return octets
+
+
+def _text(octets: np.ndarray) -> str:
+    return bytes(octets).rstrip(b"\0").decode(errors="replace")
+
+
+class Wishes(NamedTuple):
+    """What at least one process wants to happen after a step: the same answer in all of them."""
+
+    save: bool
+    stop: bool
+
+
+class Agreement:
+    """Wishes of all processes, gathered behind each step on the devices and read a step later: nobody waits for it."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any = jax.jit(lambda wishes: wishes.max(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def send(self, wishes: Wishes) -> jax.Array | np.ndarray:
+        """int32 [2], to be given to `receive` after the next step was dispatched."""
+        own = np.asarray(wishes, np.int32)
+        if jax.process_count() == 1:
+            return own
+        rows = np.tile(own, (jax.local_device_count(), 1))
+        return self._any(jax.make_array_from_process_local_data(self._sharding, rows))
+
+    def receive(self, sent: jax.Array | np.ndarray) -> Wishes:
+        return Wishes(*(bool(wish) for wish in np.asarray(sent)))

@@ -1,0 +1,76 @@
+"""A tiny run on the sample corpus, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from data_prep.cli import main as data_main
+from electra_flax.checkpoint import Checkpoints
+from electra_flax.config_io import load_config
+from electra_flax.sharding import make_mesh
+
+TINY = """
+model: {vocab_size: 600, embedding_size: 16, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+        intermediate_size: 64, max_position_embeddings: 64}
+generator: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 32}
+data: {max_seq_length: 32}
+training: {batch_size: 16, num_steps: 6, compute_dtype: float32, compilation_cache: ""}
+optimizer: {learning_rate: 1.0e-3, warmup_steps: 2}
+evaluation: {every_steps: 3, max_batches: 2}
+checkpoint: {every_steps: 3}
+logging: {every_steps: 1}
+"""
+
+# Runs a command as a user's process would, on simulated devices and with the tests' compiler settings.
+COMMAND = """
+import os, sys
+import conftest
+import jax
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("DEVICES", 8)))
+from electra_flax import cli
+{before}
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def make_shards(root: Path, corpus: Path) -> None:
+    """root/shards and root/tiny.yaml."""
+    vocab, shards = ["--vocab", str(root / "vocab")], ["--out", str(root / "shards")]
+    source = ["--corpus", str(corpus)]
+    assert data_main(["vocab", *source, "--out", str(root / "vocab"), "--size", "600", "--unused", "10"]) == 0
+    split = ["--validation-fraction", "0.1", "--max-seq-length", "32"]
+    assert data_main(["shard", *source, *vocab, *shards, *split, "--workers", "1"]) == 0
+    (root / "tiny.yaml").write_text(TINY)
+
+
+def pretrain(root: Path, workdir: str, *extra: str, data: str = "shards") -> list[str]:
+    """The arguments of electra-flax."""
+    paths = ["--config", str(root / "tiny.yaml"), "--data", str(root / data), "--workdir", str(root / workdir)]
+    return ["pretrain", *paths, *extra]
+
+
+def start(arguments: list[str], before: str = "", **environment: str) -> subprocess.Popen:
+    """The command in a process of its own; `before` is Python run in it first."""
+    command = [sys.executable, "-c", COMMAND.format(before=before), *arguments]
+    here = Path(__file__).parent
+    return subprocess.Popen(command, cwd=here, env={**os.environ, **environment}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def state_at(root: Path, workdir: str, step: int | None = None):
+    config = load_config(root / "tiny.yaml")
+    return jax.device_get(Checkpoints(root / workdir).restore(config, make_mesh(config.mesh), step))
+
+
+def records(root: Path, workdir: str, split: str) -> dict[int, dict]:
+    """The records of metrics.jsonl by step, without what a clock says."""
+    lines = (root / workdir / "metrics.jsonl").read_text().splitlines()
+    timing = ("time", "tokens_per_sec", "steps_per_sec", "input_wait", "checkpoint_seconds")
+    found = [record for record in map(json.loads, lines) if record["split"] == split]
+    by_step = {record["step"]: {k: v for k, v in record.items() if k not in timing} for record in found}
+    assert len(by_step) == len(found), "a step was written twice"
+    return by_step
