@@ -1,8 +1,9 @@
 """Saving and restoring a run with Orbax.
 
 A checkpoint `<workdir>/checkpoints/<step>` holds the train state and a small JSON: the position of the input (the
-next global batch), the release that wrote it, and a fingerprint of every array, so that bytes that changed on the disk
-are found when they are read. The configuration lies once in `<workdir>/config.yaml`.
+next global batch), the release that wrote it, what the loop had noted (averages that were not written yet), and a
+fingerprint of every array, so that bytes that changed on the disk are found when they are read. The configuration lies
+once in `<workdir>/config.yaml`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from electra_flax.step import TrainState, abstract_state
 
 log = logging.getLogger("electra_flax")
 
+Notes = dict[str, Any]
+
 
 class Checkpoints:
     """The checkpoints of one workdir; saves in the background."""
@@ -51,10 +54,11 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, held_out_loss: float | None = None) -> str:
+    def save(self, state: TrainState, notes: Notes, held_out_loss: float | None = None) -> str:
         """Starts saving, once the save before is done; returns as soon as the arrays are copied off the devices.
 
-        Returns why this save or the one before could not be made, or "". Older checkpoints stay as they are.
+        `notes` come back with the state, as JSON keeps them. Returns why this save or the one before could not be
+        made, or "". Older checkpoints stay as they are.
         """
         step = int(state.step)
         problem = self.wait()
@@ -63,6 +67,7 @@ class Checkpoints:
         meta = {
             "next_batch": step,
             "electra_flax": electra_flax.__version__,
+            "notes": notes,
             "fingerprint": np.asarray(fingerprint(state)).tolist(),
         }
         try:
@@ -105,22 +110,22 @@ class Checkpoints:
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self._path}: no checkpoint of step {step}; there are: {there}")
         step = steps[-1] if step is None else step
-        state, problem = self._read(config, mesh, step)
+        state, _, problem = self._read(config, mesh, step)
         if problem:
             raise UserError(f"{self._path / str(step)}: damaged ({problem}): name another with --step")
         return state
 
-    def restore_newest(self, config: Config, mesh: Mesh) -> TrainState | None:
-        """The newest state that can be read, or None where there is no checkpoint at all.
+    def restore_newest(self, config: Config, mesh: Mesh) -> tuple[TrainState, Notes] | None:
+        """The newest state that can be read and its notes, or None where there is no checkpoint at all.
 
         Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning. Raises UserError where all are.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
-            state, problem = self._read(config, mesh, step)
+            state, notes, problem = self._read(config, mesh, step)
             if not problem:
                 self._set_aside(damaged)
-                return state
+                return state, notes
             damaged[step] = problem
         if damaged:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
@@ -130,8 +135,8 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, config: Config, mesh: Mesh, step: int) -> tuple[TrainState, str]:
-        """The state and "", or anything and why it cannot be used; the same in all processes."""
+    def _read(self, config: Config, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
+        """State, notes and "", or anything and why it cannot be used; the same in all processes."""
         shapes = abstract_state(config)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -139,16 +144,18 @@ class Checkpoints:
             state_shardings(shapes, mesh),
         )
         state: Any = None
+        meta: dict[str, Any] = {}
         try:
             restored: Any = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
             )
-            state, expected = restored["state"], restored["meta"].get("fingerprint")
+            state, meta = restored["state"], restored["meta"]
+            expected = meta.get("fingerprint")
             is_whole = expected is None or np.array_equal(fingerprint(state), expected)  # None: an earlier release
             problem = "" if is_whole else "its numbers are not those that were saved"
         except Exception as error:  # Orbax and TensorStore raise whatever they meet
             problem = _reason(error)
-        return state, processes.first_problem(problem)
+        return state, meta.get("notes", {}), processes.first_problem(problem)
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         for step, problem in damaged.items():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -84,11 +85,18 @@ class MetricSums:
 
 
 class Window:
-    """What happened since the last record: metric sums, time, and where it went."""
+    """What happened since the last record: metric sums, time, and where it went.
 
-    def __init__(self) -> None:
+    `notes` are those of a window that a checkpoint interrupted: the averages are those of a run that was not.
+    """
+
+    def __init__(self, notes: dict[str, Any] | None = None) -> None:
         self.totals = MetricSums()
         self.skipped = 0
+        if notes:
+            self.totals.sums = {name: np.asarray(value, np.float64) for name, value in notes["sums"].items()}
+            self.totals.steps, self.skipped = notes["steps"], notes["skipped"]
+        self._steps_before, self._tokens_before = self.steps, self._tokens
         self._waited = self._paused = self._saved = 0.0
         self._begin = time.perf_counter()
 
@@ -104,6 +112,15 @@ class Window:
         else:
             self.skipped += 1
         return counts
+
+    def notes(self) -> dict[str, Any]:
+        """The sums and counts, for JSON, which keeps every digit."""
+        sums = {name: value.tolist() for name, value in self.totals.sums.items()}
+        return {"sums": sums, "steps": self.totals.steps, "skipped": self.skipped}
+
+    @property
+    def _tokens(self) -> float:
+        return float(self.totals.sums.get("tokens", np.float64(0)))
 
     @contextmanager
     def waiting_for_input(self) -> Iterator[None]:
@@ -132,16 +149,16 @@ class Window:
             for name in ("grad_norm", "learning_rate"):
                 found[name] = float(self.totals.sums[name]) / self.totals.steps
         training = time.perf_counter() - self._begin - self._paused - self._saved
-        tokens = float(self.totals.sums.get("tokens", np.float64(0)))
+        steps = self.steps - self._steps_before
         found |= {
-            "tokens_per_sec": tokens / training,
-            "steps_per_sec": self.steps / training,
+            "tokens_per_sec": (self._tokens - self._tokens_before) / training,
+            "steps_per_sec": steps / training,
             "input_wait": self._waited / training,
             "checkpoint_seconds": self._saved,
             "skipped_steps": self.skipped,
         }
         if peak_per_step is not None:
-            found["mfu"] = peak_per_step * self.steps / training
+            found["mfu"] = peak_per_step * steps / training
         return found
 
 

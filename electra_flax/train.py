@@ -63,7 +63,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
     # -------------------------------------------------------------------------- state: newest checkpoint, or fresh
     checkpoints = Checkpoints(work, config.checkpoint)
     restored = checkpoints.restore_newest(config, mesh)
-    state = init_state(config, mesh) if restored is None else restored
+    state, notes = restored or (init_state(config, mesh), {})
     start, num_steps = int(state.step), config.training.num_steps
     if restored is None:
         log.info("fresh start; which sharding rule took what:\n%s", coverage_report(state.params))
@@ -90,7 +90,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
         SkippedSteps(config.training.max_skipped_steps),
     )
     writer = MetricWriter(work, start, enabled=is_main)
-    window = Window()
+    window = Window(notes.get("window"))
     pending: tuple[int, losses.Sums, Any] | None = None
 
     # -------------------------------------------------------------------------------------------------------- loop
@@ -122,15 +122,15 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
                     warn_of_save(problem)
             return agreement.receive(sent)
 
-        def save_now(step: int, held_out_loss: float | None) -> bool:
+        def save_now(step: int, is_evaluated: bool, held_out_loss: float | None) -> None:
             watchdog.alive(f"saving step {step}")
+            notes = {"window": window.notes(), "evaluated": is_evaluated}
             with window.saving():
-                problem = checkpoints.save(state, held_out_loss)
+                problem = checkpoints.save(state, notes, held_out_loss)
             if problem:
                 warn_of_save(problem)
             else:
                 clock.saved()
-            return not problem
 
         def warn_of_save(problem: str) -> None:
             clock.failed()
@@ -140,9 +140,8 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
                 "goes on and tries again"
             )
 
-        if start == 0:
-            evaluate_now(0)
-            window = Window()
+        if start % config.evaluation.every_steps == 0 and not notes.get("evaluated"):
+            evaluate_now(start)
         step = start
         while step < num_steps:
             step += 1
@@ -160,25 +159,27 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
             wishes = record(*pending) if pending else Wishes(save=False, stop=False)
             pending = (step, sums, sent)
             progress.advance()
-            if step == num_steps:
+            evaluates = step % config.evaluation.every_steps == 0 or step == num_steps
+            saves = step % config.checkpoint.every_steps == 0 or step == num_steps or wishes.save or wishes.stop
+            if saves or evaluates:
                 record(*pending)
+                pending = None
             if faults.too_many:
                 last = step
                 if not faults.go_back(last):
                     raise RunError(_not_finite(config, vocabulary, work, faults.first, last, state, batch))
-                restored = checkpoints.restore_newest(config, mesh) if not checkpoints.wait() else None
-                state = init_state(config, mesh) if restored is None else restored
-                step, pending, window = int(state.step), None, Window()
+                checkpoints.wait()
+                state, notes = checkpoints.restore_newest(config, mesh) or (init_state(config, mesh), {})
+                step, pending, window = int(state.step), None, Window(notes.get("window"))
                 batches = training_batches(config, examples, mesh, step)
                 writer.go_back(step)
                 progress.go_back(step)
                 progress.print(f"WARNING: no finite step from {faults.first} to {last}; going back to step {step}")
                 continue
-            evaluates = step % config.evaluation.every_steps == 0 or step == num_steps
-            held_out_loss = evaluate_now(step) if evaluates and not wishes.stop else None
-            is_regular = step % config.checkpoint.every_steps == 0 or wishes.save
-            if step == num_steps or wishes.stop or (is_regular and not faults.in_a_row):
-                save_now(step, held_out_loss)
+            is_evaluated = evaluates and (not wishes.stop or step == num_steps)
+            held_out_loss = evaluate_now(step) if is_evaluated else None
+            if saves and (not faults.in_a_row or wishes.stop or step == num_steps):
+                save_now(step, is_evaluated, held_out_loss)
             if wishes.stop:
                 break
 
