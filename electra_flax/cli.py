@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "pretrain":
             if argv is None:  # started from a shell, not called
+                signal.signal(signal.SIGTERM, _nothing_to_save)
                 restart_with_huge_pages()
             _pretrain(args, overrides)
         elif args.command == "plan":
@@ -47,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("electra-flax: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _nothing_to_save(number: int, frame: object) -> None:
+    """SIGTERM before the run began: the same answer as later, at once."""
+    print("electra-flax: asked to stop before the start; the same command continues", file=sys.stderr, flush=True)
+    os._exit(75)
 
 
 def _parser() -> argparse.ArgumentParser:

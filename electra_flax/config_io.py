@@ -50,12 +50,17 @@ def config_help() -> str:
     return _parser().format_help()
 
 
+def config_fields(config: Config) -> dict[str, Any]:
+    """{"model.hidden_size": 256, ...}"""
+    return dict(_flatten(dataclasses.asdict(config)))
+
+
 def config_differences(old: Config, new: Config) -> dict[str, str]:
     """{"model.hidden_size": "256 -> 128", ...} for every field that differs."""
-    new_fields = dict(_flatten(dataclasses.asdict(new)))
+    new_fields = config_fields(new)
     return {
         name: f"{value} -> {new_fields[name]}"
-        for name, value in _flatten(dataclasses.asdict(old))
+        for name, value in config_fields(old).items()
         if value != new_fields[name]
     }
 

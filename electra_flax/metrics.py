@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -19,44 +19,52 @@ from tqdm import tqdm
 from electra_flax import losses
 from electra_flax.config import Config
 
+log = logging.getLogger("electra_flax")
+
 
 class MetricWriter:
     """Appends records to metrics.jsonl and TensorBoard; does nothing where `enabled` is false.
 
-    Records of steps after `start`, which a run that was killed had made beyond its last checkpoint, are taken back.
+    Records after `start`, which a run that was killed had made beyond its last checkpoint, are taken back, and that of
+    `start`'s evaluation where the checkpoint did not hear of it. A full disk does not end the run: what could not be
+    written is tried again with the next record.
     """
 
-    def __init__(self, workdir: Path, start: int, enabled: bool) -> None:
+    def __init__(self, workdir: Path, start: int, is_evaluated: bool, enabled: bool) -> None:
         self._workdir, self._enabled = workdir, enabled
-        self._open(start)
+        self._unwritten = b""
+        self._open(start, is_evaluated)
 
-    def _open(self, start: int) -> None:
+    def _open(self, start: int, is_evaluated: bool) -> None:
         if not self._enabled:
             return
         path = self._workdir / "metrics.jsonl"
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= start]
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _is_before(line, start, is_evaluated)]
             if len(kept) < len(lines):
                 partial = path.with_suffix(".partial")
-                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                partial.write_bytes(b"".join(kept))
                 partial.rename(path)
-        self._jsonl = path.open("a", encoding="utf-8")
+        self._jsonl = path.open("ab", buffering=0)
         self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         if not self._enabled:
             return
         record = {"step": step, "split": split, "time": round(time.time(), 3), **metrics}
-        self._jsonl.write(json.dumps(record) + "\n")
-        self._jsonl.flush()
+        self._unwritten += json.dumps(record).encode() + b"\n"
+        try:
+            self._unwritten = self._unwritten[self._jsonl.write(self._unwritten) or 0 :]
+        except OSError as error:
+            log.warning("metrics.jsonl cannot be written (%s); tried again with the next record", error.strerror)
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
-    def go_back(self, step: int) -> None:
+    def go_back(self, step: int, is_evaluated: bool) -> None:
         """Takes back the records of later steps."""
         self.close()
-        self._open(step)
+        self._open(step, is_evaluated)
 
     def close(self) -> None:
         if self._enabled:
@@ -64,11 +72,12 @@ class MetricWriter:
             self._tensorboard.close()
 
 
-def _step_of(line: str) -> float:
+def _is_before(line: bytes, start: int, is_evaluated: bool) -> bool:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # cut off when the process was killed
-        return math.inf
+        record = json.loads(line)
+    except json.JSONDecodeError:  # cut off when the process was killed
+        return False
+    return record["step"] < start or (record["step"] == start and (record["split"] == "train" or is_evaluated))
 
 
 class MetricSums:

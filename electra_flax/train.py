@@ -17,7 +17,7 @@ from electra_flax import __version__, losses, processes, tpus, workdir
 from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, Preempted, RunError, UserError
-from electra_flax.config_io import config_to_yaml
+from electra_flax.config_io import config_fields
 from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.flops import step_flops
@@ -89,7 +89,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
         SaveClock(config.checkpoint.every_minutes),
         SkippedSteps(config.training.max_skipped_steps),
     )
-    writer = MetricWriter(work, start, enabled=is_main)
+    writer = MetricWriter(work, start, notes.get("evaluated", False), enabled=is_main)
     window = Window(notes.get("window"))
     pending: tuple[int, losses.Sums, Any] | None = None
 
@@ -172,7 +172,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
                 state, notes = checkpoints.restore_newest(config, mesh) or (init_state(config, mesh), {})
                 step, pending, window = int(state.step), None, Window(notes.get("window"))
                 batches = training_batches(config, examples, mesh, step)
-                writer.go_back(step)
+                writer.go_back(step, notes.get("evaluated", False))
                 progress.go_back(step)
                 progress.print(f"WARNING: no finite step from {faults.first} to {last}; going back to step {step}")
                 continue
@@ -234,7 +234,7 @@ def _open_all(config: Config, data_path: Path, work: Path) -> tuple[Vocabulary, 
         | {
             "release": f"electra-flax {__version__}, jax {jax.__version__}",
             "number of devices": str(jax.local_device_count()),
-            "configuration": config_to_yaml(config),
+            **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
     assert opened is not None

@@ -1,0 +1,396 @@
+"""A run is killed, stopped, damaged and split over processes, and the result is that of a run left alone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import jax
+import numpy as np
+import pytest
+from run_tools import make_shards, pretrain, records, start, state_at
+
+from electra_flax import workdir
+from electra_flax.checkpoint import Checkpoints, fingerprint
+from electra_flax.cli import main
+from electra_flax.config_io import load_config
+from electra_flax.faults import SaveClock, SkippedSteps
+from electra_flax.sharding import make_mesh
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, sample_corpus):
+    """Shards, a configuration, compiled programs, and a run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("endurance")
+    make_shards(root, sample_corpus)
+    assert main(command(root, "straight")) == 0
+    return root
+
+
+def command(root, workdir, *extra):
+    fields = {
+        "training.compilation_cache": str(root / "cache"), "training.num_steps": str(STEPS),
+        "checkpoint.every_steps": "6", "evaluation.every_steps": "15", "logging.every_steps": "4",
+    }  # fmt: skip
+    given = [part for name, value in fields.items() for part in (f"--{name}", value)]
+    return pretrain(root, workdir, *given, *extra)
+
+
+def assert_undisturbed(root, workdir):
+    for ours, theirs in zip(
+        jax.tree.leaves(state_at(root, "straight")), jax.tree.leaves(state_at(root, workdir)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    for split in ("train", "validation"):
+        assert records(root, workdir, split) == records(root, "straight", split)
+    assert (root / workdir / "DONE").exists()
+
+
+def wait_for_step(process, folder, step):
+    """Until a checkpoint of `step` or later is there."""
+    for _ in range(2000):
+        assert process.poll() is None, process.communicate()[1]
+        there = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+        if max(there, default=-1) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint of step {step}")
+
+
+def end(process):
+    """Its exit code and last line."""
+    error = process.communicate(timeout=120)[1]
+    return process.returncode, error.strip().splitlines()[-1]
+
+
+def test_sigterm_saves_at_once_and_the_same_command_continues(root):
+    process = start(command(root, "stopped"))
+    wait_for_step(process, root / "stopped", 6)
+    process.send_signal(signal.SIGTERM)
+    code, line = end(process)
+    newest = Checkpoints(root / "stopped").steps[-1]
+    assert (code, line) == (
+        75, f"electra-flax: asked to stop: saved at step {newest} of {STEPS}; the same command continues"
+    )  # fmt: skip
+    assert not (root / "stopped/DONE").exists()
+    assert main(command(root, "stopped")) == 0
+    assert_undisturbed(root, "stopped")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_sigkill_at_any_moment_changes_nothing(root, kills):
+    rng = random.Random(kills)
+    killed = runs = 0
+    while killed < kills:
+        name = f"killed{kills}-{runs}"
+        runs += 1
+        while True:
+            process = start(command(root, name))
+            try:
+                process.wait(rng.uniform(4, 12))
+                code, line = end(process)
+                assert code == 0, line
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                killed += 1
+        assert_undisturbed(root, name)
+
+
+class _Preempted(BaseHTTPRequestHandler):
+    """The metadata of a machine that is taken away."""
+
+    answer = b"FALSE"
+
+    def do_GET(self):
+        assert self.path == "/computeMetadata/v1/instance/preempted" and self.headers["Metadata-Flavor"] == "Google"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.answer)
+
+    def log_message(self, *unused):
+        pass
+
+
+def test_the_metadata_of_a_spot_machine_stop_the_run_too(root, monkeypatch):
+    monkeypatch.setattr(_Preempted, "answer", b"FALSE")
+    server = HTTPServer(("127.0.0.1", 0), _Preempted)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    poll_often = "from electra_flax import interruption; interruption._POLL_SECONDS = 0.2"
+    process = start(
+        command(root, "spot", "--training.num_steps", "4000", "--checkpoint.every_steps", "5"), poll_often,
+        GCE_METADATA_HOST=f"127.0.0.1:{server.server_port}",
+    )  # fmt: skip
+    wait_for_step(process, root / "spot", 5)
+    _Preempted.answer = b"TRUE"
+    code, line = end(process)
+    server.shutdown()
+    assert code == 75 and "asked to stop: saved at step" in line
+
+
+def in_two_processes(root, workdir, *extra, second=()):
+    """The command as two processes of four devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    group = ["--coordinator", address, "--num-processes", "2"]
+    return [
+        start(command(root, workdir, *group, "--process-id", str(number), *extra, *more), DEVICES="4")
+        for number, more in enumerate(((), second))
+    ]
+
+
+def test_two_processes_are_one_and_may_become_one(root):
+    """Stopped through the second process, continued by one process with four devices, then with eight."""
+    first, second = in_two_processes(root, "pair", "--logging.every_steps", "1")
+    wait_for_step(first, root / "pair", 6)
+    second.send_signal(signal.SIGTERM)
+    ends = [end(process) for process in (first, second)]
+    assert [code for code, _ in ends] == [75, 75], ends
+    stopped_at = Checkpoints(root / "pair").steps[-1]
+    assert all(f"saved at step {stopped_at} of" in line for _, line in ends)
+    process = start(command(root, "pair", "--logging.every_steps", "1"), DEVICES="4")
+    wait_for_step(process, root / "pair", stopped_at + 6)
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 75
+    assert main(command(root, "pair", "--logging.every_steps", "1")) == 0
+    assert main(command(root, "alone", "--logging.every_steps", "1")) == 0
+    found, expected = records(root, "pair", "train"), records(root, "alone", "train")
+    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    for step, metrics in expected.items():
+        for name in ("loss", "generator_loss", "discriminator_loss"):
+            assert found[step][name] == pytest.approx(metrics[name], rel=1e-5)
+
+
+def test_processes_that_disagree_are_named(root):
+    ends = [end(process) for process in in_two_processes(root, "apart", second=("--optimizer.beta1", "0.8"))]
+    assert [code for code, _ in ends] == [1, 1]
+    assert all("process 1 has another optimizer.beta1 than process 0: 0.8, not 0.9" in line for _, line in ends), ends
+    absent = in_two_processes(root, "apart", second=("--data", str(root / "nowhere")))
+    ends = [end(process) for process in absent]
+    assert [code for code, _ in ends] == [1, 1]
+    assert all("process 1: --data" in line and "no such folder" in line for _, line in ends), ends
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(root):
+    from electra_flax.records import SpecialTokens
+    from electra_flax.step import abstract_batch, init_state, make_train_step
+
+    config = load_config(root / "tiny.yaml")
+    mesh = make_mesh(config.mesh)
+    state = init_state(config, mesh)
+    batch = {
+        name: np.full(leaf.shape, value, np.int32)
+        for (name, leaf), value in zip(abstract_batch(config).items(), (9, 1, 0), strict=True)
+    }
+    broken = state._replace(params=jax.tree.map(lambda leaf: leaf.at[..., 0].set(np.inf), state.params))
+    before = jax.device_get(broken)
+    after, sums = make_train_step(config, SpecialTokens(0, 1, 2, 3, 4), mesh)(broken, batch)
+    assert float(sums["skipped"]) == 1 and int(after.step) == 1
+    for ours, theirs in zip(jax.tree.leaves(after.params), jax.tree.leaves(before.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    moments = [leaf for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim]
+    assert moments and not any(np.asarray(leaf).any() for leaf in moments)
+
+
+def skip_steps(monkeypatch, is_skipped):
+    """The loop sees steps that are not finite, as the step function reports them, where `is_skipped(step)`."""
+    from electra_flax import train
+
+    make = train.compile_step
+
+    def compile_faulty(name, function, *arguments):
+        compiled = make(name, function, *arguments)
+
+        def step(state, batch):
+            if not is_skipped(int(state.step) + 1):
+                return compiled(state, batch)
+            return state._replace(step=state.step + 1), {"skipped": np.float32(1), "tokens": np.float32(np.nan)}
+
+        return step
+
+    monkeypatch.setattr(train, "compile_step", compile_faulty)
+
+
+def test_a_fault_that_passes_is_gone_back_over(root, monkeypatch, capsys):
+    faulty = set()
+
+    def once(step):
+        if 9 <= step <= 15 and step not in faulty:
+            faulty.add(step)
+            return True
+        return False
+
+    skip_steps(monkeypatch, once)
+    assert main(command(root, "fault", "--training.max_skipped_steps", "5")) == 0
+    assert "no finite step from 9 to" in (error := capsys.readouterr().err) and "going back to step 6" in error
+    assert_undisturbed(root, "fault")
+
+
+def test_a_few_skipped_steps_are_counted(root, monkeypatch):
+    skip_steps(monkeypatch, lambda step: step in (10, 11))
+    assert main(command(root, "few")) == 0
+    train = records(root, "few", "train")
+    assert train[12]["skipped_steps"] == 2 and train[16]["skipped_steps"] == 0 and np.isfinite(train[12]["loss"])
+
+
+def test_a_run_that_cannot_be_finite_ends_with_the_norms_of_its_layers(root, capsys):
+    assert main(command(root, "diverged", "--optimizer.learning_rate", "1e30")) == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no finite step from" in error and "not_finite.json" in error and "lower optimizer.learning_rate" in error
+    norms = json.loads((root / "diverged/not_finite.json").read_text())
+    assert norms["parameter_norms"].keys() == norms["gradient_norms"].keys()
+    assert not all(np.isfinite(value) for value in norms["gradient_norms"].values())
+
+
+@pytest.mark.parametrize("damage", ["changed byte", "half a file", "missing file"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(root, caplog, damage):
+    name = damage.replace(" ", "_")
+    shutil.copytree(root / "straight", root / name)
+    (root / name / "DONE").unlink()
+    newest = root / name / "checkpoints" / str(STEPS)
+    largest = max((newest / "state/d").iterdir(), key=lambda path: path.stat().st_size)
+    data = largest.read_bytes()
+    if damage == "changed byte":
+        middle = len(data) // 2
+        largest.write_bytes(data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :])
+    elif damage == "half a file":
+        largest.write_bytes(data[: len(data) // 2])
+    else:
+        largest.unlink()
+    caplog.set_level("INFO")
+    assert main(command(root, name)) == 0
+    assert f"checkpoint of step {STEPS} is damaged" in caplog.text and "continuing from step 36" in caplog.text
+    assert len(list((root / name / "damaged").iterdir())) == 1
+    assert_undisturbed(root, name)
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(root, capsys):
+    shutil.copytree(root / "straight", root / "all_damaged")
+    for path in (root / "all_damaged/checkpoints").rglob("d/*"):
+        path.write_bytes(b"")
+    capsys.readouterr()
+    assert main(command(root, "all_damaged")) == 1
+    assert "none of the checkpoints can be read" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert main(["export", "--workdir", str(root / "all_damaged"), "--out", str(root / "x")]) == 1
+    assert "damaged" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_full_disk_costs_only_the_checkpoints_that_do_not_fit(root, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("NOT CHECKED: a small disk of its own needs the right to mount")
+    try:
+        os.symlink(disk, root / "full")
+        assert main(command(root, "full", "--checkpoint.max_to_keep", "100")) == 3
+        error = capsys.readouterr().err
+        assert "a checkpoint could not be written" in error and "are intact" in error
+        assert "make room, then the same command continues from step" in error.strip().splitlines()[-1]
+        assert Checkpoints(root / "full").steps
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        assert main(command(root, "full", "--checkpoint.max_to_keep", "100")) == 0
+        assert_undisturbed(root, "full")
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_step_that_never_ends_is_noticed(root):
+    hang = """
+from electra_flax import train
+make = train.compile_step
+def compile_hanging(*given):
+    compiled = make(*given)
+    def step(state, batch):
+        if int(state.step) == 10:
+            import time
+            time.sleep(1000)
+        return compiled(state, batch)
+    return step
+train.compile_step = compile_hanging
+"""
+    code, line = end(start(command(root, "hung", "--training.hang_minutes", "0.2"), hang))
+    assert code == 3 and "nothing happened for" in line and "in step 10" in line  # the last one that is known of
+    assert "in step" in (root / "hung/hang-0.txt").read_text()
+    assert Checkpoints(root / "hung").steps == [6]
+
+
+def test_a_second_process_is_kept_out(root, capsys):
+    with workdir.lock(root / "straight"):
+        assert main(command(root, "straight")) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "another process trains there" in error and f"process {os.getpid()} on" in error
+    assert main(command(root, "straight")) == 0
+
+
+def test_checkpoints_by_the_clock_and_those_that_are_kept(root):
+    fields = ["--checkpoint.every_steps", "10", "--checkpoint.keep_every_steps", "20", "--checkpoint.max_to_keep", "1"]
+    assert main(command(root, "kept", *fields, "--evaluation.every_steps", "10", "--checkpoint.keep_best", "1")) == 0
+    losses = {step: found["loss"] for step, found in records(root, "kept", "validation").items() if step}
+    assert Checkpoints(root / "kept").steps == sorted({20, 40, min(losses, key=losses.get)})
+    often = ["--checkpoint.every_steps", "1000", "--checkpoint.every_minutes", "0.01", "--checkpoint.max_to_keep", "99"]
+    assert main(command(root, "clock", *often)) == 0
+    assert len(Checkpoints(root / "clock").steps) > 2
+    assert_undisturbed(root, "clock")
+
+
+def test_a_fingerprint_shows_every_change_and_no_sharding(root):
+    state = state_at(root, "straight")
+    before = np.asarray(fingerprint(state))
+    config = load_config(root / "tiny.yaml")
+    split = Checkpoints(root / "straight").restore(config, make_mesh(config.mesh))
+    np.testing.assert_array_equal(np.asarray(fingerprint(split)), before)
+    leaves, tree = jax.tree.flatten(state)
+    rng = np.random.default_rng(0)
+    for number, leaf in enumerate(leaves):
+        changed = np.array(leaf)
+        place = tuple(rng.integers(size) for size in changed.shape)
+        changed[place] = changed[place] + 1
+        after = np.asarray(fingerprint(tree.unflatten([*leaves[:number], changed, *leaves[number + 1 :]])))
+        assert (after != before).nonzero()[0].tolist() == [number]
+    swapped = np.array(leaves[2])[::-1]
+    after = np.asarray(fingerprint(tree.unflatten([*leaves[:2], swapped, *leaves[3:]])))
+    assert after[2] != before[2] or (swapped == leaves[2]).all()
+
+
+def test_the_clock_asks_again_after_a_failure_sooner_and_then_later():
+    now = [0.0]
+    clock = SaveClock(10, lambda: now[0])
+    assert not clock.is_due()
+    now[0] = 600
+    assert clock.is_due()
+    for wait in (30, 60, 120, 240, 480, 600, 600):
+        clock.failed()
+        now[0] += wait - 1
+        assert not clock.is_due()
+        now[0] += 1
+        assert clock.is_due()
+    clock.saved()
+    now[0] += 599
+    assert not clock.is_due()
+
+
+def test_going_back_helps_once_at_a_place():
+    faults = SkippedSteps(2)
+    for step in (5, 6):
+        faults.add(step, True)
+    assert not faults.too_many
+    faults.add(7, True)
+    assert faults.too_many and faults.first == 5 and faults.go_back(8)
+    for step in (5, 6, 7):
+        faults.add(step, True)
+    assert faults.too_many and not faults.go_back(8)
+    later = SkippedSteps(0)
+    later.add(3, True)
+    assert later.go_back(4)
+    later.add(9, True)
+    assert later.go_back(10)
