@@ -302,6 +302,8 @@ class LoggingConfig:
 
     every_steps: int = 100
     """Steps between records; each holds the averages since the one before."""
+    wandb_project: str | None = None
+    """Weights & Biases project that the numbers also go to; the run there continues when this one does."""
 
     def __post_init__(self) -> None:
         _check_positive("logging", self, "every_steps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from electra_flax import losses
 from electra_flax.config import Config
+from electra_flax.config_io import config_fields
 
 log = logging.getLogger("electra_flax")
 
@@ -30,9 +32,10 @@ class MetricWriter:
     written is tried again with the next record.
     """
 
-    def __init__(self, workdir: Path, start: int, is_evaluated: bool, enabled: bool) -> None:
+    def __init__(self, workdir: Path, config: Config, start: int, is_evaluated: bool, enabled: bool) -> None:
         self._workdir, self._enabled = workdir, enabled
         self._unwritten = b""
+        self._wandb = _open_wandb(workdir, config) if enabled and config.logging.wandb_project else None
         self._open(start, is_evaluated)
 
     def _open(self, start: int, is_evaluated: bool) -> None:
@@ -60,16 +63,42 @@ class MetricWriter:
             log.warning("metrics.jsonl cannot be written (%s); tried again with the next record", error.strerror)
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self._wandb is not None:
+            # Not as wandb's own step, which cannot go back when the run does.
+            self._wandb.log({"step": step, **{f"{split}/{name}": value for name, value in metrics.items()}})
 
     def go_back(self, step: int, is_evaluated: bool) -> None:
         """Takes back the records of later steps."""
-        self.close()
+        self._close_files()
         self._open(step, is_evaluated)
 
     def close(self) -> None:
+        self._close_files()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _close_files(self) -> None:
         if self._enabled:
             self._jsonl.close()
             self._tensorboard.close()
+
+
+def _open_wandb(workdir: Path, config: Config) -> Any:
+    import wandb
+
+    known = workdir / "wandb_run"
+    if not known.exists():
+        known.write_text(secrets.token_hex(8))
+    run = wandb.init(
+        project=config.logging.wandb_project,
+        id=known.read_text(),
+        resume="allow",
+        dir=str(workdir),
+        config=config_fields(config),
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _is_before(line: bytes, start: int, is_evaluated: bool) -> bool:

@@ -119,11 +119,7 @@ def make_eval_step(
         seeds = row_seeds(key, batch["input_ids"].shape[0])
         masked = mask(config, special, batch, seeds)
         counts = losses.denominators(masked.weights_BM, batch["attention_mask"])
-        sums, disc_logits_BT, is_replaced_BT = forward(config, params, batch, masked, seeds.sample_B, None, attend)
-        if disc_logits_BT is not None and is_replaced_BT is not None:
-            probabilities_BT = jax.nn.sigmoid(disc_logits_BT)
-            sums |= losses.auc_sums(probabilities_BT, is_replaced_BT, batch["attention_mask"])
-        return sums | counts
+        return forward(config, params, batch, masked, seeds.sample_B, None, attend) | counts
 
     return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh), None))
 
@@ -166,7 +162,7 @@ def accumulate_gradients(
 
     def slice_loss(params: model.Params, rows: Any) -> tuple[jax.Array, losses.Sums]:
         batch, masked, sample_seeds_B, dropout_seeds_B = rows
-        sums, _, _ = forward(config, params, batch, masked, sample_seeds_B, dropout_seeds_B, attend)
+        sums = forward(config, params, batch, masked, sample_seeds_B, dropout_seeds_B, attend)
         return total_loss(config, sums, counts), sums
 
     slice_gradients = jax.grad(slice_loss, has_aux=True)
@@ -199,8 +195,8 @@ def forward(
     sample_seeds_B: jax.Array,
     dropout_seeds_B: jax.Array | None,
     attend: Attend,
-) -> tuple[losses.Sums, jax.Array | None, jax.Array | None]:
-    """Generator, sampling, discriminator: metric sums, discriminator logits_BT and labels is_replaced_BT."""
+) -> losses.Sums:
+    """Generator, sampling, discriminator: metric sums."""
     attention_mask, token_types = batch["attention_mask"], batch["token_type_ids"]
     logits_BMV = model.apply_generator(
         config,
@@ -220,13 +216,12 @@ def forward(
     with jax.named_scope("generator_loss"):
         sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)
     if not objective.electra_objective:
-        return sums, None, None
+        return sums
     corrupted = masking.corrupt(batch["input_ids"], masked, sampled_BM)
     logits_BT = model.apply_discriminator(
         config, params, corrupted.corrupted_ids_BT, attention_mask, token_types, dropout_seeds_B, attend
     )
-    sums |= losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, attention_mask)
-    return sums, logits_BT, corrupted.is_replaced_BT
+    return sums | losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, attention_mask)
 
 
 def total_loss(config: Config, sums: losses.Sums, counts: losses.Sums) -> jax.Array:

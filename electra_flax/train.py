@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import time
@@ -89,7 +90,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
         SaveClock(config.checkpoint.every_minutes),
         SkippedSteps(config.training.max_skipped_steps),
     )
-    writer = MetricWriter(work, start, notes.get("evaluated", False), enabled=is_main)
+    writer = MetricWriter(work, config, start, notes.get("evaluated", False), enabled=is_main)
     window = Window(notes.get("window"))
     pending: tuple[int, losses.Sums, Any] | None = None
 
@@ -218,6 +219,10 @@ def _open_all(config: Config, data_path: Path, work: Path) -> tuple[Vocabulary, 
     """Vocabulary, training and held-out examples, checked; the workdir, prepared. The same answer in all processes."""
     problem, opened, values = "", None, {}
     try:
+        if config.logging.wandb_project and importlib.util.find_spec("wandb") is None:
+            raise UserError(
+                f"logging.wandb_project={config.logging.wandb_project} needs wandb: pip install 'electra-flax[wandb]'"
+            )
         data = DataFolder.open(data_path)
         vocabulary = read_vocabulary(config, data)
         examples, held_out = open_split(config, data, "train"), open_split(config, data, "validation")
