@@ -116,7 +116,7 @@ def show(usages: Sequence[Usage], console: Console) -> None:
 
 
 def write(usages: Sequence[Usage], folder: Path) -> list[Path]:
-    """report.json and, where matplotlib is installed, report.png."""
+    """report.json and report.png."""
     folder.mkdir(parents=True, exist_ok=True)
     values = [
         {**asdict(usage), "unk_rate": usage.unk_rate, "pieces_per_word": usage.pieces_per_word,
@@ -125,10 +125,8 @@ def write(usages: Sequence[Usage], folder: Path) -> list[Path]:
     ]  # fmt: skip
     paths = [folder / "report.json"]
     paths[0].write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return paths
+    from matplotlib.figure import Figure  # slow to import
+
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, usage in enumerate(usages):

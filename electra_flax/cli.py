@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; errors are one line."""
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
-    if overrides and args.command not in ("pretrain", "plan"):
+    if overrides and args.command not in ("pretrain", "plan", "doctor"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("electra_flax").setLevel(logging.INFO)
@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _pretrain(args, overrides)
         elif args.command == "plan":
             _plan(args, overrides)
+        elif args.command == "doctor":
+            return _doctor(args, overrides)
         else:
-            {"evaluate": _evaluate, "export": _export, "show": _show}[args.command](args)
+            {"evaluate": _evaluate, "export": _export, "show": _show, "report": _report}[args.command](args)
     except (UserError, RunError) as error:
         print(f"electra-flax: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, UserError) else 3
@@ -123,6 +125,32 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards with a validation split")
     show.add_argument("--examples", type=int, default=4, metavar="N", help="examples to show (4)")
     _add_devices(show)
+    report = commands.add_parser(
+        "report",
+        help="one HTML page about one run or several",
+        description="Writes one self-contained HTML page, and its charts as PNGs: curves, speed, interruptions, "
+        "checkpoints, the discriminator's confusion, examples of what it finds, and what doctor has to say. Give "
+        "--workdir several times to compare runs.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    report.add_argument("--workdir", type=Path, required=True, action="append", metavar="DIR", help="a run")
+    report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="page (report.html)")
+    _add_devices(report)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is wrong with a run or a configuration, and what to change",
+        description="Looks at the numbers of a run (--workdir), or at a configuration before its first step (--config, "
+        "--data), and says what stands out and what to change. Fields are overridden by --section.field VALUE.",
+        epilog="exit codes: 0 nothing found; 1 something found, or you can fix it; 2 usage",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--workdir", type=Path, metavar="DIR", help="a run")
+    doctor.add_argument("--config", type=Path, metavar="YAML", help="a file of configs/")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="shards of electra-data shard")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
     plan = commands.add_parser(
         "plan",
         help="memory, predicted time and cost on a TPU that is not here",
@@ -172,6 +200,9 @@ def _use_devices(args: argparse.Namespace) -> None:
     """Must come before anything asks JAX for its devices."""
     import jax
 
+    from electra_flax.processes import use_cpu_where_there_is_nothing_else
+
+    use_cpu_where_there_is_nothing_else()
     if args.simulate_devices is not None:
         if args.simulate_devices < 1:
             raise UserError(f"--simulate-devices {args.simulate_devices}: expected at least 1")
@@ -240,3 +271,34 @@ def _show(args: argparse.Namespace) -> None:
 
     # Colours are what this command is for, also where its output is kept in a file or a CI log.
     detections.show(detections.detect(args.model, args.data, args.examples), Console(force_terminal=True))
+
+
+def _report(args: argparse.Namespace) -> None:
+    _use_devices(args)
+    from electra_flax.report import write_report
+
+    for path in write_report(args.workdir, args.out):
+        print(path)
+
+
+def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from electra_flax.config_io import load_config
+    from electra_flax.doctor import diagnose, diagnose_config
+    from electra_flax.history import History
+    from electra_flax.records import DataFolder
+
+    if (args.workdir is None) == (args.config is None):
+        raise UserError("doctor needs a run (--workdir DIR) or a configuration (--config YAML), one of them")
+    if args.workdir is not None:
+        found = diagnose(History.read(args.workdir))
+    else:
+        manifest = DataFolder.open(args.data).manifest if args.data else None
+        found = diagnose_config(load_config(args.config, overrides), manifest)
+    if args.json:
+        print(json.dumps([finding._asdict() for finding in found], indent=1))
+    else:
+        for finding in found:
+            print(f"- {finding.problem}\n  {finding.advice}")
+        if not found:
+            print("nothing stands out")
+    return 1 if found else 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -11,7 +12,10 @@ from rich.text import Text
 
 from electra_flax.config import UserError
 from electra_flax.parity import quiet_transformers
-from electra_flax.records import DataFolder, ShardedExamples
+from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
+
+Logits = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+"""(input_ids, attention_mask, token_type_ids), each [B, T] -> logits [B, T] or [B, T, V]."""
 
 
 class Detection(NamedTuple):
@@ -39,21 +43,36 @@ def detect(export: Path, data_path: Path, num_examples: int, seed: int = 0) -> l
     with quiet_transformers():
         generator = transformers.FlaxElectraForMaskedLM.from_pretrained(export / "generator")
         discriminator = transformers.FlaxElectraForPreTraining.from_pretrained(export / "discriminator")
-        tokenizer = transformers.ElectraTokenizerFast.from_pretrained(export / "discriminator")
     examples = ShardedExamples(data.splits["validation"], data.manifest.max_seq_length, data.manifest.vocab_size)
+    vocabulary = Vocabulary.read(export / "discriminator/vocab.txt")
+
+    def logits(model: Any) -> Logits:
+        return lambda ids, mask, types: model(ids, mask, types).logits
+
     rows = examples.read(range(min(num_examples, len(examples))))
+    return detect_in(rows, vocabulary, logits(generator), logits(discriminator), seed)
+
+
+def detect_in(
+    rows: np.ndarray, vocabulary: Vocabulary, generate: Logits, discriminate: Logits, seed: int = 0
+) -> list[Detection]:
+    """Replaces 15 % of the tokens of examples, int32 [B, 3, T], by the generator's, and asks the discriminator."""
     ids, mask, types = rows[:, 0], rows[:, 1], rows[:, 2]
     rng = np.random.default_rng(seed)
-    special = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
-    is_masked = (rng.random(ids.shape) < 0.15) & ~np.isin(ids, special)
-    logits = np.asarray(generator(np.where(is_masked, tokenizer.mask_token_id, ids), mask, types).logits, np.float64)
+    special = vocabulary.special
+    is_masked = (rng.random(ids.shape) < 0.15) & ~np.isin(ids, [special.pad, special.cls, special.sep])
+    logits = np.asarray(generate(np.where(is_masked, special.mask, ids), mask, types), np.float64)
     sampled = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
     corrupted = np.where(is_masked, sampled, ids)
-    scores = np.asarray(discriminator(corrupted, mask, types).logits, np.float64)
+    scores = np.asarray(discriminate(corrupted, mask, types), np.float64)
+
+    def tokens(ids: np.ndarray) -> list[str]:
+        return [vocabulary.tokens[number] for number in ids]
+
     return [
         Detection(
-            tokenizer.convert_ids_to_tokens(ids[i, :length].tolist()),
-            tokenizer.convert_ids_to_tokens(corrupted[i, :length].tolist()),
+            tokens(ids[i, :length]),
+            tokens(corrupted[i, :length]),
             corrupted[i, :length] != ids[i, :length],
             1 / (1 + np.exp(-scores[i, :length])),
         )
@@ -68,20 +87,21 @@ def show(detections: list[Detection], console: Console) -> None:
     console.print(legend.append(", ").append("missed", "bold yellow").append(" (original in brackets)"))
     for detection in detections:
         console.print(_coloured(detection))
-    found = sum(int(d.is_replaced[_most_suspicious(d)].sum()) for d in detections)
+    found = sum(int(d.is_replaced[most_suspicious(d)].sum()) for d in detections)
     replaced = sum(int(d.is_replaced.sum()) for d in detections)
     tokens = sum(len(d.is_replaced) for d in detections)
     console.print(f"found {found} of {replaced} replaced tokens; chance would find {replaced**2 / max(tokens, 1):.1f}")
 
 
-def _most_suspicious(detection: Detection) -> np.ndarray:
+def most_suspicious(detection: Detection) -> np.ndarray:
+    """Indices of the n tokens with the highest probability, n being how many were replaced."""
     count = int(detection.is_replaced.sum())
     return np.argsort(-detection.probability)[:count]
 
 
 def _coloured(detection: Detection) -> Text:
     text = Text("  ")
-    suspicious = set(_most_suspicious(detection).tolist())
+    suspicious = set(most_suspicious(detection).tolist())
     for i, (token, original) in enumerate(zip(detection.corrupted, detection.original, strict=True)):
         style = ""
         if detection.is_replaced[i]:

@@ -54,8 +54,18 @@ def _on_tpu_vm() -> bool:
     if os.environ.get("JAX_FORCE_TPU_INIT"):  # JAX's own word for: believe the metadata
         return True
     platforms = getattr(jax.config, "jax_platforms", None) or "tpu"
-    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
-    return "tpu" in platforms.split(",") and bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return "tpu" in platforms.split(",") and _has_tpu() and importlib.util.find_spec("libtpu") is not None
+
+
+def _has_tpu() -> bool:
+    return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+
+
+def use_cpu_where_there_is_nothing_else() -> None:
+    """Keeps an installed TPU compiler from looking, at length and aloud, for a TPU that is not there."""
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    if not (_has_tpu() or has_gpu or os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_FORCE_TPU_INIT")):
+        jax.config.update("jax_platforms", "cpu")
 
 
 def require_agreement(values: Mapping[str, str]) -> None:

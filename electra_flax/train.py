@@ -91,6 +91,10 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
         SkippedSteps(config.training.max_skipped_steps),
     )
     writer = MetricWriter(work, config, start, notes.get("evaluated", False), enabled=is_main)
+    events = workdir.Events(work, enabled=is_main)
+    events.add(
+        "start", start, devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}", processes=jax.process_count()
+    )
     window = Window(notes.get("window"))
     pending: tuple[int, losses.Sums, Any] | None = None
 
@@ -132,9 +136,11 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
                 warn_of_save(problem)
             else:
                 clock.saved()
+                events.add("save", step)
 
         def warn_of_save(problem: str) -> None:
             clock.failed()
+            events.add("save failed", step, reason=problem)
             kept = ", ".join(map(str, checkpoints.steps)) or "none yet"
             progress.print(
                 f"WARNING: a checkpoint could not be written ({problem}); those of steps: {kept} are intact; training "
@@ -175,6 +181,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
                 batches = training_batches(config, examples, mesh, step)
                 writer.go_back(step, notes.get("evaluated", False))
                 progress.go_back(step)
+                events.add("back", last, to=step, reason=f"no finite step from {faults.first}")
                 progress.print(f"WARNING: no finite step from {faults.first} to {last}; going back to step {step}")
                 continue
             is_evaluated = evaluates and (not wishes.stop or step == num_steps)
@@ -195,6 +202,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
             f"the checkpoint of step {step} could not be written ({problem}): make room, then the same command "
             f"continues from step {saved[-1] if saved else 0}"
         )
+    events.add("stop" if step < num_steps else "done", step)
     if step < num_steps:
         raise Preempted(f"asked to stop: saved at step {step} of {num_steps}; the same command continues")
     if is_main:

@@ -79,6 +79,24 @@ def lock(workdir: Path) -> IO[str]:
     return file
 
 
+class Events:
+    """What happened to the run besides learning, a JSON object a line in events.jsonl; process 0 alone writes."""
+
+    def __init__(self, workdir: Path, enabled: bool) -> None:
+        self._path = workdir / "events.jsonl"
+        self._enabled = enabled
+
+    def add(self, event: str, step: int, **details: Any) -> None:
+        if self._enabled:
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(
+                        json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **details}) + "\n"
+                    )
+            except OSError:
+                return  # a full disk; the loop says so when it cannot save
+
+
 def _not_writable(workdir: Path, error: OSError) -> UserError:
     return UserError(
         f"--workdir {workdir}: cannot be written ({error.strerror}): choose a folder that you may write to"

@@ -1,0 +1,68 @@
+"""What a workdir tells about its run: configuration, records, events, checkpoints. Read by `report` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from electra_flax.config import Config, UserError
+from electra_flax.workdir import read_config
+
+
+@dataclass(frozen=True)
+class History:
+    """Records are those of metrics.jsonl: {"step", "time", "loss", ...}."""
+
+    name: str
+    path: Path
+    config: Config
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[int] = field(default_factory=list)
+    is_done: bool = False
+
+    @classmethod
+    def read(cls, workdir: Path) -> History:
+        """Raises UserError where `workdir` is not that of a run, or the run wrote no numbers yet."""
+        config = read_config(workdir)
+        records = _json_lines(workdir / "metrics.jsonl")
+        if not records:
+            raise UserError(f"--workdir {workdir}: no numbers there yet (metrics.jsonl); let the run make some steps")
+        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+        return cls(
+            workdir.resolve().name, workdir, config,
+            [record for record in records if record["split"] == "train"],
+            [record for record in records if record["split"] == "validation"],
+            _json_lines(workdir / "events.jsonl"), sorted(steps), (workdir / "DONE").exists(),
+        )  # fmt: skip
+
+    @property
+    def step(self) -> int:
+        return max(record["step"] for record in [*self.train, *self.validation])
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == "start"]
+
+    def recent(self, name: str, count: int = 20) -> float | None:
+        """The mean of a training metric over the last records that have it."""
+        values = [record[name] for record in self.train if name in record][-count:]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        rate = self.recent("steps_per_sec")
+        return (self.config.training.num_steps - self.step) / rate if rate else None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # being written, or cut off when the process was killed
+            continue
+    return found
