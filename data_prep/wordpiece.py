@@ -6,12 +6,11 @@ repeated here. Source of the matching: SEMANTICS.md section 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from electra_flax.compiled import compiled
 from electra_flax.tokenizer import MAX_WORD_CHARACTERS
 
 LETTER, ALONE, SPACE, OTHER, UNSEEN = range(5)
@@ -20,14 +19,6 @@ LETTER, ALONE, SPACE, OTHER, UNSEEN = range(5)
 _NEWLINE = 10
 _START, _CONTINUE = 0, 1  # nodes where a word's first piece and its later pieces begin
 _CODE_BITS = 21  # of a code point
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once for all processes, or for each where there is no folder to keep machine code in."""
-    try:
-        return numba.njit(cache=True)(function)
-    except RuntimeError:
-        return numba.njit(function)
 
 
 class Trie(NamedTuple):
@@ -58,7 +49,7 @@ class Trie(NamedTuple):
         return cls(edges, nodes, np.array(pieces, np.int32))
 
 
-@_compiled
+@compiled
 def _slot(edges, edge):  # type: ignore[no-untyped-def]
     """Where `edge` is, or where it would be."""
     mask = len(edges) - 1
@@ -68,14 +59,14 @@ def _slot(edges, edge):  # type: ignore[no-untyped-def]
     return slot
 
 
-@_compiled
+@compiled
 def _fill(edges, nodes, keys, values):  # type: ignore[no-untyped-def]
     for i in range(len(keys)):
         slot = _slot(edges, keys[i])
         edges[slot], nodes[slot] = keys[i], values[i]
 
 
-@_compiled
+@compiled
 def other_words(codes, kinds):  # type: ignore[no-untyped-def]
     """Start and end of the runs without space that hold an OTHER character, int64 [runs, 2].
 
@@ -95,7 +86,7 @@ def other_words(codes, kinds):  # type: ignore[no-untyped-def]
     return spans[:count]
 
 
-@_compiled
+@compiled
 def encode(codes, kinds, folded, edges, nodes, pieces, unknown, spans, span_ids, span_ends):  # type: ignore[no-untyped-def]
     """Ids of the text, int32 [ids], and where each line's ids end, int64 [lines].
 

@@ -5,14 +5,16 @@ A shard is a TFRecord file of `tf.train.Example`s with three int64 lists of max_
 Beside each of our shards lies `<shard>.index`: the byte offset of every record and the file's size, as little-endian
 uint64, which gives random access and shows a truncated file at once. Shards without one are scanned.
 
-Imports numpy and google-crc32c only: neither TensorFlow nor JAX.
+Imports numpy, numba and google-crc32c only: neither TensorFlow nor JAX.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import mmap
 import re
@@ -26,6 +28,7 @@ import google_crc32c
 import numpy as np
 
 from electra_flax.config import UserError
+from electra_flax.example_decoder import decode_examples
 
 FEATURES = ("input_ids", "input_mask", "segment_ids")
 FORMAT_VERSION = 1
@@ -405,24 +408,32 @@ class ShardedExamples:
         self.shards = [Shard(path) for path in paths]
         self._max_seq_length = max_seq_length
         self._vocab_size = vocab_size
-        self._ends = np.cumsum([len(shard) for shard in self.shards])
+        self._ends = list(itertools.accumulate(len(shard) for shard in self.shards))
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Examples by number -> int32 [len(numbers), 3, max_seq_length]; raises UserError for what cannot train."""
-        examples = np.empty((len(numbers), len(FEATURES), self._max_seq_length), dtype=np.int32)
-        for row, number in zip(examples, numbers, strict=True):
-            shard_number = int(np.searchsorted(self._ends, number, side="right"))
+        payloads, places = [], []
+        for number in np.asarray(numbers).tolist():
+            shard_number = bisect.bisect_right(self._ends, number)
             shard = self.shards[shard_number]
-            record = int(number) - int(self._ends[shard_number]) + len(shard)
-            where = f"{shard.path}: record {record}"
-            row[:] = decode_example(shard[record], self._max_seq_length, where)
-            # A gather clamps silently: an id beyond the table would train as the table's last row.
-            if (largest := int(row[0].max())) >= self._vocab_size:
-                raise UserError(
-                    f"{where} holds token id {largest}, but model.vocab_size={self._vocab_size}: these shards "
-                    "were made with another vocabulary"
-                )
+            record = number - self._ends[shard_number] + len(shard)
+            payloads.append(shard[record])
+            places.append((shard, record))
+        examples = np.empty((len(payloads), len(FEATURES), self._max_seq_length), dtype=np.int32)
+        ends = np.cumsum([len(payload) for payload in payloads])
+        if decode_examples(np.frombuffer(b"".join(payloads), np.uint8), ends, examples) >= 0:
+            # Another writer's form, or damage: the plain decoder knows all forms, and says what is wrong.
+            for row, payload, (shard, record) in zip(examples, payloads, places, strict=True):
+                row[:] = decode_example(payload, self._max_seq_length, f"{shard.path}: record {record}")
+        # A gather clamps silently: an id beyond the table would train as the table's last row.
+        largest = examples[:, 0].max(axis=1)
+        if (largest >= self._vocab_size).any():
+            shard, record = places[int(largest.argmax())]
+            raise UserError(
+                f"{shard.path}: record {record} holds token id {largest.max()}, but model.vocab_size="
+                f"{self._vocab_size}: these shards were made with another vocabulary"
+            )
         return examples

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 FOREIGN = Path(__file__).parent / "foreign"
 ROOT = Path(__file__).parents[1]
 # What data_prep imports.
-DATA_PREP = ("backports.zstd", "google-crc32c", "ijson", "rich", "tokenizers", "tqdm")
+DATA_PREP = ("backports.zstd", "google-crc32c", "ijson", "numba", "rich", "tokenizers", "tqdm")
 
 
 def environment(*requirements: str) -> Path:

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ALLOWED_IN_DATA_PREP = {"electra_flax.config", "electra_flax.records", "electra_flax.tokenizer"}
+ALLOWED_IN_DATA_PREP = {f"electra_flax.{name}" for name in ("compiled", "config", "records", "tokenizer")}
 
 
 def imports(path: Path) -> set[str]:
