@@ -7,6 +7,8 @@ of the global batch whatever the number of processes.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 from electra_flax.sharding import batch_sharding
 
 _PREFETCH = 8  # batches decoded ahead
+_ENDLESS = 1 << 40  # batches
 
 
 def read_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
@@ -66,19 +69,46 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
 
 def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start_step: int) -> Iterator[Batch]:
     """Endless global batches from `start_step` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
-    index = batch_index(len(examples), config.training.batch_size, config.data.shuffle_seed)
+    order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
     rows = _rows_of_this_process(config.training.batch_size)
-    arrays = index.map(lambda numbers: examples.read(numbers[rows]))
+    numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
-    iterator = iter(arrays.to_iter_dataset(options))
+    iterator = iter(numbers.map(examples.read).to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     return (_to_device(array, mesh) for array in iterator)
 
 
-def batch_index(num_examples: int, batch_size: int, seed: int) -> grain.MapDataset:
-    """Entry k is the example numbers of global batch k, int64 [batch_size]; epochs follow each other seamlessly."""
-    numbers = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
-    return numbers.batch(batch_size)
+class GlobalOrder:
+    """Which examples are in which global batch: a shuffle of all, anew each epoch; epochs follow each other seamlessly.
+
+    A function of (number of examples, batch size, seed) alone, so it is the same after any interruption and for any
+    number of processes.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        self._num_examples, self._batch_size = num_examples, batch_size
+        # 4 bytes an example and a second for 20 million; two epochs are kept, for the batch across their border.
+        self._epoch = functools.lru_cache(2)(functools.partial(_shuffled, num_examples, seed))
+        self._lock = threading.Lock()
+
+    def batch(self, number: int) -> np.ndarray:
+        """Example numbers of a global batch, uint32 [batch_size]."""
+        position, end = number * self._batch_size, (number + 1) * self._batch_size
+        parts = []
+        while position < end:
+            epoch, start = divmod(position, self._num_examples)
+            with self._lock:  # or several threads would shuffle the same epoch
+                part = self._epoch(epoch)[start : start + end - position]
+            parts.append(part)
+            position += len(part)
+        return np.concatenate(parts)
+
+
+def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    # RandomState, whose numbers are frozen: a newer numpy must not change the order of a run that goes on.
+    numbers = np.arange(num_examples, dtype=np.uint32)
+    np.random.RandomState([seed, epoch]).shuffle(numbers)
+    return numbers
 
 
 def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int) -> Iterator[Batch]:

@@ -28,7 +28,7 @@ import google_crc32c
 import numpy as np
 
 from electra_flax.config import UserError
-from electra_flax.example_decoder import decode_examples
+from electra_flax.example_decoder import decode_records
 
 FEATURES = ("input_ids", "input_mask", "segment_ids")
 FORMAT_VERSION = 1
@@ -77,16 +77,21 @@ class Shard:
         return len(self.offsets) - 1
 
     def __getitem__(self, number: int) -> bytes:
-        start, end = int(self.offsets[number]), int(self.offsets[number + 1])
-        header, payload = self._bytes[start : start + 12], self._bytes[start + 12 : end - 4]
-        length, length_crc = _HEADER.unpack(header)
-        (payload_crc,) = _FOOTER.unpack(self._bytes[end - 4 : end])
-        if length != len(payload) or length_crc != _masked_crc(header[:8]) or payload_crc != _masked_crc(payload):
+        data = self.framed(number)
+        payload = data[12:-4]
+        length, length_crc = _HEADER.unpack_from(data)
+        (payload_crc,) = _FOOTER.unpack_from(data, len(data) - 4)
+        if length != len(payload) or length_crc != _masked_crc(data[:8]) or payload_crc != _masked_crc(payload):
             raise UserError(
-                f"{self.path}: record {number} at byte {start} is damaged (its CRC32C does not match): "
+                f"{self.path}: record {number} at byte {self.offsets[number]} is damaged (its CRC32C does not match): "
                 "copy this shard again from its source, or make the shards again with electra-data shard"
             )
         return payload
+
+    def framed(self, number: int) -> bytes:
+        """A record as `frame` made it, unchecked."""
+        start, end = self.offsets[number : number + 2].tolist()
+        return self._bytes[start:end]
 
     def _read_index(self, path: Path) -> np.ndarray:
         offsets = np.fromfile(path, dtype="<u8").astype(np.int64)
@@ -415,19 +420,18 @@ class ShardedExamples:
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Examples by number -> int32 [len(numbers), 3, max_seq_length]; raises UserError for what cannot train."""
-        payloads, places = [], []
+        places = []
         for number in np.asarray(numbers).tolist():
             shard_number = bisect.bisect_right(self._ends, number)
             shard = self.shards[shard_number]
-            record = number - self._ends[shard_number] + len(shard)
-            payloads.append(shard[record])
-            places.append((shard, record))
-        examples = np.empty((len(payloads), len(FEATURES), self._max_seq_length), dtype=np.int32)
-        ends = np.cumsum([len(payload) for payload in payloads])
-        if decode_examples(np.frombuffer(b"".join(payloads), np.uint8), ends, examples) >= 0:
-            # Another writer's form, or damage: the plain decoder knows all forms, and says what is wrong.
-            for row, payload, (shard, record) in zip(examples, payloads, places, strict=True):
-                row[:] = decode_example(payload, self._max_seq_length, f"{shard.path}: record {record}")
+            places.append((shard, number - self._ends[shard_number] + len(shard)))
+        records = [shard.framed(record) for shard, record in places]
+        examples = np.empty((len(records), len(FEATURES), self._max_seq_length), dtype=np.int32)
+        ends = np.cumsum([len(record) for record in records], dtype=np.int64)
+        if decode_records(np.frombuffer(b"".join(records), np.uint8), ends, examples) >= 0:
+            # Damage, or another writer's form: the plain decoder knows all forms, and says what is wrong.
+            for row, (shard, record) in zip(examples, places, strict=True):
+                row[:] = decode_example(shard[record], self._max_seq_length, f"{shard.path}: record {record}")
         # A gather clamps silently: an id beyond the table would train as the table's last row.
         largest = examples[:, 0].max(axis=1)
         if (largest >= self._vocab_size).any():

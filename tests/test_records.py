@@ -1,9 +1,11 @@
 """Framing, codec, index, vocabulary: against files that the original wrote, and against damage."""
 
+import google_crc32c
 import numpy as np
 import pytest
 
 from electra_flax.config import UserError
+from electra_flax.example_decoder import decode_records, masked_crc
 from electra_flax.records import (
     DataFolder,
     Shard,
@@ -93,3 +95,32 @@ def test_vocabulary_without_special_tokens_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nword\n")
     with pytest.raises(UserError, match=r"lacks \[SEP\], \[MASK\]"):
         _ = Vocabulary.read(tmp_path / "vocab.txt").special
+
+
+def test_the_compiled_decoder_is_the_plain_one():
+    rng = np.random.default_rng(0)
+    rows, records = [], []
+    for length in (0, 1, 7, 8, 9, 31, 32):
+        ids = [1, *rng.choice([2, 127, 128, 16383, 16384, 2**20], length)][:32]
+        records.append(frame(encode_example(ids, min(3, len(ids)), 32)))
+        rows.append(decode_example(records[-1][12:-4], 32, "here"))
+    data, ends = np.frombuffer(b"".join(records), np.uint8), np.cumsum([len(record) for record in records])
+    found = np.zeros((len(records), 3, 32), np.int32)
+    assert decode_records(data, ends, found) == -1
+    np.testing.assert_array_equal(found, np.stack(rows))
+    for record in (0, 4):
+        start = ends[record - 1] if record else 0
+        for byte in range(start, ends[record]):  # every byte is under a CRC
+            damaged = data.copy()
+            damaged[byte] ^= 1 << rng.integers(8)
+            assert decode_records(damaged, ends, found) == record
+    assert decode_records(data, ends, np.zeros((len(records), 3, 31), np.int32)) == 0
+    assert decode_records(data, ends, np.zeros((len(records), 3, 33), np.int32)) == 0
+
+
+def test_the_compiled_crc_is_that_of_the_library():
+    data = np.random.default_rng(1).integers(0, 256, 100, np.uint8)
+    for start in range(0, 20):
+        for end in range(start, 100, 7):
+            crc = google_crc32c.value(data[start:end].tobytes())
+            assert masked_crc(data, start, end) == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -12,7 +12,7 @@ from run_tools import make_shards, pretrain, records, start, state_at
 from electra_flax import parity
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
-from electra_flax.input_pipeline import batch_index
+from electra_flax.input_pipeline import GlobalOrder
 from electra_flax.records import Vocabulary
 
 
@@ -50,11 +50,16 @@ train.Checkpoints.save = save_and_die
 
 
 def test_batches_visit_every_example_once_an_epoch():
-    index = batch_index(num_examples=48, batch_size=16, seed=3)
-    epochs = [np.concatenate([index[3 * epoch + i] for i in range(3)]) for epoch in range(3)]
+    order = GlobalOrder(num_examples=50, batch_size=16, seed=3)
+    numbers = np.concatenate([order.batch(number) for number in range(50)])
+    epochs = numbers.reshape(16, 50)
     for epoch in epochs:
-        assert sorted(epoch) == list(range(48))
+        assert sorted(epoch) == list(range(50))
     assert not (epochs[0] == epochs[1]).all()
+    later = GlobalOrder(num_examples=50, batch_size=16, seed=3)
+    np.testing.assert_array_equal(later.batch(37), numbers[37 * 16 : 38 * 16])
+    assert (GlobalOrder(num_examples=50, batch_size=16, seed=4).batch(0) != numbers[:16]).any()
+    assert sorted(GlobalOrder(num_examples=3, batch_size=9, seed=0).batch(5)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_evaluate_prints_the_recorded_metrics(run, capsys):
