@@ -73,7 +73,8 @@ def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, star
     rows = _rows_of_this_process(config.training.batch_size)
     numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
-    iterator = iter(numbers.map(examples.read).to_iter_dataset(options))
+    arrays = numbers.map(lambda chosen: _by_feature(examples.read(chosen)))
+    iterator = iter(arrays.to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     return (_to_device(array, mesh) for array in iterator)
 
@@ -119,7 +120,7 @@ def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, ma
         numbers = np.arange(start, min(start + batch_size, len(examples)))[rows]
         array = np.zeros((rows.stop - rows.start, 3, config.data.max_seq_length), np.int32)
         array[: len(numbers)] = examples.read(numbers)
-        yield _to_device(array, mesh)
+        yield _to_device(_by_feature(array), mesh)
 
 
 def _rows_of_this_process(batch_size: int) -> slice:
@@ -127,11 +128,12 @@ def _rows_of_this_process(batch_size: int) -> slice:
     return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
 
 
-def _to_device(rows: np.ndarray, mesh: Mesh) -> Batch:
-    """int32 [local rows, 3, T] -> the model's inputs under Hugging Face's names."""
-    sharding = batch_sharding(mesh)
+def _by_feature(rows: np.ndarray) -> np.ndarray:
+    """int32 [rows, 3, T] -> [3, rows, T], each feature in one piece."""
+    return np.ascontiguousarray(rows.swapaxes(0, 1))
+
+
+def _to_device(features: np.ndarray, mesh: Mesh) -> Batch:
+    """int32 [3, local rows, T] -> the model's inputs under Hugging Face's names."""
     names = ("input_ids", "attention_mask", "token_type_ids")
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(rows[:, i]))
-        for i, name in enumerate(names)
-    }
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), dict(zip(names, features, strict=True)))
