@@ -82,7 +82,7 @@ class Corpus:
         """All documents, file by file. Raises UserError for what cannot be read, naming file and place."""
         for number, source in enumerate(self.sources):
             for document in self._documents_of(source):
-                yield from _cut(document._replace(source=number))
+                yield from _cut(document._replace(source=number, text=_without_halves(document.text)))
 
     def _documents_of(self, source: Source) -> Iterator[Document]:
         if source.path.startswith("tfds:"):
@@ -104,6 +104,15 @@ class Corpus:
 
     def _count(self, num_bytes: int) -> None:
         self.bytes_read += num_bytes
+
+
+def _without_halves(text: str) -> str:
+    """JSON can name half a surrogate pair, which is no character: U+FFFD takes its place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class _Malformed(Exception):

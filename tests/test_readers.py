@@ -137,6 +137,12 @@ def test_folder_glob_and_order(tmp_path):
     assert read(f"{tmp_path}/**/*.jsonl") == [["a/z.jsonl"]]
 
 
+def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud800 하나 \\ud83d\\ude00"}\n')
+    assert read(path) == [["\ufffd 하나 😀"]]
+
+
 def test_malformed_modu_is_counted_and_the_rest_read(tmp_path):
     (tmp_path / "a.json").write_text(PARAGRAPHS[:-60])
     (tmp_path / "b.json").write_text(modu("utterance", [turn("가", "말.")], [{"speaker_id": "가"}]))
