@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import secrets
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from electra_flax import losses
 from electra_flax.config import Config
 from electra_flax.config_io import config_fields
+from electra_flax.records import frame
 
 log = logging.getLogger("electra_flax")
 
@@ -33,54 +38,70 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, config: Config, start: int, is_evaluated: bool, enabled: bool) -> None:
-        self._workdir, self._enabled = workdir, enabled
-        self._unwritten = b""
-        self._wandb = _open_wandb(workdir, config) if enabled and config.logging.wandb_project else None
-        self._open(start, is_evaluated)
-
-    def _open(self, start: int, is_evaluated: bool) -> None:
-        if not self._enabled:
+        self._enabled = enabled
+        if not enabled:
             return
-        path = self._workdir / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if _is_before(line, start, is_evaluated)]
-            if len(kept) < len(lines):
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(b"".join(kept))
-                partial.rename(path)
-        self._jsonl = path.open("ab", buffering=0)
-        self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start + 1)
+        self._jsonl = _GrowingFile(workdir / "metrics.jsonl")
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._tensorboard = _GrowingFile(workdir / "tensorboard" / name)
+        self._tensorboard.write(_framed(Event(file_version="brain.Event:2")))
+        self._wandb = _open_wandb(workdir, config) if config.logging.wandb_project else None
+        self.go_back(start, is_evaluated)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         if not self._enabled:
             return
         record = {"step": step, "split": split, "time": round(time.time(), 3), **metrics}
-        self._unwritten += json.dumps(record).encode() + b"\n"
-        try:
-            self._unwritten = self._unwritten[self._jsonl.write(self._unwritten) or 0 :]
-        except OSError as error:
-            log.warning("metrics.jsonl cannot be written (%s); tried again with the next record", error.strerror)
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._jsonl.write(json.dumps(record).encode() + b"\n")
+        named = {f"{split}/{name}": value for name, value in metrics.items()}
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in named.items()]
+        self._tensorboard.write(_framed(Event(step=step, summary=Summary(value=values))))
         if self._wandb is not None:
-            # Not as wandb's own step, which cannot go back when the run does.
-            self._wandb.log({"step": step, **{f"{split}/{name}": value for name, value in metrics.items()}})
+            self._wandb.log({"step": step, **named})  # not as wandb's own step, which cannot go back when the run does
 
     def go_back(self, step: int, is_evaluated: bool) -> None:
         """Takes back the records of later steps."""
-        self._close_files()
-        self._open(step, is_evaluated)
+        if self._enabled:
+            self._jsonl.cut(lambda line: _is_before(line, step, is_evaluated))
+            restart = SessionLog(status=SessionLog.START)  # TensorBoard drops what it had read of this step and later
+            self._tensorboard.write(_framed(Event(step=step + 1, session_log=restart)))
 
     def close(self) -> None:
-        self._close_files()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-    def _close_files(self) -> None:
         if self._enabled:
             self._jsonl.close()
             self._tensorboard.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+class _GrowingFile:
+    """Keeps what a full disk refuses, for the next write."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        self._path, self._unwritten = path, b""
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        self._unwritten += data
+        try:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) or 0 :]
+        except OSError as error:
+            log.warning("%s cannot be written (%s); tried again with the next record", self._path.name, error.strerror)
+
+    def cut(self, is_kept: Callable[[bytes], bool]) -> None:
+        """Drops the first line that is not kept and all after it."""
+        self._unwritten = b""
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        self._file.truncate(sum(map(len, itertools.takewhile(is_kept, lines))))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _framed(event: Event) -> bytes:
+    event.wall_time = time.time()
+    return frame(event.SerializeToString())
 
 
 def _open_wandb(workdir: Path, config: Config) -> Any:
