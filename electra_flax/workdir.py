@@ -21,7 +21,9 @@ _IDENTITY = (
     "generator.",
     "objective.",
     "masking.",
-    "data.",
+    "data.max_seq_length",
+    "data.shuffle_seed",
+    "data.vocab_file",
     "training.batch_size",
     "training.seed",
 )

