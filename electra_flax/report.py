@@ -211,7 +211,8 @@ def _examples(run: History) -> str:
     legend = (
         "<p>Of each example's n replaced tokens, which are among its n most suspicious? "
         '<span class="found">found</span> <span class="missed">missed</span> '
-        '<span class="alarm">false alarm</span>; the original in brackets; a token under the pointer shows its probability.</p>'
+        '<span class="alarm">false alarm</span>; the original in brackets; a token under the pointer shows its '
+        "probability.</p>"
     )
     return legend + "".join(f'<p class="example">{_marked(detection)}</p>' for detection in detections)
 
