@@ -8,21 +8,21 @@ once in `<workdir>/config.yaml`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
 import electra_flax
-from electra_flax import processes
+from electra_flax import processes, storage
 from electra_flax.config import CheckpointConfig, Config, UserError
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState, abstract_state
@@ -33,13 +33,14 @@ Notes = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; saves in the background."""
+    """The checkpoints of one workdir, by the step after which they were made; saves in the background."""
 
-    def __init__(self, workdir: Path, config: CheckpointConfig | None = None) -> None:
-        """To read only where `config` is None. Raises UserError where there is nothing to read."""
-        self._path = (workdir / "checkpoints").resolve()
+    def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None) -> None:
+        """Those in `folder`, local or gs://; to read only where `config` is None. Raises UserError where it is none."""
+        self._path = epath.Path(folder)
         if config is None:
             if not self._path.is_dir():
+                workdir = self._path.parent
                 raise UserError(
                     f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
                 )
@@ -103,7 +104,8 @@ class Checkpoints:
     def _give_up(self, error: Exception) -> str:
         if jax.process_index() == 0:
             for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
+                with contextlib.suppress(OSError):
+                    unfinished.rmtree()  # it may be what fills the disk
         self._manager.reload()
         return _reason(error)
 
@@ -175,8 +177,7 @@ class Checkpoints:
                 "checkpoint of step %d is damaged (%s): moved to %s; an older one is used", step, problem, target
             )
             if jax.process_index() == 0:
-                target.parent.mkdir(exist_ok=True)
-                (self._path / str(step)).rename(target)
+                _move(self._path / str(step), target)
         if damaged:
             processes.wait_for_all("damaged checkpoints set aside")
             self._manager.reload()
@@ -201,6 +202,19 @@ def fingerprint(tree: Any) -> jax.Array:
         return (bits * weights).sum(dtype=jnp.uint32)
 
     return jnp.stack([of_array(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _move(folder: epath.Path, target: epath.Path) -> None:
+    if not storage.is_remote(folder):
+        target.parent.mkdir(exist_ok=True)
+        folder.rename(target)
+        return
+    for file in folder.rglob("*"):  # a bucket has no folders that could be renamed
+        if file.is_file():
+            copy = target / str(file.relative_to(folder))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            file.copy(copy)
+    folder.rmtree()
 
 
 def _kept(config: CheckpointConfig) -> Any:

@@ -78,8 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("-h", "--help", action=_HelpWithFields, help="this help, with every configuration field")
     pretrain.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file of configs/")
-    pretrain.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards of electra-data shard")
-    pretrain.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run; created if absent")
+    pretrain.add_argument("--data", required=True, metavar="DIR", help="shards of electra-data shard, local or gs://")
+    pretrain.add_argument("--long-data", metavar="DIR", help="shards of the second phase (long_phase.steps)")
+    pretrain.add_argument("--workdir", required=True, metavar="DIR", help="the run, local or gs://; created if absent")
+    pretrain.add_argument(
+        "--init-from",
+        metavar="orbax:DIR",
+        help="start with the weights of another run's newest checkpoint; optimizer and schedule are fresh",
+    )
     _add_devices(pretrain)
     group = pretrain.add_argument_group(
         "several processes", "on a TPU they find each other; elsewhere each is told, with the same command otherwise"
@@ -95,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    evaluate.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run")
-    evaluate.add_argument("--data", type=Path, metavar="DIR", help="other shards than the run's own")
+    evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run")
+    evaluate.add_argument("--data", metavar="DIR", help="other shards than the run's own")
     evaluate.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
     _add_devices(evaluate)
 
@@ -108,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    export.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run")
+    export.add_argument("--workdir", required=True, metavar="DIR", help="the run")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
     _add_devices(export)
@@ -122,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     show.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of electra-flax export")
-    show.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards with a validation split")
+    show.add_argument("--data", required=True, metavar="DIR", help="shards with a validation split")
     show.add_argument("--examples", type=int, default=4, metavar="N", help="examples to show (4)")
     _add_devices(show)
     report = commands.add_parser(
@@ -134,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    report.add_argument("--workdir", type=Path, required=True, action="append", metavar="DIR", help="a run")
+    report.add_argument("--workdir", required=True, action="append", metavar="DIR", help="a run")
     report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="page (report.html)")
     _add_devices(report)
 
@@ -146,9 +152,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 nothing found; 1 something found, or you can fix it; 2 usage",
         allow_abbrev=False,
     )
-    doctor.add_argument("--workdir", type=Path, metavar="DIR", help="a run")
+    doctor.add_argument("--workdir", metavar="DIR", help="a run")
     doctor.add_argument("--config", type=Path, metavar="YAML", help="a file of configs/")
-    doctor.add_argument("--data", type=Path, metavar="DIR", help="shards of electra-data shard")
+    doctor.add_argument("--data", metavar="DIR", help="shards of electra-data shard")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
     plan = commands.add_parser(
@@ -219,7 +225,7 @@ def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax.train import pretrain
 
     processes.join(_group(args))
-    pretrain(config, args.data, args.workdir)
+    pretrain(config, [args.data, args.long_data] if args.long_data else [args.data], args.workdir, args.init_from)
 
 
 def _group(args: argparse.Namespace) -> tuple[str, int, int] | None:
@@ -242,8 +248,12 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax.plan import make_plan
     from electra_flax.plan_report import report
 
-    plan = make_plan(config, args.topology, args.price_per_hour, args.explain)
-    print(json.dumps(plan.to_dict(), indent=1) if args.json else report(plan))
+    plans = [make_plan(phase, args.topology, args.price_per_hour, args.explain) for phase in config.phases]
+    if args.json:
+        printed = [plan.to_dict() for plan in plans]
+        print(json.dumps(printed if len(plans) > 1 else printed[0], indent=1))
+    else:
+        print("\n\n".join(map(report, plans)))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -268,9 +278,10 @@ def _show(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from electra_flax import detections
+    from electra_flax.staging import stage
 
     # Colours are what this command is for, also where its output is kept in a file or a CI log.
-    detections.show(detections.detect(args.model, args.data, args.examples), Console(force_terminal=True))
+    detections.show(detections.detect(args.model, stage(args.data, ""), args.examples), Console(force_terminal=True))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -286,13 +297,14 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from electra_flax.doctor import diagnose, diagnose_config
     from electra_flax.history import History
     from electra_flax.records import DataFolder
+    from electra_flax.staging import stage
 
     if (args.workdir is None) == (args.config is None):
         raise UserError("doctor needs a run (--workdir DIR) or a configuration (--config YAML), one of them")
     if args.workdir is not None:
         found = diagnose(History.read(args.workdir))
     else:
-        manifest = DataFolder.open(args.data).manifest if args.data else None
+        manifest = DataFolder.open(stage(args.data, "")).manifest if args.data else None
         found = diagnose_config(load_config(args.config, overrides), manifest)
     if args.json:
         print(json.dumps([finding._asdict() for finding in found], indent=1))

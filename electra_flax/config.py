@@ -9,8 +9,8 @@ Imports nothing heavy: data preparation uses this module without JAX.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 
 class UserError(ValueError):
@@ -167,6 +167,9 @@ class DataConfig:
     """Tokens per example; must equal that of the shards."""
     vocab_file: str | None = None
     """vocab.txt, only for shards without a manifest (made by the original code); others carry their own."""
+    staging_folder: str = "~/.cache/electra-flax/shards"
+    """Where shards on gs:// are copied to before training. "" leaves them in the bucket and reads each example from
+    there, as a disk that is too small does too: slower, and every example is a request."""
     shuffle_seed: int = 0
     """Seed of the global shuffle, drawn anew for each epoch."""
     read_threads: int = 4
@@ -213,11 +216,34 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class LongPhaseConfig:
+    """A second phase on longer sequences, as BERT was trained (Devlin et al. 2019, appendix A.2): the same model and
+    optimizer go on, and so does the schedule; the shards are those of --long-data."""
+
+    steps: int = 0
+    """How many of training.num_steps, the last ones, are on long sequences; 0: none."""
+    max_seq_length: int = 512
+    """Tokens per example; must equal that of the shards of --long-data."""
+    batch_size: int = 0
+    """Sequences per step; must be given where steps is."""
+    gradient_accumulation_steps: int = 1
+    """As in training."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 0, f"long_phase.steps={self.steps} must not be negative")
+        if self.steps:
+            _check_positive("long_phase", self, "max_seq_length", "batch_size", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW without bias correction (SEMANTICS.md section 10)."""
+    """AdamW without bias correction (SEMANTICS.md section 10), or LAMB for very large batches."""
 
     learning_rate: float
     """Peak of the schedule."""
+    algorithm: Literal["adamw", "lamb"] = "adamw"
+    """lamb (You et al. 2020, algorithm 2): with bias correction, and every decayed parameter moves in proportion to its
+    own norm."""
     warmup_steps: int = 10_000
     """Steps of linear warmup, which multiplies the decay."""
     decay_power: float = 1.0
@@ -318,6 +344,7 @@ class Config:
     data: DataConfig
     training: TrainingConfig
     optimizer: OptimizerConfig
+    long_phase: LongPhaseConfig = field(default_factory=LongPhaseConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -341,6 +368,16 @@ class Config:
             f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be at most "
             f"training.num_steps={self.training.num_steps}: the learning rate would never reach its peak",
         )
+        _check(
+            self.long_phase.steps < self.training.num_steps,
+            f"long_phase.steps={self.long_phase.steps} must be less than training.num_steps={self.training.num_steps}: "
+            "they are the last of them",
+        )
+        if self.long_phase.steps:
+            try:
+                self.phases  # noqa: B018 the second one is checked like a configuration of its own
+            except UserError as error:
+                raise UserError(f"long phase: {error}") from None
         if self.objective.electra_objective:
             self._check_shared_transformer()
         else:
@@ -362,6 +399,38 @@ class Config:
             )
 
     @property
+    def phases(self) -> list[Phase]:
+        """What the run consists of: one phase, or one on short sequences and one on long ones."""
+        total, long = self.training.num_steps, self.long_phase
+        if not long.steps:
+            return [Phase("", self, 0, total)]
+        training = replace(
+            self.training,
+            batch_size=long.batch_size,
+            gradient_accumulation_steps=long.gradient_accumulation_steps,
+        )
+        data = replace(self.data, max_seq_length=long.max_seq_length)
+        short = replace(self, long_phase=LongPhaseConfig())
+        change = total - long.steps
+        return [
+            Phase("", short, 0, change),
+            Phase("long phase: ", replace(short, data=data, training=training), change, total),
+        ]
+
+    def phase_of(self, step: int) -> int:
+        """In which phase a step was made, 0 or 1."""
+        return int(bool(self.long_phase.steps) and step > self.training.num_steps - self.long_phase.steps)
+
+    @property
     def max_predictions_per_seq(self) -> int:
         """Columns of a batch's masked positions, the original's N (SEMANTICS.md section 4)."""
         return int((self.masking.mask_prob + 0.005) * self.data.max_seq_length)
+
+
+class Phase(NamedTuple):
+    """The steps after `start` up to `end`, with one shape of batches; what is said of it begins with `name`."""
+
+    name: str
+    config: Config
+    start: int
+    end: int

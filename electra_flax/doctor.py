@@ -52,6 +52,8 @@ def _configuration(config: Config) -> Iterator[Finding]:
             "embeddings",
             "leave it false, as every published ELECTRA does (the paper, section 3.2: worse by about 1 GLUE point)",
         )
+    if config.optimizer.algorithm == "lamb":  # its rates are of another kind
+        return
     width, batch, rate = min(_KNOWN_RATES, key=lambda known: abs(math.log(known[0] / config.model.hidden_size)))
     # Between square root and linear scaling all is plausible.
     factor = config.training.batch_size / batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +17,9 @@ from electra_flax.masking import Batch
 from electra_flax.metrics import MetricSums
 from electra_flax.records import DataFolder, ShardedExamples
 from electra_flax.sharding import check_batch, make_mesh
+from electra_flax.staging import stage
 from electra_flax.step import make_eval_step
-from electra_flax.workdir import read_config, read_data_path
+from electra_flax.workdir import Workdir
 
 EvalStep = Callable[[model.Params, Batch, jax.Array], losses.Sums]
 
@@ -38,19 +38,25 @@ def held_out_metrics(
     return losses.summarize(total.sums, objective.generator_weight, objective.discriminator_weight)
 
 
-def evaluate(workdir: Path, data_path: Path | None, step: int | None) -> dict[str, float]:
-    """Held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split."""
-    config = read_config(workdir)
-    data = DataFolder.open(read_data_path(workdir) if data_path is None else data_path)
+def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, float]:
+    """Held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
+
+    `given` is the workdir; the shards are those of the phase in which the checkpoint was made, or `data_path`.
+    """
+    work = Workdir(given).pull()
+    config = work.read_config()
+    mesh = make_mesh(config.mesh)
+    state = Checkpoints(work.checkpoints).restore(config, mesh, step)
+    phase = config.phase_of(int(state.step))
+    config = config.phases[phase].config
+    data = DataFolder.open(stage(data_path or work.read_data_path(phase), ""))
     vocabulary = read_vocabulary(config, data)
     examples = open_split(config, data, "validation")
     if not len(examples):
         raise UserError(
             f"{data.path}: no validation split; make shards with electra-data shard --validation-fraction 0.01"
         )
-    mesh = make_mesh(config.mesh)
     check_batch(config.training.batch_size, 1, mesh)
-    state = Checkpoints(workdir).restore(config, mesh, step)
     eval_step = make_eval_step(config, vocabulary.special, mesh, choose_attention(config, mesh))
     metrics = held_out_metrics(config, eval_step, state.params, examples, mesh)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}

@@ -22,7 +22,7 @@ from electra_flax.config import Config, MeshConfig, ModelConfig, UserError
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import make_mesh, tree_names
 from electra_flax.tokenizer import Casing, save_tokenizer
-from electra_flax.workdir import read_config
+from electra_flax.workdir import Workdir
 
 
 class ModelPart(NamedTuple):
@@ -35,17 +35,18 @@ class ModelPart(NamedTuple):
     """By Hugging Face's Flax names, "a/b/c"."""
 
 
-def export(workdir: Path, out: Path, step: int | None) -> dict[str, Any]:
-    """Writes out/discriminator, out/generator and out/parity.json; returns the parity report.
+def export(given: str, out: Path, step: int | None) -> dict[str, Any]:
+    """Writes out/discriminator, out/generator and out/parity.json of the workdir `given`; returns the parity report.
 
     Raises UserError where there is no checkpoint or `out` cannot be written.
     """
-    config = read_config(workdir)
+    work = Workdir(given).pull(without=("tensorboard/",))
+    config = work.read_config()
     # Whatever mesh the run had: an export may happen on a machine with one device.
-    state = Checkpoints(workdir).restore(config, make_mesh(MeshConfig()), step)
+    state = Checkpoints(work.checkpoints).restore(config, make_mesh(MeshConfig()), step)
     params = jax.device_get(state.params)
-    vocabulary = Vocabulary.read(workdir / "tokenizer" / "vocab.txt")
-    casing = Casing.read(workdir / "tokenizer")
+    vocabulary = Vocabulary.read(work.folder / "tokenizer" / "vocab.txt")
+    casing = Casing.read(work.folder / "tokenizer")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for part in model_parts(config, params):

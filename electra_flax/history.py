@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orbax.checkpoint.utils import checkpoint_steps
+
 from electra_flax.config import Config, UserError
-from electra_flax.workdir import read_config
+from electra_flax.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class History:
     """Records are those of metrics.jsonl: {"step", "time", "loss", ...}."""
 
     name: str
-    path: Path
+    work: Workdir
     config: Config
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
@@ -25,18 +27,19 @@ class History:
     is_done: bool = False
 
     @classmethod
-    def read(cls, workdir: Path) -> History:
-        """Raises UserError where `workdir` is not that of a run, or the run wrote no numbers yet."""
-        config = read_config(workdir)
-        records = _json_lines(workdir / "metrics.jsonl")
+    def read(cls, given: str) -> History:
+        """Raises UserError where `given` is not the workdir of a run, or the run wrote no numbers yet."""
+        work = Workdir(given).pull(without=("tensorboard/",))
+        config = work.read_config()
+        records = _json_lines(work.folder / "metrics.jsonl")
         if not records:
-            raise UserError(f"--workdir {workdir}: no numbers there yet (metrics.jsonl); let the run make some steps")
-        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+            raise UserError(f"--workdir {work}: no numbers there yet (metrics.jsonl); let the run make some steps")
         return cls(
-            workdir.resolve().name, workdir, config,
+            work.checkpoints.parent.name, work, config,
             [record for record in records if record["split"] == "train"],
             [record for record in records if record["split"] == "validation"],
-            _json_lines(workdir / "events.jsonl"), sorted(steps), (workdir / "DONE").exists(),
+            _json_lines(work.folder / "events.jsonl"), sorted(checkpoint_steps(work.checkpoints)),
+            (work.folder / "DONE").exists(),
         )  # fmt: skip
 
     @property

@@ -1,7 +1,7 @@
 """Shards -> deterministic, per-process, resumable global batches.
 
 The order is a shuffle of all examples, drawn anew each epoch; global batch k is entry k of an endless list, so the
-position of the input is the step number itself. A process reads only its own rows of each batch, in the same place
+position of the input is the number of steps made. A process reads only its own rows of each batch, in the same place
 of the global batch whatever the number of processes.
 """
 
@@ -67,15 +67,15 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
     return examples
 
 
-def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start_step: int) -> Iterator[Batch]:
-    """Endless global batches from `start_step` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
+def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start: int) -> Iterator[Batch]:
+    """Endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
     order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
     rows = _rows_of_this_process(config.training.batch_size)
     numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
     arrays = numbers.map(lambda chosen: _by_feature(examples.read(chosen)))
     iterator = iter(arrays.to_iter_dataset(options))
-    iterator.set_state({"next_index": start_step})
+    iterator.set_state({"next_index": start})
     return (_to_device(array, mesh) for array in iterator)
 
 

@@ -1,4 +1,4 @@
-"""The original's optimizer: AdamW without bias correction, and its schedule (SEMANTICS.md section 10)."""
+"""The original's optimizer, AdamW without bias correction, and its schedule (SEMANTICS.md section 10); and LAMB."""
 
 from __future__ import annotations
 
@@ -28,13 +28,18 @@ class AdamState(NamedTuple):
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip to the global norm, Adam, decoupled decay, learning rate."""
-    return optax.chain(
+    """Clip to the global norm, Adam, decoupled decay, for LAMB the trust ratio, learning rate."""
+    is_lamb = config.algorithm == "lamb"
+    scale_by_adam = optax.scale_by_adam if is_lamb else scale_by_uncorrected_adam
+    parts = [
         optax.clip_by_global_norm(config.max_grad_norm),
-        scale_by_uncorrected_adam(config.beta1, config.beta2, config.epsilon),
+        scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=is_decayed),
-        optax.scale_by_learning_rate(lambda step: learning_rate(step, config, num_steps)),
-    )
+    ]
+    if is_lamb:
+        parts.append(optax.masked(optax.scale_by_trust_ratio(), is_decayed))
+    parts.append(optax.scale_by_learning_rate(lambda step: learning_rate(step, config, num_steps)))
+    return optax.chain(*parts)
 
 
 def learning_rate(step: jax.Array | int, config: OptimizerConfig, num_steps: int) -> jax.Array:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from electra_flax import program_cost, step
 from electra_flax.attention import Attend, xla_attention
 from electra_flax.attention_choice import choose_attention, kernel_specs
-from electra_flax.config import Config, RunError, UserError
+from electra_flax.config import Config, Phase, RunError, UserError
 from electra_flax.flops import step_flops
 from electra_flax.host_memory import give_back_unused
 from electra_flax.kernel_schedule import schedule_cycles
@@ -125,20 +125,22 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def make_plan(config: Config, accelerator_type: str, dollars_per_hour: float | None = None, explain: int = 0) -> Plan:
+def make_plan(phase: Phase, accelerator_type: str, dollars_per_hour: float | None = None, explain: int = 0) -> Plan:
     """Compiles the train step for the slice and predicts from the result; `explain` lists so many operations.
 
-    Where it does not fit, `ways_out` holds changes with which it does, each compiled too.
+    Days and dollars are those of the phase. Where it does not fit, `ways_out` holds changes with which
+    it does, each compiled too.
     """
     where = parse_slice(accelerator_type)
-    plan = _plan_one(config, where, dollars_per_hour, explain)
+    plan = _plan_one(phase, where, dollars_per_hour, explain)
     if plan.fits:
         return plan
     log.info("it does not fit; compiling the ways out")
-    return dataclasses.replace(plan, ways_out=tuple(_ways_out(config, where, plan, dollars_per_hour)))
+    return dataclasses.replace(plan, ways_out=tuple(_ways_out(phase, where, plan, dollars_per_hour)))
 
 
-def _plan_one(config: Config, where: Slice, dollars_per_hour: float | None, explain: int) -> Plan:
+def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explain: int) -> Plan:
+    config, num_steps = phase.config, phase.end - phase.start
     mesh = _mesh(config, where)
     attend = choose_attention(config, mesh, check=False)
     compiled = compile_step(config, where, mesh, attend)
@@ -157,7 +159,7 @@ def _plan_one(config: Config, where: Slice, dollars_per_hour: float | None, expl
         flops_per_step=step_flops(config),
         fits=compiled.memory is not None,
         memory={"needed": compiled.needed_bytes, "limit": generation.memory_bytes},
-        num_steps=training.num_steps,
+        num_steps=num_steps,
         dollars_per_hour=where.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
         prices_date=PRICES_DATE if dollars_per_hour is None else None,
     )
@@ -172,7 +174,7 @@ def _plan_one(config: Config, where: Slice, dollars_per_hour: float | None, expl
     )
     costs = program_cost.operation_costs(program_cost.parse(compiled.text), hardware)
     seconds = sum(cost.seconds for cost in costs)
-    hours = seconds * training.num_steps / 3600
+    hours = seconds * num_steps / 3600
     return dataclasses.replace(
         plan,
         memory={**dataclasses.asdict(compiled.memory), "needed": compiled.memory.total},
@@ -353,8 +355,9 @@ def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------- ways out
 
 
-def _ways_out(config: Config, where: Slice, plan: Plan, dollars_per_hour: float | None) -> Iterator[dict[str, Any]]:
+def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | None) -> Iterator[dict[str, Any]]:
     """Accumulation, parameters split over devices, a larger slice: of each the first that fits, compiled."""
+    config = phase.config
     working = plan.memory["needed"] - _state_bytes(config, where)  # grows with a device's rows
     sharded = _with_mesh(config, data=1, fsdp=-1)
     for start, larger in ((config, False), (sharded, False), (config, True)):
@@ -370,7 +373,7 @@ def _ways_out(config: Config, where: Slice, plan: Plan, dollars_per_hour: float 
                 if not larger:
                     place = where
                     changed = _with_accumulation(start, factor * start.training.gradient_accumulation_steps)
-                found = _plan_one(changed, place, None if larger else dollars_per_hour, 0)
+                found = _plan_one(phase._replace(config=changed), place, None if larger else dollars_per_hour, 0)
             except UserError:  # the batch cannot be cut further, or no slice is that large
                 break
             jax.clear_caches()

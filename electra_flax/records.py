@@ -5,7 +5,7 @@ A shard is a TFRecord file of `tf.train.Example`s with three int64 lists of max_
 Beside each of our shards lies `<shard>.index`: the byte offset of every record and the file's size, as little-endian
 uint64, which gives random access and shows a truncated file at once. Shards without one are scanned.
 
-Imports numpy, numba and google-crc32c only: neither TensorFlow nor JAX.
+Imports numpy, numba and google-crc32c only (and TensorStore for shards in a bucket): neither TensorFlow nor JAX.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -29,9 +30,11 @@ import numpy as np
 
 from electra_flax.config import UserError
 from electra_flax.example_decoder import decode_records
+from electra_flax.streaming import RemoteBytes, pointer_path
 
 FEATURES = ("input_ids", "input_mask", "segment_ids")
 FORMAT_VERSION = 1
+_REQUESTS = 64  # at a time, to a bucket
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC32C of those 8 bytes
 _FOOTER = struct.Struct("<I")  # masked CRC32C of the payload
 _ORIGINAL_NAME = re.compile(r"pretrain_data\.tfrecord-(\d+)-of-(\d+)$")
@@ -60,8 +63,13 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offsets: np.ndarray | None = None
-        self._bytes: mmap.mmap | bytes = b""
-        if size := path.stat().st_size:
+        self._bytes: mmap.mmap | bytes | RemoteBytes = b""
+        size = path.stat().st_size
+        pointer = pointer_path(path)
+        self.is_remote = pointer.exists()
+        if self.is_remote:
+            self._bytes = RemoteBytes(pointer.read_text(), size)
+        elif size:
             with path.open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
 
@@ -105,6 +113,8 @@ class Shard:
 
     def _scan(self) -> np.ndarray:
         """Walks the record headers: for shards without an index."""
+        if self.is_remote:
+            raise UserError(f"{self.path}: has no .index, without which it cannot be streamed: copy it to this machine")
         offsets, position, size = [0], 0, len(self._bytes)
         while position < size:
             header = self._bytes[position : position + 12]
@@ -413,6 +423,8 @@ class ShardedExamples:
         self.shards = [Shard(path) for path in paths]
         self._max_seq_length = max_seq_length
         self._vocab_size = vocab_size
+        # Each record of a bucket is a request of its own: many at a time.
+        self._pool = ThreadPoolExecutor(_REQUESTS) if any(shard.is_remote for shard in self.shards) else None
         self._ends = list(itertools.accumulate(len(shard) for shard in self.shards))
 
     def __len__(self) -> int:
@@ -425,7 +437,8 @@ class ShardedExamples:
             shard_number = bisect.bisect_right(self._ends, number)
             shard = self.shards[shard_number]
             places.append((shard, number - self._ends[shard_number] + len(shard)))
-        records = [shard.framed(record) for shard, record in places]
+        fetch = self._pool.map if self._pool else map
+        records = list(fetch(lambda place: place[0].framed(place[1]), places))
         examples = np.empty((len(records), len(FEATURES), self._max_seq_length), dtype=np.int32)
         ends = np.cumsum([len(record) for record in records], dtype=np.int64)
         if decode_records(np.frombuffer(b"".join(records), np.uint8), ends, examples) >= 0:

@@ -47,7 +47,7 @@ _SPEED = (
 )
 
 
-def write_report(workdirs: Sequence[Path], out: Path) -> list[Path]:
+def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
     """Writes the page `out` and its charts as PNGs beside it; returns what was written.
 
     Raises UserError where a workdir is none, or `out` cannot be written.
@@ -122,7 +122,9 @@ def _summary(runs: Sequence[History]) -> str:
             "devices": str(run.starts[-1]["devices"]) if run.starts else "",
             "discriminator": f"{config.model.num_hidden_layers} layers of {config.model.hidden_size}",
             "generator": f"{config.generator.num_hidden_layers} layers of {config.generator.hidden_size}",
-            "batch x length": f"{config.training.batch_size} x {config.data.max_seq_length}",
+            "batch x length": ", then ".join(
+                f"{phase.config.training.batch_size} x {phase.config.data.max_seq_length}" for phase in config.phases
+            ),
             "learning rate": f"{config.optimizer.learning_rate:g}",
             "tokens a second": _number(run.recent("tokens_per_sec"), ",.0f"),
             "MFU": _number(run.recent("mfu"), ".1%"),
@@ -223,19 +225,20 @@ def _detections(run: History) -> list[Detection]:
     from electra_flax.checkpoint import Checkpoints
     from electra_flax.input_pipeline import open_split
     from electra_flax.sharding import make_mesh
-    from electra_flax.workdir import read_data_path
+    from electra_flax.staging import stage
 
-    config = run.config
+    config = run.config.phases[run.config.phase_of(run.step)].config
     if not config.objective.electra_objective or config.generator.uniform_generator:
         raise UserError("this run has no generator and discriminator")
-    examples = open_split(config, DataFolder.open(read_data_path(run.path)), "validation")
+    shards = stage(run.work.read_data_path(run.config.phase_of(run.step)), "")
+    examples = open_split(config, DataFolder.open(shards), "validation")
     if not len(examples):
         raise UserError("the shards have no validation split")
-    params = Checkpoints(run.path).restore(config, make_mesh(MeshConfig())).params
+    params = Checkpoints(run.work.checkpoints).restore(config, make_mesh(MeshConfig())).params
     names = ("input_ids", "attention_mask", "token_type_ids")
     return detect_in(
         examples.read(range(min(_NUM_EXAMPLES, len(examples)))),
-        Vocabulary.read(run.path / "tokenizer/vocab.txt"),
+        Vocabulary.read(run.work.folder / "tokenizer/vocab.txt"),
         lambda *inputs: parity.our_logits(config, params, "generator", dict(zip(names, inputs, strict=True))),
         lambda *inputs: parity.our_logits(config, params, "discriminator", dict(zip(names, inputs, strict=True))),
     )

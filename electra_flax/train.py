@@ -6,70 +6,102 @@ import importlib.util
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from electra_flax import __version__, losses, processes, tpus, workdir
 from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import Config, Preempted, RunError, UserError
+from electra_flax.config import Config, Phase, Preempted, RunError, UserError
 from electra_flax.config_io import config_fields
 from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.flops import step_flops
+from electra_flax.initial_weights import initial_params
 from electra_flax.input_pipeline import open_split, read_vocabulary, training_batches
 from electra_flax.interruption import Interruption, Watchdog, metadata_host
 from electra_flax.metrics import MetricWriter, Progress, Window
 from electra_flax.processes import Agreement, Wishes
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 from electra_flax.sharding import batch_sharding, check_batch, coverage_report, make_mesh
+from electra_flax.staging import stage
 from electra_flax.startup import compile_step, use_compilation_cache
 from electra_flax.step import abstract_batch, init_state, make_eval_step, make_norms, make_train_step
+from electra_flax.tokenizer import save_tokenizer
 from electra_flax.verify_data import verify_shards
+from electra_flax.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
 
 
-def pretrain(config: Config, data_path: Path, work: Path) -> None:
-    """Trains, or continues, the run in `work` until config.training.num_steps.
+class _Input(NamedTuple):
+    """What a phase reads."""
 
+    vocabulary: Vocabulary
+    examples: ShardedExamples
+    held_out: ShardedExamples
+
+
+def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, init_from: str | None = None) -> None:
+    """Trains, or continues, the run in the workdir until config.training.num_steps.
+
+    `data_paths` are the shards of each phase, `init_from` names weights to begin with where the run is a new one.
     Raises UserError for what the user can fix, RunError when the run itself fails, Preempted when it was asked to stop
     and has saved.
     """
-    report = work / f"hang-{jax.process_index()}.txt"
+    work = Workdir(workdir_name)
+    report = work.folder / f"hang-{jax.process_index()}.txt"
     with (
         _only_here(work),
         Interruption(metadata_host()) as interruption,
         Watchdog(config.training.hang_minutes, report) as watchdog,
     ):
-        _pretrain(config, data_path, work, interruption, watchdog)
+        use_compilation_cache(config.training.compilation_cache)
+        # Everything that can be refused is refused before anything is compiled.
+        inputs = _open_all(config, data_paths, work, init_from, watchdog)
+        for phase, phase_input in zip(config.phases, inputs, strict=True):
+            _train(phase, phase_input, work, init_from, interruption, watchdog)
+        if processes.is_main():
+            (work.folder / "DONE").write_text(json.dumps({"step": config.training.num_steps}) + "\n")
+        if problem := _push(work):
+            raise RunError(f"all steps are done, but {problem}; the same command writes what is missing")
 
 
-def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interruption, watchdog: Watchdog) -> None:
+def _train(
+    phase: Phase,
+    phase_input: _Input,
+    work: Workdir,
+    init_from: str | None,
+    interruption: Interruption,
+    watchdog: Watchdog,
+) -> None:
+    """From the newest checkpoint to the end of the phase; nothing where that is reached."""
     begin = time.perf_counter()
-    use_compilation_cache(config.training.compilation_cache)
-    is_main = jax.process_index() == 0
-
-    # -------------------------------------------------- everything that can be refused is refused before compiling
+    is_main = processes.is_main()
+    config, (vocabulary, examples, held_out) = phase.config, phase_input
     mesh = make_mesh(config.mesh)
-    check_batch(config.training.batch_size, config.training.gradient_accumulation_steps, mesh)
-    vocabulary, examples, held_out = _open_all(config, data_path, work)
     watchdog.alive("reading the checkpoint")
 
     # -------------------------------------------------------------------------- state: newest checkpoint, or fresh
-    checkpoints = Checkpoints(work, config.checkpoint)
+    checkpoints = Checkpoints(work.checkpoints, config.checkpoint)
     restored = checkpoints.restore_newest(config, mesh)
     state, notes = restored or (init_state(config, mesh), {})
-    start, num_steps = int(state.step), config.training.num_steps
+    start, num_steps = int(state.step), phase.end
+    if start == phase.end < config.training.num_steps:  # that of the next phase
+        checkpoints.close()
+        return
     if restored is None:
         log.info("fresh start; which sharding rule took what:\n%s", coverage_report(state.params))
+        if init_from:
+            state = state._replace(params=initial_params(init_from, config, vocabulary, mesh))
+            log.info("weights from %s", init_from)
     else:
-        log.info("continuing from step %d", start)
+        log.info("continuing from step %d%s", start, "; --init-from is for the start alone" if init_from else "")
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log.info(
         "mesh %s, %d processes; %s parameters; %s training and %s held-out examples",
@@ -84,17 +116,18 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
     peak = tpus.peak_flops(jax.devices()[0].device_kind)
     least_seconds = step_flops(config) / (peak * jax.device_count()) if peak else None
 
-    batches = training_batches(config, examples, mesh, start)
+    batches = training_batches(config, examples, mesh, start - phase.start)
     agreement, clock, faults = (
         Agreement(mesh),
         SaveClock(config.checkpoint.every_minutes),
         SkippedSteps(config.training.max_skipped_steps),
     )
-    writer = MetricWriter(work, config, start, notes.get("evaluated", False), enabled=is_main)
-    events = workdir.Events(work, enabled=is_main)
+    writer = MetricWriter(work.folder, config, start, notes.get("evaluated", False), enabled=is_main)
+    events = workdir.Events(work.folder, enabled=is_main)
     events.add(
-        "start", start, devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}", processes=jax.process_count()
-    )
+        "start", start, devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}", processes=jax.process_count(),
+        **({"init_from": init_from} if init_from and restored is None else {}),
+    )  # fmt: skip
     window = Window(notes.get("window"))
     pending: tuple[int, losses.Sums, Any] | None = None
 
@@ -131,7 +164,7 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
             watchdog.alive(f"saving step {step}")
             notes = {"window": window.notes(), "evaluated": is_evaluated}
             with window.saving():
-                problem = checkpoints.save(state, notes, held_out_loss)
+                problem = _push(work) or checkpoints.save(state, notes, held_out_loss)
             if problem:
                 warn_of_save(problem)
             else:
@@ -178,7 +211,11 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
                 checkpoints.wait()
                 state, notes = checkpoints.restore_newest(config, mesh) or (init_state(config, mesh), {})
                 step, pending, window = int(state.step), None, Window(notes.get("window"))
-                batches = training_batches(config, examples, mesh, step)
+                if step < phase.start:  # only where the newest checkpoints are damaged
+                    raise RunError(
+                        f"no finite step from {faults.first} to {last}; the same command goes on from {step}"
+                    )
+                batches = training_batches(config, examples, mesh, step - phase.start)
                 writer.go_back(step, notes.get("evaluated", False))
                 progress.go_back(step)
                 events.add("back", last, to=step, reason=f"no finite step from {faults.first}")
@@ -202,80 +239,119 @@ def _pretrain(config: Config, data_path: Path, work: Path, interruption: Interru
             f"the checkpoint of step {step} could not be written ({problem}): make room, then the same command "
             f"continues from step {saved[-1] if saved else 0}"
         )
-    events.add("stop" if step < num_steps else "done", step)
+    total = config.training.num_steps
+    events.add("stop" if step < total else "done", step)
     if step < num_steps:
-        raise Preempted(f"asked to stop: saved at step {step} of {num_steps}; the same command continues")
-    if is_main:
-        (work / "DONE").write_text(json.dumps({"step": num_steps}) + "\n")
+        raise Preempted(f"asked to stop: saved at step {step} of {total}; the same command continues")
 
 
 @contextmanager
-def _only_here(work: Path) -> Iterator[None]:
-    """Keeps the workdir to this run. Raises UserError, in all processes, where another one has it."""
-    problem, lock = "", None
+def _only_here(work: Workdir) -> Iterator[None]:
+    """Keeps the workdir to this run, and its small files as they are in the bucket.
+
+    Raises UserError, in all processes, where another run has it.
+    """
+    with ExitStack() as stack:
+        with _together():
+            if processes.is_main():
+                stack.enter_context(work.lock())
+                work.pull()
+        try:
+            yield
+        finally:
+            if problem := _push(work):
+                log.warning("the newest numbers are only in %s: %s", work.folder, problem)
+
+
+def _push(work: Workdir) -> str:
+    """Brings the numbers to where the workdir is; returns why it could not be done, or ""."""
     try:
-        lock = workdir.lock(work) if processes.is_main() else None
+        if processes.is_main():
+            work.push()
     except UserError as error:
-        problem = str(error)
-    if problem := processes.first_problem(problem):
-        raise UserError(problem)
-    with lock or nullcontext():
-        yield
+        return str(error)
+    return ""
 
 
-def _open_all(config: Config, data_path: Path, work: Path) -> tuple[Vocabulary, ShardedExamples, ShardedExamples]:
-    """Vocabulary, training and held-out examples, checked; the workdir, prepared. The same answer in all processes."""
-    problem, opened, values = "", None, {}
-    try:
+def _open_all(
+    config: Config, data_paths: Sequence[str], work: Workdir, init_from: str | None, watchdog: Watchdog
+) -> list[_Input]:
+    """What each phase reads, checked; the workdir, prepared. The same answer in all processes."""
+    opened: list[tuple[DataFolder, _Input]] = []
+    with _together():
+        mesh = make_mesh(config.mesh)
         if config.logging.wandb_project and importlib.util.find_spec("wandb") is None:
             raise UserError(
                 f"logging.wandb_project={config.logging.wandb_project} needs wandb: pip install 'electra-flax[wandb]'"
             )
-        data = DataFolder.open(data_path)
-        vocabulary = read_vocabulary(config, data)
-        examples, held_out = open_split(config, data, "train"), open_split(config, data, "validation")
-        if not len(examples):
-            raise UserError(f"{data_path}: the train split has no examples; make shards from a larger corpus")
-        opened = vocabulary, examples, held_out
-        values = {"shards": workdir.data_identity(data, vocabulary)}
-    except UserError as error:
-        problem = str(error)
-    if problem := processes.first_problem(problem):
-        raise UserError(problem)
+        if len(data_paths) != len(config.phases):
+            expected = "--long-data too" if len(config.phases) > 1 else "no --long-data"
+            raise UserError(f"long_phase.steps={config.long_phase.steps}: expected {expected}")
+        for phase, path in zip(config.phases, data_paths, strict=True):
+            try:
+                opened.append(_open(phase.config, path, mesh, watchdog))
+            except UserError as error:
+                raise UserError(f"{phase.name}{error}") from None
+        if len({found.vocabulary.sha256 for _, found in opened}) > 1:
+            raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
+    inputs = [found for _, found in opened]
+    identity = "; ".join(workdir.data_identity(data, found.vocabulary) for data, found in opened)
     processes.require_agreement(
-        values
-        | {
+        {
+            "shards": identity,
             "release": f"electra-flax {__version__}, jax {jax.__version__}",
             "number of devices": str(jax.local_device_count()),
+            "--init-from": str(init_from),
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
-    assert opened is not None
-    try:
-        if jax.process_index() == 0:
-            for note in workdir.prepare(work, config, data, vocabulary):
+    with _together():
+        if processes.is_main():
+            for note in workdir.prepare(work, config, data_paths, identity):
                 log.info("changed since the last start: %s", note)
-        verify_shards([*examples.shards, *held_out.shards], work / f"verified_shards-{jax.process_index()}.json")
+            data, (vocabulary, *_) = opened[0]
+            casing = workdir.casing(data, vocabulary)
+            save_tokenizer(vocabulary, casing, work.folder / "tokenizer", config.model.max_position_embeddings)
+        shards = [shard for found in inputs for shard in (*found.examples.shards, *found.held_out.shards)]
+        verify_shards(shards, work.folder / f"verified_shards-{jax.process_index()}.json")
+    return inputs
+
+
+def _open(config: Config, path: str, mesh: Mesh, watchdog: Watchdog) -> tuple[DataFolder, _Input]:
+    check_batch(config.training.batch_size, config.training.gradient_accumulation_steps, mesh)
+    data = DataFolder.open(stage(path, config.data.staging_folder, watchdog.alive))
+    vocabulary = read_vocabulary(config, data)
+    examples, held_out = open_split(config, data, "train"), open_split(config, data, "validation")
+    if not len(examples):
+        raise UserError(f"{path}: the train split has no examples; make shards from a larger corpus")
+    return data, _Input(vocabulary, examples, held_out)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """A UserError of one process is that of all: none waits for another."""
+    problem = ""
+    try:
+        yield
     except UserError as error:
         problem = str(error)
     if problem := processes.first_problem(problem):
         raise UserError(problem)
-    return opened
 
 
 def _not_finite(
-    config: Config, vocabulary: Vocabulary, work: Path, first: int, last: int, state: Any, batch: Any
+    config: Config, vocabulary: Vocabulary, work: Workdir, first: int, last: int, state: Any, batch: Any
 ) -> str:
     """What is said when going back did not help; the norms of every layer are written to a file."""
     norms = jax.device_get(make_norms(config, vocabulary.special)(state, batch))
-    path = work / "not_finite.json"
-    if jax.process_index() == 0:
+    if processes.is_main():
+        path = work.folder / "not_finite.json"
         path.write_text(json.dumps({"first_step": first, "last_step": last, **norms}, indent=1, default=float) + "\n")
     bad = [name for name, norm in norms["gradient_norms"].items() if not np.isfinite(norm)]
     shown = f"; gradients that are not finite: {len(bad)}, the first {bad[0]}" if bad else ""
     return (
-        f"no finite step from {first} to {last}, twice{shown}; all norms are in {path}; lower optimizer.learning_rate "
-        "or look at the data of these steps; the checkpoints are intact"
+        f"no finite step from {first} to {last}, twice{shown}; all norms are in {work}/not_finite.json; lower "
+        "optimizer.learning_rate or look at the data of these steps; the checkpoints are intact"
     )
 
 

@@ -14,11 +14,13 @@ from electra_flax.records import Shard
 def verify_shards(shards: Sequence[Shard], memory: Path) -> None:
     """Checks the CRC32C of all records; shards already checked at this size and time are skipped.
 
-    `memory` is the JSON file that remembers them. Raises UserError naming the damaged shard and record.
+    Those in a bucket are left out: each of their records is checked when it is read. `memory` is the JSON file that
+    remembers. Raises UserError naming the damaged shard and record.
     """
     known = json.loads(memory.read_text()) if memory.exists() else {}
-    stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards}
-    todo = [shard for shard in shards if known.get(str(shard.path)) != stamps[str(shard.path)]]
+    local = [shard for shard in shards if not shard.is_remote]
+    stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in local}
+    todo = [shard for shard in local if known.get(str(shard.path)) != stamps[str(shard.path)]]
     total = sum(len(shard) for shard in todo)
     with tqdm(total=total, desc="checking shards", unit="example", disable=total < 100_000) as progress:
         for shard in todo:

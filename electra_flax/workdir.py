@@ -1,4 +1,8 @@
-"""A workdir is the identity of a run: config.yaml, run.json, tokenizer/, checkpoints/, metrics, DONE, lock."""
+"""A workdir is the identity of a run: config.yaml, run.json, tokenizer/, checkpoints/, metrics, DONE, lock.
+
+On gs:// the checkpoints are written there directly. All else is small: it is worked on in a local copy, which is
+brought to the bucket before each checkpoint and at the end, so that the numbers are never behind the weights.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,21 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
+from etils import epath
+
 from electra_flax.config import Config, UserError
 from electra_flax.config_io import config_differences, config_to_yaml, load_config
+from electra_flax.lease import Lease
 from electra_flax.records import DataFolder, Vocabulary
-from electra_flax.tokenizer import Casing, save_tokenizer
+from electra_flax.storage import RemoteFolder, is_remote
+from electra_flax.tokenizer import Casing
 
 # A change of these makes another run; anything else may change between two starts and is only reported.
 _IDENTITY = (
@@ -26,41 +37,106 @@ _IDENTITY = (
     "data.vocab_file",
     "training.batch_size",
     "training.seed",
+    "long_phase.",
+    "optimizer.algorithm",
 )
 
 
-def prepare(workdir: Path, config: Config, data: DataFolder, vocabulary: Vocabulary) -> list[str]:
+# What stays on the machine that wrote it.
+_LOCAL = ("lock", "verified_shards", "wandb/")
+_BY_ITSELF = ("checkpoints/", "damaged/")
+
+
+class Workdir:
+    """Where a run lives: `name` as it was given, `folder` with its small files, `checkpoints`."""
+
+    def __init__(self, name: str | Path) -> None:
+        """Raises UserError for a bucket that cannot be reached."""
+        self.name = str(name)
+        self._remote = RemoteFolder(self.name) if is_remote(name) else None
+        if self._remote is None:
+            self.folder = Path(name)
+            self.checkpoints = epath.Path(self.folder.resolve() / "checkpoints")
+        else:
+            self._copy = tempfile.TemporaryDirectory(prefix="electra-flax-")
+            self.folder = Path(self._copy.name)
+            self.checkpoints = epath.Path(self._remote.url) / "checkpoints"
+        self._pushed: dict[str, tuple[int, int]] = {}
+
+    def __str__(self) -> str:
+        return self.name
+
+    def pull(self, without: tuple[str, ...] = ()) -> Workdir:
+        """Brings the small files here, but those whose names begin with one of `without`. Raises UserError."""
+        if self._remote is not None:
+            for name, blob in self._remote.files().items():
+                if not name.startswith((*_LOCAL, *_BY_ITSELF, *without)):
+                    self._remote.download(blob, self.folder / name)
+            self._pushed = self._stamps()
+        return self
+
+    def push(self) -> None:
+        """Brings what changed to the bucket. Raises UserError."""
+        if self._remote is not None:
+            for name, stamp in self._stamps().items():
+                if self._pushed.get(name) != stamp and not name.startswith(_LOCAL):
+                    self._remote.upload(self.folder / name, name)
+                    self._pushed[name] = stamp
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Keeps other processes out inside its `with`; a process that dies lets go of it.
+
+        Raises UserError, on entering too, where another process trains there, or it cannot be written.
+        """
+        if self._remote is not None:
+            return Lease(self._remote)
+        return _lock(self.folder)
+
+    def read_config(self) -> Config:
+        """The resolved configuration of the run. Raises UserError where there is none."""
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            raise UserError(f"--workdir {self}: not the workdir of a run (no config.yaml there)")
+        return load_config(path)
+
+    def read_data_path(self, phase: int) -> str:
+        """Where the run found the shards of a phase."""
+        return _read_run(self.folder)["data_paths"][phase]
+
+
+def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) -> list[str]:
     """Creates the workdir, or checks that it belongs to this run; returns the harmless differences, a line each.
 
-    Raises UserError where it cannot be written, or belongs to a run with another model or other data.
+    `identity` tells the shards apart, `paths` says where they are. Raises UserError where the workdir cannot be
+    written, or belongs to a run with another model or other data.
     """
-    identity = data_identity(data, vocabulary)
     notes: list[str] = []
-    if (workdir / "config.yaml").exists():
-        differences = config_differences(read_config(workdir), config)
+    if (work.folder / "config.yaml").exists():
+        differences = config_differences(work.read_config(), config)
         changed = {name: change for name, change in differences.items() if name.startswith(_IDENTITY)}
-        if _read_run(workdir)["data"] != identity:
-            changed["the shards"] = f"{_read_run(workdir)['data']} -> {identity}"
+        known = _read_run(work.folder)["data"]
+        if known != identity:
+            changed["the shards"] = f"{known} -> {identity}"
         if changed:
             shown = "; ".join(f"{name}: {change}" for name, change in changed.items())
-            raise UserError(f"{workdir} belongs to another run ({shown}): use another --workdir, or undo the change")
+            raise UserError(f"{work} belongs to another run ({shown}): use another --workdir, or undo the change")
         notes = [f"{name}: {change}" for name, change in differences.items()]
+    absolute = [path if is_remote(path) else str(Path(path).resolve()) for path in paths]
+    run = {"data_paths": absolute, "data": identity}
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-        run = {"data_path": str(data.path.resolve()), "data": identity}
-        (workdir / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        work.folder.mkdir(parents=True, exist_ok=True)
+        (work.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+        (work.folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise _not_writable(workdir, error) from None
-    save_tokenizer(vocabulary, _casing(data, vocabulary), workdir / "tokenizer", config.model.max_position_embeddings)
+        raise _not_writable(work.folder, error) from None
     return notes
 
 
-def lock(workdir: Path) -> IO[str]:
-    """Keeps other processes out while the returned file is open; a process that dies lets go of it.
-
-    Raises UserError where another process trains there, or the folder cannot be written.
-    """
+def _lock(workdir: Path) -> IO[str]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / "lock").open("a+", encoding="utf-8")
@@ -105,19 +181,6 @@ def _not_writable(workdir: Path, error: OSError) -> UserError:
     )
 
 
-def read_config(workdir: Path) -> Config:
-    """The resolved configuration of a run. Raises UserError where there is none."""
-    path = workdir / "config.yaml"
-    if not path.exists():
-        raise UserError(f"--workdir {workdir}: not the workdir of a run (no config.yaml there)")
-    return load_config(path)
-
-
-def read_data_path(workdir: Path) -> Path:
-    """Where the run found its shards."""
-    return Path(_read_run(workdir)["data_path"])
-
-
 def _read_run(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "run.json").read_text(encoding="utf-8"))
 
@@ -129,7 +192,8 @@ def data_identity(data: DataFolder, vocabulary: Vocabulary) -> str:
     return f"{len(files)} training shards of {size} bytes, vocabulary {vocabulary.sha256[:12]}"
 
 
-def _casing(data: DataFolder, vocabulary: Vocabulary) -> Casing:
+def casing(data: DataFolder, vocabulary: Vocabulary) -> Casing:
+    """What the shards' text went through, or, for shards of the original code, what stands beside the vocabulary."""
     if data.manifest is not None:
         return Casing(data.manifest.do_lower_case, data.manifest.strip_accents)
     return Casing.read(vocabulary.path.parent)

@@ -63,7 +63,7 @@ def start(arguments: list[str], before: str = "", **environment: str) -> subproc
 
 def state_at(root: Path, workdir: str, step: int | None = None):
     config = load_config(root / "tiny.yaml")
-    return jax.device_get(Checkpoints(root / workdir).restore(config, make_mesh(config.mesh), step))
+    return jax.device_get(Checkpoints(root / workdir / "checkpoints").restore(config, make_mesh(config.mesh), step))
 
 
 def records(root: Path, workdir: str, split: str) -> dict[int, dict]:

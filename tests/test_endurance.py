@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from run_tools import make_shards, pretrain, records, start, state_at
 
-from electra_flax import workdir
 from electra_flax.checkpoint import Checkpoints, fingerprint
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.sharding import make_mesh
+from electra_flax.workdir import Workdir
 
 STEPS = 40
 
@@ -76,7 +76,7 @@ def test_sigterm_saves_at_once_and_the_same_command_continues(root):
     wait_for_step(process, root / "stopped", 6)
     process.send_signal(signal.SIGTERM)
     code, line = end(process)
-    newest = Checkpoints(root / "stopped").steps[-1]
+    newest = Checkpoints(root / "stopped" / "checkpoints").steps[-1]
     assert (code, line) == (
         75, f"electra-flax: asked to stop: saved at step {newest} of {STEPS}; the same command continues"
     )  # fmt: skip
@@ -156,7 +156,7 @@ def test_two_processes_are_one_and_may_become_one(root):
     second.send_signal(signal.SIGTERM)
     ends = [end(process) for process in (first, second)]
     assert [code for code, _ in ends] == [75, 75], ends
-    stopped_at = Checkpoints(root / "pair").steps[-1]
+    stopped_at = Checkpoints(root / "pair" / "checkpoints").steps[-1]
     assert all(f"saved at step {stopped_at} of" in line for _, line in ends)
     process = start(command(root, "pair", "--logging.every_steps", "1"), DEVICES="4")
     wait_for_step(process, root / "pair", stopped_at + 6)
@@ -296,7 +296,7 @@ def test_a_full_disk_costs_only_the_checkpoints_that_do_not_fit(root, tmp_path, 
         error = capsys.readouterr().err
         assert "a checkpoint could not be written" in error and "are intact" in error
         assert "make room, then the same command continues from step" in error.strip().splitlines()[-1]
-        assert Checkpoints(root / "full").steps
+        assert Checkpoints(root / "full" / "checkpoints").steps
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         assert main(command(root, "full", "--checkpoint.max_to_keep", "100")) == 0
         assert_undisturbed(root, "full")
@@ -321,11 +321,11 @@ train.compile_step = compile_hanging
     code, line = end(start(command(root, "hung", "--training.hang_minutes", "0.2"), hang))
     assert code == 3 and "nothing happened for" in line and "in step 10" in line  # the last one that is known of
     assert "in step" in (root / "hung/hang-0.txt").read_text()
-    assert Checkpoints(root / "hung").steps == [6]
+    assert Checkpoints(root / "hung" / "checkpoints").steps == [6]
 
 
 def test_a_second_process_is_kept_out(root, capsys):
-    with workdir.lock(root / "straight"):
+    with Workdir(root / "straight").lock():
         assert main(command(root, "straight")) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert "another process trains there" in error and f"process {os.getpid()} on" in error
@@ -336,10 +336,10 @@ def test_checkpoints_by_the_clock_and_those_that_are_kept(root):
     fields = ["--checkpoint.every_steps", "10", "--checkpoint.keep_every_steps", "20", "--checkpoint.max_to_keep", "1"]
     assert main(command(root, "kept", *fields, "--evaluation.every_steps", "10", "--checkpoint.keep_best", "1")) == 0
     losses = {step: found["loss"] for step, found in records(root, "kept", "validation").items() if step}
-    assert Checkpoints(root / "kept").steps == sorted({20, 40, min(losses, key=losses.get)})
+    assert Checkpoints(root / "kept" / "checkpoints").steps == sorted({20, 40, min(losses, key=losses.get)})
     often = ["--checkpoint.every_steps", "1000", "--checkpoint.every_minutes", "0.01", "--checkpoint.max_to_keep", "99"]
     assert main(command(root, "clock", *often)) == 0
-    assert len(Checkpoints(root / "clock").steps) > 2
+    assert len(Checkpoints(root / "clock" / "checkpoints").steps) > 2
     assert_undisturbed(root, "clock")
 
 
@@ -347,7 +347,7 @@ def test_a_fingerprint_shows_every_change_and_no_sharding(root):
     state = state_at(root, "straight")
     before = np.asarray(fingerprint(state))
     config = load_config(root / "tiny.yaml")
-    split = Checkpoints(root / "straight").restore(config, make_mesh(config.mesh))
+    split = Checkpoints(root / "straight" / "checkpoints").restore(config, make_mesh(config.mesh))
     np.testing.assert_array_equal(np.asarray(fingerprint(split)), before)
     leaves, tree = jax.tree.flatten(state)
     rng = np.random.default_rng(0)

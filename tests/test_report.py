@@ -48,8 +48,8 @@ def test_doctor_looks_at_a_configuration_before_the_first_step(root, capsys):
     assert "nothing stands out" in capsys.readouterr().out
 
 
-PRESETS = ("koelectra_base_v1", "koelectra_small_v1", "electra_base", "electra_small", "electra_large", "koelectra_base_v3",
-           "electra_small_pp")  # fmt: skip
+PRESETS = ("koelectra_base_v1", "koelectra_small_v1", "electra_base", "electra_small", "electra_large",
+           "koelectra_base_v3", "electra_small_pp")  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,0 +1,94 @@
+"""Google Cloud Storage: a gs:// folder as a set of files.
+
+Google's client repeats what fails in passing (503s, resets, time-outs) with growing pauses for two minutes, and checks
+the CRC32C of what it downloads. Imported only where a gs:// path is given.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from electra_flax.config import UserError
+
+SCHEME = "gs://"
+_SECONDS = 30.0  # that a request may be silent
+
+
+def is_remote(path: str | Path) -> bool:
+    return str(path).startswith(SCHEME)
+
+
+class RemoteFolder:
+    """The objects below gs://BUCKET/PREFIX/, by their names within it."""
+
+    def __init__(self, url: str) -> None:
+        """Raises UserError where `url` names no bucket, the client is not installed, or there are no credentials."""
+        self.url = url.rstrip("/")
+        bucket, _, prefix = self.url.removeprefix(SCHEME).partition("/")
+        if not bucket:
+            raise UserError(f"{url}: expected gs://BUCKET/FOLDER")
+        for module in ("google.cloud.storage", "gcsfs"):
+            if not _is_installed(module):
+                raise UserError(f"{url}: gs:// needs {module}: pip install 'electra-flax[gcs]', or name a local folder")
+        os.environ.setdefault("EPATH_USE_TF", "false")  # Orbax's paths: by gcsfs, also where TensorFlow is installed
+        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):  # TensorStore has a name of its own for it
+            os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud import storage
+
+        try:
+            self.bucket = storage.Client().bucket(bucket)
+        except (GoogleAuthError, OSError) as error:
+            raise UserError(
+                f"{url}: no Google credentials here ({_reason(error)}): gcloud auth application-default login, or run "
+                "on a VM with a service account"
+            ) from None
+        self.prefix = f"{prefix}/" if prefix else ""
+
+    def blob(self, name: str) -> Any:
+        return self.bucket.blob(self.prefix + name)
+
+    def files(self) -> dict[str, Any]:
+        """{name: google.cloud.storage.Blob, with size and generation}. Raises UserError where it cannot be listed."""
+        found = self.try_to("be read", lambda: list(self.bucket.list_blobs(prefix=self.prefix, timeout=_SECONDS)))
+        return {blob.name.removeprefix(self.prefix): blob for blob in found if not blob.name.endswith("/")}
+
+    def download(self, blob: Any, path: Path) -> None:
+        """Whole or not at all: under another name until its CRC32C was checked. Raises UserError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        self.try_to("be read", lambda: blob.download_to_filename(str(partial), timeout=_SECONDS))
+        partial.rename(path)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Raises UserError."""
+        self.try_to("be written", lambda: self.blob(name).upload_from_filename(str(path), timeout=_SECONDS))
+
+    def try_to(self, what: str, action: Callable[[], Any]) -> Any:
+        """What the bucket answers to `action`, or UserError."""
+        from google.api_core.exceptions import GoogleAPIError
+        from google.auth.exceptions import GoogleAuthError
+        from requests import RequestException
+
+        try:
+            return action()
+        except (GoogleAPIError, GoogleAuthError, RequestException, ConnectionError) as error:
+            raise UserError(
+                f"{self.url}: cannot {what} ({_reason(error)}): check the name of the bucket, the permissions of this "
+                "account, and the network"
+            ) from None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent package is absent
+        return False
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
