@@ -205,16 +205,11 @@ def fingerprint(tree: Any) -> jax.Array:
 
 
 def _move(folder: epath.Path, target: epath.Path) -> None:
-    if not storage.is_remote(folder):
+    if storage.is_remote(folder):
+        storage.move(str(folder), str(target))
+    else:
         target.parent.mkdir(exist_ok=True)
         folder.rename(target)
-        return
-    for file in folder.rglob("*"):  # a bucket has no folders that could be renamed
-        if file.is_file():
-            copy = target / str(file.relative_to(folder))
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            file.copy(copy)
-    folder.rmtree()
 
 
 def _kept(config: CheckpointConfig) -> Any:

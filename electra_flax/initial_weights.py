@@ -15,9 +15,15 @@ from electra_flax.workdir import Workdir
 
 
 def initial_params(source: str, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> model.Params:
-    """The parameters of orbax:DIR's newest checkpoint, placed on the mesh.
+    """The parameters of the newest checkpoint that `find_weights` finds, placed on the mesh. Raises UserError."""
+    theirs, checkpoints = find_weights(source, config, vocabulary)
+    return checkpoints.restore(theirs, mesh).params
 
-    Raises UserError where there are none, or they are not those of a model of this shape and vocabulary.
+
+def find_weights(source: str, config: Config, vocabulary: Vocabulary) -> tuple[Config, Checkpoints]:
+    """What orbax:DIR names, unread.
+
+    Raises UserError where there is nothing, or it is of a model of another shape or vocabulary.
     """
     kind, _, folder = source.partition(":")
     if kind != "orbax" or not folder:
@@ -35,10 +41,10 @@ def initial_params(source: str, config: Config, vocabulary: Vocabulary, mesh: Me
         name = different[0]
         raise UserError(
             f"--init-from {source}: {len(different)} of {len(expected)} parameters differ, the first {name}: "
-            f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here: take over "
-            "its model and generator sections"
+            f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here: take over its model and "
+            "generator sections"
         )
-    return Checkpoints(work.checkpoints).restore(theirs, mesh).params
+    return theirs, Checkpoints(work.checkpoints)
 
 
 def _shapes(params: model.Params) -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         """Raises UserError where `url` names no bucket, the client is not installed, or there are no credentials."""
-        self.url = url.rstrip("/")
+        self.url = SCHEME + url.removeprefix(SCHEME).rstrip("/")
         bucket, _, prefix = self.url.removeprefix(SCHEME).partition("/")
         if not bucket:
             raise UserError(f"{url}: expected gs://BUCKET/FOLDER")
@@ -37,11 +37,16 @@ class RemoteFolder:
         os.environ.setdefault("EPATH_USE_TF", "false")  # Orbax's paths: by gcsfs, also where TensorFlow is installed
         if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):  # TensorStore has a name of its own for it
             os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
+        import fsspec.config
         from google.auth.exceptions import GoogleAuthError
         from google.cloud import storage
 
+        # gcsfs remembers a folder's content for good, whatever other processes write there.
+        fsspec.config.conf["gs"] = {"use_listings_cache": False}
         try:
             self.bucket = storage.Client().bucket(bucket)
+        except ValueError as error:
+            raise UserError(f"{url}: {error}") from None
         except (GoogleAuthError, OSError) as error:
             raise UserError(
                 f"{url}: no Google credentials here ({_reason(error)}): gcloud auth application-default login, or run "
@@ -81,6 +86,18 @@ class RemoteFolder:
                 f"{self.url}: cannot {what} ({_reason(error)}): check the name of the bucket, the permissions of this "
                 "account, and the network"
             ) from None
+
+
+def move(url: str, target: str) -> None:
+    """All objects below one gs:// folder to another one of the same bucket. Raises UserError."""
+    source, destination = RemoteFolder(url), RemoteFolder(target)
+    for name, blob in source.files().items():
+
+        def move_one(name: str = name, blob: Any = blob) -> None:
+            source.bucket.copy_blob(blob, source.bucket, destination.prefix + name, timeout=_SECONDS)
+            blob.delete(timeout=_SECONDS)
+
+        source.try_to("be moved", move_one)
 
 
 def _is_installed(module: str) -> bool:

@@ -22,7 +22,7 @@ from electra_flax.config_io import config_fields
 from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.flops import step_flops
-from electra_flax.initial_weights import initial_params
+from electra_flax.initial_weights import find_weights, initial_params
 from electra_flax.input_pipeline import open_split, read_vocabulary, training_batches
 from electra_flax.interruption import Interruption, Watchdog, metadata_host
 from electra_flax.metrics import MetricWriter, Progress, Window
@@ -294,6 +294,8 @@ def _open_all(
                 raise UserError(f"{phase.name}{error}") from None
         if len({found.vocabulary.sha256 for _, found in opened}) > 1:
             raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
+        if init_from and not work.checkpoints.exists():
+            find_weights(init_from, config, opened[0][1].vocabulary)
     inputs = [found for _, found in opened]
     identity = "; ".join(workdir.data_identity(data, found.vocabulary) for data, found in opened)
     processes.require_agreement(

@@ -35,7 +35,7 @@ def sample_corpus() -> Path:
     return Path(__file__).parents[1] / "data_prep/sample"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def google_storage():
     """The environment that leads gs://bucket to a stand-in for Google Storage."""
     if sys.platform != "linux":

@@ -1,5 +1,6 @@
 """Stands between a client and a server on loopback and gets in the way: 503s, cut connections, silence."""
 
+import contextlib
 import http.client
 import random
 import socket
@@ -26,7 +27,9 @@ class FaultyProxy:
             def handle_any(self) -> None:
                 body = self._body()
                 with lock:
-                    fault = rng.choice(("503", "cut before", "cut after", "silence")) if rng.random() < proxy.rate else ""
+                    fault = (
+                        rng.choice(("503", "cut before", "cut after", "silence")) if rng.random() < proxy.rate else ""
+                    )
                     proxy.counts[fault or "passed"] += 1
                 if fault == "503":
                     return self._answer(503, [], b"try again")
@@ -63,13 +66,17 @@ class FaultyProxy:
                     if name.lower() not in ("transfer-encoding", "content-length", "connection"):
                         self.send_header(name, value.replace(backend, proxy.address.removeprefix("http://")))
                 self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(content)
+                try:
+                    self.end_headers()
+                    if self.command != "HEAD":
+                        self.wfile.write(content)
+                except ConnectionError:  # it would not wait
+                    self.close_connection = True
 
             def _cut(self) -> None:
                 self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
             def log_message(self, *unused: object) -> None:
                 pass

@@ -2,16 +2,23 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
+import numpy as np
+from orbax.checkpoint.utils import checkpoint_steps
 
 from data_prep.cli import main as data_main
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config_io import load_config
 from electra_flax.sharding import make_mesh
+from electra_flax.workdir import Workdir
+
+STEPS = 40
 
 TINY = """
 model: {vocab_size: 600, embedding_size: 16, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
@@ -47,9 +54,24 @@ def make_shards(root: Path, corpus: Path) -> None:
     (root / "tiny.yaml").write_text(TINY)
 
 
+def place(root: Path, name: str) -> str:
+    """A folder in `root`, or on gs://."""
+    return name if name.startswith("gs://") else str(root / name)
+
+
+def small_files(root: Path, workdir: str) -> Path:
+    """The files of a workdir; of one on gs://, a copy."""
+    work = Workdir(place(root, workdir)).pull()
+    _copies.append(work)
+    return work.folder
+
+
+_copies: list[Workdir] = []  # they end with their objects
+
+
 def pretrain(root: Path, workdir: str, *extra: str, data: str = "shards") -> list[str]:
     """The arguments of electra-flax."""
-    paths = ["--config", str(root / "tiny.yaml"), "--data", str(root / data), "--workdir", str(root / workdir)]
+    paths = ["--config", str(root / "tiny.yaml"), "--data", place(root, data), "--workdir", place(root, workdir)]
     return ["pretrain", *paths, *extra]
 
 
@@ -61,14 +83,70 @@ def start(arguments: list[str], before: str = "", **environment: str) -> subproc
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
+def command(root, workdir, *extra, data="shards"):
+    """A run of STEPS steps."""
+    fields = {
+        "training.compilation_cache": str(root / "cache"), "training.num_steps": str(STEPS),
+        "checkpoint.every_steps": "6", "evaluation.every_steps": "15", "logging.every_steps": "4",
+    }  # fmt: skip
+    given = [part for name, value in fields.items() for part in (f"--{name}", value)]
+    return pretrain(root, workdir, *given, *extra, data=data)
+
+
+def assert_undisturbed(root, workdir):
+    """Its weights, optimizer and numbers are those of root/straight."""
+    for ours, theirs in zip(
+        jax.tree.leaves(state_at(root, "straight")), jax.tree.leaves(state_at(root, workdir)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    for split in ("train", "validation"):
+        assert records(root, workdir, split) == records(root, "straight", split)
+    assert (small_files(root, workdir) / "DONE").exists()
+
+
+def wait_for_step(process, root, workdir, step):
+    """Until a checkpoint of `step` or later is there."""
+    folder = Workdir(place(root, workdir)).checkpoints
+    for _ in range(2000):
+        assert process.poll() is None, process.communicate()[1]
+        if folder.exists() and max(checkpoint_steps(folder), default=-1) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint of step {step}")
+
+
+def end(process):
+    """Its exit code and last line."""
+    error = process.communicate(timeout=120)[1]
+    return process.returncode, error.strip().splitlines()[-1]
+
+
+def in_two_processes(root, workdir, *extra, second=(), data="shards", **environment):
+    """The command as two processes of four devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    group = ["--coordinator", address, "--num-processes", "2"]
+    return [
+        start(
+            command(root, workdir, *group, "--process-id", str(number), *extra, *more, data=data),
+            DEVICES="4",
+            **environment,
+        )
+        for number, more in enumerate(((), second))
+    ]
+
+
 def state_at(root: Path, workdir: str, step: int | None = None):
     config = load_config(root / "tiny.yaml")
-    return jax.device_get(Checkpoints(root / workdir / "checkpoints").restore(config, make_mesh(config.mesh), step))
+    return jax.device_get(
+        Checkpoints(Workdir(place(root, workdir)).checkpoints).restore(config, make_mesh(config.mesh), step)
+    )
 
 
 def records(root: Path, workdir: str, split: str) -> dict[int, dict]:
     """The records of metrics.jsonl by step, without what a clock says."""
-    lines = (root / workdir / "metrics.jsonl").read_text().splitlines()
+    lines = (small_files(root, workdir) / "metrics.jsonl").read_text().splitlines()
     timing = ("time", "tokens_per_sec", "steps_per_sec", "input_wait", "checkpoint_seconds")
     found = [record for record in map(json.loads, lines) if record["split"] == split]
     by_step = {record["step"]: {k: v for k, v in record.items() if k not in timing} for record in found}

@@ -5,16 +5,25 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import jax
 import numpy as np
 import pytest
-from run_tools import make_shards, pretrain, records, start, state_at
+from run_tools import (
+    STEPS,
+    assert_undisturbed,
+    command,
+    end,
+    in_two_processes,
+    make_shards,
+    records,
+    start,
+    state_at,
+    wait_for_step,
+)
 
 from electra_flax.checkpoint import Checkpoints, fingerprint
 from electra_flax.cli import main
@@ -22,8 +31,6 @@ from electra_flax.config_io import load_config
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.sharding import make_mesh
 from electra_flax.workdir import Workdir
-
-STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -35,45 +42,9 @@ def root(tmp_path_factory, sample_corpus):
     return root
 
 
-def command(root, workdir, *extra):
-    fields = {
-        "training.compilation_cache": str(root / "cache"), "training.num_steps": str(STEPS),
-        "checkpoint.every_steps": "6", "evaluation.every_steps": "15", "logging.every_steps": "4",
-    }  # fmt: skip
-    given = [part for name, value in fields.items() for part in (f"--{name}", value)]
-    return pretrain(root, workdir, *given, *extra)
-
-
-def assert_undisturbed(root, workdir):
-    for ours, theirs in zip(
-        jax.tree.leaves(state_at(root, "straight")), jax.tree.leaves(state_at(root, workdir)), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-    for split in ("train", "validation"):
-        assert records(root, workdir, split) == records(root, "straight", split)
-    assert (root / workdir / "DONE").exists()
-
-
-def wait_for_step(process, folder, step):
-    """Until a checkpoint of `step` or later is there."""
-    for _ in range(2000):
-        assert process.poll() is None, process.communicate()[1]
-        there = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-        if max(there, default=-1) >= step:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no checkpoint of step {step}")
-
-
-def end(process):
-    """Its exit code and last line."""
-    error = process.communicate(timeout=120)[1]
-    return process.returncode, error.strip().splitlines()[-1]
-
-
 def test_sigterm_saves_at_once_and_the_same_command_continues(root):
     process = start(command(root, "stopped"))
-    wait_for_step(process, root / "stopped", 6)
+    wait_for_step(process, root, "stopped", 6)
     process.send_signal(signal.SIGTERM)
     code, line = end(process)
     newest = Checkpoints(root / "stopped" / "checkpoints").steps[-1]
@@ -130,36 +101,24 @@ def test_the_metadata_of_a_spot_machine_stop_the_run_too(root, monkeypatch):
         command(root, "spot", "--training.num_steps", "4000", "--checkpoint.every_steps", "5"), poll_often,
         GCE_METADATA_HOST=f"127.0.0.1:{server.server_port}",
     )  # fmt: skip
-    wait_for_step(process, root / "spot", 5)
+    wait_for_step(process, root, "spot", 5)
     _Preempted.answer = b"TRUE"
     code, line = end(process)
     server.shutdown()
     assert code == 75 and "asked to stop: saved at step" in line
 
 
-def in_two_processes(root, workdir, *extra, second=()):
-    """The command as two processes of four devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    group = ["--coordinator", address, "--num-processes", "2"]
-    return [
-        start(command(root, workdir, *group, "--process-id", str(number), *extra, *more), DEVICES="4")
-        for number, more in enumerate(((), second))
-    ]
-
-
 def test_two_processes_are_one_and_may_become_one(root):
     """Stopped through the second process, continued by one process with four devices, then with eight."""
     first, second = in_two_processes(root, "pair", "--logging.every_steps", "1")
-    wait_for_step(first, root / "pair", 6)
+    wait_for_step(first, root, "pair", 6)
     second.send_signal(signal.SIGTERM)
     ends = [end(process) for process in (first, second)]
     assert [code for code, _ in ends] == [75, 75], ends
     stopped_at = Checkpoints(root / "pair" / "checkpoints").steps[-1]
     assert all(f"saved at step {stopped_at} of" in line for _, line in ends)
     process = start(command(root, "pair", "--logging.every_steps", "1"), DEVICES="4")
-    wait_for_step(process, root / "pair", stopped_at + 6)
+    wait_for_step(process, root, "pair", stopped_at + 6)
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == 75
     assert main(command(root, "pair", "--logging.every_steps", "1")) == 0

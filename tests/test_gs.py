@@ -1,0 +1,288 @@
+"""Workdir and shards on gs://: real gcsfs, TensorStore and Google's client, through a proxy that gets in the way."""
+
+import random
+import shutil
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from faulty_proxy import FaultyProxy
+from google.cloud.storage.retry import DEFAULT_RETRY
+from run_tools import (
+    STEPS,
+    assert_undisturbed,
+    command,
+    end,
+    in_two_processes,
+    make_shards,
+    records,
+    start,
+    wait_for_step,
+)
+
+from electra_flax import lease, staging, storage
+from electra_flax.cli import main
+from electra_flax.config import UserError
+from electra_flax.records import DataFolder, ShardedExamples
+from electra_flax.storage import RemoteFolder
+
+# Of a process: what Google would answer within a minute, the proxy does within seconds.
+IMPATIENT = """
+from electra_flax import lease, storage
+storage._SECONDS = 2.0
+lease._RENEW_SECONDS, lease._PATIENCE_SECONDS = 1.0, 4.0
+"""
+
+
+@pytest.fixture(scope="module")
+def proxy(google_storage):
+    """Leads this process and those it starts to the bucket."""
+    with FaultyProxy(google_storage["STORAGE_EMULATOR_HOST"], rate=0.0, silence=3.0) as proxy:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (google_storage | {"STORAGE_EMULATOR_HOST": proxy.address}).items():
+                patch.setenv(name, value)
+            patch.setenv("TENSORSTORE_GCS_HTTP_URL", proxy.address)
+            patch.setattr(storage, "_SECONDS", 2.0)
+            patch.setattr(lease, "_RENEW_SECONDS", 1.0)
+            patch.setattr(lease, "_PATIENCE_SECONDS", 4.0)
+            yield proxy
+
+
+@pytest.fixture
+def faults(proxy):
+    """One request in ten goes wrong."""
+    proxy.rate = 0.1
+    yield proxy
+    proxy.rate = 0.0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, sample_corpus, proxy):
+    """An undisturbed run on the disk, and its shards in the bucket."""
+    root = tmp_path_factory.mktemp("gs")
+    make_shards(root, sample_corpus)
+    upload(root / "shards", "gs://bucket/shards")
+    assert main(command(root, "straight")) == 0
+    return root
+
+
+def upload(folder, url):
+    remote = RemoteFolder(url)
+    for path in folder.iterdir():
+        remote.upload(path, path.name)
+
+
+def remote_command(root, workdir, *extra):
+    return command(root, workdir, "--data.staging_folder", str(root / "staged"), *extra, data="gs://bucket/shards")
+
+
+@pytest.mark.slow
+def test_sigterm_and_the_same_command_through_faults(root, faults):
+    workdir = "gs://bucket/runs/stopped"
+    process = start(remote_command(root, workdir), IMPATIENT)
+    wait_for_step(process, root, workdir, 6)
+    process.terminate()
+    code, line = end(process)
+    assert code == 75 and "asked to stop: saved at step" in line, line
+    assert "lock" not in RemoteFolder(workdir).files()
+    code, line = end(start(remote_command(root, workdir), IMPATIENT))
+    assert code == 0, line
+    faults.rate = 0.0
+    assert min(faults.counts.values()) > 0, faults.counts
+    assert_undisturbed(root, workdir)
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment_through_faults(root, faults):
+    rng = random.Random(0)
+    killed = runs = 0
+    while killed < 20:
+        workdir = f"gs://bucket/runs/killed{runs}"
+        runs += 1
+        while True:
+            process = start(remote_command(root, workdir), IMPATIENT)
+            try:
+                process.wait(rng.uniform(8, 30))
+                code, line = end(process)
+                assert code == 0, line
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                killed += 1
+        assert_undisturbed(root, workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_with_everything_in_the_bucket(root, faults):
+    """Stopped through the second, continued by one process with four devices, then with eight."""
+    workdir = "gs://bucket/runs/pair"
+    every = ("--logging.every_steps", "1", "--data.staging_folder", str(root / "staged"))
+    first, second = in_two_processes(root, workdir, *every, data="gs://bucket/shards")
+    wait_for_step(first, root, workdir, 6)
+    second.terminate()
+    ends = [end(process) for process in (first, second)]
+    assert [code for code, _ in ends] == [75, 75], ends
+    process = start(remote_command(root, workdir, *every), IMPATIENT, DEVICES="4")
+    wait_for_step(process, root, workdir, 20)
+    process.terminate()
+    assert end(process)[0] == 75
+    assert end(start(remote_command(root, workdir, *every), IMPATIENT))[0] == 0
+    assert main(command(root, "alone", "--logging.every_steps", "1")) == 0
+    found, expected = records(root, workdir, "train"), records(root, "alone", "train")
+    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    for step, metrics in expected.items():
+        for name in ("loss", "generator_loss", "discriminator_loss"):
+            assert found[step][name] == pytest.approx(metrics[name], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    """A whole run in the bucket, in this process."""
+    workdir = "gs://bucket/runs/finished"
+    assert main(remote_command(root, workdir)) == 0
+    assert_undisturbed(root, workdir)
+    return workdir
+
+
+def test_the_commands_read_a_workdir_in_the_bucket(root, finished, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", "--workdir", finished]) == 0
+    assert f'"step": {STEPS}' in capsys.readouterr().out
+    with jax.numpy_rank_promotion("allow"):
+        assert main(["export", "--workdir", finished, "--out", str(tmp_path / "export")]) == 0
+    assert (tmp_path / "export/discriminator/model.safetensors").exists()
+    assert main(["report", "--workdir", finished, "--out", str(tmp_path / "page.html")]) == 0
+    assert "<td>done</td>" in (tmp_path / "page.html").read_text()
+    assert main(["doctor", "--workdir", finished]) in (0, 1)
+    capsys.readouterr()
+    assert main(["evaluate", "--workdir", "gs://bucket/nothing"]) == 1
+    assert "not the workdir of a run" in capsys.readouterr().err
+
+
+def test_a_damaged_newest_checkpoint_in_the_bucket_gives_way(root, finished, caplog):
+    remote, workdir = RemoteFolder(finished), "gs://bucket/runs/damaged"
+    copy = RemoteFolder(workdir)
+    for name, blob in remote.files().items():
+        remote.bucket.copy_blob(blob, remote.bucket, copy.prefix + name)
+    copy.blob("DONE").delete()
+    prefix = f"checkpoints/{STEPS}/state/d/"
+    newest = {name: blob for name, blob in copy.files().items() if name.startswith(prefix)}
+    name, blob = max(newest.items(), key=lambda item: item[1].size)
+    content = bytearray(blob.download_as_bytes())
+    content[len(content) // 2] ^= 4
+    copy.blob(name).upload_from_string(bytes(content))
+    caplog.set_level("INFO")
+    assert main(remote_command(root, workdir)) == 0
+    assert f"checkpoint of step {STEPS} is damaged" in caplog.text and "continuing from step 36" in caplog.text
+    assert any(name.startswith("damaged/") for name in copy.files())
+    assert_undisturbed(root, workdir)
+
+
+# --------------------------------------------------------------------------------------------------------- lock
+
+
+def test_one_process_at_a_time_and_a_dead_one_is_no_obstacle(root, proxy, monkeypatch, capsys):
+    folder = RemoteFolder("gs://bucket/locked")
+    with lease.Lease(folder):
+        began = time.monotonic()
+        with pytest.raises(UserError, match="another process trains there") as refused:
+            lease.Lease(folder).__enter__()
+        assert time.monotonic() - began < 4, "it did not see the other renew the lock"
+        assert "process " in str(refused.value) and "since" in str(refused.value)
+        assert main(remote_command(root, "gs://bucket/locked")) == 1
+        assert "another process trains there" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not folder.files()
+    monkeypatch.setattr(lease.Lease, "_keep", lambda self: None)
+    dead = lease.Lease(folder)
+    dead.__enter__()  # it renews nothing
+    began = time.monotonic()
+    with lease.Lease(folder):
+        assert time.monotonic() - began >= 4
+    dead = lease.Lease(folder)
+    dead._content["pid"] = 1 << 30  # no process of this machine
+    dead.__enter__()
+    began = time.monotonic()
+    with lease.Lease(folder):
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.slow
+def test_a_process_that_lost_its_lock_ends(root, proxy):
+    workdir = "gs://bucket/runs/lost"
+    process = start(remote_command(root, workdir, "--training.num_steps", "4000"), IMPATIENT)
+    wait_for_step(process, root, workdir, 6)
+    RemoteFolder(workdir).blob("lock").upload_from_string('{"token": "another"}')
+    code, line = end(process)
+    assert code == 3 and "another process has taken over --workdir gs://bucket/runs/lost" in line
+
+
+# ------------------------------------------------------------------------------------------------------ staging
+
+
+def test_shards_are_copied_once_and_again_only_where_they_changed(root, faults, tmp_path):
+    upload(root / "shards", "gs://bucket/changing")
+    local = staging.stage("gs://bucket/changing", str(tmp_path))
+    for path in (root / "shards").iterdir():
+        assert (local / path.name).read_bytes() == path.read_bytes()
+    remote = RemoteFolder("gs://bucket/changing")
+    before = {path.name: path.stat().st_ctime_ns for path in local.iterdir()}
+    (tmp_path / "new").write_bytes(b"[]")
+    remote.upload(tmp_path / "new", "dataset_info.json")
+    remote.try_to("be written", lambda: remote.blob("features.json").delete(retry=DEFAULT_RETRY))
+    (local / "vocab.txt").write_text("cut off")
+    assert staging.stage("gs://bucket/changing", str(tmp_path)) == local
+    after = {path.name: path.stat().st_ctime_ns for path in local.iterdir()}
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed - {"staged.json", "staging.lock"} == {"dataset_info.json", "features.json", "vocab.txt"}
+    assert (local / "vocab.txt").read_bytes() == (root / "shards/vocab.txt").read_bytes()
+
+
+@pytest.mark.parametrize("because", ["asked", "no room"])
+def test_shards_may_stay_in_the_bucket(root, faults, tmp_path, monkeypatch, caplog, because):
+    if because == "no room":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = staging.stage("gs://bucket/shards", "" if because == "asked" else str(tmp_path / "small"))
+    assert ("the shards are read from the bucket" in caplog.text) == (because == "no room")
+    shards = DataFolder.open(folder).splits["train"]
+    assert all(path.stat().st_blocks == 0 for path in shards), "the shards take room on the disk"
+    streamed = ShardedExamples(shards, 32, 600)
+    local = ShardedExamples(DataFolder.open(root / "shards").splits["train"], 32, 600)
+    numbers = np.random.default_rng(0).permutation(len(local))
+    np.testing.assert_array_equal(streamed.read(numbers), local.read(numbers))
+    if because == "asked":
+        monkeypatch.undo()
+        whole = staging.stage("gs://bucket/shards", str(folder.parents[1]))
+        assert whole == folder and all(path.stat().st_blocks for path in shards)
+        np.testing.assert_array_equal(ShardedExamples(shards, 32, 600).read(numbers), local.read(numbers))
+
+
+@pytest.mark.slow
+def test_a_run_that_streams_is_the_same_run(root, proxy):
+    workdir = "gs://bucket/runs/streamed"
+    assert main(remote_command(root, workdir, "--data.staging_folder", "")) == 0
+    assert_undisturbed(root, workdir)
+
+
+# --------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_what_is_wrong_with_a_bucket_is_one_line(root, proxy, capsys, tmp_path, monkeypatch):
+    absent = ["--data", "gs://bucket/empty"]
+    for arguments, expected in (
+        (remote_command(root, "gs://bucket/z", *absent), "--data gs://bucket/empty: nothing there"),
+        (remote_command(root, "gs://bucket/z", "--data", "gs://"), "gs://: expected gs://BUCKET/FOLDER"),
+        (remote_command(root, "gs://no-such-bucket/z"), "gs://no-such-bucket/z: cannot be"),
+        (remote_command(root, "gs://bucket/z", "--data.staging_folder", "/proc/x"), "data.staging_folder=/proc/x: "),
+        (["evaluate", "--workdir", "gs://no-such-bucket/z"], "gs://no-such-bucket/z: cannot be read"),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 1, expected
+        error = capsys.readouterr().err.strip().splitlines()
+        assert expected in error[-1], error
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    assert main(remote_command(root, "gs://bucket/z")) == 1
+    assert "pip install 'electra-flax[gcs]'" in capsys.readouterr().err
