@@ -10,6 +10,9 @@ DEMO := runs/demo
 # A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
 TORCH := torch==2.13.0+cpu
 
+# A file's tests share what they make, so a file stays in one process.
+PARALLEL := --numprocesses 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help install tpu-compiler demo bench test test-slow lint types format lock clean
 
@@ -44,16 +47,20 @@ test: $(STAMP)  ## all tests but the slow ones
 		|| echo "NOT CHECKED: no CPU build of PyTorch ($(TORCH)) for this Python here; tests against PyTorch are skipped"
 	@$(MAKE) --no-print-directory tpu-compiler 2>/dev/null \
 		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-bench: $(STAMP)  ## steps and data preparation beside transformers; BENCH_CORPUS=text; results in runs/bench
+bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=python with tf; results in runs/bench
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python benchmarks/step_speed.py --config configs/electra_small.yaml --batch 32 --vocab 35000 --out runs/bench
 	$(BIN)/electra-data vocab --corpus $(BENCH_CORPUS) --out runs/bench/vocab --size 35000
 	$(BIN)/python benchmarks/data_speed.py --corpus $(BENCH_CORPUS) --vocab runs/bench/vocab --out runs/bench
+	rm -rf runs/bench/shards
+	$(BIN)/electra-data shard --corpus $(BENCH_CORPUS) --vocab runs/bench/vocab --out runs/bench/shards --max-seq-length 128
+	$(BIN)/python benchmarks/input_speed.py --data runs/bench/shards --out runs/bench $(if $(TENSORFLOW_PYTHON),--tensorflow-python $(TENSORFLOW_PYTHON))
+	$(BIN)/python benchmarks/save_speed.py --config configs/electra_small.yaml --batch 8 --out runs/bench
 
 test-slow: $(STAMP)  ## tests with TensorFlow and transformers 5, in environments of their own
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -121,6 +121,26 @@ def end(process):
     return process.returncode, error.strip().splitlines()[-1]
 
 
+def run_with_kills(begin, kills, seconds, rng):
+    """Starts `begin()` again and again until it ends by itself, with SIGKILL after a time drawn from `seconds`.
+
+    At most `kills` times; returns how often.
+    """
+    for killed in range(kills + 1):
+        process = begin()
+        try:
+            process.wait(rng.uniform(*seconds) if killed < kills else 300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            assert killed < kills, "it does not end"
+            continue
+        code, line = end(process)
+        assert code == 0, line
+        return killed
+    raise AssertionError
+
+
 def in_two_processes(root, workdir, *extra, second=(), data="shards", **environment):
     """The command as two processes of four devices each."""
     with socket.socket() as free:

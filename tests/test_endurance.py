@@ -20,6 +20,7 @@ from run_tools import (
     in_two_processes,
     make_shards,
     records,
+    run_with_kills,
     start,
     state_at,
     wait_for_step,
@@ -56,25 +57,15 @@ def test_sigterm_saves_at_once_and_the_same_command_continues(root):
     assert_undisturbed(root, "stopped")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_sigkill_at_any_moment_changes_nothing(root, kills):
     rng = random.Random(kills)
     killed = runs = 0
     while killed < kills:
         name = f"killed{kills}-{runs}"
-        runs += 1
-        while True:
-            process = start(command(root, name))
-            try:
-                process.wait(rng.uniform(4, 12))
-                code, line = end(process)
-                assert code == 0, line
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                killed += 1
+        killed += run_with_kills(lambda name=name: start(command(root, name)), kills - killed, (4, 12), rng)
         assert_undisturbed(root, name)
+        runs += 1
 
 
 class _Preempted(BaseHTTPRequestHandler):

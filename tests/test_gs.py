@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import subprocess
 import time
 
 import jax
@@ -18,6 +17,7 @@ from run_tools import (
     in_two_processes,
     make_shards,
     records,
+    run_with_kills,
     start,
     wait_for_step,
 )
@@ -100,19 +100,11 @@ def test_sigkill_at_any_moment_through_faults(root, faults):
     killed = runs = 0
     while killed < 20:
         workdir = f"gs://bucket/runs/killed{runs}"
-        runs += 1
-        while True:
-            process = start(remote_command(root, workdir), IMPATIENT)
-            try:
-                process.wait(rng.uniform(8, 30))
-                code, line = end(process)
-                assert code == 0, line
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                killed += 1
+        killed += run_with_kills(
+            lambda workdir=workdir: start(remote_command(root, workdir), IMPATIENT), 20 - killed, (8, 30), rng
+        )
         assert_undisturbed(root, workdir)
+        runs += 1
 
 
 @pytest.mark.slow
