@@ -141,7 +141,7 @@ def run_with_kills(begin, kills, seconds, rng):
     raise AssertionError
 
 
-def in_two_processes(root, workdir, *extra, second=(), data="shards", **environment):
+def in_two_processes(root, workdir, *extra, second=(), data="shards", before="", **environment):
     """The command as two processes of four devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -150,6 +150,7 @@ def in_two_processes(root, workdir, *extra, second=(), data="shards", **environm
     return [
         start(
             command(root, workdir, *group, "--process-id", str(number), *extra, *more, data=data),
+            before,
             DEVICES="4",
             **environment,
         )

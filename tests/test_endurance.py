@@ -30,8 +30,11 @@ from electra_flax.checkpoint import Checkpoints, fingerprint
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.faults import SaveClock, SkippedSteps
+from electra_flax.input_pipeline import GlobalOrder
 from electra_flax.sharding import make_mesh
 from electra_flax.workdir import Workdir
+
+NUM_EXAMPLES = 396  # of the sample corpus
 
 
 @pytest.fixture(scope="module")
@@ -68,52 +71,106 @@ def test_sigkill_at_any_moment_changes_nothing(root, kills):
         runs += 1
 
 
-class _Preempted(BaseHTTPRequestHandler):
-    """The metadata of a machine that is taken away."""
-
-    answer = b"FALSE"
+class _Metadata(BaseHTTPRequestHandler):
+    """What the server of a host of a TPU slice of two answers, as far as it is asked."""
 
     def do_GET(self):
-        assert self.path == "/computeMetadata/v1/instance/preempted" and self.headers["Metadata-Flavor"] == "Google"
-        self.send_response(200)
+        assert self.headers["Metadata-Flavor"] == "Google"
+        answers = {
+            "preempted": self.server.preempted,
+            "attributes/agent-worker-number": str(self.server.number),
+            "attributes/worker-network-endpoints": "unknown:unknown:127.0.0.1,unknown:unknown:127.0.0.1",
+            "attributes/tpu-env": "ACCELERATOR_TYPE: 'v3-16'\nWORKER_ID: '0'\n",
+        }
+        answer = answers.get(self.path.removeprefix("/computeMetadata/v1/instance/"))
+        self.send_response(404 if answer is None else 200)
         self.end_headers()
-        self.wfile.write(self.answer)
+        self.wfile.write((answer or "").encode())
 
     def log_message(self, *unused):
         pass
 
 
-def test_the_metadata_of_a_spot_machine_stop_the_run_too(root, monkeypatch):
-    monkeypatch.setattr(_Preempted, "answer", b"FALSE")
-    server = HTTPServer(("127.0.0.1", 0), _Preempted)
+def metadata_server(number):
+    server = HTTPServer(("127.0.0.1", 0), _Metadata)
+    server.number, server.preempted = number, "FALSE"
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    poll_often = "from electra_flax import interruption; interruption._POLL_SECONDS = 0.2"
-    process = start(
-        command(root, "spot", "--training.num_steps", "4000", "--checkpoint.every_steps", "5"), poll_often,
-        GCE_METADATA_HOST=f"127.0.0.1:{server.server_port}",
-    )  # fmt: skip
-    wait_for_step(process, root, "spot", 5)
-    _Preempted.answer = b"TRUE"
-    code, line = end(process)
-    server.shutdown()
-    assert code == 75 and "asked to stop: saved at step" in line
+    return server
 
 
-def test_two_processes_are_one_and_may_become_one(root):
+def test_hosts_of_a_tpu_find_each_other_and_stop_when_one_is_taken_away(root):
+    """By their metadata alone; saves are due by the clock of process 0."""
+    on_a_tpu_host = """
+from electra_flax import interruption
+interruption._POLL_SECONDS = 0.2
+os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no chips
+"""
+    servers = [metadata_server(number) for number in range(2)]
+    clock = ["--checkpoint.every_steps", "10000", "--checkpoint.every_minutes", "0.01"]
+    processes = [
+        start(
+            command(root, "spot", "--training.num_steps", "4000", *clock), on_a_tpu_host, DEVICES="4",
+            JAX_FORCE_TPU_INIT="1", GCE_METADATA_IP=f"127.0.0.1:{server.server_port}",
+        )
+        for server in servers
+    ]  # fmt: skip
+    wait_for_step(processes[0], root, "spot", 5)
+    servers[1].preempted = "TRUE"
+    ends = [end(process) for process in processes]
+    for server in servers:
+        server.shutdown()
+    assert [code for code, _ in ends] == [75, 75], ends
+    newest = Checkpoints(root / "spot" / "checkpoints").steps[-1]
+    assert all(f"asked to stop: saved at step {newest} of 4000" in line for _, line in ends)
+    events = [json.loads(line) for line in (root / "spot/events.jsonl").read_text().splitlines()]
+    assert events[0]["devices"].startswith("8 x") and events[0]["processes"] == 2
+
+
+# Writes down which examples each process reads for which global batch.
+WRITE_IDS = """
+import json
+from electra_flax import input_pipeline
+def batch(self, number, batch=input_pipeline.GlobalOrder.batch):
+    ids = batch(self, number)
+    with open(os.environ["IDS"] + str(os.getpid()), "a") as file:
+        rows = input_pipeline._rows_of_this_process(len(ids))
+        file.write(json.dumps([number, rows.start, ids[rows].tolist()]) + "\\n")
+    return ids
+input_pipeline.GlobalOrder.batch = batch
+"""
+
+
+def examples_read(folder):
+    """{batch number: its example ids}, after a check that no two processes or starts disagree."""
+    found = {}
+    for path in folder.iterdir():
+        for line in path.read_text().splitlines():
+            number, first, ids = json.loads(line)
+            for row, example in enumerate(ids, start=first):
+                assert found.setdefault(number, {}).setdefault(row, example) == example
+    return {number: [rows[row] for row in sorted(rows)] for number, rows in found.items()}
+
+
+def test_two_processes_are_one_and_may_become_one(root, tmp_path, monkeypatch):
     """Stopped through the second process, continued by one process with four devices, then with eight."""
-    first, second = in_two_processes(root, "pair", "--logging.every_steps", "1")
+    monkeypatch.setenv("IDS", str(tmp_path / "ids"))
+    first, second = in_two_processes(root, "pair", "--logging.every_steps", "1", before=WRITE_IDS)
     wait_for_step(first, root, "pair", 6)
     second.send_signal(signal.SIGTERM)
     ends = [end(process) for process in (first, second)]
     assert [code for code, _ in ends] == [75, 75], ends
     stopped_at = Checkpoints(root / "pair" / "checkpoints").steps[-1]
     assert all(f"saved at step {stopped_at} of" in line for _, line in ends)
-    process = start(command(root, "pair", "--logging.every_steps", "1"), DEVICES="4")
+    process = start(command(root, "pair", "--logging.every_steps", "1"), WRITE_IDS, DEVICES="4")
     wait_for_step(process, root, "pair", stopped_at + 6)
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == 75
-    assert main(command(root, "pair", "--logging.every_steps", "1")) == 0
+    assert end(start(command(root, "pair", "--logging.every_steps", "1"), WRITE_IDS))[0] == 0
     assert main(command(root, "alone", "--logging.every_steps", "1")) == 0
+    read, order = examples_read(tmp_path), GlobalOrder(NUM_EXAMPLES, 16, 0)
+    assert all(read[number] == order.batch(number).tolist() for number in range(STEPS))
+    in_order = [example for number in range(STEPS) for example in read[number]]
+    assert sorted(in_order[:NUM_EXAMPLES]) == list(range(NUM_EXAMPLES)), "an epoch repeats or skips examples"
     found, expected = records(root, "pair", "train"), records(root, "alone", "train")
     assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
     for step, metrics in expected.items():
