@@ -26,8 +26,11 @@ from electra_flax import processes, storage
 from electra_flax.config import CheckpointConfig, Config, UserError
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState, abstract_state
+from electra_flax.storage import PAUSES, patiently, reason
 
 log = logging.getLogger("electra_flax")
+
+_BARRIER_SECONDS = 300  # that a process waits for the others to have written their part
 
 Notes = dict[str, Any]
 
@@ -38,21 +41,27 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None) -> None:
         """Those in `folder`, local or gs://; to read only where `config` is None. Raises UserError where it is none."""
         self._path = epath.Path(folder)
-        if config is None:
-            if not self._path.is_dir():
+        options = ocp.CheckpointManagerOptions(read_only=True, enable_async_checkpointing=False)
+        if config is not None:
+            options = ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True,
+                best_fn=_loss,
+                preservation_policy=_kept(config),
+                async_options=ocp.AsyncOptions(timeout_secs=_BARRIER_SECONDS),
+            )
+
+        def open_manager() -> ocp.CheckpointManager:
+            if config is None and not self._path.is_dir():
                 workdir = self._path.parent
                 raise UserError(
                     f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
                 )
-            options = ocp.CheckpointManagerOptions(read_only=True, enable_async_checkpointing=False)
-        else:
-            options = ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=True, best_fn=_loss, preservation_policy=_kept(config)
-            )
-        # Floats hardly shrink: compressing them only takes the host's time from the step.
-        state_handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._path, options=options, item_handlers=handlers)
+            # Floats hardly shrink: compressing them only takes the host's time from the step.
+            state_handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
+            return ocp.CheckpointManager(self._path, options=options, item_handlers=handlers)
+
+        self._manager = patiently(self._path, open_manager)
 
     @property
     def steps(self) -> list[int]:
@@ -106,8 +115,9 @@ class Checkpoints:
             for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):
                     unfinished.rmtree()  # it may be what fills the disk
-        self._manager.reload()
-        return _reason(error)
+        with contextlib.suppress(UserError):
+            patiently(self._path, self._manager.reload)
+        return reason(error)
 
     def restore(self, config: Config, mesh: Mesh, step: int | None = None) -> TrainState:
         """The state of a step (the newest by default), placed on the mesh.
@@ -145,13 +155,25 @@ class Checkpoints:
         return None
 
     def _read(self, config: Config, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
-        """State, notes and "", or anything and why it cannot be used; the same in all processes."""
+        """State, notes and "", or anything and why it cannot be used; the same in all processes.
+
+        What a bucket does not give is asked for again: a checkpoint must not pass for damaged because of the network.
+        """
         shapes = abstract_state(config)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
             state_shardings(shapes, mesh),
         )
+        for pause in (*(PAUSES if storage.is_remote(self._path) else ()), None):
+            found = self._try_to_read(target, step)
+            if pause is None or not found[2]:
+                return found
+            log.warning("checkpoint of step %d: %s; trying again in %.0f s", step, found[2], pause)
+            time.sleep(pause)
+        raise AssertionError
+
+    def _try_to_read(self, target: Any, step: int) -> tuple[TrainState, Notes, str]:
         state: Any = None
         meta: dict[str, Any] = {}
         try:
@@ -167,7 +189,7 @@ class Checkpoints:
             is_whole = expected is None or np.array_equal(fingerprint(state), expected)  # None: an earlier release
             problem = "" if is_whole else "its numbers are not those that were saved"
         except Exception as error:  # Orbax and TensorStore raise whatever they meet
-            problem = _reason(error)
+            problem = reason(error)
         return state, meta.get("notes", {}), processes.first_problem(problem)
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
@@ -226,8 +248,3 @@ def _kept(config: CheckpointConfig) -> Any:
 
 def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"

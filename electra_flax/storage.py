@@ -7,19 +7,44 @@ the CRC32C of what it downloads. Imported only where a gs:// path is given.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from electra_flax.config import UserError
 
+log = logging.getLogger("electra_flax")
+
 SCHEME = "gs://"
 _SECONDS = 30.0  # that a request may be silent
+PAUSES = (1.0, 4.0, 15.0)  # seconds
 
 
 def is_remote(path: str | Path) -> bool:
     return str(path).startswith(SCHEME)
+
+
+def patiently(path: object, action: Callable[[], Any]) -> Any:
+    """What `action` gives; where `path` is in a bucket, tried again after pauses, and UserError in the end.
+
+    For what gcsfs does. It repeats a request that fails, but a deletion, for one, that succeeded unheard is refused when
+    it is repeated: there is nothing left to delete.
+    """
+    if not is_remote(str(path)):
+        return action()
+    for pause in (*PAUSES, None):
+        try:
+            return action()
+        except UserError:
+            raise
+        except Exception as error:  # gcsfs, TensorStore and Orbax raise whatever they meet
+            if pause is None:
+                raise UserError(f"{path}: cannot be used ({reason(error)})") from None
+            log.warning("%s: %s; trying again in %.0f s", path, reason(error), pause)
+            time.sleep(pause)
 
 
 class RemoteFolder:
@@ -49,7 +74,7 @@ class RemoteFolder:
             raise UserError(f"{url}: {error}") from None
         except (GoogleAuthError, OSError) as error:
             raise UserError(
-                f"{url}: no Google credentials here ({_reason(error)}): gcloud auth application-default login, or run "
+                f"{url}: no Google credentials here ({reason(error)}): gcloud auth application-default login, or run "
                 "on a VM with a service account"
             ) from None
         self.prefix = f"{prefix}/" if prefix else ""
@@ -83,7 +108,7 @@ class RemoteFolder:
             return action()
         except (GoogleAPIError, GoogleAuthError, RequestException, ConnectionError) as error:
             raise UserError(
-                f"{self.url}: cannot {what} ({_reason(error)}): check the name of the bucket, the permissions of this "
+                f"{self.url}: cannot {what} ({reason(error)}): check the name of the bucket, the permissions of this "
                 "account, and the network"
             ) from None
 
@@ -107,5 +132,6 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def reason(error: Exception) -> str:
+    """On one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

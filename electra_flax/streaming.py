@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_flax.config import UserError
+from electra_flax.storage import reason
 
 
 def pointer_path(shard: Path) -> Path:
@@ -31,4 +32,4 @@ class RemoteBytes:
         try:
             return self._store.read(self._name, byte_range=part).result().value
         except ValueError as error:
-            raise UserError(f"{self.url}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+            raise UserError(f"{self.url}: cannot be read ({reason(error)})") from None

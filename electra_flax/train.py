@@ -32,6 +32,7 @@ from electra_flax.sharding import batch_sharding, check_batch, coverage_report, 
 from electra_flax.staging import stage
 from electra_flax.startup import compile_step, use_compilation_cache
 from electra_flax.step import abstract_batch, init_state, make_eval_step, make_norms, make_train_step
+from electra_flax.storage import patiently
 from electra_flax.tokenizer import save_tokenizer
 from electra_flax.verify_data import verify_shards
 from electra_flax.workdir import Workdir
@@ -294,7 +295,7 @@ def _open_all(
                 raise UserError(f"{phase.name}{error}") from None
         if len({found.vocabulary.sha256 for _, found in opened}) > 1:
             raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
-        if init_from and not work.checkpoints.exists():
+        if init_from and not patiently(work.checkpoints, work.checkpoints.exists):
             find_weights(init_from, config, opened[0][1].vocabulary)
     inputs = [found for _, found in opened]
     identity = "; ".join(workdir.data_identity(data, found.vocabulary) for data, found in opened)

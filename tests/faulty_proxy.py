@@ -9,6 +9,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are no news."""
+
+
 class FaultyProxy:
     """Inside its `with`, `address` answers as `server` does, but for a share `rate` of the requests.
 
@@ -81,7 +86,7 @@ class FaultyProxy:
             def log_message(self, *unused: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
