@@ -4,10 +4,9 @@ Every field is named, typed and explained here and nowhere else; `configs/*.yaml
 `config_io` reads them. Sizes, batch, length and learning rate have no default on purpose: the original's defaults
 (SEMANTICS.md section 4) silently left the generator of a base model at 1/4.
 
-Imports nothing heavy: data preparation uses this module without JAX.
+Imports nothing heavy: data preparation uses this module without JAX. Annotations are types, not strings: to evaluate
+strings, jsonargparse looks through all modules, and leaves a section out where a thread imports one meanwhile.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -399,7 +398,7 @@ class Config:
             )
 
     @property
-    def phases(self) -> list[Phase]:
+    def phases(self) -> "list[Phase]":
         """What the run consists of: one phase, or one on short sequences and one on long ones."""
         total, long = self.training.num_steps, self.long_phase
         if not long.steps:

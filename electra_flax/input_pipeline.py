@@ -73,10 +73,10 @@ def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, star
     rows = _rows_of_this_process(config.training.batch_size)
     numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
-    arrays = numbers.map(lambda chosen: _by_feature(examples.read(chosen)))
-    iterator = iter(arrays.to_iter_dataset(options))
+    batches = numbers.map(lambda chosen: _to_device(_by_feature(examples.read(chosen)), mesh))
+    iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
-    return (_to_device(array, mesh) for array in iterator)
+    return iterator
 
 
 class GlobalOrder:

@@ -30,8 +30,8 @@ def is_remote(path: str | Path) -> bool:
 def patiently(path: object, action: Callable[[], Any]) -> Any:
     """What `action` gives; where `path` is in a bucket, tried again after pauses, and UserError in the end.
 
-    For what gcsfs does. It repeats a request that fails, but a deletion, for one, that succeeded unheard is refused when
-    it is repeated: there is nothing left to delete.
+    For what gcsfs does: it repeats a request that fails, but a deletion, for one, that succeeded unheard is then
+    refused, because there is nothing left to delete.
     """
     if not is_remote(str(path)):
         return action()
