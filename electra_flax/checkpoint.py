@@ -26,7 +26,7 @@ from electra_flax import processes, storage
 from electra_flax.config import CheckpointConfig, Config, UserError
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState, abstract_state
-from electra_flax.storage import PAUSES, patiently, reason
+from electra_flax.storage import patiently, reason
 
 log = logging.getLogger("electra_flax")
 
@@ -110,6 +110,25 @@ class Checkpoints:
             return self._give_up(error)
         return ""
 
+    def finish(self, state: TrainState, notes: Notes, held_out_loss: float | None) -> str:
+        """Waits until the last state of all is saved; where a bucket refused it, saves it again after pauses.
+
+        Returns why it is not there, or "": the same in all processes.
+        """
+        for pause in (*self._pauses, None):
+            problem = self.wait()
+            problem = processes.first_problem("" if int(state.step) in self.steps else problem or "it is not there")
+            if pause is None or not problem:
+                return problem
+            log.warning("the last checkpoint could not be written (%s); trying again in %.0f s", problem, pause)
+            time.sleep(pause)
+            self.save(state, notes, held_out_loss)
+        raise AssertionError
+
+    @property
+    def _pauses(self) -> tuple[float, ...]:
+        return storage.PAUSES if storage.is_remote(self._path) else ()
+
     def _give_up(self, error: Exception) -> str:
         if jax.process_index() == 0:
             for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):
@@ -165,7 +184,7 @@ class Checkpoints:
             shapes,
             state_shardings(shapes, mesh),
         )
-        for pause in (*(PAUSES if storage.is_remote(self._path) else ()), None):
+        for pause in (*self._pauses, None):
             found = self._try_to_read(target, step)
             if pause is None or not found[2]:
                 return found

@@ -131,6 +131,7 @@ def _train(
     )  # fmt: skip
     window = Window(notes.get("window"))
     pending: tuple[int, losses.Sums, Any] | None = None
+    last: tuple[dict[str, Any], float | None] = {}, None  # what was saved beside the state
 
     # -------------------------------------------------------------------------------------------------------- loop
     with Progress(num_steps, start, enabled=is_main) as progress:
@@ -162,10 +163,11 @@ def _train(
             return agreement.receive(sent)
 
         def save_now(step: int, is_evaluated: bool, held_out_loss: float | None) -> None:
+            nonlocal last
             watchdog.alive(f"saving step {step}")
-            notes = {"window": window.notes(), "evaluated": is_evaluated}
+            last = {"window": window.notes(), "evaluated": is_evaluated}, held_out_loss
             with window.saving():
-                problem = _push(work) or checkpoints.save(state, notes, held_out_loss)
+                problem = processes.first_problem(_push(work)) or checkpoints.save(state, *last)
             if problem:
                 warn_of_save(problem)
             else:
@@ -206,21 +208,19 @@ def _train(
                 record(*pending)
                 pending = None
             if faults.too_many:
-                last = step
-                if not faults.go_back(last):
-                    raise RunError(_not_finite(config, vocabulary, work, faults.first, last, state, batch))
+                end = step
+                if not faults.go_back(end):
+                    raise RunError(_not_finite(config, vocabulary, work, faults.first, end, state, batch))
                 checkpoints.wait()
                 state, notes = checkpoints.restore_newest(config, mesh) or (init_state(config, mesh), {})
                 step, pending, window = int(state.step), None, Window(notes.get("window"))
                 if step < phase.start:  # only where the newest checkpoints are damaged
-                    raise RunError(
-                        f"no finite step from {faults.first} to {last}; the same command goes on from {step}"
-                    )
+                    raise RunError(f"no finite step from {faults.first} to {end}; the same command goes on from {step}")
                 batches = training_batches(config, examples, mesh, step - phase.start)
                 writer.go_back(step, notes.get("evaluated", False))
                 progress.go_back(step)
-                events.add("back", last, to=step, reason=f"no finite step from {faults.first}")
-                progress.print(f"WARNING: no finite step from {faults.first} to {last}; going back to step {step}")
+                events.add("back", end, to=step, reason=f"no finite step from {faults.first}")
+                progress.print(f"WARNING: no finite step from {faults.first} to {end}; going back to step {step}")
                 continue
             is_evaluated = evaluates and (not wishes.stop or step == num_steps)
             held_out_loss = evaluate_now(step) if is_evaluated else None
@@ -231,11 +231,11 @@ def _train(
 
     # ---------------------------------------------------------------------------------------------------- the end
     watchdog.alive("the last save")
-    problem = checkpoints.wait()
+    problem = checkpoints.finish(state, *last)
     saved = checkpoints.steps
     checkpoints.close()
     writer.close()
-    if step not in saved:
+    if problem:
         raise RunError(
             f"the checkpoint of step {step} could not be written ({problem}): make room, then the same command "
             f"continues from step {saved[-1] if saved else 0}"
