@@ -93,7 +93,7 @@ def _train(
     restored = checkpoints.restore_newest(config, mesh)
     state, notes = restored or (init_state(config, mesh), {})
     start, num_steps = int(state.step), phase.end
-    if start == phase.end < config.training.num_steps:  # that of the next phase
+    if start >= phase.end and phase.end < config.training.num_steps:  # that of the next phase
         checkpoints.close()
         return
     if restored is None:
