@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("electra_flax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its own options at every start
+    # Where a checkpoint is damaged, Orbax leaves tasks behind whose errors nobody asks for.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         if args.command == "pretrain":
             if argv is None:  # started from a shell, not called

@@ -60,12 +60,17 @@ def faults(proxy):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, sample_corpus, proxy):
-    """An undisturbed run on the disk, and its shards in the bucket."""
+    """Shards and a configuration on the disk; the shards in the bucket too."""
     root = tmp_path_factory.mktemp("gs")
     make_shards(root, sample_corpus)
     upload(root / "shards", "gs://bucket/shards")
-    assert main(command(root, "straight")) == 0
     return root
+
+
+@pytest.fixture(scope="module")
+def straight(root):
+    """An undisturbed run on the disk."""
+    assert main(command(root, "straight")) == 0
 
 
 def upload(folder, url):
@@ -79,7 +84,7 @@ def remote_command(root, workdir, *extra):
 
 
 @pytest.mark.slow
-def test_sigterm_and_the_same_command_through_faults(root, faults):
+def test_sigterm_and_the_same_command_through_faults(root, straight, faults):
     workdir = "gs://bucket/runs/stopped"
     process = start(remote_command(root, workdir), IMPATIENT)
     wait_for_step(process, root, workdir, 6)
@@ -95,7 +100,7 @@ def test_sigterm_and_the_same_command_through_faults(root, faults):
 
 
 @pytest.mark.slow
-def test_sigkill_at_any_moment_through_faults(root, faults):
+def test_sigkill_at_any_moment_through_faults(root, straight, faults):
     rng = random.Random(0)
     killed = runs = 0
     while killed < 20:
@@ -108,7 +113,7 @@ def test_sigkill_at_any_moment_through_faults(root, faults):
 
 
 @pytest.mark.slow
-def test_two_processes_with_everything_in_the_bucket(root, faults):
+def test_two_processes_with_everything_in_the_bucket(root, straight, faults):
     """Stopped through the second, continued by one process with four devices, then with eight."""
     workdir = "gs://bucket/runs/pair"
     every = ("--logging.every_steps", "1", "--data.staging_folder", str(root / "staged"))
@@ -131,7 +136,7 @@ def test_two_processes_with_everything_in_the_bucket(root, faults):
 
 
 @pytest.fixture(scope="module")
-def finished(root):
+def finished(root, straight):
     """A whole run in the bucket, in this process."""
     workdir = "gs://bucket/runs/finished"
     assert main(remote_command(root, workdir)) == 0
@@ -139,6 +144,7 @@ def finished(root):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_commands_read_a_workdir_in_the_bucket(root, finished, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", "--workdir", finished]) == 0
@@ -154,6 +160,7 @@ def test_the_commands_read_a_workdir_in_the_bucket(root, finished, tmp_path, cap
     assert "not the workdir of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_in_the_bucket_gives_way(root, finished, caplog):
     remote, workdir = RemoteFolder(finished), "gs://bucket/runs/damaged"
     copy = RemoteFolder(workdir)
@@ -253,7 +260,7 @@ def test_shards_may_stay_in_the_bucket(root, faults, tmp_path, monkeypatch, capl
 
 
 @pytest.mark.slow
-def test_a_run_that_streams_is_the_same_run(root, proxy):
+def test_a_run_that_streams_is_the_same_run(root, straight, proxy):
     workdir = "gs://bucket/runs/streamed"
     assert main(remote_command(root, workdir, "--data.staging_folder", "")) == 0
     assert_undisturbed(root, workdir)

@@ -216,6 +216,7 @@ SMALL = ("--topology", "v3-8", "--model.num_hidden_layers", "1", "--generator.nu
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
     answers = []
     for cache in (tmp_path / "one", tmp_path / "two", tmp_path / "two"):  # two compilations, then the cached one

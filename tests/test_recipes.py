@@ -139,6 +139,8 @@ train.Checkpoints.save = save_and_die
     for ours, theirs in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert records(root, name, "train") == records(root, "phases", "train")
+    events = [json.loads(line) for line in (root / name / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "start"] == ([0, 4, 6] if dies_at == 6 else [0, 4])
 
 
 def test_what_a_long_phase_refuses(root, phases, capsys):
