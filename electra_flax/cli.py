@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nothing_to_save(number: int, frame: object) -> None:
-    """SIGTERM before the run began: the same answer as later, at once."""
-    print("electra-flax: asked to stop before the start; the same command continues", file=sys.stderr, flush=True)
+    """SIGTERM before the run began or after it ended: the same answer as within, at once."""
+    print("electra-flax: asked to stop with nothing to save; the same command continues", file=sys.stderr, flush=True)
     os._exit(75)
 
 
