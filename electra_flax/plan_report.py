@@ -46,7 +46,7 @@ def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
     for part, part_seconds in plan.predicted_parts_seconds.items():
         yield _row(f"  {part}", f"{part_seconds * 1e3:8.1f} ms {part_seconds / seconds:5.0%}")
     yield _row("throughput", f"{plan.predicted_tokens_per_second:,.0f} tokens/s, MFU {plan.predicted_mfu:.0%}")
-    yield _row("whole run", f"{plan.num_steps:,} steps: {plan.predicted_days:,.1f} days")
+    yield _row("all steps", f"{plan.num_steps:,}: {plan.predicted_days:,.1f} days")
     source = f"list price of {plan.prices_date}" if plan.prices_date else "the price given"
     yield _row("cost", f"${plan.predicted_dollars:,.0f} at ${plan.dollars_per_hour:,.2f} an hour ({source})")
     if plan.costliest:
