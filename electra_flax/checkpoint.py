@@ -115,19 +115,14 @@ class Checkpoints:
 
         Returns why it is not there, or "": the same in all processes.
         """
-        for pause in (*self._pauses, None):
-            problem = self.wait()
-            problem = processes.first_problem("" if int(state.step) in self.steps else problem or "it is not there")
-            if pause is None or not problem:
-                return problem
-            log.warning("the last checkpoint could not be written (%s); trying again in %.0f s", problem, pause)
-            time.sleep(pause)
-            self.save(state, notes, held_out_loss)
-        raise AssertionError
+        step = int(state.step)
 
-    @property
-    def _pauses(self) -> tuple[float, ...]:
-        return storage.PAUSES if storage.is_remote(self._path) else ()
+        def attempt() -> str:
+            self.save(state, notes, held_out_loss)  # nothing where it is there
+            problem = self.wait()
+            return processes.first_problem("" if step in self.steps else problem or "it is not there")
+
+        return storage.until_done(self._path / str(step), attempt)
 
     def _give_up(self, error: Exception) -> str:
         if jax.process_index() == 0:
@@ -184,13 +179,16 @@ class Checkpoints:
             shapes,
             state_shardings(shapes, mesh),
         )
-        for pause in (*self._pauses, None):
-            found = self._try_to_read(target, step)
-            if pause is None or not found[2]:
-                return found
-            log.warning("checkpoint of step %d: %s; trying again in %.0f s", step, found[2], pause)
-            time.sleep(pause)
-        raise AssertionError
+        state: Any = None
+        notes: Notes = {}
+
+        def attempt() -> str:
+            nonlocal state, notes
+            state, notes, problem = self._try_to_read(target, step)
+            return problem
+
+        problem = storage.until_done(self._path / str(step), attempt)
+        return state, notes, problem
 
     def _try_to_read(self, target: Any, step: int) -> tuple[TrainState, Notes, str]:
         state: Any = None

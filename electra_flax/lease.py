@@ -107,20 +107,21 @@ class Lease:
         """Writes the lock if its generation is still that; whether it did."""
         from google.api_core.exceptions import PreconditionFailed
 
-        def write() -> None:
-            self._blob.upload_from_string(
-                json.dumps(self._content), if_generation_match=generation, timeout=_RENEW_SECONDS
-            )
+        def write() -> bool:
+            try:
+                self._blob.upload_from_string(
+                    json.dumps(self._content), if_generation_match=generation, timeout=_RENEW_SECONDS
+                )
+            except PreconditionFailed:
+                return False
             self._generation = int(self._blob.generation)
-
-        try:
-            self._folder.try_to("be written", lambda: _unless(PreconditionFailed, write))
             return True
-        except _Refused:
-            # A write whose answer was lost is repeated, and then refused because of itself.
-            now, holder = self._look()
-            self._generation = now
-            return holder.get("token") == self._content["token"]
+
+        if self._folder.try_to("be written", write):
+            return True
+        # A write whose answer was lost is repeated, and then refused because of itself.
+        self._generation, holder = self._look()
+        return holder.get("token") == self._content["token"]
 
     def _keep(self) -> None:
         while not self._ended.wait(_RENEW_SECONDS):
@@ -137,17 +138,6 @@ class Lease:
                     flush=True,
                 )
                 os._exit(3)
-
-
-class _Refused(Exception):
-    """The object changed meanwhile."""
-
-
-def _unless(refusal: type[Exception], action: Any) -> None:
-    try:
-        action()
-    except refusal:
-        raise _Refused from None
 
 
 def _who(holder: dict[str, Any]) -> str:

@@ -20,11 +20,21 @@ log = logging.getLogger("electra_flax")
 
 SCHEME = "gs://"
 _SECONDS = 30.0  # that a request may be silent
-PAUSES = (1.0, 4.0, 15.0)  # seconds
+_PAUSES = (1.0, 4.0, 15.0)  # seconds
 
 
 def is_remote(path: str | Path) -> bool:
     return str(path).startswith(SCHEME)
+
+
+def until_done(path: object, attempt: Callable[[], str]) -> str:
+    """Why `attempt` failed, or "", as it says itself; where `path` is in a bucket, it is made again after pauses."""
+    for pause in _PAUSES if is_remote(str(path)) else ():
+        if not (problem := attempt()):
+            return ""
+        log.warning("%s: %s; trying again in %.0f s", path, problem, pause)
+        time.sleep(pause)
+    return attempt()
 
 
 def patiently(path: object, action: Callable[[], Any]) -> Any:
@@ -35,16 +45,21 @@ def patiently(path: object, action: Callable[[], Any]) -> Any:
     """
     if not is_remote(str(path)):
         return action()
-    for pause in (*PAUSES, None):
+    found = None
+
+    def attempt() -> str:
+        nonlocal found
         try:
-            return action()
+            found = action()
         except UserError:
             raise
         except Exception as error:  # gcsfs, TensorStore and Orbax raise whatever they meet
-            if pause is None:
-                raise UserError(f"{path}: cannot be used ({reason(error)})") from None
-            log.warning("%s: %s; trying again in %.0f s", path, reason(error), pause)
-            time.sleep(pause)
+            return reason(error)
+        return ""
+
+    if problem := until_done(path, attempt):
+        raise UserError(f"{path}: cannot be used ({problem})")
+    return found
 
 
 class RemoteFolder:
