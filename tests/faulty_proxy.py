@@ -24,6 +24,7 @@ class FaultyProxy:
         self.rate = rate
         self.counts = {"503": 0, "cut before": 0, "cut after": 0, "silence": 0, "passed": 0}
         rng, lock = random.Random(seed), threading.Lock()
+        finished: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}  # answers to uploads, by their session
         proxy, backend = self, server.removeprefix("http://")
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,6 +39,8 @@ class FaultyProxy:
                     proxy.counts[fault or "passed"] += 1
                 if fault == "503":
                     return self._answer(503, [], b"try again")
+                if self.path in finished:  # Google answers it again; the server behind has forgotten the session
+                    return self._answer(*finished[self.path])
                 if fault == "cut before":
                     return self._cut()
                 if fault == "silence":
@@ -49,6 +52,8 @@ class FaultyProxy:
                 answer = connection.getresponse()
                 content = answer.read()
                 connection.close()
+                if "upload_id=" in self.path and answer.status in (200, 201):
+                    finished[self.path] = answer.status, answer.getheaders(), content
                 if fault == "cut after":
                     return self._cut()
                 self._answer(answer.status, answer.getheaders(), content)
