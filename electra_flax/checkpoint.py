@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 import electra_flax
 from electra_flax import processes, storage
-from electra_flax.config import CheckpointConfig, Config, UserError
+from electra_flax.config import CheckpointConfig, Config, RunError, UserError
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState, abstract_state
 from electra_flax.storage import patiently, reason
@@ -71,7 +71,8 @@ class Checkpoints:
         """Starts saving, once the save before is done; returns as soon as the arrays are copied off the devices.
 
         `notes` come back with the state, as JSON keeps them. Returns why this save or the one before could not be
-        made, or "". Older checkpoints stay as they are.
+        made, or "". Older checkpoints stay as they are. Raises RunError where that happens to one of several
+        processes.
         """
         step = int(state.step)
         problem = self.wait()
@@ -125,6 +126,11 @@ class Checkpoints:
         return storage.until_done(self._path / str(step), attempt)
 
     def _give_up(self, error: Exception) -> str:
+        if jax.process_count() > 1:  # the others wait for this one in Orbax's barriers, and would be a save behind
+            raise RunError(
+                f"process {jax.process_index()}: a checkpoint could not be written ({reason(error)}); those of steps "
+                f"{', '.join(map(str, self.steps)) or 'none yet'} are intact; the same command on all hosts continues"
+            )
         if jax.process_index() == 0:
             for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):

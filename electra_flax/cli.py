@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             {"evaluate": _evaluate, "export": _export, "show": _show, "report": _report}[args.command](args)
     except (UserError, RunError) as error:
         print(f"electra-flax: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, UserError) else 3
+        if isinstance(error, UserError):
+            return 1
+        from electra_flax import processes
+
+        return processes.leave(3)
     except Preempted as error:
         print(f"electra-flax: {error}", file=sys.stderr)
         return 75

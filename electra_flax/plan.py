@@ -33,6 +33,7 @@ from electra_flax import program_cost, step
 from electra_flax.attention import Attend, xla_attention
 from electra_flax.attention_choice import choose_attention, kernel_specs
 from electra_flax.config import Config, Phase, RunError, UserError
+from electra_flax.files import write_whole
 from electra_flax.flops import step_flops
 from electra_flax.host_memory import give_back_unused
 from electra_flax.kernel_schedule import schedule_cycles
@@ -315,9 +316,7 @@ def _read_cache(path: Path) -> Compiled | None:
 
 def _write_cache(path: Path, compiled: Compiled) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(compiled)).encode(), compresslevel=3))
-    unfinished.replace(path)
+    write_whole(path, gzip.compress(json.dumps(dataclasses.asdict(compiled)).encode(), compresslevel=3))
 
 
 # ------------------------------------------------------------------------------------------------------ predicting

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from electra_flax.config import UserError
 log = logging.getLogger("electra_flax")
 
 _SHOWN = 300  # bytes of a value that processes compare
+_LEAVE_SECONDS = 30  # that a process waits for the others to end too
 
 
 def join(group: tuple[str, int, int] | None) -> None:
@@ -34,15 +37,28 @@ def join(group: tuple[str, int, int] | None) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     try:
         if group is None:
-            jax.distributed.initialize()
+            jax.distributed.initialize(shutdown_timeout_seconds=2 * _LEAVE_SECONDS)
         else:
-            jax.distributed.initialize(*group)
+            jax.distributed.initialize(*group, shutdown_timeout_seconds=2 * _LEAVE_SECONDS)
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         who = f"process 0 at {group[0]}" if group else "the hosts of this TPU, as its metadata name them"
         raise UserError(f"cannot join the other processes ({who}): {reason}; start the command on all hosts") from None
     if jax.process_index():
         log.setLevel(logging.WARNING)  # process 0 speaks for all
+
+
+def leave(code: int) -> int:
+    """The exit code of a process whose run failed, for sys.exit: soon, also where the others do not end with it.
+
+    They may be waiting for this one in a step or a save; JAX ends them once it is gone.
+    """
+    if jax.process_count() > 1:
+        sys.stderr.flush()
+        alone = threading.Timer(_LEAVE_SECONDS, os._exit, [code])
+        alone.daemon = True
+        alone.start()
+    return code
 
 
 def is_main() -> bool:

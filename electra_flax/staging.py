@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from electra_flax.config import UserError
+from electra_flax.files import write_whole
 from electra_flax.storage import SCHEME, RemoteFolder, is_remote
 from electra_flax.streaming import pointer_path
 
@@ -90,10 +91,10 @@ def _update(
     with bar, ThreadPoolExecutor(_AT_ONCE) as pool:
         for name in pool.map(fetch, missing):
             done[name] = wanted[name]
-            memory.write_text(json.dumps(done, indent=1) + "\n")  # what is here need not be fetched again
+            write_whole(memory, json.dumps(done, indent=1) + "\n")  # what is here need not be fetched again
             bar.update(wanted[name][1])
             alive(f"copying {remote.url}")
-    memory.write_text(json.dumps(done, indent=1) + "\n")
+    write_whole(memory, json.dumps(done, indent=1) + "\n")
 
 
 def _is_whole(path: Path, stamp: list[int]) -> bool:

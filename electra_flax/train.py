@@ -21,6 +21,7 @@ from electra_flax.config import Config, Phase, Preempted, RunError, UserError
 from electra_flax.config_io import config_fields
 from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
+from electra_flax.files import write_whole
 from electra_flax.flops import step_flops
 from electra_flax.initial_weights import find_weights, initial_params
 from electra_flax.input_pipeline import open_split, read_vocabulary, training_batches
@@ -68,7 +69,7 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, init_
         for phase, phase_input in zip(config.phases, inputs, strict=True):
             _train(phase, phase_input, work, init_from, interruption, watchdog)
         if processes.is_main():
-            (work.folder / "DONE").write_text(json.dumps({"step": config.training.num_steps}) + "\n")
+            write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
         if problem := _push(work):
             raise RunError(f"all steps are done, but {problem}; the same command writes what is missing")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from electra_flax.files import write_whole
 from electra_flax.records import Shard
 
 
@@ -27,4 +28,4 @@ def verify_shards(shards: Sequence[Shard], memory: Path) -> None:
             for number in range(len(shard)):
                 shard[number]
             progress.update(len(shard))
-    memory.write_text(json.dumps(stamps, indent=1) + "\n")
+    write_whole(memory, json.dumps(stamps, indent=1) + "\n")

@@ -21,6 +21,7 @@ from etils import epath
 
 from electra_flax.config import Config, UserError
 from electra_flax.config_io import config_differences, config_to_yaml, load_config
+from electra_flax.files import write_whole
 from electra_flax.lease import Lease
 from electra_flax.records import DataFolder, Vocabulary
 from electra_flax.storage import RemoteFolder, is_remote
@@ -129,10 +130,10 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
     run = {"data_paths": absolute, "data": identity}
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
-        (work.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-        (work.folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise _not_writable(work.folder, error) from None
+    write_whole(work.folder / "run.json", json.dumps(run, indent=1) + "\n")
+    write_whole(work.folder / "config.yaml", config_to_yaml(config))  # the last one: it makes the folder a workdir
     return notes
 
 

@@ -188,6 +188,31 @@ def test_processes_that_disagree_are_named(root):
     assert all("process 1: --data" in line and "no such folder" in line for _, line in ends), ends
 
 
+# Process 1 can write no more than a few bytes to a file: what a full disk of its own machine is.
+CANNOT_WRITE = """
+import resource
+from electra_flax import checkpoint
+checkpoint._BARRIER_SECONDS = 10
+save = checkpoint.Checkpoints.save
+def save_what_fits(*arguments):
+    if sys.argv[sys.argv.index("--process-id") + 1] == os.environ["FULL"] and int(arguments[1].step) == 12:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+    return save(*arguments)
+checkpoint.Checkpoints.save = save_what_fits
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["0", "1"])
+def test_where_one_of_two_processes_cannot_save_neither_hangs(root, full):
+    workdir = f"one_full{full}"
+    ends = [end(process) for process in in_two_processes(root, workdir, before=CANNOT_WRITE, FULL=full)]
+    assert all(code not in (0, 75) for code, _ in ends), ends
+    code, line = end(start(command(root, workdir)))
+    assert code == 0, line
+    assert_undisturbed(root, workdir)
+
+
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(root):
     from electra_flax.records import SpecialTokens
     from electra_flax.step import abstract_batch, init_state, make_train_step
