@@ -207,8 +207,9 @@ checkpoint.Checkpoints.save = save_what_fits
 def test_where_one_of_two_processes_cannot_save_neither_hangs(root, full):
     workdir = f"one_full{full}"
     ends = [end(process) for process in in_two_processes(root, workdir, before=CANNOT_WRITE, FULL=full)]
-    assert ends[int(full)][0] == 3 and "a checkpoint could not be written" in ends[int(full)][1], ends
-    assert ends[1 - int(full)][0] not in (0, 75), ends  # JAX ends it
+    assert not {0, 75} & {code for code, _ in ends}, ends
+    said = [line for code, line in ends if code == 3]  # by the first to give up; JAX may end the other before it speaks
+    assert said and all("a checkpoint could not be written" in line for line in said), ends
     assert Checkpoints(root / workdir / "checkpoints").steps == [6]
     code, line = end(start(command(root, workdir)))
     assert code == 0 and (root / workdir / "DONE").exists(), line
