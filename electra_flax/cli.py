@@ -31,9 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its own options at every start
     # Where a checkpoint is damaged, Orbax leaves tasks behind whose errors nobody asks for.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if argv is None:  # started from a shell, not called
+        sys.unraisablehook = _without_late_writes
     try:
         if args.command == "pretrain":
-            if argv is None:  # started from a shell, not called
+            if argv is None:
                 signal.signal(signal.SIGTERM, _nothing_to_save)
                 restart_with_huge_pages()
             _pretrain(args, overrides)
@@ -57,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("electra-flax: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
+    """Says nothing of the writes of a failed save that end after Orbax closed their event loop; the rest as ever.
+
+    They may come after the line that says what to do, which must be the last.
+    """
+    if isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed":
+        return
+    sys.__unraisablehook__(unraisable)
 
 
 def _nothing_to_save(number: int, frame: object) -> None:
