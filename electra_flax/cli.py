@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,14 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("electra_flax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains its own options at every start
-    # Where a checkpoint is damaged, Orbax leaves tasks behind whose errors nobody asks for.
+    # Orbax explains its own options at every start, and prints the traceback of what it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Where a save or a restore fails, Orbax leaves tasks behind whose errors nobody asks for.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    if argv is None:  # started from a shell, not called
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    if sys.unraisablehook is sys.__unraisablehook__:  # not the one of a program that calls this
         sys.unraisablehook = _without_late_writes
     try:
         if args.command == "pretrain":
-            if argv is None:
+            if argv is None:  # started from a shell, not called
                 signal.signal(signal.SIGTERM, _nothing_to_save)
                 restart_with_huge_pages()
             _pretrain(args, overrides)
