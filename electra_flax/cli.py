@@ -19,10 +19,11 @@ _EXIT_CODES = (
     "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; 75 asked to stop (SIGTERM, a spot machine taken "
     "away) and saved; the same command continues a run"
 )
+_ENDS_OF_A_RUN = (0, RunError.exit_code, Preempted.exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; errors are one line."""
+    """Runs a command and returns its exit code; errors are one line. Without `argv`, the process is the command's."""
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
     if overrides and args.command not in ("pretrain", "plan", "doctor"):
@@ -36,11 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     if sys.unraisablehook is sys.__unraisablehook__:  # not the one of a program that calls this
         sys.unraisablehook = _without_late_writes
+    owns_process = argv is None  # started from a shell, not called
+    if owns_process and args.command == "pretrain":
+        signal.signal(signal.SIGTERM, _nothing_to_save)
+        restart_with_huge_pages()
+    code = _run(args, overrides)
+    if owns_process and args.command == "pretrain" and code in _ENDS_OF_A_RUN:
+        from electra_flax import processes
+
+        processes.leave(code)
+    return code
+
+
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         if args.command == "pretrain":
-            if argv is None:  # started from a shell, not called
-                signal.signal(signal.SIGTERM, _nothing_to_save)
-                restart_with_huge_pages()
             _pretrain(args, overrides)
         elif args.command == "plan":
             _plan(args, overrides)
@@ -49,15 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             {"evaluate": _evaluate, "export": _export, "show": _show, "report": _report}[args.command](args)
     except (UserError, RunError) as error:
-        print(f"electra-flax: error: {error}", file=sys.stderr)
-        if isinstance(error, UserError):
-            return 1
-        from electra_flax import processes
-
-        return processes.leave(3)
+        print(f"electra-flax: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
     except Preempted as error:
-        print(f"electra-flax: {error}", file=sys.stderr)
-        return 75
+        print(f"electra-flax: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
     except KeyboardInterrupt:
         print("electra-flax: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -77,7 +84,7 @@ def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
 def _nothing_to_save(number: int, frame: object) -> None:
     """SIGTERM before the run began or after it ended: the same answer as within, at once."""
     print("electra-flax: asked to stop with nothing to save; the same command continues", file=sys.stderr, flush=True)
-    os._exit(75)
+    os._exit(Preempted.exit_code)
 
 
 def _parser() -> argparse.ArgumentParser:

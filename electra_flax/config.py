@@ -15,13 +15,19 @@ from typing import Literal, NamedTuple
 class UserError(ValueError):
     """Something the user gave is wrong: one line saying what was given, what was expected and the fix."""
 
+    exit_code = 1
+
 
 class RunError(RuntimeError):
-    """The run itself failed (non-finite loss, data damaged under way): one line, exit code 3."""
+    """The run itself failed (non-finite loss, data damaged under way): one line."""
+
+    exit_code = 3
 
 
 class Preempted(RuntimeError):
-    """The run was asked to stop and has saved: exit code 75, and the same command continues."""
+    """The run was asked to stop and has saved; the same command continues."""
+
+    exit_code = 75
 
 
 def _check(ok: bool, message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from electra_flax.config import UserError
+from electra_flax.config import RunError, UserError
 
 log = logging.getLogger("electra_flax")
 
 _SHOWN = 300  # bytes of a value that processes compare
-_LEAVE_SECONDS = 30  # that a process waits for the others to end too
+_LEAVE_SECONDS = 30  # that a process waits, when it is done, for whatever is still going on
 
 
 def join(group: tuple[str, int, int] | None) -> None:
@@ -48,17 +47,18 @@ def join(group: tuple[str, int, int] | None) -> None:
         log.setLevel(logging.WARNING)  # process 0 speaks for all
 
 
-def leave(code: int) -> int:
-    """The exit code of a process whose run failed, for sys.exit: soon, also where the others do not end with it.
+def leave(code: int) -> None:
+    """Lets this process end with `code` soon, also where it waits for what does not come.
 
-    They may be waiting for this one in a step or a save; JAX ends them once it is gone.
+    The parts of a save that failed wait five minutes for each other. The other processes of a run that failed may be
+    waiting for this one in a step or a save; JAX ends them once it is gone. A run of several that did not fail ends
+    together.
     """
-    if jax.process_count() > 1:
-        sys.stderr.flush()
-        alone = threading.Timer(_LEAVE_SECONDS, os._exit, [code])
-        alone.daemon = True
-        alone.start()
-    return code
+    if jax.process_count() > 1 and code != RunError.exit_code:
+        return
+    alone = threading.Timer(_LEAVE_SECONDS, os._exit, [code])
+    alone.daemon = True
+    alone.start()
 
 
 def is_main() -> bool:

@@ -40,7 +40,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("DEVICES", 8)))
 from electra_flax import cli
 {before}
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(cli.main())
 """
 
 
@@ -79,6 +79,7 @@ def start(arguments: list[str], before: str = "", **environment: str) -> subproc
     """The command in a process of its own; `before` is Python run in it first."""
     command = [sys.executable, "-c", COMMAND.format(before=before), *arguments]
     here = Path(__file__).parent
+    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **environment}  # what it would start itself again for
     return subprocess.Popen(command, cwd=here, env={**os.environ, **environment}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 

@@ -329,7 +329,14 @@ def test_a_full_disk_costs_only_the_checkpoints_that_do_not_fit(root, tmp_path):
         pytest.skip("NOT CHECKED: a small disk of its own needs the right to mount")
     try:
         os.symlink(disk, root / "full")
-        process = start(command(root, "full", "--checkpoint.max_to_keep", "100"))
+        # What is left of a save that failed may wait for minutes: the end of the run does not.
+        left = """
+import threading, time
+from electra_flax import processes
+threading.Thread(target=time.sleep, args=(1000,)).start()
+processes._LEAVE_SECONDS = 2
+"""
+        process = start(command(root, "full", "--checkpoint.max_to_keep", "100"), left)
         while process.poll() is None and not (disk / "checkpoints/6").exists():
             time.sleep(0.01)
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
