@@ -24,14 +24,14 @@ from electra_flax.records import SpecialTokens
 from electra_flax.sharding import make_mesh
 from electra_flax.step import abstract_batch, init_state, make_train_step
 
-STEPS = 60
-SAVE_EVERY = 15
+SAVES = 4
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a file of configs/")
     parser.add_argument("--batch", type=int, required=True, help="sequences a step")
+    parser.add_argument("--save-every", type=int, default=15, metavar="STEPS", help="longer than a save takes (15)")
     parser.add_argument("--out", type=Path, required=True, help="folder for save_speed.json")
     args = parser.parse_args()
     preset = load_config(args.config)
@@ -47,14 +47,14 @@ def main() -> int:
     blocked = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), CheckpointConfig(max_to_keep=2))
-        for number in range(STEPS):
+        for number in range(SAVES * args.save_every):
             begin = time.perf_counter()
             is_saving = checkpoints.is_saving
             state, sums = step(state, batch)
             jax.block_until_ready(sums)
             if number > 2:  # compiling, and the allocator's first touches
                 seconds["during a save" if is_saving else "between saves"].append(time.perf_counter() - begin)
-            if number % SAVE_EVERY == SAVE_EVERY - 1:
+            if number % args.save_every == args.save_every - 1:
                 begin = time.perf_counter()
                 assert not checkpoints.save(state, {})
                 blocked.append(time.perf_counter() - begin)
