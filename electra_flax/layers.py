@@ -170,7 +170,11 @@ class LayerNorm(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Word, position and token-type embeddings, summed and normalised."""
+    """Word, position and token-type embeddings, summed and normalised.
+
+    Summed in float32, whatever `dtype` is: a row's gradient is the sum of thousands of tokens' (for a token type, of
+    nearly all), of which a bfloat16 would lose most.
+    """
 
     config: ModelConfig
     dtype: DTypeLike
@@ -179,7 +183,7 @@ class Embeddings(nn.Module):
         config = self.config
 
         def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, config.embedding_size, embedding_init=truncated_normal(config), dtype=self.dtype)
+            return nn.Embed(rows, config.embedding_size, embedding_init=truncated_normal(config), dtype=jnp.float32)
 
         self.word_embeddings = table(config.vocab_size)
         self.position_embeddings = table(config.max_position_embeddings)
@@ -187,13 +191,13 @@ class Embeddings(nn.Module):
         self.LayerNorm = LayerNorm(config)
 
     def __call__(self, input_ids_BT: jax.Array, token_type_ids_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
-        position_ids_BT = jnp.arange(input_ids_BT.shape[1])[None, :]
-        embedded_BTE = (
-            self.word_embeddings(input_ids_BT)
-            + self.position_embeddings(position_ids_BT)
-            + self.token_type_embeddings(token_type_ids_BT)
-        )
-        return randomness.dropout(self.LayerNorm(embedded_BTE), self.config.hidden_dropout_prob, seeds_B)
+        position_1TE = self.position_embeddings.embedding[None, : input_ids_BT.shape[1]]
+        embedded_BTE = self.word_embeddings(input_ids_BT) + position_1TE
+        # By comparison: the gradient is a plain sum, where that of a lookup has all tokens wait for one row.
+        for token_type, row_11E in enumerate(self.token_type_embeddings.embedding[:, None, None]):
+            embedded_BTE += jnp.where(token_type_ids_BT[..., None] == token_type, row_11E, 0.0)
+        normed_BTE = self.LayerNorm(embedded_BTE.astype(self.dtype))
+        return randomness.dropout(normed_BTE, self.config.hidden_dropout_prob, seeds_B)
 
 
 class SelfAttention(nn.Module):

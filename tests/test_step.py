@@ -1,5 +1,7 @@
 """One step: the first loss, masks, and that meshes and accumulation do not change what is computed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from golden_tools import SPECIAL, tiny_config
 from electra_flax import losses, masking, model, randomness
 from electra_flax.config import UserError
 from electra_flax.sharding import batch_sharding, check_batch, make_mesh, rule_for, tree_names
-from electra_flax.step import init_state, make_train_step
+from electra_flax.step import accumulate_gradients, init_state, make_train_step
 
 NUM_STEPS = 10
 
@@ -145,3 +147,14 @@ def test_batch_that_does_not_divide_is_refused_with_the_nearest():
         check_batch(100, 1, mesh)
     with pytest.raises(UserError, match="does not fit 8 devices"):
         make_mesh(tiny_config(mesh={"data": 3}).mesh)
+
+
+def test_embedding_gradients_add_up_in_bfloat16():
+    """A token type's gradient is the sum of all positions': thousands of terms, which a bfloat16 sum would lose."""
+    config = tiny_config(training={"batch_size": 64, "compute_dtype": "bfloat16"})
+    params = init_state(config, make_mesh(config.mesh, jax.devices()[:1])).params
+    batch = next(make_batches(config, 1))
+    grads, _ = jax.jit(functools.partial(accumulate_gradients, config, SPECIAL))(params, batch, key=jax.random.key(0))
+    tables = grads["electra"]["embeddings"]
+    token_type, positions = (tables[f"{name}_embeddings"]["embedding"] for name in ("token_type", "position"))
+    np.testing.assert_allclose(token_type[0], positions.sum(axis=0), rtol=1e-4, atol=1e-5 * np.abs(token_type).max())
