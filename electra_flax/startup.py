@@ -18,18 +18,21 @@ log = logging.getLogger("electra_flax")
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
-def use_compilation_cache(folder: str) -> None:
+def set_up_compiler(cache_folder: str) -> None:
     """Keeps compiled programs in a folder, local or gs://, and takes them from there; "" keeps none.
 
     Whoever may write there can run code here: it must not be shared with strangers. Raises UserError for a bucket that
     cannot be read for lack of a library.
     """
-    if folder.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+    if cache_folder.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
         raise UserError(
-            f"training.compilation_cache={folder}: gs:// needs gcsfs: pip install 'electra-flax[gcs]', or name a folder"
+            f"training.compilation_cache={cache_folder}: gs:// needs gcsfs: pip install 'electra-flax[gcs]', or name a "
+            "folder"
         )
-    path = folder if "://" in folder else str(Path(folder).expanduser())
-    jax.config.update("jax_compilation_cache_dir", path if folder else None)
+    path = cache_folder if "://" in cache_folder else str(Path(cache_folder).expanduser())
+    jax.config.update("jax_compilation_cache_dir", path if cache_folder else None)
+    # One kernel instead of twenty rounds written out at each draw, of which a GPU's compiler takes minutes for a model.
+    jax.config.update("jax_threefry_gpu_kernel_lowering", True)
 
 
 def compile_step(name: str, function: Any, *arguments: Any) -> Any:

@@ -31,7 +31,7 @@ from electra_flax.processes import Agreement, Wishes
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 from electra_flax.sharding import batch_sharding, check_batch, coverage_report, make_mesh
 from electra_flax.staging import stage
-from electra_flax.startup import compile_step, use_compilation_cache
+from electra_flax.startup import compile_step, set_up_compiler
 from electra_flax.step import abstract_batch, init_state, make_eval_step, make_norms, make_train_step
 from electra_flax.storage import patiently
 from electra_flax.tokenizer import save_tokenizer
@@ -63,7 +63,7 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, init_
         Interruption(metadata_host()) as interruption,
         Watchdog(config.training.hang_minutes, report) as watchdog,
     ):
-        use_compilation_cache(config.training.compilation_cache)
+        set_up_compiler(config.training.compilation_cache)
         # Everything that can be refused is refused before anything is compiled.
         inputs = _open_all(config, data_paths, work, init_from, watchdog)
         for phase, phase_input in zip(config.phases, inputs, strict=True):

@@ -46,10 +46,10 @@ def test_giving_memory_back_harms_nothing():
 COMPILE = """
 import json, logging, sys
 import jax
-from electra_flax.startup import compile_step, use_compilation_cache
+from electra_flax.startup import compile_step, set_up_compiler
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-use_compilation_cache(sys.argv[1])
+set_up_compiler(sys.argv[1])
 compiled = compile_step("product", jax.jit(lambda x: x @ x), jax.ShapeDtypeStruct((64, 64), "float32"))
 print(json.dumps(float(compiled(jax.numpy.ones((64, 64)))[0, 0])))
 """
@@ -78,7 +78,7 @@ def test_the_cache_may_be_a_bucket(google_storage):
 def test_a_bucket_without_its_library_is_refused(monkeypatch):
     monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="gcsfs"):
-        startup.use_compilation_cache("gs://bucket/cache")
+        startup.set_up_compiler("gs://bucket/cache")
 
 
 COMPILE_STEP = """
