@@ -43,7 +43,7 @@ _ORIGINAL_NAME = re.compile(r"pretrain_data\.tfrecord-(\d+)-of-(\d+)$")
 # ---------------------------------------------------------------------------------------------- TFRecord framing
 
 
-def _masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes) -> int:
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -51,7 +51,7 @@ def _masked_crc(data: bytes) -> int:
 def frame(payload: bytes) -> bytes:
     """A payload as one TFRecord: length, its CRC, payload, its CRC."""
     length = struct.pack("<Q", len(payload))
-    return b"".join((length, _FOOTER.pack(_masked_crc(length)), payload, _FOOTER.pack(_masked_crc(payload))))
+    return b"".join((length, _FOOTER.pack(masked_crc(length)), payload, _FOOTER.pack(masked_crc(payload))))
 
 
 class Shard:
@@ -89,7 +89,7 @@ class Shard:
         payload = data[12:-4]
         length, length_crc = _HEADER.unpack_from(data)
         (payload_crc,) = _FOOTER.unpack_from(data, len(data) - 4)
-        if length != len(payload) or length_crc != _masked_crc(data[:8]) or payload_crc != _masked_crc(payload):
+        if length != len(payload) or length_crc != masked_crc(data[:8]) or payload_crc != masked_crc(payload):
             raise UserError(
                 f"{self.path}: record {number} at byte {self.offsets[number]} is damaged (its CRC32C does not match): "
                 "copy this shard again from its source, or make the shards again with electra-data shard"
@@ -120,7 +120,7 @@ class Shard:
             header = self._bytes[position : position + 12]
             if len(header) == 12:
                 length, crc = _HEADER.unpack(header)
-                if crc != _masked_crc(header[:8]):
+                if crc != masked_crc(header[:8]):
                     raise UserError(
                         f"{self.path}: byte {position} does not begin a TFRecord: "
                         "not a TFRecord file, or a damaged one; copy it again"
