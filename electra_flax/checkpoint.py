@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 import electra_flax
 from electra_flax import processes, storage
 from electra_flax.config import CheckpointConfig, Config, RunError, UserError
+from electra_flax.model import Params
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState, abstract_state
 from electra_flax.storage import patiently, reason
@@ -144,15 +145,35 @@ class Checkpoints:
 
         Raises UserError where there is no such checkpoint, or it is damaged.
         """
+        step = self.existing(step)
+        state, _, problem = self._read(config, mesh, step)
+        if problem:
+            raise self._damaged(step, problem)
+        return state
+
+    def restore_params(self, config: Config, step: int) -> Params:
+        """The parameters alone, as numpy arrays: a third of the memory.
+
+        Raises UserError where there is no such checkpoint, or it is damaged.
+        """
+        target = {"params": abstract_state(config).params}
+        restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=True)
+        read, _, problem = self._try_until_done(args, self.existing(step))
+        if problem:
+            raise self._damaged(step, problem)
+        return read["params"]
+
+    def existing(self, step: int | None) -> int:
+        """The step, or the newest. Raises UserError where there is no such checkpoint."""
         steps = self.steps
         if not steps or (step is not None and step not in steps):
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self._path}: no checkpoint of step {step}; there are: {there}")
-        step = steps[-1] if step is None else step
-        state, _, problem = self._read(config, mesh, step)
-        if problem:
-            raise UserError(f"{self._path / str(step)}: damaged ({problem}): name another with --step")
-        return state
+        return steps[-1] if step is None else step
+
+    def _damaged(self, step: int, problem: str) -> UserError:
+        return UserError(f"{self._path / str(step)}: damaged ({problem}): name another with --step")
 
     def restore_newest(self, config: Config, mesh: Mesh) -> tuple[TrainState, Notes] | None:
         """The newest state that can be read and its notes, or None where there is no checkpoint at all.
@@ -175,41 +196,40 @@ class Checkpoints:
         return None
 
     def _read(self, config: Config, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
-        """State, notes and "", or anything and why it cannot be used; the same in all processes.
-
-        What a bucket does not give is asked for again: a checkpoint must not pass for damaged because of the network.
-        """
+        """State, notes and "", or anything and why it cannot be used; the same in all processes."""
         shapes = abstract_state(config)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
             state_shardings(shapes, mesh),
         )
+        args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
+        return self._try_until_done(args, step)
+
+    def _try_until_done(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes, str]:
+        """What a bucket does not give is asked for again: a checkpoint must not pass for damaged because of the
+        network."""
         state: Any = None
         notes: Notes = {}
 
         def attempt() -> str:
             nonlocal state, notes
-            state, notes, problem = self._try_to_read(target, step)
+            state, notes, problem = self._try_to_read(args, step)
             return problem
 
         problem = storage.until_done(self._path / str(step), attempt)
         return state, notes, problem
 
-    def _try_to_read(self, target: Any, step: int) -> tuple[TrainState, Notes, str]:
+    def _try_to_read(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes, str]:
         state: Any = None
         meta: dict[str, Any] = {}
         try:
             restored: Any = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target)),
-                    meta=ocp.args.JsonRestore(),
-                ),
+                step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
             )
             state, meta = restored["state"], restored["meta"]
             expected = meta.get("fingerprint")
-            is_whole = expected is None or np.array_equal(fingerprint(state), expected)  # None: an earlier release
+            is_whole = expected is None or _is_whole(state, expected)  # None: an earlier release
             problem = "" if is_whole else "its numbers are not those that were saved"
         except Exception as error:  # Orbax and TensorStore raise whatever they meet
             problem = reason(error)
@@ -231,6 +251,15 @@ class Checkpoints:
         """After `finish`, which has told what failed."""
         with contextlib.suppress(Exception):  # a part of a save that was given up may fail once more, later
             self._manager.close()
+
+
+def _is_whole(read: Any, expected: list[int]) -> bool:
+    """Whether a state, or the parameters alone, are those of the fingerprint of a state."""
+    if isinstance(read, TrainState):
+        return np.array_equal(fingerprint(read), expected)
+    leaves = jax.tree.leaves(read)
+    found = [int(fingerprint(leaf)[0]) for leaf in leaves]  # one by one: no second copy of all
+    return found == expected[1 : 1 + len(leaves)]  # after the step
 
 
 @jax.jit

@@ -11,9 +11,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from electra_flax.config import Preempted, RunError, UserError
 from electra_flax.host_memory import restart_with_huge_pages
+
+if TYPE_CHECKING:
+    from electra_flax.initial_weights import Start
 
 _EXIT_CODES = (
     "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; 75 asked to stop (SIGTERM, a spot machine taken "
@@ -109,10 +113,30 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--data", required=True, metavar="DIR", help="shards of electra-data shard, local or gs://")
     pretrain.add_argument("--long-data", metavar="DIR", help="shards of the second phase (long_phase.steps)")
     pretrain.add_argument("--workdir", required=True, metavar="DIR", help="the run, local or gs://; created if absent")
-    pretrain.add_argument(
+    group = pretrain.add_argument_group(
+        "weights to begin with",
+        "DISC and GEN are each a Hugging Face folder or OWNER/NAME on the hub, PREFIX a checkpoint of the original "
+        "(model.ckpt-1000000), DIR a run. What became of every tensor is printed.",
+    )
+    group.add_argument(
         "--init-from",
-        metavar="orbax:DIR",
-        help="start with the weights of another run's newest checkpoint; optimizer and schedule are fresh",
+        metavar="SOURCE",
+        help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR: a new run with their weights, its optimizer and schedule fresh; "
+        "rows of tokens that their vocabulary lacks are the mean of their pieces'",
+    )
+    group.add_argument(
+        "--warm-start-generator",
+        action="store_true",
+        help="where SOURCE has no generator: cut one out of the discriminator (its first layers, heads and units)",
+    )
+    group.add_argument(
+        "--stretch-positions",
+        choices=("interpolate", "tile"),
+        default="",
+        help="where SOURCE has fewer positions than model.max_position_embeddings: how to make more",
+    )
+    group.add_argument(
+        "--resume-from", metavar="tf1:PREFIX", help="a run of the original goes on: weights, moments of Adam and step"
     )
     _add_devices(pretrain)
     group = pretrain.add_argument_group(
@@ -136,15 +160,28 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export",
-        help="write Hugging Face model folders",
-        description="Writes OUT/discriminator and OUT/generator, each a complete Hugging Face model folder (Flax and "
-        "safetensors), and OUT/parity.json: how far transformers' logits are from ours.",
+        help="write Hugging Face model folders, or a checkpoint of the original",
+        description="Writes OUT/discriminator and OUT/generator, each a complete Hugging Face model folder "
+        "(safetensors for PyTorch, msgpack for Flax, tokenizer, model card), and OUT/parity.json: how far "
+        "transformers' hidden states and logits are from ours. The weights are a run's (--workdir) or anyone's "
+        "(--from).",
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    export.add_argument("--workdir", required=True, metavar="DIR", help="the run")
+    given = export.add_mutually_exclusive_group(required=True)
+    given.add_argument("--workdir", metavar="DIR", help="a run")
+    given.add_argument("--from", dest="source", metavar="SOURCE", help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    export.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    export.add_argument("--to", choices=("hf", "tf1"), default="hf", help="Hugging Face's form (hf) or the original's")
+    export.add_argument("--step", type=int, metavar="N", help="checkpoint of a run (default: the newest)")
+    export.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt, where none is beside the weights")
+    export.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the tensors (float32)"
+    )
+    export.add_argument(
+        "--license", default="", metavar="ID", help="licence of the model, for its card: apache-2.0 ..."
+    )
+    export.add_argument("--language", default="", metavar="CODE", help="language of the model, for its card: ko ...")
     _add_devices(export)
 
     show = commands.add_parser(
@@ -253,7 +290,20 @@ def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax.train import pretrain
 
     processes.join(_group(args))
-    pretrain(config, [args.data, args.long_data] if args.long_data else [args.data], args.workdir, args.init_from)
+    pretrain(config, [args.data, args.long_data] if args.long_data else [args.data], args.workdir, _start(args))
+
+
+def _start(args: argparse.Namespace) -> Start | None:
+    from electra_flax.initial_weights import Start
+
+    if args.init_from and args.resume_from:
+        raise UserError("--init-from begins a new run, --resume-from goes on with an old one: give one of them")
+    source = args.init_from or args.resume_from
+    if source:
+        return Start(source, bool(args.resume_from), args.stretch_positions, args.warm_start_generator)
+    if args.stretch_positions or args.warm_start_generator:
+        raise UserError("--stretch-positions and --warm-start-generator belong to --init-from, which is not given")
+    return None
 
 
 def _group(args: argparse.Namespace) -> tuple[str, int, int] | None:
@@ -293,12 +343,25 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     _use_devices(args)
-    from electra_flax.export import export
+    from electra_flax.export import export_to_hugging_face, export_to_tf1
+    from electra_flax.model_card import Publication
+    from electra_flax.weights import find_weights
 
-    report = export(args.workdir, args.out, args.step)
-    for part in ("discriminator", "generator"):
-        if part in report:
-            print(f"{args.out / part}: largest difference of logits from transformers: {report[part]}")
+    if args.to == "tf1" and args.dtype != "float32":
+        raise UserError(f"--dtype {args.dtype}: the original loads float32 only")
+    weights = find_weights(args.source or f"orbax:{args.workdir}", args.step, args.vocab)
+    for remark in weights.remarks:
+        print(remark)
+    if args.to == "tf1":
+        print(export_to_tf1(weights, args.out))
+        return
+    report = export_to_hugging_face(weights, args.out, args.dtype, Publication(args.license, args.language))
+    for part, differences in report.items():
+        found = ", ".join(
+            f"{framework} {'not installed' if largest is None else format(largest, '.2g')}"
+            for framework, largest in differences.items()
+        )
+        print(f"{args.out / part}: largest difference of hidden states and logits from ours: {found}")
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -1,160 +1,193 @@
-"""A checkpoint -> two complete Hugging Face model folders, and the proof that they compute the same.
-
-`flax.serialization` is used here and nowhere else outside the model: it writes the msgpack format that Hugging Face's
-Flax classes read. safetensors are written without torch.
-"""
+"""Weights -> two complete Hugging Face model folders and the proof that they compute the same, or a checkpoint that
+the original loads. One tensor is in memory at a time, beside what the source holds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-from flax.serialization import msgpack_serialize
-from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from electra_flax import model, names, parity
-from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import Config, MeshConfig, ModelConfig, UserError
+from electra_flax.architecture import Shapes
+from electra_flax.config import Config, ModelConfig, UserError
+from electra_flax.files import replaced, write_whole
+from electra_flax.hugging_face import (
+    CONFIG,
+    MSGPACK,
+    SAFETENSORS,
+    hugging_face_config,
+    write_msgpack,
+    write_safetensors,
+)
+from electra_flax.model_card import Publication, model_card
 from electra_flax.records import Vocabulary
-from electra_flax.sharding import make_mesh, tree_names
+from electra_flax.tf1_checkpoint import write_tf1_checkpoint
 from electra_flax.tokenizer import Casing, save_tokenizer
-from electra_flax.workdir import Workdir
+from electra_flax.weights import Moment, Weights
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 class ModelPart(NamedTuple):
     """One of the two models as Hugging Face sees it."""
 
     name: str
-    architecture: str
     config: ModelConfig
-    parameters: dict[str, np.ndarray]
-    """By Hugging Face's Flax names, "a/b/c"."""
+    ours: dict[str, str]
+    """{Hugging Face's Flax name: our name}."""
 
 
-def export(given: str, out: Path, step: int | None) -> dict[str, Any]:
-    """Writes out/discriminator, out/generator and out/parity.json of the workdir `given`; returns the parity report.
+def model_parts(config: Config, shapes: Shapes) -> list[ModelPart]:
+    """What there is to publish: both models, or one of them for objectives that train only one."""
+    found = {
+        "discriminator": (config.model, names.discriminator_names),
+        "generator": (model.generator_model_config(config), names.generator_names),
+    }
+    return [
+        ModelPart(part, sizes, select(shapes))
+        for part, (sizes, select) in found.items()
+        if part in parity.parts_of(config)
+    ]
 
-    Raises UserError where there is no checkpoint or `out` cannot be written.
+
+def export_to_hugging_face(
+    weights: Weights, out: Path, dtype: str, publication: Publication
+) -> dict[str, dict[str, float | None]]:
+    """Writes out/discriminator, out/generator and out/parity.json; returns what that holds.
+
+    {"discriminator": {"flax": largest difference of hidden states and logits, "torch": ...}, "generator": ...}, null
+    where a framework is not installed. Raises UserError where there is no vocabulary or `out` cannot be written.
     """
-    work = Workdir(given).pull(without=("tensorboard/",))
-    config = work.read_config()
-    # Whatever mesh the run had: an export may happen on a machine with one device.
-    state = Checkpoints(work.checkpoints).restore(config, make_mesh(MeshConfig()), step)
-    params = jax.device_get(state.params)
-    vocabulary = Vocabulary.read(work.folder / "tokenizer" / "vocab.txt")
-    casing = Casing.read(work.folder / "tokenizer")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for part in model_parts(config, params):
-            write_model(part, vocabulary, casing, out / part.name, int(state.step), config)
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: cannot be written ({error.strerror}): choose a folder that you may write to"
-        ) from None
-    report = parity.measure(config, params, vocabulary, out)
-    (out / "parity.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    vocabulary, casing = _tokenizer_of(weights)
+    parts = model_parts(weights.config, weights.shapes)
+    folders = {part.name: out / part.name for part in parts}
+    numbers = sum(int(np.prod(weights.shapes[ours])) for part in parts for ours in part.ours.values())
+    with _progress(2 * numbers, weights.read) as read:
+        for part in parts:
+            _write_model(weights, part, vocabulary, casing, folders[part.name], jnp.dtype(dtype), read, publication)
+    report = {
+        part: {framework: found.largest if found else None for framework, found in frameworks.items()}
+        for part, frameworks in parity.compare(weights, folders).items()
+    }
+    text = json.dumps({"texts": parity.TEXTS, "dtype": dtype, **report}, indent=1, ensure_ascii=False)
+    write_whole(out / "parity.json", text + "\n")
     return report
 
 
-def model_parts(config: Config, params: model.Params) -> list[ModelPart]:
-    """What there is to publish: both models, or one of them for objectives that train only one."""
-    flat = dict(zip(jax.tree.leaves(tree_names(params)), jax.tree.leaves(params), strict=True))
-
-    def pick(select: Callable[[Any], dict[str, str]]) -> dict[str, np.ndarray]:
-        return {theirs: np.asarray(flat[ours]) for theirs, ours in select(flat).items()}
-
-    parts = []
-    if config.objective.electra_objective:
-        parts.append(ModelPart("discriminator", "ElectraForPreTraining", config.model, pick(names.discriminator_names)))
-    if model.has_generator_head(config):
-        generator = model.generator_model_config(config)
-        parts.append(ModelPart("generator", "ElectraForMaskedLM", generator, pick(names.generator_names)))
-    return parts
-
-
-def write_model(
-    part: ModelPart, vocabulary: Vocabulary, casing: Casing, folder: Path, step: int, config: Config
-) -> None:
-    """config.json, flax_model.msgpack, model.safetensors, tokenizer files and the model card."""
-    save_tokenizer(vocabulary, casing, folder, part.config.max_position_embeddings)
-    settings = hugging_face_config(part, vocabulary)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "flax_model.msgpack").write_bytes(msgpack_serialize(_nested(part.parameters)))
-    tensors = {
-        names.to_torch(name): np.ascontiguousarray(value.T if names.is_transposed_in_torch(name) else value)
-        for name, value in part.parameters.items()
+def export_to_tf1(weights: Weights, out: Path) -> Path:
+    """Writes a checkpoint of the original's, with moments of Adam and step where there are any, hparams.json and
+    vocab.txt; returns its prefix. Raises UserError where `out` cannot be written."""
+    vocabulary, casing = _tokenizer_of(weights)
+    read_moment = weights.read_moment
+    shapes = {names.to_tf1(name): shape for name, shape in weights.shapes.items()} | {names.TF1_STEP: ()}
+    ours: dict[str, Callable[[], np.ndarray]] = {
+        names.to_tf1(name): partial(weights.read, name) for name in weights.shapes
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "README.md").write_text(_model_card(part, config, step), encoding="utf-8")
+    ours[names.TF1_STEP] = lambda: np.asarray(weights.step, np.int64)
+    if read_moment is not None:
+        for name, shape in weights.shapes.items():
+            for moment in get_args(Moment):
+                slot = names.tf1_slot(name, moment)
+                shapes[slot], ours[slot] = shape, partial(read_moment, name, moment)
+    prefix = out / f"model.ckpt-{weights.step}"
+    _make_folder(out)
+    with _progress(sum(int(np.prod(shape)) for shape in shapes.values()), lambda name: ours[name]()) as read:
+        try:
+            write_tf1_checkpoint(prefix, shapes, read)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written ({error.strerror}): make room") from None
+    write_whole(out / "hparams.json", json.dumps(original_hparams(weights.config, casing), indent=1) + "\n")
+    write_whole(out / "vocab.txt", vocabulary.path.read_bytes())
+    return prefix
 
 
-def hugging_face_config(part: ModelPart, vocabulary: Vocabulary) -> dict[str, Any]:
-    """config.json with this model's own sizes."""
-    sizes = part.config
+def original_hparams(config: Config, casing: Casing) -> dict[str, Any]:
+    """The original's --hparams of the same model (SEMANTICS.md section 4).
+
+    Raises UserError where its rules cannot make this generator.
+    """
+    sizes, generator = config.model, model.generator_model_config(config)
+    width = generator.hidden_size
+    rules = {"num_attention_heads": max(1, width // 64), "intermediate_size": 4 * width}
+    for name, expected in rules.items() if model.has_own_generator(config) else ():
+        if (ours := getattr(generator, name)) != expected:
+            raise UserError(
+                f"--to tf1: generator.{name}={ours}, which the original cannot build: its rule gives {expected}"
+            )
     return {
-        "architectures": [part.architecture],
-        "model_type": "electra",
+        "model_size": "small",  # every size is written out below
         "vocab_size": sizes.vocab_size,
         "embedding_size": sizes.embedding_size,
-        "hidden_size": sizes.hidden_size,
-        "num_hidden_layers": sizes.num_hidden_layers,
-        "num_attention_heads": sizes.num_attention_heads,
-        "intermediate_size": sizes.intermediate_size,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": sizes.hidden_dropout_prob,
-        "attention_probs_dropout_prob": sizes.attention_probs_dropout_prob,
-        "max_position_embeddings": sizes.max_position_embeddings,
-        "type_vocab_size": sizes.type_vocab_size,
-        "initializer_range": sizes.initializer_range,
-        "layer_norm_eps": sizes.layer_norm_eps,
-        "pad_token_id": vocabulary.special.pad,
-        "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
+        "max_seq_length": config.data.max_seq_length,
+        "do_lower_case": casing.do_lower_case,
+        "model_hparam_overrides": {
+            name: getattr(sizes, name)
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        },
+        "generator_hidden_size": width / sizes.hidden_size,
+        "generator_layers": generator.num_hidden_layers / sizes.num_hidden_layers,
+        "untied_generator": config.generator.untied_generator,
+        "untied_generator_embeddings": config.generator.untied_generator_embeddings,
+        "uniform_generator": config.generator.uniform_generator,
+        "electra_objective": config.objective.electra_objective,
     }
 
 
-def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, leaf = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
+def _tokenizer_of(weights: Weights) -> tuple[Vocabulary, Casing]:
+    if weights.vocabulary is None:
+        raise UserError(f"{weights.source}: no vocab.txt beside the weights: name it with --vocab FILE")
+    vocabulary = weights.vocabulary
+    return vocabulary, weights.casing or Casing.read(vocabulary.path.parent)
 
 
-def _model_card(part: ModelPart, config: Config, step: int) -> str:
-    sizes = part.config
-    does = {
-        "discriminator": "tells replaced tokens from original ones; fine-tune this one",
-        "generator": "fills in [MASK]; use it to continue pretraining",
-    }[part.name]
-    return f"""---
-library_name: transformers
-tags:
-- electra
-- {"fill-mask" if part.name == "generator" else "replaced-token-detection"}
----
-# ELECTRA {part.name}
+def _write_model(
+    weights: Weights,
+    part: ModelPart,
+    vocabulary: Vocabulary,
+    casing: Casing,
+    folder: Path,
+    dtype: np.dtype,
+    read: Callable[[str], np.ndarray],
+    publication: Publication,
+) -> None:
+    """config.json, flax_model.msgpack, model.safetensors, tokenizer files and the model card."""
+    _make_folder(folder)
+    shapes = {theirs: weights.shapes[ours] for theirs, ours in part.ours.items()}
+    for name, write in ((SAFETENSORS, write_safetensors), (MSGPACK, write_msgpack)):
+        with replaced(folder / name) as path:
+            write(path, shapes, lambda theirs: read(part.ours[theirs]), dtype)
+    architecture = parity.ARCHITECTURES[part.name]
+    settings = hugging_face_config(part.config, architecture, vocabulary.special.pad, dtype.name)
+    write_whole(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
+    save_tokenizer(vocabulary, casing, folder, part.config.max_position_embeddings)
+    for name, content in model_card(weights, part.name, part.config, publication).items():
+        write_whole(folder / name, content)
 
-An ELECTRA {part.name} ({does}), pretrained with electra-flax for {step:,} steps of
-{config.training.batch_size} sequences of {config.data.max_seq_length} tokens.
 
-| layers | hidden | embedding | heads | feed-forward | vocabulary |
-| --- | --- | --- | --- | --- | --- |
-| {sizes.num_hidden_layers} | {sizes.hidden_size} | {sizes.embedding_size} | {sizes.num_attention_heads} | {sizes.intermediate_size} | {sizes.vocab_size:,} |
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {folder}: cannot be written ({error.strerror}): choose a folder that you may write to"
+        ) from None
 
-```python
-from transformers import {part.architecture}, ElectraTokenizerFast
 
-model = {part.architecture}.from_pretrained("{part.name}")
-tokenizer = ElectraTokenizerFast.from_pretrained("{part.name}")
-```
+@contextmanager
+def _progress(numbers: int, read: Callable[[str], np.ndarray]) -> Iterator[Callable[[str], np.ndarray]]:
+    """`read`, with a bar that shows how many of the numbers went through it, and an ETA."""
+    with tqdm(total=numbers, desc="writing", unit=" numbers", unit_scale=True, mininterval=1.0, delay=1.0) as bar:
 
-Citation: Clark et al., ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators, ICLR 2020.
-"""  # noqa: E501
+        def reading(name: str) -> np.ndarray:
+            value = read(name)
+            bar.update(value.size)
+            return value
+
+        yield reading

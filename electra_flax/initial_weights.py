@@ -1,52 +1,256 @@
-"""Weights to begin with that another run has learned (--init-from); everything else of the run is fresh."""
+"""Weights to begin with that others have learned (--init-from), and runs of the original to go on with (--resume-from).
+
+Every tensor is accounted for: what came over as it is, what was resized and how, what is not used, and nothing is
+random that the user did not ask for.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from electra_flax import model
-from electra_flax.checkpoint import Checkpoints
+from electra_flax.architecture import expected_shapes, flat, nested
 from electra_flax.config import Config, UserError
+from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary
-from electra_flax.sharding import tree_names
-from electra_flax.step import abstract_state
-from electra_flax.workdir import Workdir
+from electra_flax.sharding import state_shardings
+from electra_flax.step import TrainState
+from electra_flax.tokenizer import Casing, build_tokenizer
+from electra_flax.weights import Moment, Weights, find_weights
+
+log = logging.getLogger("electra_flax")
+
+_BY_VOCABULARY = re.compile(r"word_embeddings/embedding$|^generator_lm_head/bias$")
+_UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 
 
-def initial_params(source: str, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> model.Params:
-    """The parameters of the newest checkpoint that `find_weights` finds, placed on the mesh. Raises UserError."""
-    theirs, checkpoints = find_weights(source, config, vocabulary)
-    return checkpoints.restore(theirs, mesh).params
+class Start(NamedTuple):
+    """What a new run begins with, as the user says it."""
+
+    source: str
+    """As `find_weights` takes it."""
+    resumes: bool = False
+    """The run goes on: moments and step come too."""
+    stretch_positions: Literal["", "interpolate", "tile"] = ""
+    """How more positions than theirs are made of theirs; "" refuses."""
+    warm_start_generator: bool = False
+    """A generator that is not there is cut out of the discriminator."""
 
 
-def find_weights(source: str, config: Config, vocabulary: Vocabulary) -> tuple[Config, Checkpoints]:
-    """What orbax:DIR names, unread.
+class _Parameter(NamedTuple):
+    how: str
+    """"" for as it is, else what was done."""
+    read: Callable[[], np.ndarray]
 
-    Raises UserError where there is nothing, or it is of a model of another shape or vocabulary.
+
+def check_start(start: Start, config: Config, vocabulary: Vocabulary) -> None:
+    """Raises UserError where a run cannot begin so; reads no weights."""
+    weights = find_weights(start.source)
+    _parameters(start, weights, config, vocabulary)
+    if not start.resumes:
+        return
+    if weights.read_moment is None:
+        raise UserError(
+            f"--resume-from {weights.source}: holds no moments of Adam to go on with: begin a new run from its "
+            "weights with --init-from"
+        )
+    if config.optimizer.algorithm != "adamw":
+        raise UserError(
+            f"--resume-from {weights.source}: its moments are AdamW's, optimizer.algorithm={config.optimizer.algorithm}"
+        )
+    if weights.step >= config.training.num_steps:
+        raise UserError(
+            f"--resume-from {weights.source}: it is at step {weights.step:,}, training.num_steps="
+            f"{config.training.num_steps:,}: nothing is left to do"
+        )
+
+
+def apply_start(start: Start, config: Config, vocabulary: Vocabulary, mesh: Mesh, state: TrainState) -> TrainState:
+    """A fresh state with these weights; every other part is as it was, unless the run goes on. Logs the audit."""
+    weights = find_weights(start.source)
+    parameters = _parameters(start, weights, config, vocabulary)
+    log.info("%s", audit(weights, parameters))
+    fresh = flat(state.params)
+    shardings = flat(state_shardings(state.params, mesh))
+
+    def place(values: Mapping[str, Callable[[], np.ndarray]]) -> dict[str, jax.Array]:
+        placed = {}
+        for name, sharding in shardings.items():
+            if name not in values:
+                placed[name] = fresh[name]
+                continue
+            value = np.asarray(values[name](), np.float32)
+            placed[name] = jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+        return nested(placed)
+
+    state = state._replace(params=place({name: parameter.read for name, parameter in parameters.items()}))
+    if not start.resumes:
+        return state
+    read_moment = weights.read_moment
+    assert read_moment is not None  # check_start
+    moments = [place({name: partial(read_moment, name, moment) for name in shardings}) for moment in get_args(Moment)]
+    opt_state = tuple(AdamState(*moments) if isinstance(part, AdamState) else part for part in state.opt_state)
+    count = jnp.asarray(weights.step, jnp.int32)
+    opt_state = jax.tree.map(
+        lambda leaf: jax.device_put(count, leaf.sharding) if leaf.dtype == jnp.int32 else leaf, opt_state
+    )
+    return TrainState(jax.device_put(count, state.step.sharding), state.params, opt_state)
+
+
+def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
+    """What became of every tensor, in lines for people."""
+    kept = [name for name, parameter in parameters.items() if not parameter.how]
+    numbers = sum(int(np.prod(weights.shapes[name])) for name in kept)
+    lines = [f"weights from {weights.source}", f"  {len(kept)} tensors ({numbers:,} numbers) as they are"]
+    changed: dict[str, list[str]] = {}
+    for name, parameter in parameters.items():
+        if parameter.how:
+            changed.setdefault(parameter.how, []).append(name)
+    for how, found in changed.items():
+        lines.append(f"  {how}: {', '.join(found) if len(found) < 5 else f'{len(found)} tensors, {found[0]} ...'}")
+    taken = {name for name in parameters if name in weights.shapes}
+    unused = sorted(weights.shapes.keys() - taken) + list(weights.unused)
+    lines.append(f"  not used: {', '.join(unused) if unused else 'nothing'}")
+    if weights.vocabulary is None:
+        lines.append("  vocabulary: not compared, there is no vocab.txt beside the weights")
+    return "\n".join([*lines, *(f"  {remark}" for remark in weights.remarks)])
+
+
+# ------------------------------------------------------------------------------------------- tensor by tensor
+
+
+def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Vocabulary) -> dict[str, _Parameter]:
+    """How each parameter of `config` is had; those of a warm-started generator's new head are left out."""
+    expected = expected_shapes(config)
+    flag = "--resume-from" if start.resumes else "--init-from"
+    _check_vocabulary(weights, vocabulary, flag, may_grow=not start.resumes)
+    found, missing, different = {}, [], []
+    for name, shape in expected.items():
+        theirs = weights.shapes.get(name)
+        if theirs is None:
+            missing.append(name)
+        elif theirs == shape and not (_BY_VOCABULARY.search(name) and _grows(weights, vocabulary)):
+            found[name] = _Parameter("", partial(weights.read, name))
+        elif _BY_VOCABULARY.search(name) and theirs[1:] == shape[1:] and not start.resumes:
+            found[name] = _Parameter(
+                "rows of new tokens are the mean of their pieces'",
+                partial(_grow, name, weights, vocabulary),
+            )
+        elif name.endswith("position_embeddings/embedding") and theirs[1] == shape[1] and not start.resumes:
+            found[name] = _positions(start, weights, name, theirs[0], shape[0])
+        else:
+            different.append(f"{name}: {theirs} there, {shape} here")
+    if different:
+        raise UserError(
+            f"{flag} {weights.source}: {len(different)} of {len(expected)} tensors have other shapes, the first "
+            f"{different[0]}: take over its sizes into the model and generator sections"
+        )
+    generators = [name for name in missing if name.startswith("generator")]
+    if others := [name for name in missing if name not in generators]:
+        raise UserError(
+            f"{flag} {weights.source}: {len(others)} tensors are missing, the first {others[0]}: they would be random"
+        )
+    if generators and not start.warm_start_generator:
+        raise UserError(
+            f"{flag} {weights.source}: has no generator ({generators[0]} is missing): name its folder too, "
+            "hf:DISC,GEN, or cut one out of the discriminator with --warm-start-generator"
+        )
+    for name in generators:
+        if (cut := _cut(weights, name, expected[name])) is not None:
+            found[name] = _Parameter("cut out of the discriminator", cut)
+    fresh = [name for name in generators if name not in found]
+    if fresh:
+        log.info("a warm-started generator's head is fresh: %s", ", ".join(fresh))
+    return found
+
+
+def _check_vocabulary(weights: Weights, vocabulary: Vocabulary, flag: str, may_grow: bool) -> None:
+    theirs = weights.vocabulary
+    if theirs is None or theirs.sha256 == vocabulary.sha256:
+        return
+    known = set(vocabulary.tokens)
+    lost = [token for token in theirs.tokens if token not in known and not _UNUSED_TOKEN.fullmatch(token)]
+    if lost or not may_grow:
+        reason = (
+            f"{len(lost):,} of its {len(theirs.tokens):,} tokens, {lost[0]} the first, are not in that of the shards"
+        )
+        raise UserError(
+            f"{flag} {weights.source}: learned with another vocabulary: {reason if lost else 'it would have to grow'}; "
+            f"make shards with {theirs.path}"
+        )
+
+
+def _grows(weights: Weights, vocabulary: Vocabulary) -> bool:
+    return weights.vocabulary is not None and weights.vocabulary.tokens != vocabulary.tokens
+
+
+def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
+    """Rows in the order of the new vocabulary; a new token's is the mean of the pieces that it was made of before."""
+    rows, theirs = weights.read(name), weights.vocabulary
+    assert theirs is not None  # _parameters
+    ids = {token: number for number, token in enumerate(theirs.tokens)}
+    tokenizer = build_tokenizer(theirs.tokens, weights.casing or Casing(False, False))
+
+    def row(token: str) -> np.ndarray:
+        if token in ids:
+            return rows[ids[token]]
+        # "##" pieces are cut up behind a letter that is then left out.
+        word = token.removeprefix("##")
+        pieces = tokenizer.model.tokenize(f"a{word}" if word != token else word)
+        inner = [piece.id for piece in pieces][1 if word != token else 0 :]
+        return rows[inner or [theirs.special.unk]].mean(axis=0)
+
+    return np.stack([row(token) for token in vocabulary.tokens])
+
+
+def _positions(start: Start, weights: Weights, name: str, theirs: int, ours: int) -> _Parameter:
+    """Position embeddings, float32 [theirs, E] -> [ours, E]."""
+    if ours <= theirs:
+        return _Parameter(f"the first {ours} of {theirs} positions", lambda: weights.read(name)[:ours])
+    if start.stretch_positions == "tile":
+        return _Parameter(
+            f"{theirs} positions repeated up to {ours}",
+            lambda: np.resize(weights.read(name), (ours, weights.shapes[name][1])),
+        )
+    if start.stretch_positions == "interpolate":
+        places = np.linspace(0, theirs - 1, ours)
+
+        def interpolated() -> np.ndarray:
+            table = weights.read(name)
+            return np.stack([np.interp(places, np.arange(theirs), column) for column in table.T], axis=1)
+
+        return _Parameter(f"{theirs} positions interpolated to {ours}", interpolated)
+    raise UserError(
+        f"--init-from {weights.source}: has {theirs} positions, model.max_position_embeddings={ours}: say how to make "
+        "more, with --stretch-positions interpolate or tile"
+    )
+
+
+def _cut(weights: Weights, name: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray] | None:
+    """The leading part of the discriminator's tensor of the same place: its first layers, heads and units.
+
+    Where the discriminator has no projection of its embeddings, their leading part is the projection's result. None
+    for the head of masked-language modelling, which has no counterpart, and where the discriminator is the smaller one.
     """
-    kind, _, folder = source.partition(":")
-    if kind != "orbax" or not folder:
-        raise UserError(f"--init-from {source}: expected orbax:DIR, DIR being the workdir of another run")
-    work = Workdir(folder).pull(without=("tensorboard/",))
-    theirs = work.read_config()
-    if Vocabulary.read(work.folder / "tokenizer/vocab.txt").sha256 != vocabulary.sha256:
-        raise UserError(
-            f"--init-from {source}: learned with another vocabulary than that of the shards: make shards with "
-            f"{folder}/tokenizer"
-        )
-    found, expected = (_shapes(abstract_state(which).params) for which in (theirs, config))
-    if found != expected:
-        different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        name = different[0]
-        raise UserError(
-            f"--init-from {source}: {len(different)} of {len(expected)} parameters differ, the first {name}: "
-            f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here: take over its model and "
-            "generator sections"
-        )
-    return theirs, Checkpoints(work.checkpoints)
-
-
-def _shapes(params: model.Params) -> dict[str, tuple[int, ...]]:
-    names = jax.tree.leaves(tree_names(params))
-    return {name: leaf.shape for name, leaf in zip(names, jax.tree.leaves(params), strict=True)}
+    if not name.startswith("generator/"):
+        return None
+    theirs = name.replace("generator/", "electra/", 1)
+    if theirs in weights.shapes:
+        if any(ours > there for ours, there in zip(shape, weights.shapes[theirs], strict=True)):
+            raise UserError(
+                f"--warm-start-generator: {name} {shape} is larger than the discriminator's {weights.shapes[theirs]}"
+            )
+        return lambda: weights.read(theirs)[tuple(slice(size) for size in shape)]
+    if name == "generator/embeddings_project/kernel":
+        return lambda: np.eye(*shape, dtype=np.float32)
+    if name == "generator/embeddings_project/bias":
+        return lambda: np.zeros(shape, np.float32)
+    raise UserError(f"--warm-start-generator: the discriminator has no {theirs} that {name} could be cut out of")

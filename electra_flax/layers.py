@@ -289,6 +289,7 @@ class LayerStack(nn.Module):
         for number in range(self.config.num_hidden_layers):
             layer = Layer(self.config, self.dtype, self.attend, name=str(number))
             hidden_BTD = layer(hidden_BTD, attention_mask_BT, fold_in(seeds_B, number))
+            self.sow("intermediates", "hidden", hidden_BTD)  # kept only where asked for
         return hidden_BTD
 
 
@@ -324,6 +325,7 @@ class Transformer(nn.Module):
     def __call__(self, embedded_BTE: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
         different = self.config.embedding_size != self.config.hidden_size
         hidden_BTD = self.embeddings_project(embedded_BTE) if different else embedded_BTE
+        self.sow("intermediates", "hidden", hidden_BTD)
         return self.encoder(hidden_BTD, attention_mask_BT, seeds_B)
 
 

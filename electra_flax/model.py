@@ -146,3 +146,25 @@ def apply_discriminator(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="discriminate"
     )
     return logits
+
+
+def apply_with_layers(
+    config: Config,
+    params: Params,
+    part: str,
+    input_ids_BT: jax.Array,
+    attention_mask_BT: jax.Array,
+    token_type_ids_BT: jax.Array,
+) -> tuple[list[jax.Array], jax.Array]:
+    """Input of the first layer and output of each, [B, T, D], and the logits at all positions, of the "discriminator"
+    [B, T] or the "generator" [B, T, V]."""
+    positions_BT = jnp.broadcast_to(jnp.arange(input_ids_BT.shape[1])[None, :], input_ids_BT.shape)
+    arguments = [input_ids_BT, attention_mask_BT, token_type_ids_BT]
+    if part == "generator":
+        arguments.append(positions_BT)
+    method = "generate" if part == "generator" else "discriminate"
+    output: Any = _Electra(config).apply({"params": params}, *arguments, None, method=method, mutable=["intermediates"])
+    logits, kept = output
+    transformer = "generator" if part == "generator" and has_own_generator(config) else "electra"
+    found = kept["intermediates"][transformer]
+    return [*found["hidden"], *found["encoder"]["layer"]["hidden"]], logits

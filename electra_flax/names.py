@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
-# (regex, replacement) applied in order to one of our names.
+TF1_STEP = "global_step"
+
+# (regex, replacement) of each direction, applied in order.
 _TO_TORCH: tuple[tuple[str, str], ...] = (
     (r"/(kernel|scale|embedding)$", "/weight"),
     (r"/", "."),
+)
+_FROM_TORCH: tuple[tuple[str, str], ...] = (
+    (r"\.", "/"),
+    (r"_embeddings/weight$", "_embeddings/embedding"),
+    (r"LayerNorm/(weight|gamma)$", "LayerNorm/scale"),  # gamma and beta: files of 2020
+    (r"LayerNorm/beta$", "LayerNorm/bias"),
+    (r"/weight$", "/kernel"),
 )
 _TO_TF1: tuple[tuple[str, str], ...] = (
     (r"encoder/layer/(\d+)/", r"encoder/layer_\1/"),
@@ -21,6 +31,15 @@ _TO_TF1: tuple[tuple[str, str], ...] = (
     (r"^generator_lm_head/bias$", "generator_predictions/output_bias"),
     (r"^discriminator_predictions/dense_prediction/", "discriminator_predictions/dense_1/"),
 )
+_FROM_TF1: tuple[tuple[str, str], ...] = (
+    (r"encoder/layer_(\d+)/", r"encoder/layer/\1/"),
+    (r"_embeddings$", "_embeddings/embedding"),
+    (r"LayerNorm/gamma$", "LayerNorm/scale"),
+    (r"LayerNorm/beta$", "LayerNorm/bias"),
+    (r"^generator_predictions/output_bias$", "generator_lm_head/bias"),
+    (r"^discriminator_predictions/dense_1/", "discriminator_predictions/dense_prediction/"),
+)
+_ADAM_SLOT = re.compile(r"/adam_[mv]$")
 
 
 def to_torch(name: str) -> str:
@@ -31,6 +50,26 @@ def to_torch(name: str) -> str:
 def to_tf1(name: str) -> str:
     """The name of one of our parameters in a checkpoint of the original code; shapes are the same."""
     return _rewrite(name, _TO_TF1)
+
+
+def from_torch(name: str) -> str:
+    """Our name of a parameter of PyTorch's state dict."""
+    return _rewrite(name, _FROM_TORCH)
+
+
+def from_tf1(name: str) -> str:
+    """Our name of a variable of the original code."""
+    return _rewrite(name, _FROM_TF1)
+
+
+def tf1_slot(name: str, moment: Literal["m", "v"]) -> str:
+    """The variable of the original code that holds one of our parameters' first or second moment."""
+    return f"{to_tf1(name)}/adam_{moment}"
+
+
+def is_tf1_parameter(name: str) -> bool:
+    """Whether a variable of the original code is a parameter: no moment of Adam's, no counter."""
+    return name != TF1_STEP and not _ADAM_SLOT.search(name)
 
 
 def is_transposed_in_torch(name: str) -> bool:

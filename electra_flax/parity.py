@@ -1,4 +1,4 @@
-"""The exported folders, loaded by transformers, against our own forward pass on a fixed text."""
+"""The same model in several hands: our forward pass and those of transformers in Flax, PyTorch and TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,67 +7,134 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from electra_flax import model
 from electra_flax.config import Config
-from electra_flax.records import Vocabulary
+from electra_flax.weights import Weights
 
-TEXT = "한국어 ELECTRA를 공유합니다. The quick brown fox jumps over the lazy dog."
-_ARCHITECTURES = {"discriminator": "ElectraForPreTraining", "generator": "ElectraForMaskedLM"}
+TEXTS = ("한국어 ELECTRA를 공유합니다. The quick brown fox jumps over the lazy dog.", "짧은 문장입니다.")
+TOLERANCE = 1e-4
+ARCHITECTURES = {"discriminator": "ElectraForPreTraining", "generator": "ElectraForMaskedLM"}
+FRAMEWORKS = ("flax", "torch", "tensorflow")
 
-
-def measure(config: Config, params: model.Params, vocabulary: Vocabulary, out: Path) -> dict[str, Any]:
-    """{"text", "discriminator": {"flax": max |difference| of logits, "torch": ...}, "generator": {...}}.
-
-    A framework that is not installed is reported as null.
-    """
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, compute_dtype="float32"))
-    report: dict[str, Any] = {"text": TEXT}
-    for part in ("discriminator", "generator"):
-        if not (out / part).is_dir():
-            continue
-        with quiet_transformers():
-            report[part] = _compare(config, params, vocabulary, out / part, part)
-    return report
+Inputs = dict[str, np.ndarray]
 
 
-def _compare(
-    config: Config, params: model.Params, vocabulary: Vocabulary, folder: Path, part: str
-) -> dict[str, float | None]:
+class Outputs(NamedTuple):
+    """Of one model for one batch, float32, at the positions that are no padding."""
+
+    hidden: list[np.ndarray]
+    """Input of the first layer and output of each, [positions, D]."""
+    logits: np.ndarray
+    """[positions] of a discriminator, [positions, V] of a generator."""
+
+
+class Differences(NamedTuple):
+    """Largest absolute differences of two models' outputs."""
+
+    hidden: list[float]
+    logits: float
+
+    @property
+    def largest(self) -> float:
+        return max(*self.hidden, self.logits)
+
+
+def parts_of(config: Config) -> list[str]:
+    """Which of the two models there is to publish."""
+    has = {"discriminator": config.objective.electra_objective, "generator": model.has_generator_head(config)}
+    return [part for part, there in has.items() if there]
+
+
+def compare(weights: Weights, folders: dict[str, Path]) -> dict[str, dict[str, Differences | None]]:
+    """{"discriminator": {"flax": ..., "torch": ..., "tensorflow": ...}, "generator": ...}: our forward pass of
+    `weights` against each framework that loads a part's folder; None where it is not installed."""
+    inputs = {
+        part: make_inputs(folder, weights.config.model.max_position_embeddings) for part, folder in folders.items()
+    }
+    ours = our_outputs(weights, inputs)
+    return {
+        part: {
+            framework: difference(ours[part], theirs) if theirs else None
+            for framework in FRAMEWORKS
+            for theirs in [_load_and_apply(framework, folder, part, inputs[part])]
+        }
+        for part, folder in folders.items()
+    }
+
+
+def difference(ours: Outputs, theirs: Outputs) -> Differences:
+    def largest(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.abs(a - b.reshape(a.shape)).max())
+
+    return Differences(
+        [largest(a, b) for a, b in zip(ours.hidden, theirs.hidden, strict=True)], largest(ours.logits, theirs.logits)
+    )
+
+
+def make_inputs(folder: Path, max_length: int) -> Inputs:
+    """TEXTS as int32 [B, T], the shorter ones padded."""
     import transformers  # slow to import: only when there is something to compare
 
     tokenizer = transformers.ElectraTokenizerFast.from_pretrained(folder)
-    inputs = tokenizer(TEXT, return_tensors="np", truncation=True, max_length=config.data.max_seq_length)
-    ours = our_logits(config, params, part, inputs)
-    theirs: dict[str, float | None] = {"flax": None, "torch": None}
-    flax_class = getattr(transformers, f"Flax{_ARCHITECTURES[part]}", None)
-    if flax_class is not None:
-        logits = flax_class.from_pretrained(folder)(**inputs).logits
-        theirs["flax"] = _difference(ours, np.asarray(logits))
-    if importlib.util.find_spec("torch") is not None:
-        torch_model = getattr(transformers, _ARCHITECTURES[part]).from_pretrained(folder).eval()
-        tensors = tokenizer(TEXT, return_tensors="pt", truncation=True, max_length=config.data.max_seq_length)
-        theirs["torch"] = _difference(ours, torch_model(**tensors).logits.detach().numpy())
-    return theirs
+    encoded = tokenizer(list(TEXTS), return_tensors="np", truncation=True, max_length=max_length, padding=True)
+    return {name: np.asarray(array, np.int32) for name, array in encoded.items()}
 
 
-def our_logits(config: Config, params: model.Params, part: str, inputs: Any) -> np.ndarray:
+def our_outputs(weights: Weights, inputs: dict[str, Inputs]) -> dict[str, Outputs]:
+    """Of each part in `inputs`."""
+    training = dataclasses.replace(weights.config.training, compute_dtype="float32")
+    config = dataclasses.replace(weights.config, training=training)
+    params = weights.to_params()
+    return {part: _outputs(arrays, *_apply(config, params, part, arrays)) for part, arrays in inputs.items()}
+
+
+def our_logits(config: Config, params: model.Params, part: str, inputs: Inputs) -> np.ndarray:
     """Our own logits for Hugging Face's inputs: float32 [B, T] or, for the generator, [B, T, V]."""
-    ids_BT, mask_BT, types_BT = (
-        jnp.asarray(inputs[name], jnp.int32) for name in ("input_ids", "attention_mask", "token_type_ids")
-    )
-    if part == "discriminator":
-        return np.asarray(model.apply_discriminator(config, params, ids_BT, mask_BT, types_BT))
-    everywhere_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1])[None, :], ids_BT.shape)
-    return np.asarray(model.apply_generator(config, params, ids_BT, mask_BT, types_BT, everywhere_BT))
+    return np.asarray(_apply(config, params, part, inputs)[1])
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.abs(ours - theirs.reshape(ours.shape)).max())
+def _apply(config: Config, params: model.Params, part: str, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    arrays = (jnp.asarray(inputs[name], jnp.int32) for name in names)
+    return _jitted(config, params, part, *arrays)
+
+
+_jitted = jax.jit(model.apply_with_layers, static_argnums=(0, 2))
+
+
+def _load_and_apply(framework: str, folder: Path, part: str, inputs: Inputs) -> Outputs | None:
+    import transformers
+
+    prefix = {"flax": "Flax", "torch": "", "tensorflow": "TF"}[framework]
+    needs = {"flax": "flax", "torch": "torch", "tensorflow": "tf_keras"}[framework]
+    cls = getattr(transformers, prefix + ARCHITECTURES[part], None)
+    if cls is None or importlib.util.find_spec(needs) is None:
+        return None
+    with quiet_transformers():
+        if framework == "flax":
+            # Without the random parameters that it would make first.
+            flax_model, params = cls.from_pretrained(folder, _do_init=False)
+            found = flax_model(**inputs, params=params, output_hidden_states=True)
+        elif framework == "torch":
+            import torch
+
+            tensors = {name: torch.tensor(array, dtype=torch.long) for name, array in inputs.items()}
+            with torch.no_grad():
+                found = cls.from_pretrained(folder, dtype="float32").eval()(**tensors, output_hidden_states=True)
+        else:
+            found = cls.from_pretrained(folder)(**inputs, output_hidden_states=True)
+        return _outputs(inputs, found.hidden_states, found.logits)
+
+
+def _outputs(inputs: Inputs, hidden: Any, logits: Any) -> Outputs:
+    used = inputs["attention_mask"] == 1
+    return Outputs([np.asarray(each, np.float32)[used] for each in hidden], np.asarray(logits, np.float32)[used])
 
 
 @contextlib.contextmanager

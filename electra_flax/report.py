@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
-from matplotlib.figure import Figure
-
+from electra_flax.charts import LEARNING, SPEED, draw
 from electra_flax.config import MeshConfig, UserError
 from electra_flax.detections import Detection, detect_in, most_suspicious
 from electra_flax.doctor import Finding, diagnose
@@ -19,32 +16,6 @@ from electra_flax.history import History
 from electra_flax.records import DataFolder, Vocabulary
 
 _NUM_EXAMPLES = 6
-_COLORS = ("#1f6fb2", "#d1622b", "#2e8b57", "#8553a3", "#b8860b", "#555555")
-
-
-class _Panel(NamedTuple):
-    """One chart: a metric of the training records, and of the held-out ones where they have it."""
-
-    title: str
-    metric: str
-    note: str
-    is_log: bool = False
-
-
-_LEARNING = (
-    _Panel("Generator loss", "generator_loss", "cross entropy of the masked tokens, nats"),
-    _Panel("Generator accuracy", "generator_accuracy", "share of masked tokens guessed right"),
-    _Panel("Discriminator loss", "discriminator_loss", "binary cross entropy a token, nats"),
-    _Panel("Discriminator AUC", "discriminator_auc", "0.5 is chance"),
-    _Panel("Discriminator precision", "discriminator_precision", "of the tokens flagged, those replaced"),
-    _Panel("Discriminator recall", "discriminator_recall", "of the tokens replaced, those flagged"),
-    _Panel("Gradient norm", "grad_norm", "before clipping", is_log=True),
-    _Panel("Learning rate", "learning_rate", ""),
-)
-_SPEED = (
-    _Panel("Tokens a second", "tokens_per_sec", "over all devices, padding left out"),
-    _Panel("Waiting for input", "input_wait", "share of the time; under 0.01 is good"),
-)
 
 
 def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
@@ -53,7 +24,7 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
     Raises UserError where a workdir is none, or `out` cannot be written.
     """
     runs = [History.read(workdir) for workdir in workdirs]
-    charts = {"learning": _chart(runs, _LEARNING), "speed": _chart(runs, _SPEED)}
+    charts = {"learning": draw(runs, LEARNING), "speed": draw(runs, SPEED)}
     sections = [_run_section(run) for run in runs]
     page = _PAGE.format(
         title=html.escape(", ".join(run.name for run in runs)),
@@ -72,37 +43,6 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}): name another file") from None
     return written
-
-
-def _chart(runs: Sequence[History], panels: Sequence[_Panel]) -> bytes:
-    rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).ravel()
-    for axis, panel in zip(axes, panels, strict=True):
-        for run, color in zip(runs, _COLORS * len(runs), strict=False):
-            train = [(record["step"], record[panel.metric]) for record in run.train if panel.metric in record]
-            held_out = [(record["step"], record[panel.metric]) for record in run.validation if panel.metric in record]
-            name = run.name if len(runs) > 1 else ""
-            if train:
-                axis.plot(
-                    *zip(*train, strict=True), color=color, alpha=0.75, linewidth=1.1, label=f"{name} train".strip()
-                )
-            if held_out:
-                axis.plot(*zip(*held_out, strict=True), "o--", color=color, markersize=4, linewidth=0.8,
-                          markerfacecolor="white", label=f"{name} held-out".strip())  # fmt: skip
-            for start in run.starts[1:]:
-                axis.axvline(start["step"], color=color, alpha=0.25, linewidth=0.8, linestyle=":")
-        axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
-        axis.set_xlabel(panel.note, fontsize=8.5, color="#555555")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if panel.is_log:
-            axis.set_yscale("log")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
 
 
 def _image(png: bytes, text: str) -> str:

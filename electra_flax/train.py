@@ -23,7 +23,7 @@ from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.files import write_whole
 from electra_flax.flops import step_flops
-from electra_flax.initial_weights import find_weights, initial_params
+from electra_flax.initial_weights import Start, apply_start, check_start
 from electra_flax.input_pipeline import open_split, read_vocabulary, training_batches
 from electra_flax.interruption import Interruption, Watchdog, metadata_host
 from electra_flax.metrics import MetricWriter, Progress, Window
@@ -49,10 +49,10 @@ class _Input(NamedTuple):
     held_out: ShardedExamples
 
 
-def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, init_from: str | None = None) -> None:
+def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, begin_with: Start | None = None) -> None:
     """Trains, or continues, the run in the workdir until config.training.num_steps.
 
-    `data_paths` are the shards of each phase, `init_from` names weights to begin with where the run is a new one.
+    `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from.
     Raises UserError for what the user can fix, RunError when the run itself fails, Preempted when it was asked to stop
     and has saved.
     """
@@ -65,9 +65,9 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, init_
     ):
         set_up_compiler(config.training.compilation_cache)
         # Everything that can be refused is refused before anything is compiled.
-        inputs = _open_all(config, data_paths, work, init_from, watchdog)
+        inputs = _open_all(config, data_paths, work, begin_with, watchdog)
         for phase, phase_input in zip(config.phases, inputs, strict=True):
-            _train(phase, phase_input, work, init_from, interruption, watchdog)
+            _train(phase, phase_input, work, begin_with, interruption, watchdog)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
         if problem := _push(work):
@@ -78,7 +78,7 @@ def _train(
     phase: Phase,
     phase_input: _Input,
     work: Workdir,
-    init_from: str | None,
+    begin_with: Start | None,
     interruption: Interruption,
     watchdog: Watchdog,
 ) -> None:
@@ -93,17 +93,16 @@ def _train(
     checkpoints = Checkpoints(work.checkpoints, config.checkpoint)
     restored = checkpoints.restore_newest(config, mesh)
     state, notes = restored or (init_state(config, mesh), {})
+    if restored is None:
+        log.info("fresh start; which sharding rule took what:\n%s", coverage_report(state.params))
+        if begin_with:
+            state = apply_start(begin_with, config, vocabulary, mesh, state)
     start, num_steps = int(state.step), phase.end
     if start >= phase.end and phase.end < config.training.num_steps:  # that of the next phase
         checkpoints.close()
         return
-    if restored is None:
-        log.info("fresh start; which sharding rule took what:\n%s", coverage_report(state.params))
-        if init_from:
-            state = state._replace(params=initial_params(init_from, config, vocabulary, mesh))
-            log.info("weights from %s", init_from)
-    else:
-        log.info("continuing from step %d%s", start, "; --init-from is for the start alone" if init_from else "")
+    if restored is not None:
+        log.info("continuing from step %d%s", start, "; its first weights are there" if begin_with else "")
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log.info(
         "mesh %s, %d processes; %s parameters; %s training and %s held-out examples",
@@ -128,7 +127,7 @@ def _train(
     events = workdir.Events(work.folder, enabled=is_main)
     events.add(
         "start", start, devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}", processes=jax.process_count(),
-        **({"init_from": init_from} if init_from and restored is None else {}),
+        **({"init_from": begin_with.source} if begin_with and restored is None else {}),
     )  # fmt: skip
     window = Window(notes.get("window"))
     pending: tuple[int, losses.Sums, Any] | None = None
@@ -276,7 +275,7 @@ def _push(work: Workdir) -> str:
 
 
 def _open_all(
-    config: Config, data_paths: Sequence[str], work: Workdir, init_from: str | None, watchdog: Watchdog
+    config: Config, data_paths: Sequence[str], work: Workdir, begin_with: Start | None, watchdog: Watchdog
 ) -> list[_Input]:
     """What each phase reads, checked; the workdir, prepared. The same answer in all processes."""
     opened: list[tuple[DataFolder, _Input]] = []
@@ -296,8 +295,8 @@ def _open_all(
                 raise UserError(f"{phase.name}{error}") from None
         if len({found.vocabulary.sha256 for _, found in opened}) > 1:
             raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
-        if init_from and not patiently(work.checkpoints, work.checkpoints.exists):
-            find_weights(init_from, config, opened[0][1].vocabulary)
+        if begin_with and not patiently(work.checkpoints, work.checkpoints.exists):
+            check_start(begin_with, config, opened[0][1].vocabulary)
     inputs = [found for _, found in opened]
     identity = "; ".join(workdir.data_identity(data, found.vocabulary) for data, found in opened)
     processes.require_agreement(
@@ -305,7 +304,7 @@ def _open_all(
             "shards": identity,
             "release": f"electra-flax {__version__}, jax {jax.__version__}",
             "number of devices": str(jax.local_device_count()),
-            "--init-from": str(init_from),
+            "first weights": str(begin_with),
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
@@ -316,6 +315,8 @@ def _open_all(
             data, (vocabulary, *_) = opened[0]
             casing = workdir.casing(data, vocabulary)
             save_tokenizer(vocabulary, casing, work.folder / "tokenizer", config.model.max_position_embeddings)
+            if data.manifest is not None:
+                data.manifest.write(work.folder)  # what the model card says of the data
         shards = [shard for found in inputs for shard in (*found.examples.shards, *found.held_out.shards)]
         verify_shards(shards, work.folder / f"verified_shards-{jax.process_index()}.json")
     return inputs

@@ -1,0 +1,90 @@
+"""What a model's tensors say of its configuration: every size but the number of heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from electra_flax import model
+from electra_flax.config import (
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from electra_flax.sharding import tree_names
+
+Shapes = Mapping[str, tuple[int, ...]]
+HEAD_SIZE = 64  # of every model of the paper and of KoELECTRA
+
+
+def sizes_of(shapes: Shapes, transformer: str = "electra", embeddings: str = "electra") -> dict[str, int]:
+    """Fields of ModelConfig that the shapes of one transformer's parameters decide. Raises KeyError where it is not
+    an ELECTRA's."""
+    table = f"{embeddings}/embeddings"
+    layer = f"{transformer}/encoder/layer"
+    vocab_size, embedding_size = shapes[f"{table}/word_embeddings/embedding"]
+    hidden_size, intermediate_size = shapes[f"{layer}/0/intermediate/dense/kernel"]
+    numbers = [int(match[1]) for name in shapes if (match := re.match(rf"{layer}/(\d+)/", name))]
+    return {
+        "vocab_size": vocab_size,
+        "embedding_size": embedding_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": max(numbers) + 1,
+        "intermediate_size": intermediate_size,
+        "max_position_embeddings": shapes[f"{table}/position_embeddings/embedding"][0],
+        "type_vocab_size": shapes[f"{table}/token_type_embeddings/embedding"][0],
+    }
+
+
+def config_of(shapes: Shapes, electra: ModelConfig, generator: ModelConfig | None) -> Config:
+    """The configuration under which a model has parameters of these names; `generator` is its own transformer.
+
+    It serves to apply the model in float32: what it says of training means nothing.
+    """
+    sizes = generator or electra
+    return Config(
+        model=electra,
+        generator=GeneratorConfig(
+            hidden_size=sizes.hidden_size,
+            num_hidden_layers=sizes.num_hidden_layers,
+            num_attention_heads=sizes.num_attention_heads,
+            intermediate_size=sizes.intermediate_size,
+            untied_generator=generator is not None,
+            untied_generator_embeddings="generator/embeddings/word_embeddings/embedding" in shapes,
+            uniform_generator="generator_lm_head/bias" not in shapes,
+        ),
+        objective=ObjectiveConfig(electra_objective="discriminator_predictions/dense/kernel" in shapes),
+        data=DataConfig(max_seq_length=electra.max_position_embeddings),
+        training=TrainingConfig(batch_size=1, num_steps=1, compute_dtype="float32"),
+        optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),
+    )
+
+
+def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Of every parameter, by name."""
+    params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    return {name: leaf.shape for name, leaf in flat(params).items()}
+
+
+def flat(params: model.Params) -> dict[str, Any]:
+    """The leaves of a tree of parameters by their names "a/b/c"."""
+    return dict(zip(jax.tree.leaves(tree_names(params)), jax.tree.leaves(params), strict=True))
+
+
+def nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of parameters that are named "a/b/c"."""
+    tree: dict[str, Any] = {}
+    for name, value in parameters.items():
+        *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree

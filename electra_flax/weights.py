@@ -1,0 +1,268 @@
+"""Weights from wherever they are: a run of ours, Hugging Face folders, a checkpoint of the original.
+
+What all doors lead to is `Weights`: parameters by our names (names.py), read one at a time, the configuration that they
+have and the vocabulary that they were learned with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from electra_flax import model, names
+from electra_flax.architecture import HEAD_SIZE, Shapes, config_of, expected_shapes, flat, nested, sizes_of
+from electra_flax.checkpoint import Checkpoints
+from electra_flax.config import Config, MeshConfig, ModelConfig, UserError
+from electra_flax.hugging_face import HEADS, ModelFolder
+from electra_flax.optimizer import AdamState
+from electra_flax.records import Vocabulary
+from electra_flax.sharding import make_mesh
+from electra_flax.tf1_checkpoint import Tf1Checkpoint
+from electra_flax.tokenizer import Casing
+from electra_flax.workdir import Workdir
+
+Moment = Literal["m", "v"]
+SOURCES = "hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"
+_HEADS_OF_SIZE = {"small": 4, "base": 12, "large": 16}  # the original's model_size (SEMANTICS.md section 4)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model as it was found."""
+
+    source: str
+    config: Config
+    """Of a run, the run's; otherwise what the weights and the files beside them say, to apply them in float32."""
+    shapes: Shapes
+    """Of every parameter, by our names."""
+    read: Callable[[str], np.ndarray]
+    """A parameter, float32. Raises UserError where its bytes are damaged."""
+    step: int = 0
+    vocabulary: Vocabulary | None = None
+    casing: Casing | None = None
+    run: Workdir | None = None
+    """The run that they come from, where it was one of ours."""
+    read_moment: Callable[[str, Moment], np.ndarray] | None = None
+    """A parameter's moment of AdamW, where there are any."""
+    unused: tuple[str, ...] = ()
+    """Tensors there that are no parameter of ours."""
+    remarks: tuple[str, ...] = ()
+    """What was assumed, to be told to the user."""
+
+    def to_params(self) -> model.Params:
+        """All parameters, nested."""
+        return nested({name: self.read(name) for name in self.shapes})
+
+
+def find_weights(source: str, step: int | None = None, vocab_file: Path | None = None) -> Weights:
+    """What `source` names, unread but for its headers (of a run, the first parameter that is read brings all).
+
+    `vocab_file` stands for a vocab.txt that is not beside the weights. Raises UserError where there is nothing, or it
+    is no ELECTRA, or not a whole one.
+    """
+    kind, _, place = source.partition(":")
+    if not place or kind not in ("orbax", "hf", "tf1"):
+        raise UserError(f"{source}: expected {SOURCES}")
+    if step is not None and kind != "orbax":
+        raise UserError(f"--step {step}: only a run (orbax:DIR) has several steps, {source} has one")
+    found = {"orbax": _of_run, "hf": _of_hugging_face, "tf1": _of_tf1}[kind](source, place, step)
+    _check_whole(found)
+    if vocab_file is not None:
+        found = dataclasses.replace(
+            found, vocabulary=Vocabulary.read(vocab_file), casing=found.casing or Casing.read(vocab_file.parent)
+        )
+    vocabulary, rows = found.vocabulary, found.config.model.vocab_size
+    if vocabulary is not None and len(vocabulary.tokens) != rows:
+        raise UserError(
+            f"{vocabulary.path}: {len(vocabulary.tokens):,} tokens, but the embeddings of {source} have {rows:,} rows: "
+            "a vocabulary of another model (if rows are only spare, add lines [unused0], [unused1] ... for them)"
+        )
+    return found
+
+
+def _check_whole(weights: Weights) -> None:
+    expected = expected_shapes(weights.config)
+    missing = sorted(expected.keys() - weights.shapes.keys())
+    if missing:
+        raise UserError(
+            f"{weights.source}: {len(missing)} of {len(expected)} tensors are missing, the first {missing[0]}"
+        )
+    for name, shape in expected.items():
+        if weights.shapes[name] != shape:
+            raise UserError(f"{weights.source}: {name} has the shape {weights.shapes[name]}, expected {shape}")
+
+
+# ------------------------------------------------------------------------------------------------------ a run of ours
+
+
+def _of_run(source: str, place: str, step: int | None) -> Weights:
+    work = Workdir(place).pull(without=("tensorboard/",))
+    config = work.read_config()
+    checkpoints = Checkpoints(work.checkpoints)
+    step = checkpoints.existing(step)
+    params: dict[str, np.ndarray] = {}
+    moments: dict[str, dict[str, Any]] = {}
+
+    def read(name: str) -> np.ndarray:
+        if not params:
+            params.update(flat(checkpoints.restore_params(config, step)))
+        return params[name]
+
+    def read_moment(name: str, moment: Moment) -> np.ndarray:
+        if not moments:
+            state = checkpoints.restore(config, make_mesh(MeshConfig()), step)
+            adam = next(part for part in state.opt_state if isinstance(part, AdamState))
+            moments.update(m=flat(adam.m), v=flat(adam.v))
+        return np.asarray(moments[moment][name])
+
+    return Weights(
+        source, config, expected_shapes(config), read, step,
+        Vocabulary.read(work.folder / "tokenizer/vocab.txt"), Casing.read(work.folder / "tokenizer"), run=work,
+        read_moment=read_moment if config.optimizer.algorithm == "adamw" else None,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ Hugging Face
+
+
+def _of_hugging_face(source: str, place: str, step: int | None) -> Weights:
+    del step
+    folders = [ModelFolder.open(name) for name in place.split(",")]
+    if len(folders) > 2:
+        raise UserError(f"{source}: {len(folders)} folders, expected one or two: hf:DISC[,GEN]")
+    for folder in folders:
+        if not folder.heads:
+            raise UserError(
+                f"{folder.path}: has neither head of ELECTRA's pretraining ({', '.join(folder.unused) or 'an encoder'} "
+                "instead): a new head would be random"
+            )
+    vocabulary = Vocabulary.read(folders[0].path / "vocab.txt")
+    if len(folders) == 1:
+        (folder,) = folders
+        return _joined(source, folders, dict.fromkeys(folder.shapes, folder), {name: name for name in folder.shapes})
+    for folder, part in zip(folders, HEADS, strict=True):
+        if part not in folder.heads:
+            raise UserError(
+                f"{folder.path}: given as the {part}, but it has the head of a {folder.heads[0]} (hidden size "
+                f"{folder.config.hidden_size}): the discriminator comes first, hf:DISC,GEN"
+            )
+    if Vocabulary.read(folders[1].path / "vocab.txt").sha256 != vocabulary.sha256:
+        raise UserError(f"{source}: the two have different vocabularies: they do not belong together")
+    return _pair(source, *folders)
+
+
+def _pair(source: str, discriminator: ModelFolder, generator: ModelFolder) -> Weights:
+    """Both models in one tree: what is equal in both is shared."""
+
+    def is_same(prefix: str) -> bool:
+        theirs = [name for name in generator.shapes if name.startswith(prefix)]
+        return all(
+            discriminator.shapes.get(name) == generator.shapes[name]
+            and np.array_equal(discriminator.read(name), generator.read(name))
+            for name in theirs
+        )
+
+    shares_embeddings = is_same("electra/embeddings/")
+    if not shares_embeddings and generator.config.embedding_size != generator.config.hidden_size:
+        raise UserError(
+            f"{source}: the embeddings of the two differ: they were not trained together; give hf:{discriminator.path} "
+            "alone, with --warm-start-generator to begin with"
+        )
+    shares_all = shares_embeddings and is_same("electra/")
+    table = {name: name for name in discriminator.shapes if not name.startswith(HEADS["generator"])}
+    table.pop("generator_lm_head/bias", None)
+    owners = dict.fromkeys(table, discriminator)
+    for name in generator.shapes:
+        if name.startswith(HEADS["discriminator"]) or (shares_all and name.startswith("electra/")):
+            continue
+        if shares_embeddings and name.startswith("electra/embeddings/"):
+            continue
+        ours = re.sub("^electra/", "generator/", name)
+        table[ours], owners[ours] = name, generator
+    return _joined(source, [discriminator, generator], owners, table, None if shares_all else generator.config)
+
+
+def _joined(
+    source: str,
+    folders: list[ModelFolder],
+    owners: dict[str, ModelFolder],
+    table: dict[str, str],
+    generator: ModelConfig | None = None,
+) -> Weights:
+    """`table` is {our name: theirs}."""
+    shapes = {name: owners[name].shapes[theirs] for name, theirs in table.items()}
+    first = folders[0].path
+    return Weights(
+        source, config_of(shapes, folders[0].config, generator), shapes,
+        lambda name: owners[name].read(table[name]),
+        vocabulary=Vocabulary.read(first / "vocab.txt"), casing=Casing.read(first),
+        unused=tuple(f"{folder.path}: {name}" for folder in folders for name in folder.unused),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- the original
+
+
+def _of_tf1(source: str, place: str, step: int | None) -> Weights:
+    del step
+    prefix = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", place))
+    checkpoint = Tf1Checkpoint(prefix)
+    variables = {names.from_tf1(name): name for name in checkpoint.shapes if names.is_tf1_parameter(name)}
+    shapes = {ours: checkpoint.shapes[theirs] for ours, theirs in variables.items()}
+    if not any(name.startswith("electra/") for name in shapes):
+        raise UserError(f"{source}: no variable of it is ELECTRA's; the first is {min(shapes, default='missing')}")
+    hparams = _read_hparams(prefix.parent / "hparams.json")
+    remarks = []
+    if hparams is None:
+        remarks.append(f"no hparams.json beside it: attention heads taken to be hidden size / {HEAD_SIZE}")
+    try:
+        electra = _tf1_model(shapes, hparams, "electra", "electra")
+        own = [name for name in shapes if name.startswith("generator/")]
+        table = "generator" if any(name.startswith("generator/embeddings/") for name in own) else "electra"
+        generator = _tf1_model(shapes, None, "generator", table) if own else None
+    except KeyError as error:
+        raise UserError(f"{source}: lacks {names.to_tf1(error.args[0])}: not a whole ELECTRA") from None
+    config = config_of(shapes, electra, generator)
+    expected = expected_shapes(config)
+    has_moments = all(names.tf1_slot(name, moment) in checkpoint.shapes for name in expected for moment in ("m", "v"))
+    vocab = prefix.parent / "vocab.txt"
+    lower = (hparams or {}).get("do_lower_case")
+
+    def read_moment(name: str, moment: Moment) -> np.ndarray:
+        return checkpoint.read(names.tf1_slot(name, moment))
+
+    return Weights(
+        source, config, {name: shape for name, shape in shapes.items() if name in expected},
+        lambda name: checkpoint.read(variables[name]),
+        step=int(checkpoint.read(names.TF1_STEP)) if names.TF1_STEP in checkpoint.shapes else 0,
+        vocabulary=Vocabulary.read(vocab) if vocab.exists() else None,
+        casing=None if lower is None else Casing(lower, lower),  # the original strips accents where it lower-cases
+        read_moment=read_moment if has_moments else None,
+        unused=tuple(variables[name] for name in shapes if name not in expected), remarks=tuple(remarks),
+    )  # fmt: skip
+
+
+def _tf1_model(shapes: Shapes, hparams: dict[str, Any] | None, transformer: str, embeddings: str) -> ModelConfig:
+    sizes = sizes_of(shapes, transformer, embeddings)
+    heads = max(1, sizes["hidden_size"] // HEAD_SIZE)  # the original's rule for generators
+    if hparams is not None:
+        heads = _HEADS_OF_SIZE.get(hparams.get("model_size", "small"), heads)
+        heads = hparams.get("model_hparam_overrides", {}).get("num_attention_heads", heads)
+    return ModelConfig(**sizes, num_attention_heads=heads)
+
+
+def _read_hparams(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    return found if isinstance(found, dict) else None
