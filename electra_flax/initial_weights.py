@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from tokenizers.models import WordPiece
 
 from electra_flax.architecture import expected_shapes, flat, nested
 from electra_flax.config import Config, UserError
@@ -23,7 +24,6 @@ from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState
-from electra_flax.tokenizer import Casing, build_tokenizer
 from electra_flax.weights import Moment, Weights, find_weights
 
 log = logging.getLogger("electra_flax")
@@ -197,16 +197,19 @@ def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
     rows, theirs = weights.read(name), weights.vocabulary
     assert theirs is not None  # _parameters
     ids = {token: number for number, token in enumerate(theirs.tokens)}
-    tokenizer = build_tokenizer(theirs.tokens, weights.casing or Casing(False, False))
+    inner = {token: number for token, number in ids.items() if token.startswith("##")}
+    within = {token.removeprefix("##"): number for token, number in inner.items()} | inner
+    unknown = theirs.tokens[theirs.special.unk]
+    models = {
+        starts: WordPiece({unknown: theirs.special.unk, **pieces}, unk_token=unknown, max_input_chars_per_word=1000)
+        for starts, pieces in ((True, ids), (False, within))
+    }
 
     def row(token: str) -> np.ndarray:
         if token in ids:
             return rows[ids[token]]
-        # "##" pieces are cut up behind a letter that is then left out.
-        word = token.removeprefix("##")
-        pieces = tokenizer.model.tokenize(f"a{word}" if word != token else word)
-        inner = [piece.id for piece in pieces][1 if word != token else 0 :]
-        return rows[inner or [theirs.special.unk]].mean(axis=0)
+        pieces = models[not token.startswith("##")].tokenize(token.removeprefix("##"))
+        return rows[[piece.id for piece in pieces]].mean(axis=0)
 
     return np.stack([row(token) for token in vocabulary.tokens])
 

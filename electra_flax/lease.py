@@ -35,7 +35,6 @@ class Lease:
 
     def __init__(self, folder: RemoteFolder) -> None:
         self._folder = folder
-        self._blob = folder.blob("lock")
         boot = Path("/proc/sys/kernel/random/boot_id")
         self._content = {
             "token": secrets.token_hex(8),
@@ -51,8 +50,11 @@ class Lease:
         generation, holder = self._look()
         if generation and not self._is_dead(holder):
             self._wait_until_gone(generation, holder)
-        if not self._write(generation):
-            raise self._refusal(self._look()[1])
+        while not self._write(generation):
+            generation, holder = self._look()
+            # Otherwise its holder ended meanwhile, or was killed and its last request came late.
+            if generation and not self._is_dead(holder):
+                raise self._refusal(holder)
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
         return self
@@ -61,7 +63,7 @@ class Lease:
         self._ended.set()
         self._keeper.join()
         try:
-            self._folder.try_to("be written", lambda: self._blob.delete(if_generation_match=self._generation))
+            self._folder.try_to("be written", lambda: self._blob().delete(if_generation_match=self._generation))
         except UserError as error:
             log.warning("the lock stays behind: %s", error)
 
@@ -87,19 +89,24 @@ class Lease:
         """Known only where it ran on this machine."""
         return holder.get("boot") == self._content["boot"] != "" and not Path(f"/proc/{holder.get('pid')}").exists()
 
+    def _blob(self) -> Any:
+        """A new one each time: one that was read asks for that generation ever after."""
+        return self._folder.blob("lock")
+
     def _look(self) -> tuple[int, dict[str, Any]]:
         """Generation and content of the lock; 0 where there is none."""
         from google.api_core.exceptions import NotFound
 
         def read() -> tuple[int, dict[str, Any]]:
+            blob = self._blob()
             try:
-                text = self._blob.download_as_bytes(timeout=_RENEW_SECONDS)
+                text = blob.download_as_bytes(timeout=_RENEW_SECONDS)
             except NotFound:
                 return 0, {}
             try:
-                return int(self._blob.generation), dict(json.loads(text))
+                return int(blob.generation), dict(json.loads(text))
             except (ValueError, TypeError):  # another's file of that name
-                return int(self._blob.generation), {}
+                return int(blob.generation), {}
 
         return self._folder.try_to("be read", read)
 
@@ -108,13 +115,14 @@ class Lease:
         from google.api_core.exceptions import PreconditionFailed
 
         def write() -> bool:
+            blob = self._blob()
             try:
-                self._blob.upload_from_string(
+                blob.upload_from_string(
                     json.dumps(self._content), if_generation_match=generation, timeout=_RENEW_SECONDS
                 )
             except PreconditionFailed:
                 return False
-            self._generation = int(self._blob.generation)
+            self._generation = int(blob.generation)
             return True
 
         if self._folder.try_to("be written", write):

@@ -32,7 +32,9 @@ def test_electra_flax_keeps_its_seams():
     for path in (ROOT / "electra_flax").glob("*.py"):
         names = imports(path)
         roots = {name.split(".")[0] for name in names}
-        assert not roots & {"data_prep", "tests", "torch", "tensorflow"}, path
+        # What compares our forward pass with other frameworks' imports them, where they are installed.
+        others = {"tensorflow"} if path.stem == "parity" else {"torch", "tensorflow"}
+        assert not roots & {"data_prep", "tests", *others}, path
         if "flax" in roots:
             assert path.stem in ("layers", "model") or names & {"flax.serialization"}, path
 

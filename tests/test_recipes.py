@@ -186,17 +186,17 @@ def test_weights_of_another_run_with_everything_else_fresh(root, source, caplog)
     events = [json.loads(line) for line in (root / "begun/events.jsonl").read_text().splitlines()]
     assert events[0]["init_from"] == source
     assert main(pretrain(root, "begun", *begin, *frozen, "--training.num_steps", "4")) == 0
-    assert "continuing from step 3; --init-from is for the start alone" in caplog.text
+    assert "continuing from step 3; its first weights are there" in caplog.text
 
 
 def test_weights_that_do_not_fit_are_refused(root, source, capsys):
     for arguments, expected in (
-        (pretrain(root, "y", "--init-from", "hf:x"), "--init-from hf:x: expected orbax:DIR"),
+        (pretrain(root, "y", "--init-from", "x"), "x: expected hf:DISC"),
         (pretrain(root, "y", "--init-from", f"orbax:{root}"), "not the workdir of a run"),
         (pretrain(root, "y", "--init-from", source, data="other"), "learned with another vocabulary"),
         (
             pretrain(root, "y", "--init-from", source, "--model.intermediate_size", "96"),
-            "differ, the first electra/encoder",
+            "tensors have other shapes, the first electra/encoder",
         ),
     ):
         capsys.readouterr()
