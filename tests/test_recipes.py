@@ -23,7 +23,7 @@ def root(tmp_path_factory, sample_corpus):
         vocab = "vocab"
         if name == "other":
             vocab = "other_vocab"
-            vocab_out = ["--out", str(root / vocab), "--size", "600", "--unused", "9"]
+            vocab_out = ["--out", str(root / vocab), "--size", "590", "--unused", "10"]
             assert data_main(["vocab", "--corpus", str(sample_corpus), *vocab_out]) == 0
         assert data_main(["shard", *source, "--vocab", str(root / vocab), "--out", str(root / name), *extra]) == 0
     return root
