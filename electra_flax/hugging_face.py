@@ -18,7 +18,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from safetensors import SafetensorError, safe_open
 
-from electra_flax import names
+from electra_flax import hub, names
 from electra_flax.architecture import Shapes, flat, nested, sizes_of
 from electra_flax.config import ModelConfig, UserError
 
@@ -28,7 +28,7 @@ _PICKLES = ("pytorch_model.bin", "model.pt", "model.ckpt")
 _RESAVE = "save the model once more with transformers' save_pretrained, which writes model.safetensors"
 _TIED = "generator_lm_head/kernel"  # PyTorch's second name of the word embeddings
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = [CONFIG, SAFETENSORS, MSGPACK, "vocab.txt", "tokenizer*.json"]
 
 
 class ModelFolder(NamedTuple):
@@ -45,7 +45,7 @@ class ModelFolder(NamedTuple):
     @classmethod
     def open(cls, name: str) -> ModelFolder:
         """A folder, or OWNER/NAME on the hub. Raises UserError for anything that is not an ELECTRA to be read."""
-        path = Path(name) if Path(name).is_dir() else _download(name)
+        path = Path(name) if Path(name).is_dir() else hub.download(name, _FILES)
         shapes, read = _open_weights(path)
         known = re.compile(r"electra/(embeddings|embeddings_project|encoder)/|" + "|".join(HEADS.values()))
         unused = sorted(
@@ -217,19 +217,3 @@ def _check_tied(path: Path, shapes: Shapes, read: Callable[[str], np.ndarray]) -
             f"{path}: generator_lm_head.weight is not the table of the word embeddings, as it is in every ELECTRA: "
             "this head was trained or initialised apart and cannot be kept"
         )
-
-
-def _download(name: str) -> Path:
-    """A repository of the hub, in the cache that Hugging Face's libraries share."""
-    if not _REPOSITORY.fullmatch(name):
-        raise UserError(f"hf:{name}: no such folder, nor OWNER/NAME of a repository on the hub")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    files = [CONFIG, SAFETENSORS, MSGPACK, "vocab.txt", "tokenizer*.json"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except RepositoryNotFoundError:
-        raise UserError(f"hf:{name}: no such folder, and no such repository on the hub (or a private one)") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"hf:{name}: no such folder, and not to be had from the hub: {error}".splitlines()[0]) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from electra_flax import hub
 from electra_flax.charts import LEARNING, draw
 from electra_flax.config import ModelConfig, UserError
 from electra_flax.history import History
@@ -34,6 +35,8 @@ class Publication(NamedTuple):
     """The hub's identifier of one, as apache-2.0; "" leaves it open."""
     language: str = ""
     """The code of a language, as ko; "" leaves it open."""
+    repository: str = ""
+    """OWNER/NAME on the hub, to which -discriminator and -generator are added; "" leaves the models unpublished."""
 
 
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
@@ -52,7 +55,7 @@ def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Pub
         "| --- | --- | --- | --- | --- | --- | --- |\n"
         f"| {sizes.num_hidden_layers} | {sizes.hidden_size} | {sizes.embedding_size} | {sizes.num_attention_heads} "
         f"| {sizes.intermediate_size} | {sizes.vocab_size:,} | {sizes.max_position_embeddings} |",
-        _usage(part),
+        _usage(part, publication.repository),
         *(_training(weights, history) if weights.run else []),
         "## Licence",
         publication.license or "Not stated by its publisher.",
@@ -78,15 +81,16 @@ def _origin(weights: Weights) -> str:
     return f"pretrained with electra-flax for {weights.step:,} steps"
 
 
-def _usage(part: str) -> str:
+def _usage(part: str, repository: str) -> str:
     name = ARCHITECTURES[part]
+    place = hub.repositories(repository, [part])[part] if repository else part
     return f"""## Usage
 
 ```python
 from transformers import AutoTokenizer, {name}
 
-tokenizer = AutoTokenizer.from_pretrained("{part}")
-model = {name}.from_pretrained("{part}")  # PyTorch
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+model = {name}.from_pretrained("{place}")  # PyTorch
 ```
 
 In Flax and TensorFlow, which transformers has up to version 4.57, `Flax{name}` and `TF{name}` load the same folder."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_flax import model
-from electra_flax.config import Config
+from electra_flax.config import Config, UserError
 from electra_flax.weights import Weights
 
 TEXTS = ("한국어 ELECTRA를 공유합니다. The quick brown fox jumps over the lazy dog.", "짧은 문장입니다.")
@@ -116,20 +116,32 @@ def _load_and_apply(framework: str, folder: Path, part: str, inputs: Inputs) -> 
     cls = getattr(transformers, prefix + ARCHITECTURES[part], None)
     if cls is None or importlib.util.find_spec(needs) is None:
         return None
+    apply = {"flax": _apply_flax, "torch": _apply_torch, "tensorflow": _apply_tensorflow}[framework]
     with quiet_transformers():
-        if framework == "flax":
-            # Without the random parameters that it would make first.
-            flax_model, params = cls.from_pretrained(folder, _do_init=False)
-            found = flax_model(**inputs, params=params, output_hidden_states=True)
-        elif framework == "torch":
-            import torch
-
-            tensors = {name: torch.tensor(array, dtype=torch.long) for name, array in inputs.items()}
-            with torch.no_grad():
-                found = cls.from_pretrained(folder, dtype="float32").eval()(**tensors, output_hidden_states=True)
-        else:
-            found = cls.from_pretrained(folder)(**inputs, output_hidden_states=True)
+        try:
+            found = apply(cls, folder, inputs)
+        except Exception as error:  # each framework raises whatever it meets in a file
+            problem = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder}: {cls.__name__} cannot load it ({problem}): export it again") from error
         return _outputs(inputs, found.hidden_states, found.logits)
+
+
+def _apply_flax(cls: Any, folder: Path, inputs: Inputs) -> Any:
+    # Without the random parameters that it would make first.
+    flax_model, params = cls.from_pretrained(folder, _do_init=False)
+    return flax_model(**inputs, params=params, output_hidden_states=True)
+
+
+def _apply_torch(cls: Any, folder: Path, inputs: Inputs) -> Any:
+    import torch
+
+    tensors = {name: torch.tensor(array, dtype=torch.long) for name, array in inputs.items()}
+    with torch.no_grad():
+        return cls.from_pretrained(folder, dtype="float32").eval()(**tensors, output_hidden_states=True)
+
+
+def _apply_tensorflow(cls: Any, folder: Path, inputs: Inputs) -> Any:
+    return cls.from_pretrained(folder)(**inputs, output_hidden_states=True)
 
 
 def _outputs(inputs: Inputs, hidden: Any, logits: Any) -> Outputs:

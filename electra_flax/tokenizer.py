@@ -73,10 +73,8 @@ def build_tokenizer(tokens: list[str], casing: Casing) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_max_length: int) -> None:
-    """Writes vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_bytes(vocabulary.path.read_bytes())
+def published_tokenizer(vocabulary: Vocabulary, casing: Casing) -> Tokenizer:
+    """What Hugging Face's users have: text -> [CLS] pieces [SEP]; special tokens in the text are themselves."""
     tokenizer = build_tokenizer(vocabulary.tokens, casing)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
     special = vocabulary.special
@@ -85,7 +83,14 @@ def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_m
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[("[CLS]", special.cls), ("[SEP]", special.sep)],
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_max_length: int) -> None:
+    """Writes vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_bytes(vocabulary.path.read_bytes())
+    published_tokenizer(vocabulary, casing).save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "ElectraTokenizer",
         "do_lower_case": casing.do_lower_case,

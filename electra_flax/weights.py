@@ -49,6 +49,8 @@ class Weights:
     casing: Casing | None = None
     run: Workdir | None = None
     """The run that they come from, where it was one of ours."""
+    folders: tuple[Path, ...] = ()
+    """Hugging Face's folders that they come from, where they did."""
     read_moment: Callable[[str, Moment], np.ndarray] | None = None
     """A parameter's moment of AdamW, where there are any."""
     unused: tuple[str, ...] = ()
@@ -134,7 +136,9 @@ def _of_run(source: str, place: str, step: int | None) -> Weights:
 
 def _of_hugging_face(source: str, place: str, step: int | None) -> Weights:
     del step
-    folders = [ModelFolder.open(name) for name in place.split(",")]
+    parts = [Path(place) / part for part in HEADS]
+    is_export = all(path.is_dir() for path in parts)
+    folders = [ModelFolder.open(str(name)) for name in (parts if is_export else place.split(","))]
     if len(folders) > 2:
         raise UserError(f"{source}: {len(folders)} folders, expected one or two: hf:DISC[,GEN]")
     for folder in folders:
@@ -204,6 +208,7 @@ def _joined(
         lambda name: owners[name].read(table[name]),
         vocabulary=Vocabulary.read(first / "vocab.txt"), casing=Casing.read(first),
         unused=tuple(f"{folder.path}: {name}" for folder in folders for name in folder.unused),
+        folders=tuple(folder.path for folder in folders),
     )  # fmt: skip
 
 

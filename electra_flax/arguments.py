@@ -1,0 +1,239 @@
+"""The command line of electra-flax: commands, flags and their help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_EXIT_CODES = (
+    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; 75 asked to stop (SIGTERM, a spot machine taken "
+    "away) and saved; the same command continues a run"
+)
+_MODEL = "an export of both models, a model's own folder, or OWNER/NAME on the hub"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="electra-flax",
+        description="Pretrains ELECTRA with JAX and Flax on TPU, GPU or CPU, and publishes the result.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="train, or continue, a run",
+        description="Trains both models jointly. The workdir is the run: the same command continues it.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    pretrain.add_argument("-h", "--help", action=_HelpWithFields, help="this help, with every configuration field")
+    pretrain.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file of configs/")
+    pretrain.add_argument("--data", required=True, metavar="DIR", help="shards of electra-data shard, local or gs://")
+    pretrain.add_argument("--long-data", metavar="DIR", help="shards of the second phase (long_phase.steps)")
+    pretrain.add_argument("--workdir", required=True, metavar="DIR", help="the run, local or gs://; created if absent")
+    group = pretrain.add_argument_group(
+        "weights to begin with",
+        "DISC and GEN are each a Hugging Face folder or OWNER/NAME on the hub, PREFIX a checkpoint of the original "
+        "(model.ckpt-1000000), DIR a run. What became of every tensor is printed.",
+    )
+    group.add_argument(
+        "--init-from",
+        metavar="SOURCE",
+        help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR: a new run with their weights, its optimizer and schedule fresh; "
+        "rows of tokens that their vocabulary lacks are the mean of their pieces'",
+    )
+    group.add_argument(
+        "--warm-start-generator",
+        action="store_true",
+        help="where SOURCE has no generator: cut one out of the discriminator (its first layers, heads and units)",
+    )
+    group.add_argument(
+        "--stretch-positions",
+        choices=("interpolate", "tile"),
+        default="",
+        help="where SOURCE has fewer positions than model.max_position_embeddings: how to make more",
+    )
+    group.add_argument(
+        "--resume-from", metavar="tf1:PREFIX", help="a run of the original goes on: weights, moments of Adam and step"
+    )
+    _add_devices(pretrain)
+    group = pretrain.add_argument_group(
+        "several processes", "on a TPU they find each other; elsewhere each is told, with the same command otherwise"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="held-out metrics as JSON",
+        description="Prints a checkpoint's metrics on the validation split as JSON; the masks never change.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run")
+    evaluate.add_argument("--data", metavar="DIR", help="other shards than the run's own")
+    evaluate.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    _add_devices(evaluate)
+
+    export = commands.add_parser(
+        "export",
+        help="write Hugging Face model folders, or a checkpoint of the original",
+        description="Writes OUT/discriminator and OUT/generator, each a complete Hugging Face model folder "
+        "(safetensors for PyTorch, msgpack for Flax, tokenizer, model card), and OUT/parity.json: how far "
+        "transformers' hidden states and logits are from ours. The weights are a run's (--workdir) or anyone's "
+        "(--from).",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    given = export.add_mutually_exclusive_group(required=True)
+    given.add_argument("--workdir", metavar="DIR", help="a run")
+    given.add_argument("--from", dest="source", metavar="SOURCE", help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument("--to", choices=("hf", "tf1"), default="hf", help="Hugging Face's form (hf) or the original's")
+    export.add_argument("--step", type=int, metavar="N", help="checkpoint of a run (default: the newest)")
+    export.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt, where none is beside the weights")
+    export.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the tensors (float32)"
+    )
+    export.add_argument(
+        "--license", default="", metavar="ID", help="licence of the model, for its card: apache-2.0 ..."
+    )
+    export.add_argument("--language", default="", metavar="CODE", help="language of the model, for its card: ko ...")
+    export.add_argument(
+        "--push",
+        default="",
+        metavar="OWNER/NAME",
+        help="then upload to OWNER/NAME-discriminator and OWNER/NAME-generator on the hub (HF_TOKEN, or hf auth login)",
+    )
+    export.add_argument("--private", action="store_true", help="with --push: repositories that only you can see")
+    _add_devices(export)
+
+    show = commands.add_parser(
+        "show",
+        help="what the discriminator detects, in colour",
+        description="Loads an export with transformers, lets the generator replace words of held-out examples and "
+        "shows which of them the discriminator finds.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    show.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of electra-flax export")
+    show.add_argument("--data", required=True, metavar="DIR", help="shards with a validation split")
+    show.add_argument("--examples", type=int, default=4, metavar="N", help="examples to show (4)")
+    _add_devices(show)
+
+    verify = commands.add_parser(
+        "verify",
+        help="compare a published model in every framework, layer by layer",
+        description="Loads a published model through every framework that is installed (Flax, PyTorch, TensorFlow) "
+        "and prints how far hidden states and logits are from our forward pass, layer by layer; with --against also "
+        "how far those of other weights are. Exit code 1 beyond the tolerance.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    verify.add_argument("--model", required=True, metavar="DIR", help=_MODEL)
+    verify.add_argument(
+        "--against", metavar="SOURCE", help="what should be the same model: DIR, hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"
+    )
+    verify.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="largest difference (1e-4)")
+    verify.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    _add_devices(verify)
+
+    detect = commands.add_parser(
+        "detect",
+        help="which words of a sentence look replaced",
+        description="The discriminator's probability, for each piece of your sentences, that it was replaced; "
+        "suspicious ones in colour.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    detect.add_argument("--model", required=True, metavar="DIR", help=_MODEL)
+    detect.add_argument("texts", nargs="*", metavar="SENTENCE", help="none: lines of the standard input")
+    detect.add_argument("--json", action="store_true", help="print JSON: every piece, its place and probability")
+    _add_devices(detect)
+
+    fill = commands.add_parser(
+        "fill",
+        help="what the generator would put at [MASK]",
+        description="The generator's likeliest tokens for each [MASK] in your sentences.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    fill.add_argument("--model", required=True, metavar="DIR", help=_MODEL)
+    fill.add_argument("texts", nargs="*", metavar="SENTENCE", help="with [MASK]; none: lines of the standard input")
+    fill.add_argument("--top", type=int, default=5, metavar="N", help="candidates to show (5)")
+    fill.add_argument("--json", action="store_true", help="print JSON")
+    _add_devices(fill)
+
+    report = commands.add_parser(
+        "report",
+        help="one HTML page about one run or several",
+        description="Writes one self-contained HTML page, and its charts as PNGs: curves, speed, interruptions, "
+        "checkpoints, the discriminator's confusion, examples of what it finds, and what doctor has to say. Give "
+        "--workdir several times to compare runs.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    report.add_argument("--workdir", required=True, action="append", metavar="DIR", help="a run")
+    report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="page (report.html)")
+    _add_devices(report)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is wrong with a run or a configuration, and what to change",
+        description="Looks at the numbers of a run (--workdir), or at a configuration before its first step (--config, "
+        "--data), and says what stands out and what to change. Fields are overridden by --section.field VALUE.",
+        epilog="exit codes: 0 nothing found; 1 something found, or you can fix it; 2 usage",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--workdir", metavar="DIR", help="a run")
+    doctor.add_argument("--config", type=Path, metavar="YAML", help="a file of configs/")
+    doctor.add_argument("--data", metavar="DIR", help="shards of electra-data shard")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+    plan = commands.add_parser(
+        "plan",
+        help="memory, predicted time and cost on a TPU that is not here",
+        description="Compiles the very train step of a run for a TPU slice and prints what it needs and what it is "
+        "predicted to take: memory per device (exact), seconds a step, days, dollars. Where it does not fit, it tries "
+        "what makes it fit. Needs the TPU compiler (pip install 'electra-flax[tpu]') but no TPU. Minutes for a new "
+        "program; results are cached. Fields are overridden by --section.field VALUE, as in pretrain.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    plan.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file of configs/")
+    plan.add_argument("--topology", required=True, metavar="TYPE", help="accelerator type: v3-8, v4-8, v5litepod-8 ...")
+    plan.add_argument("--batch", metavar="N", help="short for --training.batch_size N")
+    plan.add_argument("--dtype", metavar="TYPE", help="short for --training.compute_dtype TYPE")
+    plan.add_argument("--price-per-hour", type=float, metavar="USD", help="of the whole slice (default: a dated list)")
+    plan.add_argument(
+        "--explain", type=int, nargs="?", const=20, default=0, metavar="N", help="list the N (20) costliest operations"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    return parser
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--simulate-devices",
+        type=int,
+        metavar="N",
+        help="run on N simulated CPU devices instead of real ones",
+    )
+
+
+class _HelpWithFields(argparse.Action):
+    """Prints the help of pretrain and of every configuration field."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(nargs=0, **kwargs)  # type: ignore[arg-type]
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from electra_flax.config_io import config_help
+
+        fields = "fields of the configuration, each overridden by --section.field VALUE:"
+        print(f"{parser.format_help()}\n{fields}\n\n{config_help()}")
+        parser.exit()
