@@ -164,6 +164,8 @@ def _export(args: argparse.Namespace) -> None:
 
     if args.to == "tf1" and args.dtype != "float32":
         raise UserError(f"--dtype {args.dtype}: the original loads float32 only")
+    if args.private and not args.push:
+        raise UserError("--private is of the repositories that --push OWNER/NAME makes, which is not given")
     if args.to == "tf1" and args.push:
         raise UserError(f"--push {args.push}: the hub takes Hugging Face's form: leave out --to tf1")
     weights = find_weights(args.source or f"orbax:{args.workdir}", args.step, args.vocab)

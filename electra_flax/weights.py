@@ -19,7 +19,7 @@ import numpy as np
 from electra_flax import model, names
 from electra_flax.architecture import HEAD_SIZE, Shapes, config_of, expected_shapes, flat, nested, sizes_of
 from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import Config, MeshConfig, ModelConfig, UserError
+from electra_flax.config import Config, DataConfig, MeshConfig, ModelConfig, UserError
 from electra_flax.hugging_face import HEADS, ModelFolder
 from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary
@@ -81,12 +81,22 @@ def find_weights(source: str, step: int | None = None, vocab_file: Path | None =
             found, vocabulary=Vocabulary.read(vocab_file), casing=found.casing or Casing.read(vocab_file.parent)
         )
     vocabulary, rows = found.vocabulary, found.config.model.vocab_size
+    if vocabulary is None and found.folders:
+        raise UserError(
+            f"{found.folders[0]}: no vocab.txt there: without it nobody can say what the {rows:,} rows of the "
+            "embeddings stand for; copy it from the source, or name it with --vocab FILE of export"
+        )
     if vocabulary is not None and len(vocabulary.tokens) != rows:
         raise UserError(
             f"{vocabulary.path}: {len(vocabulary.tokens):,} tokens, but the embeddings of {source} have {rows:,} rows: "
             "a vocabulary of another model (if rows are only spare, add lines [unused0], [unused1] ... for them)"
         )
     return found
+
+
+def _vocabulary_in(folder: Path) -> Vocabulary | None:
+    path = folder / "vocab.txt"
+    return Vocabulary.read(path) if path.exists() else None
 
 
 def _check_whole(weights: Weights) -> None:
@@ -147,7 +157,6 @@ def _of_hugging_face(source: str, place: str, step: int | None) -> Weights:
                 f"{folder.path}: has neither head of ELECTRA's pretraining ({', '.join(folder.unused) or 'an encoder'} "
                 "instead): a new head would be random"
             )
-    vocabulary = Vocabulary.read(folders[0].path / "vocab.txt")
     if len(folders) == 1:
         (folder,) = folders
         return _joined(source, folders, dict.fromkeys(folder.shapes, folder), {name: name for name in folder.shapes})
@@ -157,7 +166,8 @@ def _of_hugging_face(source: str, place: str, step: int | None) -> Weights:
                 f"{folder.path}: given as the {part}, but it has the head of a {folder.heads[0]} (hidden size "
                 f"{folder.config.hidden_size}): the discriminator comes first, hf:DISC,GEN"
             )
-    if Vocabulary.read(folders[1].path / "vocab.txt").sha256 != vocabulary.sha256:
+    first, second = (_vocabulary_in(folder.path) for folder in folders)
+    if first and second and first.sha256 != second.sha256:
         raise UserError(f"{source}: the two have different vocabularies: they do not belong together")
     return _pair(source, *folders)
 
@@ -202,11 +212,11 @@ def _joined(
 ) -> Weights:
     """`table` is {our name: theirs}."""
     shapes = {name: owners[name].shapes[theirs] for name, theirs in table.items()}
-    first = folders[0].path
+    vocabulary = _vocabulary_in(folders[0].path)
     return Weights(
         source, config_of(shapes, folders[0].config, generator), shapes,
         lambda name: owners[name].read(table[name]),
-        vocabulary=Vocabulary.read(first / "vocab.txt"), casing=Casing.read(first),
+        vocabulary=vocabulary, casing=Casing.read(folders[0].path) if vocabulary else None,
         unused=tuple(f"{folder.path}: {name}" for folder in folders for name in folder.unused),
         folders=tuple(folder.path for folder in folders),
     )  # fmt: skip
@@ -235,9 +245,10 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
     except KeyError as error:
         raise UserError(f"{source}: lacks {names.to_tf1(error.args[0])}: not a whole ELECTRA") from None
     config = config_of(shapes, electra, generator)
+    if hparams is not None and "max_seq_length" in hparams:
+        config = dataclasses.replace(config, data=DataConfig(max_seq_length=hparams["max_seq_length"]))
     expected = expected_shapes(config)
     has_moments = all(names.tf1_slot(name, moment) in checkpoint.shapes for name in expected for moment in ("m", "v"))
-    vocab = prefix.parent / "vocab.txt"
     lower = (hparams or {}).get("do_lower_case")
 
     def read_moment(name: str, moment: Moment) -> np.ndarray:
@@ -247,7 +258,7 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         source, config, {name: shape for name, shape in shapes.items() if name in expected},
         lambda name: checkpoint.read(variables[name]),
         step=int(checkpoint.read(names.TF1_STEP)) if names.TF1_STEP in checkpoint.shapes else 0,
-        vocabulary=Vocabulary.read(vocab) if vocab.exists() else None,
+        vocabulary=_vocabulary_in(prefix.parent),
         casing=None if lower is None else Casing(lower, lower),  # the original strips accents where it lower-cases
         read_moment=read_moment if has_moments else None,
         unused=tuple(variables[name] for name in shapes if name not in expected), remarks=tuple(remarks),

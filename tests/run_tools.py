@@ -14,6 +14,7 @@ from orbax.checkpoint.utils import checkpoint_steps
 
 from data_prep.cli import main as data_main
 from electra_flax.checkpoint import Checkpoints
+from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.sharding import make_mesh
 from electra_flax.workdir import Workdir
@@ -174,3 +175,12 @@ def records(root: Path, workdir: str, split: str) -> dict[int, dict]:
     by_step = {record["step"]: {k: v for k, v in record.items() if k not in timing} for record in found}
     assert len(by_step) == len(found), "a step was written twice"
     return by_step
+
+
+def refusal(capsys, arguments):
+    """The one line with which a command ends that its user can mend."""
+    capsys.readouterr()
+    code = main(arguments)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("electra-flax: error:")]
+    assert code == 1 and len(error) == 1
+    return error[0]

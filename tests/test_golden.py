@@ -12,7 +12,7 @@ from electra_flax import losses, masking, model, step
 from electra_flax.config import OptimizerConfig
 from electra_flax.masking import MaskedInputs
 from electra_flax.names import to_tf1
-from electra_flax.optimizer import learning_rate, make_optimizer
+from electra_flax.optimizer import AdamState, learning_rate, make_optimizer
 from electra_flax.sharding import tree_names
 
 FORWARD_CASES = {
@@ -90,50 +90,67 @@ def test_hiding_and_corrupting_follow_the_original(golden, name):
     assert num_checked, "every row has a duplicate: nothing was compared whole"
 
 
+class RecordedTraining:
+    """Twenty steps that the original took, on batches with its draws."""
+
+    def __init__(self, golden):
+        setup = read_json(golden / "optimizer/A_config.json")
+        self.hparams = setup["hparams"]
+        self.config = golden_config(self.hparams)
+        self.slots = np.load(golden / "optimizer/A_adam_slots_after_20.npz")
+        self._weights = np.load(golden / "optimizer/A_weights.npz")
+        self._trace = np.load(golden / "optimizer/A_trace.npz")
+        self._batches = np.load(golden / "optimizer/batches.npz")
+        self.optimizer = make_optimizer(self.config.optimizer, self.config.training.num_steps)
+
+    def weights(self, moment):
+        """{the original's name: array}; "init" or "20"."""
+        (prefix,) = {key.split("/")[0] + "/" for key in self._weights.files if moment in key.split("/")[0]}
+        return {key.removeprefix(prefix): self._weights[key] for key in self._weights.files if key.startswith(prefix)}
+
+    @functools.cached_property
+    def _update(self):
+        @jax.jit
+        def update(params, opt_state, case):
+            gradient = jax.value_and_grad(functools.partial(losses_with_given_draws, self.config), has_aux=True)
+            (total, (means, _, _)), grads = gradient(params, case)
+            updates, opt_state = self.optimizer.update(grads, opt_state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+            norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+            return params, opt_state, total, means, norm
+
+        return update
+
+    def train(self, params, opt_state, steps):
+        """(params, opt_state) after these steps, whose losses, norms and rates are the original's."""
+        for number in steps:
+            case = {key: self._batches[key][number] for key in self._batches.files}
+            params, opt_state, total, means, norm = self._update(params, opt_state, case)
+            trace = {key: self._trace[key][number] for key in ("loss", "mlm", "disc", "gnorm", "lr")}
+            np.testing.assert_allclose(total, trace["loss"], atol=1e-4, rtol=0)
+            np.testing.assert_allclose(means["generator_loss"], trace["mlm"], atol=1e-4, rtol=0)
+            np.testing.assert_allclose(means["discriminator_loss"], trace["disc"], atol=1e-4, rtol=0)
+            np.testing.assert_allclose(norm, trace["gnorm"], rtol=1e-4)
+            rate = learning_rate(number, self.config.optimizer, self.config.training.num_steps)
+            np.testing.assert_allclose(rate, trace["lr"], rtol=1e-6, atol=1e-10)
+        return params, opt_state
+
+    def assert_is_its_end(self, params, opt_state):
+        final = self.weights("20")
+        adam = next(part for part in opt_state if isinstance(part, AdamState))
+        for name, value, m, v in zip(
+            jax.tree.leaves(tree_names(params)), *map(jax.tree.leaves, (params, adam.m, adam.v)), strict=True
+        ):
+            theirs = to_tf1(name)
+            np.testing.assert_allclose(value, final[theirs], atol=1e-5, rtol=0, err_msg=name)
+            np.testing.assert_allclose(m, self.slots[f"{theirs}/adam_m"], atol=1e-5, rtol=0, err_msg=name)
+            np.testing.assert_allclose(v, self.slots[f"{theirs}/adam_v"], atol=1e-5, rtol=0, err_msg=name)
+
+
 def test_twenty_optimizer_steps_are_the_originals(golden):
-    setup = read_json(golden / "optimizer/A_config.json")
-    config = golden_config(setup["hparams"])
-    weights = np.load(golden / "optimizer/A_weights.npz")
-    slots = np.load(golden / "optimizer/A_adam_slots_after_20.npz")
-    trace = np.load(golden / "optimizer/A_trace.npz")
-    batches = np.load(golden / "optimizer/batches.npz")
-
-    def at(prefix):
-        return {key.removeprefix(prefix): weights[key] for key in weights.files if key.startswith(prefix)}
-
-    prefixes = sorted({key.split("/")[0] for key in weights.files})
-    params = golden_params(config, at(next(p for p in prefixes if "init" in p) + "/"))
-    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    opt_state = optimizer.init(params)
-
-    @jax.jit
-    def update(params, opt_state, case):
-        gradient = jax.value_and_grad(functools.partial(losses_with_given_draws, config), has_aux=True)
-        (total, (means, _, _)), grads = gradient(params, case)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = jax.tree.map(jnp.add, params, updates)
-        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
-        return params, opt_state, total, means, norm
-
-    for number in range(20):
-        case = {key: batches[key][number] for key in batches.files}
-        params, opt_state, total, means, norm = update(params, opt_state, case)
-        np.testing.assert_allclose(total, trace["loss"][number], atol=1e-4, rtol=0)
-        np.testing.assert_allclose(means["generator_loss"], trace["mlm"][number], atol=1e-4, rtol=0)
-        np.testing.assert_allclose(means["discriminator_loss"], trace["disc"][number], atol=1e-4, rtol=0)
-        np.testing.assert_allclose(norm, trace["gnorm"][number], rtol=1e-4)
-        rate = learning_rate(number, config.optimizer, config.training.num_steps)
-        np.testing.assert_allclose(rate, trace["lr"][number], rtol=1e-6, atol=1e-10)
-
-    final = at(next(p for p in prefixes if "20" in p) + "/")
-    adam = next(part for part in opt_state if hasattr(part, "m"))
-    our_names = jax.tree.leaves(tree_names(params))
-    for name, value, m, v in zip(
-        our_names, jax.tree.leaves(params), jax.tree.leaves(adam.m), jax.tree.leaves(adam.v), strict=True
-    ):
-        np.testing.assert_allclose(value, final[to_tf1(name)], atol=1e-5, rtol=0, err_msg=name)
-        np.testing.assert_allclose(m, slots[to_tf1(name) + "/adam_m"], atol=1e-5, rtol=0, err_msg=name)
-        np.testing.assert_allclose(v, slots[to_tf1(name) + "/adam_v"], atol=1e-5, rtol=0, err_msg=name)
+    recorded = RecordedTraining(golden)
+    params = golden_params(recorded.config, recorded.weights("init"))
+    recorded.assert_is_its_end(*recorded.train(params, recorded.optimizer.init(params), range(20)))
 
 
 @pytest.mark.parametrize("schedule", "abcde")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax.serialization import msgpack_restore
-from run_tools import make_shards, pretrain, records, start, state_at
+from run_tools import make_shards, pretrain, records, refusal, start, state_at
 
 from electra_flax import parity
 from electra_flax.cli import main
@@ -114,14 +114,6 @@ def test_export_reports_parity_and_its_own_sizes(exported):
     discriminator = json.loads((exported / "discriminator/config.json").read_text())
     assert (generator["hidden_size"], discriminator["hidden_size"]) == (16, 32)
     assert generator["embedding_size"] == discriminator["embedding_size"] == 16
-
-
-def refusal(capsys, arguments):
-    capsys.readouterr()
-    code = main(arguments)
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("electra-flax: error:")]
-    assert code == 1 and len(error) == 1
-    return error[0]
 
 
 def damaged_copy(run, name, change):

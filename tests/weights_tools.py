@@ -1,0 +1,74 @@
+"""Models with random weights, in each form that models have on disk."""
+
+import json
+
+import jax
+import numpy as np
+from golden_tools import tiny_config
+
+from electra_flax.architecture import expected_shapes
+from electra_flax.export import export_to_hugging_face
+from electra_flax.model_card import Publication
+from electra_flax.parity import TEXTS
+from electra_flax.records import Vocabulary
+from electra_flax.tf1_checkpoint import write_tf1_checkpoint
+from electra_flax.tokenizer import SPECIAL_TOKENS, Casing
+from electra_flax.weights import Weights
+
+CASED = Casing(do_lower_case=False, strip_accents=False)
+_OWN = {"intermediate_size": 64}  # 4 x its width, as the original has it
+# The configurations under which the two models share other things.
+SHARING: dict[str, dict] = {
+    "embeddings": {"generator": _OWN},
+    "nothing": {"generator": _OWN | {"untied_generator_embeddings": True}},
+    "everything": {
+        "generator": {"untied_generator": False, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    },
+    "no generator": {"generator": _OWN | {"uniform_generator": True}},
+    "no discriminator": {"generator": _OWN, "objective": {"electra_objective": False}},
+}
+
+
+def write_vocabulary(path, size=300):
+    """The characters of parity.TEXTS, at the beginning of words and within, and spare lines."""
+    characters = sorted(set("".join(TEXTS)) - {" "})
+    tokens = [*SPECIAL_TOKENS.values(), *characters, *(f"##{character}" for character in characters)]
+    tokens += [f"[unused{number}]" for number in range(size - len(tokens))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(tokens) + "\n")
+    return Vocabulary.read(path)
+
+
+def random_weights(folder, sharing="embeddings", seed=0, **changes):
+    """Weights as if they were found, with moments; no two tensors are equal."""
+    config = tiny_config(**SHARING[sharing], **changes)
+    shapes = expected_shapes(config)
+
+    def read(name, moment=""):
+        key = jax.random.fold_in(jax.random.key(seed), sorted(shapes).index(name) + 1000 * "_mv".index(moment or "_"))
+        return np.asarray(0.1 * jax.random.normal(key, shapes[name]))
+
+    vocabulary = write_vocabulary(folder / "vocab.txt", config.model.vocab_size)
+    return Weights("random", config, shapes, read, 7, vocabulary, CASED, read_moment=read)
+
+
+def export(weights, out):
+    with jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
+        export_to_hugging_face(weights, out, "float32", Publication())
+    return out
+
+
+def write_original(prefix, weights, hparams, step=0, slots=None):
+    """A checkpoint of the original from {its name: array}; without `slots`, moments are those of a first step."""
+    slots = slots or {f"{name}/adam_{moment}": np.zeros_like(weights[name]) for name in weights for moment in "mv"}
+    tensors = {**weights, **slots, "global_step": np.asarray(step, np.int64)}
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    write_tf1_checkpoint(prefix, {name: value.shape for name, value in tensors.items()}, tensors.__getitem__)
+    (prefix.parent / "hparams.json").write_text(json.dumps(hparams))
+
+
+def assert_equal(ours, theirs):
+    """Bit by bit."""
+    assert ours.shapes == theirs.shapes
+    for name in ours.shapes:
+        np.testing.assert_array_equal(ours.read(name), theirs.read(name), err_msg=name)
