@@ -110,7 +110,8 @@ def write_safetensors(path: Path, shapes: Shapes, read: Callable[[str], np.ndarr
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in shapes:
             value = read(name).astype(dtype, copy=False)
-            file.write(np.ascontiguousarray(value.T if names.is_transposed_in_torch(name) else value).data.cast("B"))
+            value = np.ascontiguousarray(value.T if names.is_transposed_in_torch(name) else value)
+            file.write(value.reshape(-1).view(np.uint8))  # bfloat16 has no buffer of its own
 
 
 def write_msgpack(path: Path, shapes: Shapes, read: Callable[[str], np.ndarray], dtype: np.dtype) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -124,3 +123,142 @@ def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
     assert original.config.model == dataclasses.replace(
         weights.config.model, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
     )
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A folder with `export`, of both models, and the checkpoint of the original `original`, same weights."""
+    root = tmp_path_factory.mktemp("there")
+    weights = random_weights(root)
+    export(weights, root / "export")
+    export_to_tf1(weights, root / "original")
+    return root
+
+
+@pytest.mark.parametrize("name", ["ElectraForPreTraining", "ElectraForMaskedLM"])
+@pytest.mark.parametrize("framework", ["torch", "flax"])
+@jax.numpy_rank_promotion("allow")  # transformers' modules rely on it
+def test_what_transformers_saves_comes_back_as_it_was(there, tmp_path, name, framework):
+    """Theirs -> ours -> theirs, bit by bit, whatever file it lies in and in whatever order."""
+    transformers = pytest.importorskip("transformers")
+    part = {"ElectraForPreTraining": "discriminator", "ElectraForMaskedLM": "generator"}[name]
+    config = transformers.ElectraConfig.from_pretrained(there / f"export/{part}")
+    if framework == "torch":
+        torch = pytest.importorskip("torch", reason="NOT CHECKED: PyTorch is not installed")
+        torch.manual_seed(0)
+        cls = getattr(transformers, name)
+        theirs = cls(config)
+        theirs.save_pretrained(tmp_path / "theirs")
+    else:
+        cls = getattr(transformers, f"Flax{name}")
+        theirs = cls(config, seed=0)
+        theirs.save_pretrained(tmp_path / "theirs")
+    for file in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(there / f"export/{part}/{file}", tmp_path / "theirs")
+    back = cls.from_pretrained(export(find_weights(f"hf:{tmp_path}/theirs"), tmp_path / "ours") / part)
+    if framework == "torch":
+        before, after = theirs.state_dict(), back.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    else:
+        jax.tree.map(np.testing.assert_array_equal, theirs.params, back.params)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_rounded_once(there, tmp_path, dtype):
+    source = ["--from", f"hf:{there}/export", "--out", str(tmp_path / "half")]
+    with jax.numpy_rank_promotion("allow"):
+        assert main(["export", *source, "--dtype", dtype]) == 0
+    whole, half = find_weights(f"hf:{there}/export"), find_weights(f"hf:{tmp_path}/half")
+    for name in whole.shapes:
+        np.testing.assert_array_equal(half.read(name), whole.read(name).astype(jax.numpy.dtype(dtype)).astype("f4"))
+    assert read_json(tmp_path / "half/generator/config.json")["dtype"] == dtype
+
+
+def test_a_checkpoint_without_hparams_says_what_it_assumed(there, tmp_path):
+    shutil.copytree(there / "original", tmp_path / "original")
+    (tmp_path / "original/hparams.json").unlink()
+    weights = find_weights(f"tf1:{tmp_path}/original/model.ckpt-7")
+    assert weights.remarks == ("no hparams.json beside it: attention heads taken to be hidden size / 64",)
+    assert weights.config.model.num_attention_heads == 1 and weights.casing is None
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+
+def changed(there, tmp_path, path, change):
+    """A copy of `there` in which one file is changed, None removes it; returns the copy."""
+    copy = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+    shutil.copytree(there, copy)
+    content = change((copy / path).read_bytes()) if change else None
+    (copy / path).unlink()
+    if content is not None:
+        (copy / path).write_bytes(content)
+    return copy
+
+
+def with_setting(**settings):
+    return lambda content: json.dumps(json.loads(content) | settings).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "expected"),
+    [
+        ("discriminator/config.json", with_setting(model_type="bert"), "a model of type bert, not electra"),
+        ("discriminator/config.json", with_setting(hidden_size=48), "hidden_size=48, but its weights have 32"),
+        ("generator/config.json", with_setting(num_hidden_layers=12), "num_hidden_layers=12, but its weights have 2"),
+        ("discriminator/config.json", with_setting(num_attention_heads=5), "num_attention_heads"),
+        ("discriminator/config.json", with_setting(hidden_act="relu"), "hidden_act=relu: only gelu"),
+        ("discriminator/config.json", lambda content: content[:50], "config.json: not JSON"),
+        ("discriminator/config.json", None, "config.json: missing"),
+        ("discriminator/model.safetensors", lambda content: content[:-7], "cut off or damaged"),
+        ("discriminator/model.safetensors", lambda content: content[:100], "cut off or damaged"),
+        ("discriminator/model.safetensors", lambda content: b"", "cut off or damaged"),
+        ("discriminator/vocab.txt", None, "no vocab.txt there"),
+        ("discriminator/vocab.txt", lambda content: content + b"more\n", "different vocabularies"),
+    ],
+)
+def test_what_is_no_whole_electra_is_refused(there, tmp_path, capsys, path, change, expected):
+    copy = changed(there / "export", tmp_path, path, change)
+    error = refusal(capsys, ["export", "--from", f"hf:{copy}", "--out", str(tmp_path / "out")])
+    assert expected in error and not (tmp_path / "out").exists()
+
+
+def test_the_wrong_model_in_the_wrong_place_is_refused(there, tmp_path, capsys):
+    discriminator, generator = there / "export/discriminator", there / "export/generator"
+    pickle = changed(generator, tmp_path, "model.safetensors", None)
+    (pickle / "flax_model.msgpack").rename(pickle / "pytorch_model.bin")
+    encoder = tmp_path / "encoder"
+    shutil.copytree(generator, encoder)
+    head = find_weights(f"hf:{generator}")
+    bert = {name.replace("electra/", "bert/"): head.read(name) for name in head.shapes if name.startswith("electra/")}
+    write_original(tmp_path / "bert/model.ckpt-5", bert, {})
+    half = {names.to_tf1(name): head.read(name) for name in head.shapes if "word_embeddings" not in name}
+    write_original(tmp_path / "half/model.ckpt-5", half, {})
+    more = write_vocabulary(tmp_path / "more/vocab.txt", 301).path
+    (tmp_path / "more/tokenizer_config.json").write_text('{"do_lower_case": false}')
+    for source, expected in (
+        (f"hf:{generator},{discriminator}", "given as the discriminator, but it has the head of a generator (hidden"),
+        (f"hf:{discriminator},{discriminator}", "given as the generator, but it has the head of a discriminator"),
+        (f"hf:{discriminator},{generator},{generator}", "3 folders, expected one or two"),
+        (f"hf:{pickle}", "pytorch_model.bin"),
+        (f"hf:{tmp_path}", "neither model.safetensors nor flax_model.msgpack"),
+        ("hf:nowhere", "no such folder, nor OWNER/NAME"),
+        (f"tf1:{tmp_path}/bert/model.ckpt-5", "no variable of it is ELECTRA's; the first is bert/"),
+        (f"tf1:{tmp_path}/half/model.ckpt-5", "lacks electra/embeddings/word_embeddings: not a whole ELECTRA"),
+        (f"tf1:{tmp_path}/none/model.ckpt-5", "cannot be read (No such file or directory)"),
+        (f"orbax:{tmp_path}", "not the workdir of a run"),
+        ("pt:x", "expected hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"),
+    ):
+        assert expected in refusal(capsys, ["export", "--from", source, "--out", str(tmp_path / "out")]), source
+    original = f"tf1:{there}/original/model.ckpt-7"
+    for extra, expected in (
+        (["--vocab", str(more)], "301 tokens, but the embeddings of"),
+        (["--vocab", str(tmp_path / "no.txt")], "no.txt: no such vocabulary"),
+        (["--step", "3"], "only a run (orbax:DIR) has several steps"),
+        (["--to", "tf1", "--dtype", "float16"], "the original loads float32 only"),
+        (["--to", "tf1", "--push", "a/b"], "the hub takes Hugging Face's form"),
+        (["--private"], "--private is of the repositories"),
+        (["--push", "name"], "expected OWNER/NAME"),
+    ):
+        assert expected in refusal(capsys, ["export", "--from", original, "--out", str(tmp_path / "out"), *extra])
