@@ -111,7 +111,7 @@ def write_safetensors(path: Path, shapes: Shapes, read: Callable[[str], np.ndarr
         for name in shapes:
             value = read(name).astype(dtype, copy=False)
             value = np.ascontiguousarray(value.T if names.is_transposed_in_torch(name) else value)
-            file.write(value.reshape(-1).view(np.uint8))  # bfloat16 has no buffer of its own
+            file.write(value.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
 
 
 def write_msgpack(path: Path, shapes: Shapes, read: Callable[[str], np.ndarray], dtype: np.dtype) -> None:

@@ -20,6 +20,7 @@ from tokenizers.models import WordPiece
 
 from electra_flax.architecture import expected_shapes, flat, nested
 from electra_flax.config import Config, UserError
+from electra_flax.hugging_face import HEADS
 from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import state_shardings
@@ -98,11 +99,13 @@ def apply_start(start: Start, config: Config, vocabulary: Vocabulary, mesh: Mesh
     assert read_moment is not None  # check_start
     moments = [place({name: partial(read_moment, name, moment) for name in shardings}) for moment in get_args(Moment)]
     opt_state = tuple(AdamState(*moments) if isinstance(part, AdamState) else part for part in state.opt_state)
-    count = jnp.asarray(weights.step, jnp.int32)
-    opt_state = jax.tree.map(
-        lambda leaf: jax.device_put(count, leaf.sharding) if leaf.dtype == jnp.int32 else leaf, opt_state
-    )
-    return TrainState(jax.device_put(count, state.step.sharding), state.params, opt_state)
+
+    def count(leaf: jax.Array) -> jax.Array:
+        """The step in a buffer of its own: the train step is given each buffer to keep, which cannot be done twice."""
+        return jnp.full_like(leaf, weights.step)
+
+    opt_state = jax.tree.map(lambda leaf: count(leaf) if leaf.dtype == jnp.int32 else leaf, opt_state)
+    return TrainState(count(state.step), state.params, opt_state)
 
 
 def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
@@ -148,6 +151,11 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             found[name] = _positions(start, weights, name, theirs[0], shape[0])
         else:
             different.append(f"{name}: {theirs} there, {shape} here")
+    if any(name.startswith(HEADS["discriminator"]) for name in missing):
+        raise UserError(
+            f"{flag} {weights.source}: has no discriminator's head (hidden size {weights.config.model.hidden_size}, "
+            f"here {config.model.hidden_size}), it is a generator: name the discriminator first, hf:DISC,GEN"
+        )
     if different:
         raise UserError(
             f"{flag} {weights.source}: {len(different)} of {len(expected)} tensors have other shapes, the first "
