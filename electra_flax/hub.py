@@ -57,21 +57,20 @@ def push(folder: Path, repository: str, private: bool) -> str:
 
 def _try(what: str, action: Callable[[], Any]) -> Any:
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
-    from requests import RequestException
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     try:
         return action()
     except LocalTokenNotFoundError:
         problem = "not logged in: run hf auth login, or set HF_TOKEN to a token that may write"
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
+    except (OSError, RuntimeError) as error:  # uploads end with a RuntimeError around what happened
+        cause = error.__cause__ or error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
         problem = {
+            None: f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}): check the network",
             401: f"{constants.ENDPOINT} does not know this account (or there is no such repository): run hf auth "
             "login, or set HF_TOKEN",
             403: f"this account may not do that at {constants.ENDPOINT}: use a token that may, or another OWNER",
             404: f"no such repository at {constants.ENDPOINT} (or a private one)",
-        }.get(status, f"{constants.ENDPOINT} refused: {str(error).splitlines()[0]}")
-    except (LocalEntryNotFoundError, RequestException, OSError) as error:
-        problem = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}): check the network"
+        }.get(status, f"{constants.ENDPOINT} refused: {str(cause).splitlines()[0]}")
     raise UserError(f"{what}: {problem}")
