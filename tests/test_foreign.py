@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from test_train import exported, run, state_at  # noqa: F401  the run they need,
 
 from data_prep.cli import main as electra_data
 from electra_flax import parity
-from electra_flax.config_io import load_config
 from electra_flax.records import DataFolder, ShardedExamples
+from electra_flax.weights import find_weights
 
 pytestmark = pytest.mark.slow
 FOREIGN = Path(__file__).parent / "foreign"
 ROOT = Path(__file__).parents[1]
+TORCH, TENSORFLOW = "torch==2.13.0+cpu", ("tensorflow-cpu==2.21.0",)
 # What data_prep imports.
 DATA_PREP = ("backports.zstd", "google-crc32c", "ijson", "numba", "rich", "tokenizers", "tqdm")
 
@@ -42,14 +44,14 @@ def environment(*requirements: str) -> Path:
 
 def ask(python: Path, script: str, *arguments: object) -> dict:
     command = [python, FOREIGN / script, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_tensorflow_and_tfds_read_our_shards(run):  # noqa: F811
-    python = environment("tensorflow-cpu==2.21.0", "tensorflow-datasets==4.9.10", "importlib-resources", *DATA_PREP)
+    python = environment(*TENSORFLOW, "tensorflow-datasets==4.9.10", "importlib-resources", *DATA_PREP)
     answer = ask(python, "read_with_tensorflow.py", run / "shards", 32)
     data = DataFolder.open(run / "shards")
     examples = ShardedExamples(data.splits["train"], 32, 600)
@@ -59,23 +61,51 @@ def test_tensorflow_and_tfds_read_our_shards(run):  # noqa: F811
     assert answer["tfds_examples"] == {split: data.manifest.examples(split) for split in data.splits}
 
 
-def test_transformers_5_loads_our_exports(run, exported, tmp_path):  # noqa: F811
-    python = environment("transformers==5.23.0", "torch==2.13.0+cpu")
-    inputs = {
-        "input_ids": np.array([[2, 9, 80, 300, 7, 3], [2, 11, 3, 0, 0, 0]]),
-        "attention_mask": np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]),
-        "token_type_ids": np.zeros((2, 6), int),
-    }
-    np.savez(tmp_path / "inputs.npz", **inputs)
-    report = ask(python, "load_with_transformers_5.py", exported, tmp_path / "inputs.npz", tmp_path / "outputs.npz")
-    assert report.pop("version").startswith("5.")
-    theirs = np.load(tmp_path / "outputs.npz")
-    used = inputs["attention_mask"] == 1
-    params = state_at(run, "straight", 6).params
-    for part in ("discriminator", "generator"):
-        assert not any(report[part].values()), report
-        ours = parity.our_logits(load_config(run / "tiny.yaml"), params, part, inputs)
-        np.testing.assert_allclose(theirs[part].reshape(ours.shape)[used], ours[used], atol=1e-4, rtol=0)
+# What a head has that no pretrained ELECTRA has, by the beginning of its names.
+OWN = {
+    "Model": (), "ForPreTraining": ("discriminator_predictions",), "ForCausalLM": ("generator_",),
+    "ForMaskedLM": ("generator_",), "ForSequenceClassification": ("classifier",),
+    "ForMultipleChoice": ("sequence_summary", "classifier"), "ForTokenClassification": ("classifier",),
+    "ForQuestionAnswering": ("qa_outputs",),
+}  # fmt: skip
+TRAINED = {"discriminator": ("ForPreTraining",), "generator": ("ForMaskedLM", "ForCausalLM")}
+
+
+@pytest.mark.parametrize("framework", ["flax", "torch", "torch of transformers 5", "tensorflow"])
+def test_every_head_loads_with_nothing_new_but_itself(run, exported, tmp_path, framework):  # noqa: F811
+    """Eight heads on each of our models: the encoder is ours, and only what neither was trained for is missing."""
+    python = {
+        "flax": lambda: sys.executable,
+        "torch": lambda: sys.executable if find_spec("torch") else pytest.skip("NOT CHECKED: no PyTorch"),
+        "torch of transformers 5": lambda: environment("transformers==5.23.0", TORCH),
+        "tensorflow": lambda: environment(*TENSORFLOW, "tf-keras==2.21.0", "transformers==4.57.6", TORCH),
+    }[framework]()
+    used_weights = find_weights(f"hf:{exported}")
+    inputs = parity.make_inputs(exported / "discriminator", 32)
+    ours = parity.our_outputs(used_weights, dict.fromkeys(TRAINED, inputs))
+    # PyTorch wants 64 bits.
+    np.savez(tmp_path / "inputs.npz", **{name: array.astype(np.int64) for name, array in inputs.items()})
+    reports = ask(
+        python, "load_heads.py", exported, tmp_path / "inputs.npz", tmp_path / "outputs.npz", framework.split()[0]
+    )
+    version = reports.pop("version")
+    assert version.startswith("5." if framework.endswith("5") else "4.57")
+    theirs, used = np.load(tmp_path / "outputs.npz"), inputs["attention_mask"] == 1
+    heads = 7 if framework == "tensorflow" else 8  # it has no ElectraForCausalLM
+    assert len(reports) == 2 * heads
+    for name, report in reports.items():
+        _, part, head = name.split("/")
+        hidden = theirs[f"{name}/hidden"].reshape(*used.shape, -1)
+        np.testing.assert_allclose(hidden[used], ours[part].hidden[-1], atol=1e-4, rtol=0, err_msg=name)
+        assert all(key.startswith(OWN[head]) for key in report["missing"]), (name, report)
+        if head in TRAINED[part]:
+            assert not report["missing"] and not report["unexpected"], (name, report)
+            logits = theirs[f"{name}/logits"].reshape(*used.shape, *ours[part].logits.shape[1:])
+            np.testing.assert_allclose(logits[used], ours[part].logits, atol=1e-4, rtol=0, err_msg=name)
+        else:
+            assert bool(report["missing"]) == (head != "Model"), (name, report)
+            own = ("discriminator_predictions",) if part == "discriminator" else ("generator_",)
+            assert all(key.startswith(own) for key in report["unexpected"]), (name, report)
 
 
 def test_beam_makes_the_same_examples(sample_corpus, tmp_path):
@@ -93,7 +123,7 @@ def test_beam_makes_the_same_examples(sample_corpus, tmp_path):
 
 
 def test_a_tfds_data_set_is_a_corpus(tmp_path):
-    python = environment("tensorflow-cpu==2.21.0", "tensorflow-datasets==4.9.10", "importlib-resources", *DATA_PREP)
+    python = environment(*TENSORFLOW, "tensorflow-datasets==4.9.10", "importlib-resources", *DATA_PREP)
     answer = ask(python, "read_tfds_corpus.py", tmp_path)
     assert answer["train"] == [["첫 문서의 첫 줄.", "둘째 줄."], ["둘째 문서."]]
     assert answer["test"] == [["시험 문서."]]
