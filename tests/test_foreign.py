@@ -1,5 +1,6 @@
 """Our files in other people's hands: TensorFlow, tensorflow-datasets, transformers 5. Each has its own environment."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_train import exported, run, state_at  # noqa: F401  the run they need, made once more here
+from weights_tools import write_vocabulary
 
 from data_prep.cli import main as electra_data
-from electra_flax import parity
+from electra_flax import names, parity
+from electra_flax.export import export_to_tf1
 from electra_flax.records import DataFolder, ShardedExamples
 from electra_flax.weights import find_weights
 
@@ -106,6 +109,29 @@ def test_every_head_loads_with_nothing_new_but_itself(run, exported, tmp_path, f
             assert bool(report["missing"]) == (head != "Model"), (name, report)
             own = ("discriminator_predictions",) if part == "discriminator" else ("generator_",)
             assert all(key.startswith(own) for key in report["unexpected"]), (name, report)
+
+
+@pytest.mark.parametrize("name", ["A_small_gen0.25", "B_koelectra_small_gen1.0"])
+def test_tensorflow_reads_what_we_read_and_what_we_write(golden, tmp_path, name):
+    """Every tensor of a checkpoint of the original, moments and step too, before and after it went through us."""
+    python = environment(*TENSORFLOW, "tf-keras==2.21.0", "transformers==4.57.6", TORCH)
+    prefix = golden / f"tf1_ckpt/{name}/model.ckpt-200"
+    weights = find_weights(f"tf1:{prefix}")
+    vocabulary = write_vocabulary(tmp_path / "vocab.txt", weights.config.model.vocab_size)
+    written = export_to_tf1(dataclasses.replace(weights, vocabulary=vocabulary), tmp_path / "out")
+    for number, place in enumerate((prefix, written)):
+        answer = ask(python, "read_tf1_checkpoint.py", place, tmp_path / f"{number}.npz")
+    assert answer["latest"] == str(written)
+    before, after = (np.load(tmp_path / f"{number}.npz") for number in (0, 1))
+    assert set(before.files) == set(after.files) and len(before.files) == 3 * len(weights.shapes) + 1
+    for key in before.files:
+        assert before[key].dtype == after[key].dtype
+        np.testing.assert_array_equal(before[key], after[key], err_msg=key)
+    for ours in weights.shapes:
+        np.testing.assert_array_equal(weights.read(ours), before[names.to_tf1(ours)])
+        for moment in ("m", "v"):
+            np.testing.assert_array_equal(weights.read_moment(ours, moment), before[names.tf1_slot(ours, moment)])
+    assert weights.step == before["global_step"] == 200
 
 
 def test_beam_makes_the_same_examples(sample_corpus, tmp_path):
