@@ -46,7 +46,8 @@ def random_weights(folder, sharing="embeddings", seed=0, **changes):
 
     def read(name, moment=""):
         key = jax.random.fold_in(jax.random.key(seed), sorted(shapes).index(name) + 1000 * "_mv".index(moment or "_"))
-        return np.asarray(0.1 * jax.random.normal(key, shapes[name]))
+        centre = float(name.endswith("LayerNorm/scale"))  # else hardly anything would come through
+        return np.asarray(centre + 0.1 * jax.random.normal(key, shapes[name]))
 
     vocabulary = write_vocabulary(folder / "vocab.txt", config.model.vocab_size)
     return Weights("random", config, shapes, read, 7, vocabulary, CASED, read_moment=read)

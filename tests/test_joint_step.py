@@ -1,0 +1,90 @@
+"""One joint step of both models beside PyTorch: logits and the gradient of every parameter."""
+
+import jax
+import numpy as np
+import pytest
+from golden_tools import SPECIAL
+from weights_tools import export, random_weights
+
+from electra_flax import masking, model, names, step
+from electra_flax.architecture import flat
+
+torch = pytest.importorskip("torch", reason="NOT CHECKED: PyTorch is not installed")
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """Our weights, and both models of transformers that share their embeddings as they do in ELECTRA."""
+    import transformers
+
+    weights = random_weights(tmp_path)
+    out = export(weights, tmp_path / "out")
+    generator = transformers.ElectraForMaskedLM.from_pretrained(out / "generator").eval()
+    discriminator = transformers.ElectraForPreTraining.from_pretrained(out / "discriminator").eval()
+    # Only PyTorch leaves out the gradient of [PAD], which the generator may sample like any other token.
+    discriminator.electra.embeddings.word_embeddings.padding_idx = None
+    generator.electra.embeddings = discriminator.electra.embeddings
+    generator.tie_weights()
+    return weights, generator, discriminator
+
+
+def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
+    weights, generator, discriminator = theirs
+    config, params = weights.config, weights.to_params()
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(8, 33, 16)
+    mask = (np.arange(32) < lengths[:, None]).astype(np.int32)
+    batch = {
+        "input_ids": np.where(mask, rng.integers(5, 300, mask.shape), SPECIAL.pad).astype(np.int32),
+        "attention_mask": mask,
+        "token_type_ids": (np.arange(32) >= lengths[:, None] // 2).astype(np.int32) * mask,
+    }
+    key = jax.random.key(7)
+    gradients, sums = jax.jit(step.accumulate_gradients, static_argnums=(0, 1))(config, SPECIAL, params, batch, key)
+
+    # What our step hid and sampled.
+    seeds = step.row_seeds(key, len(mask))
+    hidden = step.mask(config, SPECIAL, batch, seeds)
+    ours_BMV = model.apply_generator(
+        config, params, hidden.masked_ids_BT, mask, batch["token_type_ids"], hidden.positions_BM, None
+    )
+    sampled = masking.sample_replacements(seeds.sample_B, ours_BMV, hidden.targets_BM, 1.0, False)
+    corrupted = masking.corrupt(batch["input_ids"], hidden, sampled)
+    ours_BT = model.apply_discriminator(config, params, corrupted.corrupted_ids_BT, mask, batch["token_type_ids"], None)
+
+    def tensor(array):
+        return torch.tensor(np.asarray(array), dtype=torch.long)
+
+    shared = {"attention_mask": tensor(mask), "token_type_ids": tensor(batch["token_type_ids"])}
+    positions = tensor(hidden.positions_BM)[..., None].expand(-1, -1, 300)
+    logits_BMV = generator(tensor(hidden.masked_ids_BT), **shared).logits.gather(1, positions)
+    logits_BT = discriminator(tensor(corrupted.corrupted_ids_BT), **shared).logits
+    counted = np.asarray(hidden.weights_BM) > 0
+    np.testing.assert_allclose(ours_BMV[counted], logits_BMV.detach()[torch.tensor(counted)], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(ours_BT[mask > 0], logits_BT.detach()[torch.tensor(mask > 0)], atol=1e-4, rtol=0)
+
+    generator_loss = torch.nn.functional.cross_entropy(
+        logits_BMV[torch.tensor(counted)], tensor(hidden.targets_BM)[torch.tensor(counted)]
+    )
+    discriminator_loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits_BT[torch.tensor(mask > 0)], tensor(corrupted.is_replaced_BT)[torch.tensor(mask > 0)].float()
+    )
+    total = generator_loss + 50 * discriminator_loss
+    np.testing.assert_allclose(step.total_loss(config, sums, sums), total.item(), rtol=1e-5)
+    total.backward()
+
+    models = {"generator": generator, "discriminator": discriminator}
+    tables = {"generator": names.generator_names, "discriminator": names.discriminator_names}
+    compared = set()
+    for part, torch_model in models.items():
+        found = dict(torch_model.named_parameters())
+        for hf_name, ours in tables[part](weights.shapes).items():
+            gradient = found[names.to_torch(hf_name)].grad
+            gradient = gradient.T if names.is_transposed_in_torch(hf_name) else gradient
+            expected = flat(gradients)[ours]
+            largest = np.abs(expected).max()
+            # Softmax ignores the keys' biases: their gradients are rounding errors in both.
+            assert largest > 1e-5 or ours.endswith("key/bias"), ours
+            np.testing.assert_allclose(gradient, expected, atol=1e-4 * largest + 1e-7, rtol=0, err_msg=ours)
+            compared.add(ours)
+    assert compared == set(weights.shapes)
