@@ -15,6 +15,7 @@ import numpy as np
 
 from electra_flax import model
 from electra_flax.config import Config, UserError
+from electra_flax.host_memory import give_back_unused
 from electra_flax.weights import Weights
 
 TEXTS = ("한국어 ELECTRA를 공유합니다. The quick brown fox jumps over the lazy dog.", "짧은 문장입니다.")
@@ -58,6 +59,7 @@ def compare(weights: Weights, folders: dict[str, Path]) -> dict[str, dict[str, D
         part: make_inputs(folder, weights.config.model.max_position_embeddings) for part, folder in folders.items()
     }
     ours = our_outputs(weights, inputs)
+    weights.forget()  # each framework holds the model twice while it reads it
     return {
         part: {
             framework: difference(ours[part], theirs) if theirs else None
@@ -117,6 +119,7 @@ def _load_and_apply(framework: str, folder: Path, part: str, inputs: Inputs) -> 
     if cls is None or importlib.util.find_spec(needs) is None:
         return None
     apply = {"flax": _apply_flax, "torch": _apply_torch, "tensorflow": _apply_tensorflow}[framework]
+    give_back_unused()
     with quiet_transformers():
         try:
             found = apply(cls, folder, inputs)

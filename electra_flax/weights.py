@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from electra_flax import model, names
@@ -47,6 +48,8 @@ class Weights:
     step: int = 0
     vocabulary: Vocabulary | None = None
     casing: Casing | None = None
+    forget: Callable[[], None] = lambda: None
+    """Gives back what `read` keeps: of a run all parameters, which come at once."""
     run: Workdir | None = None
     """The run that they come from, where it was one of ours."""
     folders: tuple[Path, ...] = ()
@@ -59,8 +62,8 @@ class Weights:
     """What was assumed, to be told to the user."""
 
     def to_params(self) -> model.Params:
-        """All parameters, nested."""
-        return nested({name: self.read(name) for name in self.shapes})
+        """All parameters, nested; never more than one of them twice in memory."""
+        return nested({name: jnp.asarray(self.read(name)) for name in self.shapes})
 
 
 def find_weights(source: str, step: int | None = None, vocab_file: Path | None = None) -> Weights:
@@ -136,8 +139,8 @@ def _of_run(source: str, place: str, step: int | None) -> Weights:
 
     return Weights(
         source, config, expected_shapes(config), read, step,
-        Vocabulary.read(work.folder / "tokenizer/vocab.txt"), Casing.read(work.folder / "tokenizer"), run=work,
-        read_moment=read_moment if config.optimizer.algorithm == "adamw" else None,
+        Vocabulary.read(work.folder / "tokenizer/vocab.txt"), Casing.read(work.folder / "tokenizer"),
+        forget=params.clear, run=work, read_moment=read_moment if config.optimizer.algorithm == "adamw" else None,
     )  # fmt: skip
 
 
