@@ -232,8 +232,9 @@ class _HelpWithFields(argparse.Action):
         super().__init__(nargs=0, **kwargs)  # type: ignore[arg-type]
 
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
-        from electra_flax.config_io import config_help
+        from electra_flax.config import Config
+        from electra_flax.config_io import fields_help
 
         fields = "fields of the configuration, each overridden by --section.field VALUE:"
-        print(f"{parser.format_help()}\n{fields}\n\n{config_help()}")
+        print(f"{parser.format_help()}\n{fields}\n\n{fields_help(Config)}")
         parser.exit()

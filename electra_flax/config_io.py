@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -16,6 +16,8 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from electra_flax.config import Config, UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+T = TypeVar("T")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -25,19 +27,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file; the presets are in configs/, for example configs/demo.yaml")
+    return load_fields(Config, path, overrides, "electra-flax pretrain --help")
+
+
+def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:
+    """Fields of a dataclass, from a YAML file and `--field value` overrides. Raises UserError as `load_config` does."""
     try:
-        namespace = _parser().parse_args(["--config", str(path), *overrides])
-        return _instantiate(namespace)
+        return _instantiate(cls, _parser(cls).parse_args(["--config", str(path), *overrides]))
     except ArgumentError as error:
-        raise UserError(f"{path}: {_one_line(str(error))}") from None
+        raise UserError(f"{path}: {_one_line(str(error), cls, help_command)}") from None
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """Checks a nested dict as a YAML file would be; `source` is named in errors."""
     try:
-        return _instantiate(_parser().parse_object(values))
+        return _instantiate(Config, _parser(Config).parse_object(values))
     except ArgumentError as error:
-        raise UserError(f"{source}: {_one_line(str(error))}") from None
+        raise UserError(f"{source}: {_one_line(str(error), Config, 'electra-flax pretrain --help')}") from None
 
 
 def config_to_yaml(config: Config) -> str:
@@ -45,9 +51,9 @@ def config_to_yaml(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def config_help() -> str:
+def fields_help(cls: type) -> str:
     """All fields with their meaning, type and default, for `--help`."""
-    return _parser().format_help()
+    return _parser(cls).format_help()
 
 
 def config_fields(config: Config) -> dict[str, Any]:
@@ -65,19 +71,19 @@ def config_differences(old: Config, new: Config) -> dict[str, str]:
     }
 
 
-def _parser() -> ArgumentParser:
+def _parser(cls: type) -> ArgumentParser:
     # Without abbreviations: `--model.hid 3` must be an error, not a guess.
     parser = ArgumentParser(
         exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None, usage=argparse.SUPPRESS
     )
     parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(cls)
     return parser
 
 
-def _instantiate(namespace: Any) -> Config:
-    sections = _parser().instantiate(namespace)
-    return Config(**{f.name: sections[f.name] for f in dataclasses.fields(Config)})
+def _instantiate(cls: type[T], namespace: Any) -> T:
+    found = _parser(cls).instantiate(namespace)
+    return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -88,11 +94,11 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _field_names() -> list[str]:
+def _field_names(cls: type) -> list[str]:
     return [
-        f"{section}.{field.name}"
-        for section, cls in get_type_hints(Config).items()
-        for field in dataclasses.fields(cls)
+        (f"{name}.{field.name}" if isinstance(field, dataclasses.Field) else name)
+        for name, kind in get_type_hints(cls).items()
+        for field in (dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else [name])
     ]
 
 
@@ -104,15 +110,15 @@ _UNKNOWN_FIELD = (
 _WRONG_VALUE = re.compile(r'Parser key "(?P<name>[\w.]+)": Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)')
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, cls: type, help_command: str) -> str:
     """jsonargparse's message on one line, with the nearest name where a name is unknown."""
     message = re.sub(r"\s+", " ", message).strip()
     for pattern in _UNKNOWN_FIELD:
         if match := pattern.search(message):
             groups = match.groupdict()
             name = ".".join(filter(None, (groups.get("section"), groups["name"])))
-            nearest = difflib.get_close_matches(name, _field_names(), n=1, cutoff=0.5)
-            hint = f"the nearest is {nearest[0]}" if nearest else "electra-flax pretrain --help lists all fields"
+            nearest = difflib.get_close_matches(name, _field_names(cls), n=1, cutoff=0.5)
+            hint = f"the nearest is {nearest[0]}" if nearest else f"{help_command} lists all fields"
             return f"unknown field {name}; {hint}"
     if match := _WRONG_VALUE.search(message):
         expected = re.sub(r"<class '(\w+)'>", r"\1", match["type"])

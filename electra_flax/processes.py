@@ -28,7 +28,7 @@ def join(group: tuple[str, int, int] | None) -> None:
 
     On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere a run is one
     process, unless `group` says where process 0 listens (HOST:PORT), how many there are, and which this is. Raises
-    UserError where the others cannot be reached.
+    UserError where the others cannot be reached, RunError where they are the hosts of a TPU.
     """
     if group is None and not _on_tpu_vm():
         return
@@ -41,8 +41,11 @@ def join(group: tuple[str, int, int] | None) -> None:
             jax.distributed.initialize(*group, shutdown_timeout_seconds=2 * _LEAVE_SECONDS)
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        who = f"process 0 at {group[0]}" if group else "the hosts of this TPU, as its metadata name them"
-        raise UserError(f"cannot join the other processes ({who}): {reason}; start the command on all hosts") from None
+        if group is None:  # nobody's mistake: a host of the pod is away
+            raise RunError(f"cannot join the other hosts of this TPU, as its metadata name them: {reason}") from None
+        raise UserError(
+            f"cannot join the other processes (process 0 at {group[0]}): {reason}; start the command on all hosts"
+        ) from None
     if jax.process_index():
         log.setLevel(logging.WARNING)  # process 0 speaks for all
 

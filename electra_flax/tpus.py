@@ -103,17 +103,17 @@ def peak_flops(device_kind: str) -> float | None:
     return next((found.flops_per_second for found in GENERATIONS if found.device_kind == device_kind), None)
 
 
-def parse_slice(accelerator_type: str) -> Slice:
-    """ "v3-8" -> its slice. Raises UserError for a name that is none."""
+def parse_slice(accelerator_type: str, flag: str = "--topology") -> Slice:
+    """ "v3-8" -> its slice. Raises UserError for a name that is none, as a value of `flag`."""
     names = "|".join(generation.prefix for generation in GENERATIONS)
     match = re.fullmatch(rf"({names})-(\d+)", accelerator_type)
     expected = "an accelerator type such as v2-8, v3-8, v3-32, v4-8, v5litepod-8, v5p-8 or v6e-8"
     if not match:
-        raise UserError(f"--topology {accelerator_type}: expected {expected}")
+        raise UserError(f"{flag} {accelerator_type}: expected {expected}")
     generation = next(generation for generation in GENERATIONS if generation.prefix == match[1])
     number = int(match[2])
     num_chips, rest = divmod(number, 2) if generation.counts_cores else (number, 0)
     if rest or num_chips < 4 or num_chips & (num_chips - 1):
         unit = "cores: 8, 16, 32, 64 ..." if generation.counts_cores else "chips: 4, 8, 16, 32 ..."
-        raise UserError(f"--topology {accelerator_type}: {match[1]} slices have a power of two of {unit}")
+        raise UserError(f"{flag} {accelerator_type}: {match[1]} slices have a power of two of {unit}")
     return Slice(accelerator_type, generation, num_chips)

@@ -8,8 +8,8 @@ import pytest
 from golden_tools import read_json
 
 from electra_flax import model
-from electra_flax.config import UserError
-from electra_flax.config_io import config_differences, config_from_dict, config_help, config_to_yaml, load_config
+from electra_flax.config import Config, UserError
+from electra_flax.config_io import config_differences, config_from_dict, config_to_yaml, fields_help, load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
@@ -108,7 +108,7 @@ def test_generator_size_has_no_default(tmp_path):
 
 
 def test_help_explains_every_field():
-    text = config_help()
+    text = fields_help(Config)
     assert "--optimizer.learning_rate" in text and "Peak of the schedule" in text
 
 

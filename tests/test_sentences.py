@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from run_tools import refusal
 from safetensors.numpy import load_file, save_file
-from weights_tools import export, random_weights
+from weights_tools import export, export_both, random_weights
 
 from electra_flax.cli import main
-from electra_flax.export import export_to_tf1
 
 SENTENCE = "한국어를 공유합니다. The lazy dog."
 MASKED = "짧은 [MASK]장입니다. The [MASK] fox."
@@ -20,10 +19,7 @@ MASKED = "짧은 [MASK]장입니다. The [MASK] fox."
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    root = tmp_path_factory.mktemp("there")
-    weights = random_weights(root)
-    export(weights, root / "export")
-    export_to_tf1(weights, root / "original")
+    root = export_both(tmp_path_factory.mktemp("there"))
     export(random_weights(root, seed=1), root / "other")
     export(random_weights(root, seed=1, model={"hidden_size": 64}), root / "wide")
     return root

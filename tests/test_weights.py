@@ -10,7 +10,7 @@ import pytest
 from golden_tools import read_json
 from run_tools import refusal
 from test_golden import FORWARD_CASES, RecordedTraining, losses_with_given_draws
-from weights_tools import SHARING, assert_equal, export, random_weights, write_original, write_vocabulary
+from weights_tools import SHARING, assert_equal, export, export_both, random_weights, write_original, write_vocabulary
 
 from electra_flax import names
 from electra_flax.architecture import flat, nested
@@ -127,12 +127,7 @@ def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """A folder with `export`, of both models, and the checkpoint of the original `original`, same weights."""
-    root = tmp_path_factory.mktemp("there")
-    weights = random_weights(root)
-    export(weights, root / "export")
-    export_to_tf1(weights, root / "original")
-    return root
+    return export_both(tmp_path_factory.mktemp("there"))
 
 
 @pytest.mark.parametrize("name", ["ElectraForPreTraining", "ElectraForMaskedLM"])

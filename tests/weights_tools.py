@@ -7,7 +7,7 @@ import numpy as np
 from golden_tools import tiny_config
 
 from electra_flax.architecture import expected_shapes
-from electra_flax.export import export_to_hugging_face
+from electra_flax.export import export_to_hugging_face, export_to_tf1
 from electra_flax.model_card import Publication
 from electra_flax.parity import TEXTS
 from electra_flax.records import Vocabulary
@@ -57,6 +57,14 @@ def export(weights, out):
     with jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
         export_to_hugging_face(weights, out, "float32", Publication())
     return out
+
+
+def export_both(root):
+    """A folder with `export`, of both models, and the checkpoint of the original `original`, same weights."""
+    weights = random_weights(root)
+    export(weights, root / "export")
+    export_to_tf1(weights, root / "original")
+    return root
 
 
 def write_original(prefix, weights, hparams, step=0, slots=None):

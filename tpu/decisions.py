@@ -1,0 +1,181 @@
+"""What to do about a machine, from what is seen of it: pure functions over tables, so that every case can be tested.
+
+Sources: TPU.md sections 2 and 3 of the design notes (states, health, how launchers fail); google.cloud.tpu_v2's states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from tpu.settings import Settings
+
+# What the states of a machine mean. A state that is not here is new to us: dead, as anything that does not work.
+_NODE = {
+    "READY": "there",
+    "CREATING": "coming", "STARTING": "coming", "RESTARTING": "coming", "REIMAGING": "coming", "REPAIRING": "coming",
+    "DELETING": "going",
+    "PREEMPTED": "dead", "TERMINATED": "dead", "STOPPED": "dead", "STOPPING": "dead", "HIDING": "dead",
+    "HIDDEN": "dead", "UNHIDING": "dead", "UNKNOWN": "dead", "STATE_UNSPECIFIED": "dead",
+}  # fmt: skip
+# And those of a queued request, whose machine may or may not be there yet.
+_REQUEST = {
+    "CREATING": "queued", "ACCEPTED": "queued", "WAITING_FOR_RESOURCES": "queued",
+    "PROVISIONING": "coming", "ACTIVE": "there",
+    "SUSPENDING": "dead", "SUSPENDED": "dead", "FAILED": "dead", "DELETING": "going", "STATE_UNSPECIFIED": "dead",
+}  # fmt: skip
+_WELL = ("", "HEALTHY", "HEALTH_UNSPECIFIED")
+_ENDED = ("done", "stopped")
+USER_CODES = (1, 2)
+"""Exit codes of the trainer after which the same command would fail again."""
+RUN_FAILED = 3
+
+
+class Action(Enum):
+    WAIT = "wait"
+    CREATE = "create"
+    DELETE = "delete"
+    """To be created anew when it is gone: a name is free only then, and no dead machine recovers by itself."""
+    STOP = "stop"
+    """Delete, and end with an error."""
+    FINISH = "finish"
+    """All steps are done."""
+
+
+class Decision(NamedTuple):
+    action: Action
+    reason: str
+
+
+class Worker(NamedTuple):
+    """status/worker-N.json of one worker of the machine at hand."""
+
+    phase: str
+    """installing, checking, training, exporting; done, stopped; preempted, crashed, gave up, failed, sick."""
+    seconds: float
+    """Since its last sign of life."""
+    step: int = 0
+    exit_code: int | None = None
+    """Of the trainer, when it last ended; negative: the signal that ended it."""
+    message: str = ""
+
+
+class Seen(NamedTuple):
+    """Everything that a decision rests on."""
+
+    node: str | None
+    """State of the machine, None where there is none."""
+    request: str | None
+    """State of the queued request, None where there is none."""
+    health: str
+    workers: Mapping[int, Worker]
+    seconds: float
+    """Since the machine was asked for, or, once it is there, since it was first seen there."""
+    creations: int
+    """Within the last hour."""
+    spent: float
+    """US dollars, estimated, all machines of the run."""
+    idle_machines: int
+    """How many machines in a row, the last ones that worked at all, gained no step."""
+    stop_requested: bool = False
+
+
+def decide(seen: Seen, settings: Settings) -> Decision:
+    """The first of the rules that applies."""
+    for rule in (_ended, _must_stop, _trainer, _state):
+        if decision := rule(seen, settings):
+            return decision
+    return _workers(seen, settings)
+
+
+def _ended(seen: Seen, settings: Settings) -> Decision | None:
+    phases = [worker.phase for worker in seen.workers.values()]
+    if 0 in seen.workers and seen.workers[0].phase == "done":
+        return Decision(Action.FINISH, "all steps are done")
+    if seen.stop_requested and (not _exists(seen) or (phases and all(phase in _ENDED for phase in phases))):
+        return Decision(Action.STOP, "make tpu-stop asked for it, and the run has saved")
+    return None
+
+
+def _must_stop(seen: Seen, settings: Settings) -> Decision | None:
+    if seen.spent >= settings.max_dollars:
+        return Decision(
+            Action.STOP, f"about ${seen.spent:,.2f} are spent, max_dollars={settings.max_dollars:g}: raise it to go on"
+        )
+    return None
+
+
+def _trainer(seen: Seen, settings: Settings) -> Decision | None:
+    """What the trainer itself says."""
+    for number, worker in sorted(seen.workers.items()):
+        if worker.phase == "failed":
+            return Decision(Action.STOP, f"worker {number}: {worker.message} (exit code {worker.exit_code})")
+        if worker.phase == "gave up" and worker.exit_code == RUN_FAILED:
+            return Decision(Action.STOP, f"worker {number} failed again and again: {worker.message} (exit code 3)")
+    return None
+
+
+def _state(seen: Seen, settings: Settings) -> Decision | None:
+    """What Google says."""
+    if seen.stop_requested and not _exists(seen):
+        return Decision(Action.STOP, "make tpu-stop asked for it")
+    request = _REQUEST.get(seen.request, "dead") if seen.request is not None else None
+    node = _NODE.get(seen.node, "dead") if seen.node is not None else None
+    if "going" in (request, node):
+        return Decision(Action.WAIT, "the machine is being deleted")
+    if request == "dead":
+        return Decision(Action.DELETE, f"the queued request is {seen.request}")
+    if node == "dead":
+        return Decision(Action.DELETE, f"the machine is {seen.node}")
+    if request is None and node is None:
+        return _create("there is no machine", seen, settings)
+    if request == "queued":
+        if seen.seconds > 3600 * settings.queue_hours:
+            return Decision(Action.DELETE, f"no capacity within {settings.queue_hours:g} hours")
+        return Decision(Action.WAIT, f"waiting for capacity ({seen.request})")
+    if node == "coming" or (node is None and request == "coming"):
+        if seen.seconds > 60 * settings.boot_minutes:
+            what = f"{seen.node or seen.request} for {seen.seconds / 60:.0f} minutes"
+            return Decision(Action.DELETE, f"the machine is stuck: {what}")
+        return Decision(Action.WAIT, f"the machine is {seen.node or seen.request}")
+    if node is None:  # the request says that it is there
+        return Decision(Action.DELETE, "the request is ACTIVE, but its machine is gone")
+    return None
+
+
+def _workers(seen: Seen, settings: Settings) -> Decision:
+    """What the workers of a machine that is READY say, or do not say."""
+    silent = 60 * settings.silent_minutes
+    for number, worker in sorted(seen.workers.items()):
+        if worker.phase in ("sick", "gave up"):
+            what = worker.message or f"the trainer ended with {worker.exit_code} again and again"
+            return Decision(Action.DELETE, f"worker {number} is sick: {what}")
+        if worker.seconds > silent and worker.phase not in _ENDED:
+            why = f"worker {number} has been silent for {worker.seconds / 60:.0f} minutes ({worker.phase})"
+            return Decision(Action.DELETE, why)
+    begun = [number for number, worker in seen.workers.items() if worker.phase != "installing"]
+    missing = sorted(set(range(settings.num_workers)) - set(begun))
+    if missing and seen.seconds > 60 * settings.boot_minutes:
+        which = ", ".join(map(str, missing))
+        why = f"worker {which} did not begin within {settings.boot_minutes:g} minutes"
+        return Decision(Action.DELETE, why)
+    if seen.health not in _WELL and not seen.workers and seen.seconds > silent:
+        return Decision(Action.DELETE, f"the machine's health is {seen.health}")
+    if missing:
+        return Decision(Action.WAIT, f"{len(begun)} of {settings.num_workers} workers have begun")
+    return Decision(Action.WAIT, ", ".join(sorted({worker.phase for worker in seen.workers.values()})))
+
+
+def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
+    """A machine, where one may be had."""
+    if seen.idle_machines >= settings.restarts_without_progress:
+        return Decision(Action.STOP, f"{seen.idle_machines} machines in a row gained no step")
+    if seen.creations >= settings.max_creations_per_hour:
+        limit = f"{seen.creations} were created within an hour, max_creations_per_hour={settings.max_creations_per_hour}"
+        return Decision(Action.WAIT, f"{reason}; {limit}")
+    return Decision(Action.CREATE, reason)
+
+
+def _exists(seen: Seen) -> bool:
+    return seen.node is not None or seen.request is not None

@@ -1,0 +1,227 @@
+"""The life of a run on Cloud TPU. `make tpu-train` and its siblings call this; `--dry-run` shows every command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from electra_flax.config import Config, RunError, UserError
+from electra_flax.config_io import fields_help, load_config, load_fields
+from tpu import commands, history, package
+from tpu.babysitter import Babysitter, delete, log_tail, look, remaining, stop_marker
+from tpu.gcloud import Gcloud
+from tpu.preflight import preflight
+from tpu.settings import Settings
+
+_EPILOG = (
+    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed or was stopped; 130 left alone with Ctrl-C, the "
+    "machine goes on"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; errors are one line."""
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    try:
+        if args.command == "fields":
+            print(fields_help(Settings))
+            return 0
+        if not Path(args.settings).is_file():
+            raise UserError(f"--settings {args.settings}: no such file: copy tpu/tpu.yaml and fill it in")
+        settings = load_fields(Settings, args.settings, overrides, "python -m tpu.launch fields")
+        return args.run(args, settings, Gcloud(args.gcloud, args.dry_run)) or 0
+    except (UserError, RunError) as error:
+        print(f"tpu: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "\ntpu: left alone: the machine, if there is one, goes on and costs; make tpu-train stays with it again, "
+            "make tpu-stop saves and ends, make tpu-delete deletes at once",
+            file=sys.stderr,
+        )
+        return 130
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def _preflight(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
+    _check(args, settings, gcloud)
+
+
+def _create(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
+    config = _check(args, settings, gcloud)
+    code = _upload(settings, config, gcloud)
+    past = history.History() if gcloud.dry_run else history.load(settings, gcloud)
+    name = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    past.begin(name, time.time(), settings.price)
+    if not gcloud.dry_run:
+        history.save(settings, gcloud, past)
+    gcloud.do(commands.create(settings, name, code, package.STARTUP_SCRIPT))
+    print(
+        f"asked for {settings.name} ({settings.accelerator_type}, up to ${settings.price:,.2f} an hour once it is "
+        "there); it trains by itself, but nobody recreates it: make tpu-train stays with it"
+    )
+
+
+def _train(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
+    if args.detach:
+        return _detach(args, settings)
+    config = _check(args, settings, gcloud)
+    code = _upload(settings, config, gcloud)
+    if gcloud.dry_run:
+        gcloud.do(commands.create(settings, "MACHINE", code, package.STARTUP_SCRIPT))
+        print("then: look every 30 s, recreate what is lost, copy the models, delete the machine:")
+        gcloud.do(commands.download(f"{settings.run_url}/models", Path(settings.models)))
+        for command in commands.delete(settings):
+            gcloud.do(command)
+        return
+    if gcloud.exists(stop_marker(settings)):
+        gcloud.do(commands.remove(stop_marker(settings)))
+    Babysitter(settings, gcloud, code, config.training.num_steps, args.poll_seconds).watch()
+
+
+def _detach(args: argparse.Namespace, settings: Settings) -> None:
+    log = Path("runs") / f"tpu-{settings.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tpu.launch", *command],
+            stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    print(f"process {process.pid} stays with the run while this computer is on; its log: {log}; make tpu-status")
+
+
+def _status(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
+    past = history.load(settings, gcloud)
+    now = time.time()
+    seen = look(settings, gcloud, past, now)
+    if args.json:
+        workers = {number: worker._asdict() for number, worker in seen.workers.items()}
+        print(json.dumps({**seen._asdict(), "workers": workers, "step": past.step, "machines": len(past.machines)}))
+        return
+    print(f"machine    {seen.node or 'none'}{f', health {seen.health}' if seen.health else ''}")
+    if settings.mode == "queued":
+        print(f"request    {seen.request or 'none'}")
+    for number, worker in sorted(seen.workers.items()):
+        said = f"  {worker.message}" if worker.message else ""
+        print(f"worker {number}   {worker.phase}, step {worker.step:,}, {worker.seconds:.0f} s ago{said}")
+    print(f"run        step {past.step:,}, {len(past.machines)} machines so far, about ${seen.spent:,.2f} spent")
+    print(f"watched by {past.babysitter or 'nobody'}")
+    print(remaining(settings, gcloud))
+
+
+def _logs(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
+    print(log_tail(settings, gcloud, args.worker, args.lines))
+
+
+def _ssh(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> int:
+    return gcloud.attached(commands.ssh(settings, str(args.worker), args.command_there))
+
+
+def _stop(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
+    gcloud.do(commands.write(stop_marker(settings)), "save and end\n")
+    begun = time.time()
+    while not gcloud.dry_run:
+        past = history.load(settings, gcloud)
+        seen = look(settings, gcloud, past, time.time())
+        is_gone = seen.node is None and seen.request is None
+        phases = {number: worker.phase for number, worker in seen.workers.items()}
+        if is_gone or (phases and set(phases.values()) <= {"stopped", "done"}):
+            break
+        if time.time() - begun > 60 * args.wait_minutes:
+            raise RunError(
+                f"{settings.name} has not said that it saved within {args.wait_minutes:g} minutes ({phases or 'no word'}); "
+                f"{remaining(settings, gcloud)}"
+            )
+        print(f"waiting until every worker has saved: {phases or 'no word yet'}, {time.time() - begun:.0f} s", flush=True)
+        time.sleep(args.poll_seconds)
+    _delete(args, settings, gcloud)
+    print(f"the run is at {settings.run_url}; make tpu-train goes on with it")
+
+
+def _delete(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
+    delete(settings, gcloud)
+    if gcloud.dry_run:
+        return
+    past = history.load(settings, gcloud)
+    if past.current:
+        past.current.gone = time.time()
+        history.save(settings, gcloud, past)
+    print(remaining(settings, gcloud))
+
+
+# -------------------------------------------------------------------------------------------------------- parts
+
+
+def _check(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Config:
+    """The configuration, when nothing is wrong. Raises UserError after all findings have been told."""
+    config = load_config(settings.config, settings.overrides)
+    if gcloud.dry_run or args.no_preflight:
+        return config
+    findings = preflight(settings, config, gcloud, with_plan=not args.no_plan)
+    for finding in findings:
+        print(f"{finding.level:8s} {finding.text}", flush=True)
+    if problems := [finding for finding in findings if finding.level == "problem"]:
+        raise UserError(f"{len(problems)} problems, told above; nothing was created")
+    return config
+
+
+def _upload(settings: Settings, config: Config, gcloud: Gcloud) -> str:
+    with tempfile.TemporaryDirectory(prefix="electra-flax-") as folder:
+        name = package.build(settings, config, Path(folder))
+        return package.upload(settings, gcloud, Path(folder), name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tpu.launch", description=__doc__, epilog=_EPILOG, allow_abbrev=False
+    )
+    commands_ = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
+        command = commands_.add_parser(
+            name, help=text, allow_abbrev=False, epilog=f"Every field of --settings can be given too (--zone us-central1-a): "
+            f"python -m tpu.launch fields lists them. {_EPILOG}", description=f"{text}."
+        )  # fmt: skip
+        command.set_defaults(run=run)
+        command.add_argument("--settings", default="tpu/tpu.yaml", metavar="YAML", help="the run (tpu/tpu.yaml)")
+        command.add_argument("--dry-run", action="store_true", help="print the commands that change something; do nothing")
+        command.add_argument("--gcloud", default="gcloud", metavar="PATH", help="another gcloud than that on PATH")
+        command.add_argument("--poll-seconds", type=float, default=30.0, metavar="S", help="between two looks (30)")
+        return command
+
+    checked = [
+        add("preflight", _preflight, "tell what is wrong before anything is paid for"),
+        add("create", _create, "ask for the machine once; it trains when it is there"),
+        train := add("train", _train, "stay with a run until its models are here, through every preemption"),
+    ]
+    for command in checked:
+        command.add_argument("--no-plan", action="store_true", help="do not compile the step for this TPU first (minutes)")
+        command.add_argument("--no-preflight", action="store_true", help="check nothing")
+    train.add_argument("--detach", action="store_true", help="stay with it in the background")
+    status = add("status", _status, "how the run and its machine are")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    logs = add("logs", _logs, "the last lines of a worker's log")
+    ssh = add("ssh", _ssh, "a shell on a worker, or a command")
+    for command in (logs, ssh):
+        command.add_argument("--worker", type=int, default=0, metavar="N", help="which (0)")
+    logs.add_argument("--lines", type=int, default=50, metavar="N", help="how many (50)")
+    ssh.add_argument("--command", dest="command_there", default="", metavar="TEXT", help="for the shell there")
+    stop = add("stop", _stop, "save, end and delete the machine; train goes on later")
+    stop.add_argument("--wait-minutes", type=float, default=20, metavar="M", help="for the save (20)")
+    add("delete", _delete, "delete the machine at once, without a save")
+    commands_.add_parser("fields", help="list the fields of --settings")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

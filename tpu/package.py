@@ -1,0 +1,89 @@
+"""What a machine runs, in one folder of the bucket that is named by its content: wheel, lock, configuration, worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from electra_flax.config import Config, UserError
+from electra_flax.config_io import config_to_yaml
+from tpu import commands
+from tpu.gcloud import Gcloud
+from tpu.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTUP_SCRIPT = ROOT / "tpu/startup.sh"
+LOCK = "requirements-tpu.lock"
+SUMS = "SHA256SUMS"
+PYTHON = "3.12"
+"""Of the machines. Google's images have 3.10, which JAX no longer takes."""
+# The day of the first commit: the same files make the same wheel, and the same folder.
+_EPOCH = {"SOURCE_DATE_EPOCH": "1763942400"}
+
+
+def build(settings: Settings, config: Config, folder: Path) -> str:
+    """Fills `folder`; returns the name that its content gives it. Raises UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _run("the wheel", [
+        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+        "--wheel-dir", str(folder), str(ROOT),
+    ])  # fmt: skip
+    for path in (ROOT / LOCK, ROOT / "tpu/worker.py", ROOT / "tpu/electra-flax.service"):
+        shutil.copyfile(path, folder / path.name)
+    (folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    run = {"data": settings.data, "long_data": settings.long_data}
+    (folder / "run.json").write_text(json.dumps(run) + "\n", encoding="utf-8")
+    if settings.wheelhouse:
+        _add_wheelhouse(folder)
+    lines = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    (folder / SUMS).write_text(lines, encoding="utf-8")
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def upload(settings: Settings, gcloud: Gcloud, folder: Path, name: str) -> str:
+    """Brings the folder to the bucket, unless it is there; returns its gs:// address. Raises GcloudError."""
+    url = f"{settings.run_url}/code/{name}"
+    if not gcloud.dry_run and gcloud.exists(f"{url}/{SUMS}"):
+        return url
+    files = [path for path in sorted(folder.iterdir()) if path.name != SUMS]
+    gcloud.do(commands.upload(files, url))
+    gcloud.do(commands.upload([folder / SUMS], url))  # the last one: with it the folder is whole
+    return url
+
+
+def _add_wheelhouse(folder: Path) -> None:
+    """Python and every package of the lock, for machines without internet."""
+    print("collecting Python and all packages for machines without internet (1 GB, minutes)", file=sys.stderr)
+    platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (17, 28, 31, 34, 35)]
+    _run("the packages", [
+        sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--only-binary=:all:",
+        f"--python-version={PYTHON}", *platforms, "--platform=manylinux2014_x86_64", "--dest", str(folder),
+        "-r", str(ROOT / LOCK),
+    ])  # fmt: skip
+    place = folder / "python"
+    _run("Python", ["uv", "python", "install", f"cpython-{PYTHON}-linux-x86_64-gnu", "--install-dir", str(place)])
+    (found,) = [path for path in place.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
+    with tarfile.open(folder / "python.tar.gz", "w:gz") as archive:
+        archive.add(found, "python")
+    shutil.rmtree(place)
+
+
+def _run(what: str, command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **_EPOCH})
+    except FileNotFoundError:
+        raise UserError(f"{what} for the machines cannot be made: {command[0]} is not installed") from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise UserError(f"{what} for the machines cannot be made: {last}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

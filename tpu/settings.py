@@ -1,0 +1,141 @@
+"""What a run on Cloud TPU is: every field, its meaning and what is allowed; tpu/tpu.yaml holds what differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from electra_flax.config import UserError
+from electra_flax.tpus import Slice, parse_slice
+
+# The runtime images of Google's page "Cloud TPU software versions".
+_IMAGES = {
+    "v2": "tpu-ubuntu2204-base", "v3": "tpu-ubuntu2204-base", "v4": "tpu-ubuntu2204-base",
+    "v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e",
+}  # fmt: skip
+# Chips that one machine can have; a machine of a pod has 4, of every generation.
+_CHIPS_ALONE = {"v5litepod": 8, "v6e": 8}
+_CHIPS_PER_HOST = 4
+
+# What Google allows in a name of each kind. Nothing else reaches a command, so nothing in one can be misread.
+_ALLOWED = {
+    "project": (r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]", "lower-case letters, digits and hyphens (6 to 30)"),
+    "zone": (r"[a-z]+-[a-z]+\d+-[a-z]", "a zone such as us-central1-a or europe-west4-a"),
+    "name": (r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", "lower-case letters, digits and hyphens (up to 40), a letter first"),
+    "bucket": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "a bucket's name, without gs://"),
+    "runtime_version": (r"[a-z0-9.-]*", "a name such as tpu-ubuntu2204-base"),
+    "service_account": (r"([a-z0-9-]+@[a-z0-9.-]+)?", "an e-mail address of a service account"),
+    "network": (r"[a-z0-9/._-]*", "a network's name or path"),
+    "subnetwork": (r"[a-z0-9/._-]*", "a subnetwork's name or path"),
+    "data": (r"gs://[A-Za-z0-9][A-Za-z0-9/._-]*", "a folder gs://BUCKET/..., made with electra-data shard --out"),
+    "long_data": (r"(gs://[A-Za-z0-9][A-Za-z0-9/._-]*)?", "a folder gs://BUCKET/..."),
+    "config": (r"[^\x00-\x1f]+", "a file of configs/"),
+}  # fmt: skip
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
+_OVERRIDE = re.compile(r"--[a-z_]+\.[a-z_]+=[^\x00-\x1f]*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run on one machine or pod, recreated as often as it takes."""
+
+    project: str
+    """Google Cloud project (its ID)."""
+    zone: str
+    """Where the TPU is: us-central1-a, europe-west4-a ..."""
+    bucket: str
+    """A bucket in the zone's region, without gs://; the run lives under runs/NAME of it."""
+    data: str
+    """Shards of electra-data shard: gs://BUCKET/..."""
+    config: str
+    """A file of configs/."""
+    max_dollars: float
+    """When so much is spent, by the estimate, the machine is deleted and the run stops; it can go on later."""
+    name: str = "electra"
+    """Of the run and of its machine: the same name continues the same run."""
+    accelerator_type: str = "v3-8"
+    """v2-8, v3-8, v3-32, v4-8, v5litepod-8, v5p-8, v6e-8 ..."""
+    runtime_version: str = ""
+    """The machine's image; "" for that of the generation."""
+    capacity: Literal["spot", "on-demand", "reserved"] = "spot"
+    """Spot is cheaper and may be taken away at any time: the run continues on the next machine."""
+    mode: Literal["queued", "plain"] = "queued"
+    """Queued resources wait for capacity; plain creation fails at once where there is none, and is tried again."""
+    long_data: str = ""
+    """Shards of the second phase (long_phase.steps)."""
+    overrides: list[str] = field(default_factory=list)
+    """Fields of the configuration: ["--training.num_steps=1000"]."""
+    service_account: str = ""
+    """The machine's identity, with access to the bucket; "" for the project's default."""
+    network: str = ""
+    """VPC network; "" for default."""
+    subnetwork: str = ""
+    """Subnetwork; "" for the network's."""
+    external_ips: bool = True
+    """Whether machines have addresses of their own; without, they need wheelhouse (or a Cloud NAT)."""
+    wheelhouse: bool = False
+    """Uploads Python and all packages (1 GB), so that machines need no internet."""
+    labels: list[str] = field(default_factory=list)
+    """For your bill: ["team=nlp"]."""
+    dollars_per_hour: float = 0.0
+    """Of the whole slice; 0 for the list price on demand, which spot stays below."""
+    max_creations_per_hour: int = 4
+    """More machines than that are never created within an hour, whatever happens."""
+    queue_hours: float = 24.0
+    """How long a queued request waits for capacity before it is made anew."""
+    boot_minutes: float = 40.0
+    """Within which every worker must have begun to train, installing included; else the machine is replaced."""
+    silent_minutes: float = 15.0
+    """After which a worker without a sign of life makes the machine be replaced."""
+    restarts_without_progress: int = 5
+    """So many machines in a row that gained no step stop the run."""
+    models: str = "models"
+    """Local folder for the exported models."""
+    delete_when_done: bool = True
+    """Whether the machine is deleted when the models are here, and when the run failed."""
+
+    def __post_init__(self) -> None:
+        for name, (pattern, expected) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not re.fullmatch(pattern, value):
+                raise UserError(f"{name}={value!r}: expected {expected}")
+        for name, pattern, expected in (
+            ("labels", _LABEL, "KEY=VALUE of lower-case letters, digits, _ and -"),
+            ("overrides", _OVERRIDE, "--section.field=value"),
+        ):
+            for value in getattr(self, name):
+                if not pattern.fullmatch(value):
+                    raise UserError(f"{name}: {value!r}: expected {expected}")
+        for number in dataclasses.fields(self):
+            value = getattr(self, number.name)
+            least = 0 if number.name == "dollars_per_hour" else 1e-9
+            if number.type in ("float", "int") and value < least:
+                raise UserError(f"{number.name}={value}: expected more than 0")
+        self.slice  # noqa: B018 raises where there is no such accelerator type
+
+    @property
+    def slice(self) -> Slice:
+        return parse_slice(self.accelerator_type, "accelerator_type")
+
+    @property
+    def num_workers(self) -> int:
+        """Machines of the slice: each runs the startup script."""
+        chips = self.slice.num_chips
+        alone = _CHIPS_ALONE.get(self.slice.generation.prefix, _CHIPS_PER_HOST)
+        return 1 if chips <= alone else chips // _CHIPS_PER_HOST
+
+    @property
+    def image(self) -> str:
+        return self.runtime_version or _IMAGES[self.slice.generation.prefix]
+
+    @property
+    def price(self) -> float:
+        """US dollars an hour."""
+        return self.dollars_per_hour or self.slice.dollars_per_hour
+
+    @property
+    def run_url(self) -> str:
+        """Of everything that the run is: code/, status/, logs/, workdir/, models/."""
+        return f"gs://{self.bucket}/runs/{self.name}"

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Runs as root on every worker at every boot of a TPU VM, and may run again at any time: what is there is not made
+# again. Brings Python, the packages of the lock and electra-flax here, then hands over to a systemd unit
+# (electra-flax.service), which runs worker.py. Google's runner reports success whatever happens here, so this script
+# says itself, in status/worker-N.json of the run, how far it is.
+set -euo pipefail
+
+export HOME=/root # not set at boot
+export PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
+readonly METADATA="http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance"
+readonly PLACE=/opt/electra-flax
+readonly LOG=/var/log/electra-flax-startup.log
+readonly PYTHON_VERSION=3.12
+readonly UV_VERSION=0.13.9
+
+mkdir -p "$PLACE"
+exec > >(tee -a "$LOG") 2>&1
+exec 9>"$PLACE/lock"
+flock 9
+
+say() { echo "$(date -u +%FT%TZ) $*"; }
+
+# Tries a command until it succeeds, ten times, with growing pauses.
+patiently() {
+  local pause=2 attempt
+  for attempt in 1 2 3 4 5 6 7 8 9; do
+    "$@" && return 0
+    say "failed ($attempt): $1 ${2-}; again in $pause s"
+    sleep "$pause"
+    pause=$((pause < 60 ? pause * 2 : 60))
+  done
+  "$@"
+}
+
+metadata() { curl -sf --retry 10 --retry-connrefused --retry-delay 2 -H "Metadata-Flavor: Google" "$METADATA/attributes/$1"; }
+
+run=$(metadata electra-run)
+code=$(metadata electra-code)
+machine=$(metadata electra-machine)
+devices=$(metadata electra-devices)
+workers=$(metadata electra-workers)
+worker=$(metadata agent-worker-number || echo 0)
+readonly run code machine devices workers worker
+
+# The bucket's status/worker-N.json; only words of ours go into it.
+status() {
+  printf '{"machine": "%s", "worker": %d, "phase": "%s", "time": %d, "message": "%s"}\n' \
+    "$machine" "$worker" "$1" "$(date +%s)" "${2-}" >"$PLACE/status.json"
+  patiently gcloud storage cp --quiet "$PLACE/status.json" "$run/status/worker-$worker.json"
+}
+
+step="starting"
+failed() {
+  local ended=$?
+  say "FAILED while $step (exit code $ended)"
+  status sick "startup.sh failed while $step (exit code $ended); its log is in logs/startup-$worker.log" || true
+  gcloud storage cp --quiet "$LOG" "$run/logs/startup-$worker.log" || true
+}
+trap failed ERR
+
+step="saying that it installs"
+status installing
+
+step="downloading the code"
+folder="$PLACE/code/$(basename "$code")"
+if [ ! -e "$folder/.whole" ]; then
+  mkdir -p "$folder"
+  patiently gcloud storage cp --quiet --recursive "$code/*" "$folder/"
+  (cd "$folder" && sha256sum --check --quiet SHA256SUMS)
+  touch "$folder/.whole"
+fi
+
+# A Python that JAX takes: from the bucket, from the image, or brought by uv.
+python_there() {
+  local found
+  for found in "$PLACE/python/bin/python3" "/usr/bin/python$PYTHON_VERSION" "/usr/local/bin/python$PYTHON_VERSION" \
+    /usr/bin/python3.11 /usr/local/bin/python3.11; do
+    if [ -x "$found" ] && "$found" -c "import venv, ensurepip" 2>/dev/null; then
+      echo "$found"
+      return 0
+    fi
+  done
+  return 1
+}
+
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 "$@"; }
+
+bring_python() {
+  if [ -e "$folder/python.tar.gz" ]; then
+    tar -xzf "$folder/python.tar.gz" -C "$PLACE"
+    return
+  fi
+  python3 -m pip --version >/dev/null 2>&1 || { patiently apt update && patiently apt install python3-pip; }
+  patiently python3 -m pip install --quiet --target "$PLACE/uv" "uv==$UV_VERSION"
+  patiently "$PLACE/uv/bin/uv" python install --install-dir "$PLACE/pythons" "$PYTHON_VERSION"
+  ln -sfn "$(dirname "$(dirname "$(find "$PLACE/pythons" -name "python$PYTHON_VERSION" -path "*/bin/*" | head -n 1)")")" \
+    "$PLACE/python"
+}
+
+step="installing Python"
+python=$(python_there) || { bring_python && python=$(python_there); }
+
+# One environment for one lock: another lock makes another, the same one is never made twice.
+step="installing packages"
+lock="$folder/requirements-tpu.lock"
+venv="$PLACE/venv-$(sha256sum "$lock" | cut -c 1-16)"
+offline=()
+[ ! -e "$folder/python.tar.gz" ] || offline=(--no-index --find-links "$folder")
+if [ ! -e "$venv/.whole" ]; then
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+  patiently "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes "${offline[@]}" -r "$lock"
+  touch "$venv/.whole"
+fi
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall "$folder"/electra_flax-*.whl
+
+step="starting the service"
+cat >"$PLACE/environment" <<END
+ELECTRA_RUN=$run
+ELECTRA_CODE=$folder
+ELECTRA_MACHINE=$machine
+ELECTRA_DEVICES=$devices
+ELECTRA_WORKERS=$workers
+ELECTRA_WORKER=$worker
+END
+ln -sfn "$venv" "$PLACE/venv"
+ln -sfn "$folder" "$PLACE/run"
+cp "$folder/electra-flax.service" /etc/systemd/system/electra-flax.service
+systemctl daemon-reload
+systemctl start --no-block electra-flax.service
+say "started electra-flax.service; its log: journalctl -u electra-flax, and $run/logs"
