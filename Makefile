@@ -76,7 +76,7 @@ format: $(STAMP)  ## rewrite to the house format
 lock:  ## rewrite both lock files from setup.cfg (needs uv)
 	uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-emit-index-url --output-file requirements.lock --quiet
-	uv pip compile setup.cfg --extra tpu --constraint requirements.lock --universal --python-version 3.11 \
+	uv pip compile setup.cfg --extra tpu --extra gcs --constraint requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --output-file requirements-tpu.lock --quiet
 
 clean:  ## remove the virtual environment and the demo

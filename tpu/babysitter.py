@@ -226,7 +226,9 @@ def remaining(settings: Settings, gcloud: Gcloud) -> str:
 def log_tail(settings: Settings, gcloud: Gcloud, worker: int, lines: int = 30) -> str:
     """The last lines that a worker sent; a reason where there are none."""
     try:
-        return "\n".join(gcloud.ask(commands.read(f"{settings.run_url}/logs/worker-{worker}.log")).splitlines()[-lines:])
+        return "\n".join(
+            gcloud.ask(commands.read(f"{settings.run_url}/logs/worker-{worker}.log")).splitlines()[-lines:]
+        )
     except UserError as error:
         return f"no log of worker {worker}: {error}"
 

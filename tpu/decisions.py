@@ -172,7 +172,9 @@ def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
     if seen.idle_machines >= settings.restarts_without_progress:
         return Decision(Action.STOP, f"{seen.idle_machines} machines in a row gained no step")
     if seen.creations >= settings.max_creations_per_hour:
-        limit = f"{seen.creations} were created within an hour, max_creations_per_hour={settings.max_creations_per_hour}"
+        limit = (
+            f"{seen.creations} were created within an hour, max_creations_per_hour={settings.max_creations_per_hour}"
+        )
         return Decision(Action.WAIT, f"{reason}; {limit}")
     return Decision(Action.CREATE, reason)
 

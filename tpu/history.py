@@ -64,9 +64,7 @@ class History:
     def spent(self, now: float) -> float:
         """US dollars, from when each machine was first seen until it was gone: what Google bills is less."""
         return sum(
-            machine.price * ((machine.gone or now) - machine.there) / 3600
-            for machine in self.machines
-            if machine.there
+            machine.price * ((machine.gone or now) - machine.there) / 3600 for machine in self.machines if machine.there
         )
 
     def begin(self, name: str, now: float, price: float) -> None:

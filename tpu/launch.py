@@ -142,7 +142,9 @@ def _stop(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
                 f"{settings.name} has not said that it saved within {args.wait_minutes:g} minutes ({phases or 'no word'}); "
                 f"{remaining(settings, gcloud)}"
             )
-        print(f"waiting until every worker has saved: {phases or 'no word yet'}, {time.time() - begun:.0f} s", flush=True)
+        print(
+            f"waiting until every worker has saved: {phases or 'no word yet'}, {time.time() - begun:.0f} s", flush=True
+        )
         time.sleep(args.poll_seconds)
     _delete(args, settings, gcloud)
     print(f"the run is at {settings.run_url}; make tpu-train goes on with it")
@@ -194,7 +196,9 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         command.set_defaults(run=run)
         command.add_argument("--settings", default="tpu/tpu.yaml", metavar="YAML", help="the run (tpu/tpu.yaml)")
-        command.add_argument("--dry-run", action="store_true", help="print the commands that change something; do nothing")
+        command.add_argument(
+            "--dry-run", action="store_true", help="print the commands that change something; do nothing"
+        )
         command.add_argument("--gcloud", default="gcloud", metavar="PATH", help="another gcloud than that on PATH")
         command.add_argument("--poll-seconds", type=float, default=30.0, metavar="S", help="between two looks (30)")
         return command
@@ -205,7 +209,9 @@ def _parser() -> argparse.ArgumentParser:
         train := add("train", _train, "stay with a run until its models are here, through every preemption"),
     ]
     for command in checked:
-        command.add_argument("--no-plan", action="store_true", help="do not compile the step for this TPU first (minutes)")
+        command.add_argument(
+            "--no-plan", action="store_true", help="do not compile the step for this TPU first (minutes)"
+        )
         command.add_argument("--no-preflight", action="store_true", help="check nothing")
     train.add_argument("--detach", action="store_true", help="stay with it in the background")
     status = add("status", _status, "how the run and its machine are")
