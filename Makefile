@@ -13,8 +13,11 @@ TORCH := torch==2.13.0+cpu
 # A file's tests share what they make, so a file stays in one process.
 PARALLEL := --numprocesses 2 --dist loadfile
 
+TPU ?= tpu/tpu.yaml
+TPU_COMMANDS := preflight create train status logs ssh stop delete
+
 .DEFAULT_GOAL := help
-.PHONY: help install tpu-compiler demo bench test test-slow lint types format lock clean
+.PHONY: help install tpu-compiler demo bench test test-slow lint types format lock clean $(TPU_COMMANDS:%=tpu-%)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +44,13 @@ demo: $(STAMP)  ## text to two published models in minutes; CORPUS=path for your
 	$(BIN)/electra-flax evaluate --workdir $(DEMO)/run --simulate-devices 8
 	$(BIN)/electra-flax export --workdir $(DEMO)/run --out $(DEMO)/export --simulate-devices 8
 	$(BIN)/electra-flax show --model $(DEMO)/export --data $(DEMO)/shards
+
+$(TPU_COMMANDS:%=tpu-%): tpu-%: $(STAMP)
+	$(BIN)/python -m tpu.launch $* --settings $(TPU) $(ARGS)
+
+tpu-train:  ## a run on Cloud TPU until its models are here: TPU=my.yaml ARGS=--dry-run (docs/tpu.md)
+tpu-status:  ## how it is; also tpu-preflight tpu-create tpu-logs tpu-ssh
+tpu-stop:  ## save, end, delete the machine; tpu-delete deletes at once
 
 test: $(STAMP)  ## all tests but the slow ones
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" 2>/dev/null \

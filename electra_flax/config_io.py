@@ -33,7 +33,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:
     """Fields of a dataclass, from a YAML file and `--field value` overrides. Raises UserError as `load_config` does."""
     try:
-        return _instantiate(cls, _parser(cls).parse_args(["--config", str(path), *overrides]))
+        return _instantiate(cls, _parser(cls).parse_args(["--fields-from", str(path), *overrides]))
     except ArgumentError as error:
         raise UserError(f"{path}: {_one_line(str(error), cls, help_command)}") from None
 
@@ -76,7 +76,7 @@ def _parser(cls: type) -> ArgumentParser:
     parser = ArgumentParser(
         exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None, usage=argparse.SUPPRESS
     )
-    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
+    parser.add_argument("--fields-from", action="config", help=argparse.SUPPRESS)
     parser.add_class_arguments(cls)
     return parser
 

@@ -1,4 +1,4 @@
-"""gcloud for tests: the real one, led to stand-ins of Google's services on loopback, or one that speaks to them itself."""
+"""gcloud for tests: the real one, led to stand-ins of Google's services, or one that speaks to them itself."""
 
 import fnmatch
 import json
@@ -75,13 +75,11 @@ class StandIn(Gcloud):
         elif verb == "cp":
             for path in urls[:-1]:
                 self.objects[urls[-1] + Path(path).name] = Path(path).read_bytes()
-        elif verb in ("cat", "ls", "rm"):
+        elif verb == "cat":
             names = sorted(name for name in self.objects if fnmatch.fnmatch(name, urls[0]))
             if not names:
                 raise missing
-            if verb == "rm":
-                return [self.objects.pop(name) for name in names] and ""
-            return "".join(self.objects[name] if verb == "cat" else name + "\n" for name in names)
+            return "".join(self.objects[name] for name in names)
         return ""
 
 

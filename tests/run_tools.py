@@ -20,13 +20,14 @@ from electra_flax.sharding import make_mesh
 from electra_flax.workdir import Workdir
 
 STEPS = 40
+_COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"]  # conftest.py
 
 TINY = f"""
 model: {{vocab_size: 600, embedding_size: 16, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
         intermediate_size: 64, max_position_embeddings: 64}}
 generator: {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 32}}
 data: {{max_seq_length: 32}}
-training: {{batch_size: 16, num_steps: 6, compute_dtype: float32, compilation_cache: {os.environ["JAX_COMPILATION_CACHE_DIR"]}}}
+training: {{batch_size: 16, num_steps: 6, compute_dtype: float32, compilation_cache: {_COMPILED}}}
 optimizer: {{learning_rate: 1.0e-3, warmup_steps: 2}}
 evaluation: {{every_steps: 3, max_batches: 2}}
 checkpoint: {{every_steps: 3}}
@@ -88,7 +89,8 @@ def start(arguments: list[str], before: str = "", **environment: str) -> subproc
 def command(root, workdir, *extra, data="shards"):
     """A run of STEPS steps."""
     fields = {
-        "training.num_steps": str(STEPS), "checkpoint.every_steps": "6", "evaluation.every_steps": "15", "logging.every_steps": "4",
+        "training.num_steps": str(STEPS), "checkpoint.every_steps": "6",
+        "evaluation.every_steps": "15", "logging.every_steps": "4",
     }  # fmt: skip
     given = [part for name, value in fields.items() for part in (f"--{name}", value)]
     return pretrain(root, workdir, *given, *extra, data=data)

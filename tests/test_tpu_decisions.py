@@ -264,7 +264,7 @@ def test_told_to_stop_it_deletes_what_it_created():
     world = World()
 
     def look(world):
-        world.gcloud.objects[f"{world.settings.run_url}/stop"] = ""
+        world.gcloud.objects[f"{world.settings.run_url}/wish"] = "stop"
         if world.api.nodes:
             world.status("stopped" if world.now > 1e9 + 120 else "training", step=5)
 

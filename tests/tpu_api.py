@@ -17,7 +17,7 @@ class FakeTpuApi:
         """(HTTP code, status) of the next creations, used up from the front."""
         self.types, self.images = ["v2-8", "v3-8", "v4-8"], ["tpu-ubuntu2204-base"]
         self.services = ["tpu.googleapis.com", "storage.googleapis.com"]
-        self._created, self._deleted = created, deleted
+        self._created, self._deleted, self._operations = created, deleted, {}
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ class FakeTpuApi:
 
     def _tpu(self, method, parent, kind, name, verb, query, body):
         if kind == "operations":
-            return 200, self._operation(parent, {})
+            return 200, self._operations[name]
         if kind in ("acceleratorTypes", "runtimeVersions"):
             names = self.types if kind == "acceleratorTypes" else self.images
             field = "type" if kind == "acceleratorTypes" else "version"
@@ -120,10 +120,15 @@ class FakeTpuApi:
             "networkEndpoints": [{"ipAddress": "10.0.0.2", "accessConfig": {"externalIp": "127.0.0.1"}}],
         }  # fmt: skip
         self._created(name, self.nodes[name])
-        return 200, self._operation(parent, {})
+        return 200, self._operation(parent, {"name": f"{parent}/nodes/{name}"})
 
     def _operation(self, parent, response):
-        return {"name": f"{parent}/operations/1", "done": True, "response": {"name": "x", **response}}
+        """One that is done; gcloud may ask for it again, and for what its response names."""
+        number = str(len(self._operations))
+        self._operations[number] = {
+            "name": f"{parent}/operations/{number}", "done": True, "response": response,
+        }  # fmt: skip
+        return self._operations[number]
 
 
 def _error(code, status, message):

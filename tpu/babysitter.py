@@ -19,6 +19,7 @@ from tpu.gcloud import Gcloud, GcloudError
 from tpu.package import STARTUP_SCRIPT
 from tpu.settings import Settings
 
+GO_ON, STOP = "go on", "stop"
 _TELL_AGAIN = 600.0  # seconds after which an unchanged state is told again
 # What will not go away by itself when a machine is asked for; anything else, lack of capacity first, is tried again.
 _FOR_GOOD = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "FAILED_PRECONDITION", "unrecognized")
@@ -174,18 +175,13 @@ def look(settings: Settings, gcloud: Gcloud, past: history.History, now: float) 
         creations=past.creations(now),
         spent=past.spent(now),
         idle_machines=past.idle_machines,
-        stop_requested=gcloud.exists(stop_marker(settings)),
+        stop_requested=gcloud.find(commands.read(wish(settings))).strip() == STOP,
     )
 
 
 def workers_of(settings: Settings, gcloud: Gcloud, machine: str, now: float) -> dict[int, Worker]:
     """What the workers of this machine last wrote. Raises GcloudError."""
-    try:
-        lines = gcloud.ask(commands.read(f"{settings.run_url}/status/*")).splitlines()
-    except GcloudError as error:
-        if error.is_not_found:
-            return {}
-        raise
+    lines = gcloud.find(commands.read(f"{settings.run_url}/status/*")).splitlines()
     found: list[dict[str, Any]] = [json.loads(line) for line in lines if line.startswith("{")]
     return {
         each["worker"]: Worker(
@@ -233,6 +229,6 @@ def log_tail(settings: Settings, gcloud: Gcloud, worker: int, lines: int = 30) -
         return f"no log of worker {worker}: {error}"
 
 
-def stop_marker(settings: Settings) -> str:
-    """The object whose presence asks the run to save and end."""
-    return f"{settings.run_url}/stop"
+def wish(settings: Settings) -> str:
+    """The object that says whether the run shall go on or save and end."""
+    return f"{settings.run_url}/wish"

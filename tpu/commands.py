@@ -93,9 +93,5 @@ def download(folder: str, out: Path) -> Command:
     return ["storage", "cp", "--recursive", f"{folder}/*", str(out)]
 
 
-def remove(url: str) -> Command:
-    return ["storage", "rm", url]
-
-
 def _given(flag: str, value: str) -> Command:
     return [f"{flag}={value}"] if value else []

@@ -51,7 +51,8 @@ class Gcloud:
             )
         except FileNotFoundError:
             raise UserError(
-                f"{self._executable}: not installed; it is part of the Google Cloud SDK: install that, then gcloud auth login"
+                f"{self._executable}: not installed; it is part of the Google Cloud SDK: install that, then gcloud auth "
+                "login"
             ) from None
         if found.returncode:
             raise GcloudError(command, found.stderr)
@@ -59,22 +60,17 @@ class Gcloud:
 
     def describe(self, command: Command) -> dict[str, Any] | None:
         """What a describe command finds, or None where there is nothing of that name. Raises GcloudError."""
-        try:
-            return json.loads(self.ask(command))
-        except GcloudError as error:
-            if error.is_not_found:
-                return None
-            raise
+        found = self.find(command)
+        return json.loads(found) if found else None
 
-    def exists(self, url: str) -> bool:
-        """Whether there is such an object. Raises GcloudError."""
+    def find(self, command: Command) -> str:
+        """The output of a command, "" where what it names is not there. Raises GcloudError."""
         try:
-            self.ask(["storage", "ls", url])
+            return self.ask(command)
         except GcloudError as error:
             if error.is_not_found:
-                return False
+                return ""
             raise
-        return True
 
     def attached(self, command: Command) -> int:
         """Runs a command with this terminal (ssh); its exit code."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpu import commands
-from tpu.gcloud import Gcloud, GcloudError
+from tpu.gcloud import Gcloud
 from tpu.settings import Settings
 
 
@@ -73,12 +73,10 @@ class History:
 
 def load(settings: Settings, gcloud: Gcloud) -> History:
     """Raises GcloudError where the bucket cannot be asked."""
-    try:
-        found: dict[str, Any] = json.loads(gcloud.ask(commands.read(_url(settings))))
-    except GcloudError as error:
-        if error.is_not_found:
-            return History()
-        raise
+    text = gcloud.find(commands.read(_url(settings)))
+    if not text:
+        return History()
+    found: dict[str, Any] = json.loads(text)
     return History([Machine(**machine) for machine in found["machines"]], found["babysitter"])
 
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from electra_flax.config import Config, RunError, UserError
 from electra_flax.config_io import fields_help, load_config, load_fields
 from tpu import commands, history, package
-from tpu.babysitter import Babysitter, delete, log_tail, look, remaining, stop_marker
+from tpu.babysitter import GO_ON, STOP, Babysitter, delete, log_tail, look, remaining, wish
 from tpu.gcloud import Gcloud
 from tpu.preflight import preflight
 from tpu.settings import Settings
 
+_EVERY_FIELD = (
+    "Every field of --settings can be given too (--zone us-central1-a): python -m tpu.launch fields lists them. "
+)
 _EPILOG = (
     "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed or was stopped; 130 left alone with Ctrl-C, the "
     "machine goes on"
@@ -83,8 +86,7 @@ def _train(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None
         for command in commands.delete(settings):
             gcloud.do(command)
         return
-    if gcloud.exists(stop_marker(settings)):
-        gcloud.do(commands.remove(stop_marker(settings)))
+    gcloud.do(commands.write(wish(settings)), GO_ON)
     Babysitter(settings, gcloud, code, config.training.num_steps, args.poll_seconds).watch()
 
 
@@ -128,7 +130,7 @@ def _ssh(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> int:
 
 
 def _stop(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
-    gcloud.do(commands.write(stop_marker(settings)), "save and end\n")
+    gcloud.do(commands.write(wish(settings)), STOP)
     begun = time.time()
     while not gcloud.dry_run:
         past = history.load(settings, gcloud)
@@ -139,8 +141,8 @@ def _stop(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
             break
         if time.time() - begun > 60 * args.wait_minutes:
             raise RunError(
-                f"{settings.name} has not said that it saved within {args.wait_minutes:g} minutes ({phases or 'no word'}); "
-                f"{remaining(settings, gcloud)}"
+                f"{settings.name} has not said that it saved within {args.wait_minutes:g} minutes "
+                f"({phases or 'no word'}); {remaining(settings, gcloud)}"
             )
         print(
             f"waiting until every worker has saved: {phases or 'no word yet'}, {time.time() - begun:.0f} s", flush=True
@@ -191,9 +193,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
         command = commands_.add_parser(
-            name, help=text, allow_abbrev=False, epilog=f"Every field of --settings can be given too (--zone us-central1-a): "
-            f"python -m tpu.launch fields lists them. {_EPILOG}", description=f"{text}."
-        )  # fmt: skip
+            name, help=text, description=f"{text}.", allow_abbrev=False, epilog=_EVERY_FIELD + _EPILOG
+        )
         command.set_defaults(run=run)
         command.add_argument("--settings", default="tpu/tpu.yaml", metavar="YAML", help="the run (tpu/tpu.yaml)")
         command.add_argument(

@@ -49,7 +49,7 @@ def build(settings: Settings, config: Config, folder: Path) -> str:
 def upload(settings: Settings, gcloud: Gcloud, folder: Path, name: str) -> str:
     """Brings the folder to the bucket, unless it is there; returns its gs:// address. Raises GcloudError."""
     url = f"{settings.run_url}/code/{name}"
-    if not gcloud.dry_run and gcloud.exists(f"{url}/{SUMS}"):
+    if not gcloud.dry_run and gcloud.find(commands.read(f"{url}/{SUMS}")):
         return url
     files = [path for path in sorted(folder.iterdir()) if path.name != SUMS]
     gcloud.do(commands.upload(files, url))

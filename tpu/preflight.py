@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 def preflight(settings: Settings, config: Config, gcloud: Gcloud, with_plan: bool = True) -> list[Finding]:
-    """Asks Google, the bucket and the compiler; creates nothing but an object that it deletes again."""
+    """Asks Google, the bucket and the compiler; creates nothing but a small object."""
     if not gcloud.is_there:
         return [Finding("problem", "gcloud is not installed: install the Google Cloud SDK, then gcloud auth login")]
     found = []
@@ -88,7 +88,7 @@ def _image(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
 
 def _offered(settings: Settings, gcloud: Gcloud, kind: str, name: str) -> list[Finding]:
     listed: list[dict[str, Any]] = json.loads(
-        gcloud.ask([*commands.TPU, kind, "list", *commands.where(settings), "--format=json"])
+        gcloud.ask([*commands.TPU, "tpu-vm", kind, "list", *commands.where(settings), "--format=json"])
     )
     offered = sorted({each["name"].rsplit("/", 1)[-1] for each in listed})
     if name in offered:
@@ -112,9 +112,7 @@ def _bucket(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]
 
 
 def _writable(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
-    url = f"{settings.run_url}/preflight"
-    gcloud.ask(commands.write(url), "may be written\n")
-    gcloud.ask(commands.remove(url))
+    gcloud.ask(commands.write(f"{settings.run_url}/preflight"), "can be written\n")
     return [Finding("ok", f"{settings.run_url} can be written")]
 
 

@@ -32,9 +32,9 @@ _ALLOWED = {
     "data": (r"gs://[A-Za-z0-9][A-Za-z0-9/._-]*", "a folder gs://BUCKET/..., made with electra-data shard --out"),
     "long_data": (r"(gs://[A-Za-z0-9][A-Za-z0-9/._-]*)?", "a folder gs://BUCKET/..."),
     "config": (r"[^\x00-\x1f]+", "a file of configs/"),
+    "labels": (r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}", "KEY=VALUE of lower-case letters, digits, _ and -"),
+    "overrides": (r"--[a-z_]+\.[a-z_]+=[^\x00-\x1f]*", "--section.field=value"),
 }  # fmt: skip
-_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
-_OVERRIDE = re.compile(r"--[a-z_]+\.[a-z_]+=[^\x00-\x1f]*")
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, (pattern, expected) in _ALLOWED.items():
-            value = getattr(self, name)
-            if not re.fullmatch(pattern, value):
-                raise UserError(f"{name}={value!r}: expected {expected}")
-        for name, pattern, expected in (
-            ("labels", _LABEL, "KEY=VALUE of lower-case letters, digits, _ and -"),
-            ("overrides", _OVERRIDE, "--section.field=value"),
-        ):
-            for value in getattr(self, name):
-                if not pattern.fullmatch(value):
-                    raise UserError(f"{name}: {value!r}: expected {expected}")
+            given = getattr(self, name)
+            for value in given if isinstance(given, list) else [given]:
+                if not re.fullmatch(pattern, value):
+                    raise UserError(f"{name}={value!r}: expected {expected}")
         for number in dataclasses.fields(self):
             value = getattr(self, number.name)
             least = 0 if number.name == "dollars_per_hour" else 1e-9

@@ -106,7 +106,8 @@ class Teller:
             if LOG.exists() and LOG.stat().st_size != self._sent:
                 self._sent = LOG.stat().st_size
                 self._bucket.upload(LOG, f"logs/worker-{WORKER}.log")
-            if self._bucket.try_to("be read", self._bucket.blob("stop").exists):
+            wish = self._bucket.blob("wish")
+            if self._bucket.try_to("be read", lambda: wish.exists() and wish.download_as_text().strip() == "stop"):
                 self.stop_requested.set()
         except UserError as error:  # the next beat tries again
             print(f"worker: the bucket cannot be told: {error}", file=sys.stderr, flush=True)
