@@ -7,13 +7,12 @@ import random
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import jax
 import numpy as np
 import pytest
+from metadata_server import MetadataServer, pod_attributes
 from run_tools import (
     STEPS,
     assert_undisturbed,
@@ -73,33 +72,6 @@ def test_sigkill_at_any_moment_changes_nothing(root, kills):
         runs += 1
 
 
-class _Metadata(BaseHTTPRequestHandler):
-    """What the server of a host of a TPU slice of two answers, as far as it is asked."""
-
-    def do_GET(self):
-        assert self.headers["Metadata-Flavor"] == "Google"
-        answers = {
-            "preempted": self.server.preempted,
-            "attributes/agent-worker-number": str(self.server.number),
-            "attributes/worker-network-endpoints": "unknown:unknown:127.0.0.1,unknown:unknown:127.0.0.1",
-            "attributes/tpu-env": "ACCELERATOR_TYPE: 'v3-16'\nWORKER_ID: '0'\n",
-        }
-        answer = answers.get(self.path.removeprefix("/computeMetadata/v1/instance/"))
-        self.send_response(404 if answer is None else 200)
-        self.end_headers()
-        self.wfile.write((answer or "").encode())
-
-    def log_message(self, *unused):
-        pass
-
-
-def metadata_server(number):
-    server = HTTPServer(("127.0.0.1", 0), _Metadata)
-    server.number, server.preempted = number, "FALSE"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
 def test_hosts_of_a_tpu_find_each_other_and_stop_when_one_is_taken_away(root):
     """By their metadata alone; saves are due by the clock of process 0."""
     on_a_tpu_host = """
@@ -107,12 +79,12 @@ from electra_flax import interruption
 interruption._POLL_SECONDS = 0.2
 os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no chips
 """
-    servers = [metadata_server(number) for number in range(2)]
+    servers = [MetadataServer(pod_attributes(number, 2)) for number in range(2)]
     clock = ["--checkpoint.every_steps", "10000", "--checkpoint.every_minutes", "0.01"]
     processes = [
         start(
             command(root, "spot", "--training.num_steps", "4000", *clock), on_a_tpu_host, DEVICES="4",
-            JAX_FORCE_TPU_INIT="1", GCE_METADATA_IP=f"127.0.0.1:{server.server_port}",
+            JAX_FORCE_TPU_INIT="1", GCE_METADATA_IP=server.address,
         )
         for server in servers
     ]  # fmt: skip
@@ -120,7 +92,7 @@ os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no c
     servers[1].preempted = "TRUE"
     ends = [end(process) for process in processes]
     for server in servers:
-        server.shutdown()
+        server.close()
     assert [code for code, _ in ends] == [75, 75], ends
     newest = Checkpoints(root / "spot" / "checkpoints").steps[-1]
     assert all(f"asked to stop: saved at step {newest} of 4000" in line for _, line in ends)

@@ -70,7 +70,8 @@ def test_what_could_be_misread_is_refused(field, value):
     [
         ("v2-8", 1, "tpu-ubuntu2204-base"), ("v3-8", 1, "tpu-ubuntu2204-base"), ("v3-32", 4, "tpu-ubuntu2204-base"),
         ("v4-8", 1, "tpu-ubuntu2204-base"), ("v4-32", 4, "tpu-ubuntu2204-base"),
-        ("v5litepod-8", 1, "v2-alpha-tpuv5-lite"), ("v5litepod-16", 4, "v2-alpha-tpuv5-lite"), ("v5p-8", 1, "v2-alpha-tpuv5"), ("v6e-8", 1, "v2-alpha-tpuv6e"),
+        ("v5litepod-8", 1, "v2-alpha-tpuv5-lite"), ("v5litepod-16", 4, "v2-alpha-tpuv5-lite"),
+        ("v5p-8", 1, "v2-alpha-tpuv5"), ("v6e-8", 1, "v2-alpha-tpuv6e"),
         ("v6e-16", 4, "v2-alpha-tpuv6e"),
     ],
 )  # fmt: skip

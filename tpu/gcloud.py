@@ -51,8 +51,8 @@ class Gcloud:
             )
         except FileNotFoundError:
             raise UserError(
-                f"{self._executable}: not installed; it is part of the Google Cloud SDK: install that, then gcloud auth "
-                "login"
+                f"{self._executable}: not installed; it is part of the Google Cloud SDK: install that, then gcloud "
+                "auth login"
             ) from None
         if found.returncode:
             raise GcloudError(command, found.stderr)

@@ -1,0 +1,183 @@
+"""`make tpu-train` from nothing to exported models on this machine: Google's API and storage are stand-ins, machines
+are sandboxes that boot the real startup.sh and train with the real trainer on CPU devices."""
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from gcloud_tools import HAS_GCLOUD, real_environment
+from run_tools import make_shards, records
+from tpu_api import FakeTpuApi
+from tpu_sandbox import Machine, can_have_namespaces
+
+from electra_flax.checkpoint import Checkpoints
+from electra_flax.config_io import load_config
+from electra_flax.sharding import make_mesh
+from electra_flax.workdir import Workdir
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAS_GCLOUD, reason="NOT CHECKED: the rehearsal on Cloud TPU needs gcloud"),
+    pytest.mark.skipif(
+        not can_have_namespaces(), reason="NOT CHECKED: the rehearsal on Cloud TPU needs mount namespaces (root)"
+    ),
+]
+
+ROOT = Path(__file__).parents[1]
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, sample_corpus):
+    root = tmp_path_factory.mktemp("rehearsal")
+    make_shards(root, sample_corpus)
+    return root
+
+
+class Rehearsal:
+    """A launcher, and the machines that it is given."""
+
+    def __init__(self, root, shards, storage, name, accelerator, workers):
+        self.root, self.name, self.workers, self.disk = root, name, workers, None
+        self.machines = []
+        self.api = FakeTpuApi(self._created, self._lost)
+        self.environment = {**os.environ, **real_environment(self.api, storage, root / "home")}
+        (root / "home").mkdir(parents=True)
+        self.gcloud("storage", "cp", "--recursive", str(shards / "shards"), f"gs://bucket/{name}/")
+        (root / "tpu.yaml").write_text(
+            f"{{project: my-project, zone: us-central1-a, bucket: bucket, data: 'gs://bucket/{name}/shards', "
+            f"name: {name}, max_dollars: 50, config: {shards / 'tiny.yaml'}, "
+            f"accelerator_type: {accelerator}, models: {root / 'models'}, "
+            f"overrides: [--training.num_steps={STEPS}, --checkpoint.every_steps=5], "
+            "restarts_without_progress: 3, boot_minutes: 20}\n"
+        )
+
+    def gcloud(self, *arguments):
+        done = subprocess.run(["gcloud", *arguments], env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0 or "matched no" in done.stderr, done.stderr
+        return done.stdout
+
+    def _created(self, name, node):
+        generation = len(self.machines) // self.workers
+        for number in range(self.workers):
+            root = self.root / f"machine-{generation}-{number}"
+            self.machines.append(Machine(root, node, number, self.workers, self.environment, self.disk))
+
+    def _lost(self, name):
+        for machine in self.machines:
+            machine.lose()
+
+    @property
+    def current(self):
+        return self.machines[-self.workers :]
+
+    def preempt(self):
+        """As Google does: the machine is gone, its name remains."""
+        self.disk = self.machines[0].root
+        self.api.nodes[self.name]["state"] = "PREEMPTED"
+        self.api.requests[self.name]["state"] = {"state": "SUSPENDED"}
+        self._lost(self.name)
+
+    def step(self):
+        """What worker 0 of the machine at hand last said."""
+        text = self.gcloud("storage", "cat", f"gs://bucket/runs/{self.name}/status/worker-0.json")
+        node = self.api.nodes.get(self.name)
+        status = json.loads(text) if text else {}
+        there = node and status.get("machine") == node["metadata"]["electra-machine"]
+        return status.get("step", 0) if there else 0
+
+    def wait_for_step(self, step, train, seconds=900):
+        until = time.time() + seconds
+        while self.step() < step:
+            assert train.poll() is None, self.said()
+            assert time.time() < until, self.said()
+            time.sleep(1)
+
+    def said(self):
+        return "\n".join([(self.root / "train.log").read_text(), *(machine.said() for machine in self.current)])
+
+    @contextlib.contextmanager
+    def training(self):
+        """make tpu-train, as a user runs it."""
+        command = ["make", "--no-print-directory", "tpu-train", f"TPU={self.root / 'tpu.yaml'}",
+                   f"VENV={Path(sys.executable).parents[1]}", "ARGS=--poll-seconds 2 --no-plan"]  # fmt: skip
+        with self.api, (self.root / "train.log").open("w") as log:
+            self.environment.update(self.api.environment(self.root / "home"))
+            train = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                yield train
+            finally:
+                if train.poll() is None:
+                    train.terminate()
+                    train.wait()
+                self._lost(self.name)
+
+    def state(self):
+        checkpoints = Checkpoints(Workdir(f"gs://bucket/runs/{self.name}/workdir").checkpoints)
+        config = load_config(self.root / "undisturbed/config.yaml")
+        return jax.device_get(checkpoints.restore(config, make_mesh(config.mesh)))
+
+    def undisturbed(self, shards, devices):
+        """The same run, here, by itself."""
+        out = self.root / "undisturbed"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        subprocess.run(
+            [Path(sys.executable).with_name("electra-flax"), "pretrain", "--config", shards / "tiny.yaml", "--data",
+             shards / "shards", "--workdir", out, "--training.num_steps", str(STEPS), "--checkpoint.every_steps", "5"],
+            env=environment, check=True, capture_output=True,
+        )  # fmt: skip
+        return out
+
+
+def test_a_run_survives_preemption_and_ends_with_its_models(tmp_path, shards, google_storage, monkeypatch):
+    for name, value in google_storage.items():
+        monkeypatch.setenv(name, value)
+    run = Rehearsal(tmp_path, shards, google_storage, "preempted", "v3-8", 1)
+    with run.training() as train:
+        run.wait_for_step(random.randint(6, 40), train)
+        reached = run.step()
+        run.preempt()
+        assert train.wait(900) == 0, run.said()
+    said = (tmp_path / "train.log").read_text()
+    assert "the queued request is SUSPENDED" in said or "the machine is PREEMPTED" in said
+    assert "the machine preempted is deleted" in said and not run.api.nodes and not run.api.requests
+    assert len(run.machines) == 2
+    log = run.gcloud("storage", "cat", "gs://bucket/runs/preempted/logs/worker-0.log")
+    assert "continuing from step" in log, f"at {reached}: {log}"
+
+    straight = run.undisturbed(shards, 8)
+    config = load_config(straight / "config.yaml")
+    expected = jax.device_get(Checkpoints(straight / "checkpoints").restore(config, make_mesh(config.mesh)))
+    for ours, theirs in zip(jax.tree.leaves(expected), jax.tree.leaves(run.state()), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert records(tmp_path, "gs://bucket/runs/preempted/workdir", "train") == records(tmp_path, str(straight), "train")
+
+    import transformers
+
+    for part, cls in (("discriminator", "FlaxElectraForPreTraining"), ("generator", "FlaxElectraForMaskedLM")):
+        with jax.numpy_rank_promotion("allow"):
+            getattr(transformers, cls).from_pretrained(tmp_path / "models" / part)
+
+
+def test_a_pod_of_two_goes_on_when_one_worker_is_killed(tmp_path, shards, google_storage, monkeypatch):
+    for name, value in google_storage.items():
+        monkeypatch.setenv(name, value)
+    run = Rehearsal(tmp_path, shards, google_storage, "pod", "v3-16", 2)
+    with run.training() as train:
+        run.wait_for_step(10, train)
+        assert run.current[1].kill_trainer()
+        assert train.wait(900) == 0, run.said()
+    assert len(run.machines) == 2, "the machines were good: systemd started the trainer again"
+    log = run.gcloud("storage", "cat", "gs://bucket/runs/pod/logs/worker-1.log")
+    assert "continuing from step" in run.gcloud("storage", "cat", "gs://bucket/runs/pod/logs/worker-0.log"), log
+    assert not run.api.nodes and (tmp_path / "models/generator/config.json").exists()
