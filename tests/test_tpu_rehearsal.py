@@ -51,7 +51,7 @@ class Rehearsal:
         self.api = FakeTpuApi(self._created, self._lost)
         self.environment = {**os.environ, **real_environment(self.api, storage, root / "home")}
         (root / "home").mkdir(parents=True)
-        self.gcloud("storage", "cp", "--recursive", str(shards / "shards"), f"gs://bucket/{name}/")
+        self.gcloud("storage", "cp", *map(str, (shards / "shards").iterdir()), f"gs://bucket/{name}/shards/")
         (root / "tpu.yaml").write_text(
             f"{{project: my-project, zone: us-central1-a, bucket: bucket, data: 'gs://bucket/{name}/shards', "
             f"name: {name}, max_dollars: 50, config: {shards / 'tiny.yaml'}, "

@@ -81,11 +81,15 @@ class Machine:
         (root / "site/sitecustomize.py").write_text(SITECUSTOMIZE)
         script = root / "startup.sh"
         script.write_text(node["metadata"]["startup-script"])
-        mounts = "; ".join(f"mount --bind {root / name} {place}" for name, place in PLACES.items())
+        mounts = [f"mount --rbind {root / name} {place}" for name, place in PLACES.items()]
+        for folder in Path("/opt").iterdir():  # what this machine has there, packages perhaps
+            if folder.is_dir():
+                (root / "opt" / folder.name).mkdir(exist_ok=True)
+                mounts.insert(0, f"mount --bind {folder} {root / 'opt' / folder.name}")
         pod = {"JAX_FORCE_TPU_INIT": "1", "GCE_METADATA_IP": self.metadata.address} if workers > 1 else {}
         self.process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "bash",
-             "-c", f"set -e; {mounts}; bash {script} || true; exec sleep infinity"],
+            ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
+             "bash", "-c", f"set -e; {'; '.join(mounts)}; bash {script} || true; exec sleep infinity"],
             env={
                 **environment, **pod, "GCE_METADATA_HOST": self.metadata.address, "PYTHONPATH": str(root / "site"),
                 "ELECTRA_BEAT_SECONDS": "1", "RESTART_SECONDS": "2",

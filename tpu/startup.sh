@@ -65,7 +65,7 @@ step="downloading the code"
 folder="$PLACE/code/$(basename "$code")"
 if [ ! -e "$folder/.whole" ]; then
   mkdir -p "$folder"
-  patiently gcloud storage cp --quiet --recursive "$code/*" "$folder/"
+  patiently gcloud storage cp --quiet "$code/*" "$folder/"
   (cd "$folder" && sha256sum --check --quiet SHA256SUMS)
   touch "$folder/.whole"
 fi
