@@ -17,7 +17,7 @@ TPU ?= tpu/tpu.yaml
 TPU_COMMANDS := preflight create train status logs ssh stop delete
 
 .DEFAULT_GOAL := help
-.PHONY: help install tpu-compiler demo bench test test-slow lint types format lock clean $(TPU_COMMANDS:%=tpu-%)
+.PHONY: help install tpu-compiler demo bench test test-slow test-long lint types format lock clean $(TPU_COMMANDS:%=tpu-%)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,12 +52,12 @@ tpu-train:  ## a run on Cloud TPU until its models are here: TPU=my.yaml ARGS=--
 tpu-status:  ## how it is; also tpu-preflight tpu-create tpu-logs tpu-ssh
 tpu-stop:  ## save, end, delete the machine; tpu-delete deletes at once
 
-test: $(STAMP)  ## all tests but the slow ones
+test: $(STAMP)  ## all tests but the slow and the long ones
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" 2>/dev/null \
 		|| echo "NOT CHECKED: no CPU build of PyTorch ($(TORCH)) for this Python here; tests against PyTorch are skipped"
 	@$(MAKE) --no-print-directory tpu-compiler 2>/dev/null \
 		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
 
 bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=python with tf; results in runs/bench
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
@@ -69,8 +69,11 @@ bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=
 	$(BIN)/python benchmarks/input_speed.py --data runs/bench/shards --out runs/bench $(if $(TENSORFLOW_PYTHON),--tensorflow-python $(TENSORFLOW_PYTHON))
 	$(BIN)/python benchmarks/save_speed.py --config configs/electra_small.yaml --batch 8 --out runs/bench
 
-test-slow: $(STAMP)  ## tests with TensorFlow and transformers 5, in environments of their own
+test-slow: $(STAMP)  ## endurance, gs://, a rehearsal of make tpu-train; TensorFlow and transformers 5 in environments of their own
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
+
+test-long: $(STAMP)  ## runs killed dozens of times, local and through faults of a bucket
+	$(BIN)/python -m pytest $(PARALLEL) -m long
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -61,7 +61,7 @@ def test_sigterm_saves_at_once_and_the_same_command_continues(root):
     assert_undisturbed(root, "stopped")
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)])
 def test_sigkill_at_any_moment_changes_nothing(root, kills):
     rng = random.Random(kills)
     killed = runs = 0
@@ -72,6 +72,7 @@ def test_sigkill_at_any_moment_changes_nothing(root, kills):
         runs += 1
 
 
+@pytest.mark.slow
 def test_hosts_of_a_tpu_find_each_other_and_stop_when_one_is_taken_away(root):
     """By their metadata alone; saves are due by the clock of process 0."""
     on_a_tpu_host = """
@@ -126,6 +127,7 @@ def examples_read(folder):
     return {number: [rows[row] for row in sorted(rows)] for number, rows in found.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_and_may_become_one(root, tmp_path, monkeypatch):
     """Stopped through the second process, continued by one process with four devices, then with eight."""
     monkeypatch.setenv("IDS", str(tmp_path / "ids"))
@@ -153,6 +155,7 @@ def test_two_processes_are_one_and_may_become_one(root, tmp_path, monkeypatch):
             assert found[step][name] == pytest.approx(metrics[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_are_named(root):
     ends = [end(process) for process in in_two_processes(root, "apart", second=("--optimizer.beta1", "0.8"))]
     assert [code for code, _ in ends] == [1, 1]
@@ -252,6 +255,7 @@ def test_a_few_skipped_steps_are_counted(root, monkeypatch):
     assert train[12]["skipped_steps"] == 2 and train[16]["skipped_steps"] == 0 and np.isfinite(train[12]["loss"])
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_finite_ends_with_the_norms_of_its_layers(root, capsys):
     assert main(command(root, "diverged", "--optimizer.learning_rate", "1e30")) == 3
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -294,6 +298,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(root, capsys):
     assert "damaged" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_only_the_checkpoints_that_do_not_fit(root, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -355,6 +360,7 @@ def test_a_second_process_is_kept_out(root, capsys):
     assert main(command(root, "straight")) == 0
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_and_those_that_are_kept(root):
     fields = ["--checkpoint.every_steps", "10", "--checkpoint.keep_every_steps", "20", "--checkpoint.max_to_keep", "1"]
     assert main(command(root, "kept", *fields, "--evaluation.every_steps", "10", "--checkpoint.keep_best", "1")) == 0

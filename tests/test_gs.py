@@ -101,14 +101,14 @@ def test_sigterm_and_the_same_command_through_faults(root, straight, faults):
     assert_undisturbed(root, workdir)
 
 
-@pytest.mark.slow
-def test_sigkill_at_any_moment_through_faults(root, straight, faults):
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
+def test_sigkill_at_any_moment_through_faults(root, straight, faults, kills):
     rng = random.Random(0)
     killed = runs = 0
-    while killed < 20:
-        workdir = f"gs://bucket/runs/killed{runs}"
+    while killed < kills:
+        workdir = f"gs://bucket/runs/killed{kills}-{runs}"
         killed += run_with_kills(
-            lambda workdir=workdir: start(remote_command(root, workdir), IMPATIENT), 20 - killed, (8, 30), rng
+            lambda workdir=workdir: start(remote_command(root, workdir), IMPATIENT), kills - killed, (8, 30), rng
         )
         assert_undisturbed(root, workdir)
         runs += 1
