@@ -34,9 +34,18 @@ def test_electra_flax_keeps_its_seams():
         roots = {name.split(".")[0] for name in names}
         # What compares our forward pass with other frameworks' imports them, where they are installed.
         others = {"tensorflow"} if path.stem == "parity" else {"torch", "tensorflow"}
-        assert not roots & {"data_prep", "tests", *others}, path
+        assert not roots & {"data_prep", "tests", "tpu", *others}, path
         if "flax" in roots:
             assert path.stem in ("layers", "model") or names & {"flax.serialization"}, path
+
+
+def test_the_launcher_starts_without_jax():
+    """It runs on a laptop, and what it needs of the trainer is words and numbers."""
+    allowed = {f"electra_flax.{name}" for name in ("config", "config_io", "tpus")}
+    for path in (ROOT / "tpu").glob("*.py"):
+        names = {name for name in imports(path) if name.startswith("electra_flax")}
+        # worker.py runs on the TPU.
+        assert names <= (allowed | ({"electra_flax.storage"} if path.stem == "worker" else set())), path
 
 
 def test_leaves_import_nothing_heavy():

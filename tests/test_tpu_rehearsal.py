@@ -32,7 +32,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[1]
-STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +44,11 @@ def shards(tmp_path_factory, sample_corpus):
 class Rehearsal:
     """A launcher, and the machines that it is given."""
 
-    def __init__(self, root, shards, storage, name, accelerator, workers):
-        self.root, self.name, self.workers, self.disk = root, name, workers, None
+    disk: Path | None = None
+    """What the first machine of all installed, for minutes; the others begin with it."""
+
+    def __init__(self, root, shards, storage, name, accelerator, workers, steps):
+        self.root, self.name, self.workers, self.steps = root, name, workers, steps
         self.machines = []
         self.api = FakeTpuApi(self._created, self._lost)
         self.environment = {**os.environ, **real_environment(self.api, storage, root / "home")}
@@ -56,7 +58,7 @@ class Rehearsal:
             f"{{project: my-project, zone: us-central1-a, bucket: bucket, data: 'gs://bucket/{name}/shards', "
             f"name: {name}, max_dollars: 50, config: {shards / 'tiny.yaml'}, "
             f"accelerator_type: {accelerator}, models: {root / 'models'}, "
-            f"overrides: [--training.num_steps={STEPS}, --checkpoint.every_steps=5], "
+            f"overrides: [--training.num_steps={steps}, --checkpoint.every_steps=5], "
             "restarts_without_progress: 3, boot_minutes: 20}\n"
         )
 
@@ -69,7 +71,7 @@ class Rehearsal:
         generation = len(self.machines) // self.workers
         for number in range(self.workers):
             root = self.root / f"machine-{generation}-{number}"
-            self.machines.append(Machine(root, node, number, self.workers, self.environment, self.disk))
+            self.machines.append(Machine(root, node, number, self.workers, self.environment, Rehearsal.disk))
 
     def _lost(self, name):
         for machine in self.machines:
@@ -81,7 +83,7 @@ class Rehearsal:
 
     def preempt(self):
         """As Google does: the machine is gone, its name remains."""
-        self.disk = self.machines[0].root
+        Rehearsal.disk = self.machines[0].root
         self.api.nodes[self.name]["state"] = "PREEMPTED"
         self.api.requests[self.name]["state"] = {"state": "SUSPENDED"}
         self._lost(self.name)
@@ -133,7 +135,8 @@ class Rehearsal:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         subprocess.run(
             [Path(sys.executable).with_name("electra-flax"), "pretrain", "--config", shards / "tiny.yaml", "--data",
-             shards / "shards", "--workdir", out, "--training.num_steps", str(STEPS), "--checkpoint.every_steps", "5"],
+             shards / "shards", "--workdir", out, "--training.num_steps", str(self.steps),
+             "--checkpoint.every_steps", "5"],
             env=environment, check=True, capture_output=True,
         )  # fmt: skip
         return out
@@ -142,7 +145,7 @@ class Rehearsal:
 def test_a_run_survives_preemption_and_ends_with_its_models(tmp_path, shards, google_storage, monkeypatch):
     for name, value in google_storage.items():
         monkeypatch.setenv(name, value)
-    run = Rehearsal(tmp_path, shards, google_storage, "preempted", "v3-8", 1)
+    run = Rehearsal(tmp_path, shards, google_storage, "preempted", "v3-8", 1, steps=60)
     with run.training() as train:
         run.wait_for_step(random.randint(6, 40), train)
         reached = run.step()
@@ -172,9 +175,9 @@ def test_a_run_survives_preemption_and_ends_with_its_models(tmp_path, shards, go
 def test_a_pod_of_two_goes_on_when_one_worker_is_killed(tmp_path, shards, google_storage, monkeypatch):
     for name, value in google_storage.items():
         monkeypatch.setenv(name, value)
-    run = Rehearsal(tmp_path, shards, google_storage, "pod", "v3-16", 2)
+    run = Rehearsal(tmp_path, shards, google_storage, "pod", "v3-16", 2, steps=20)
     with run.training() as train:
-        run.wait_for_step(10, train)
+        run.wait_for_step(6, train)
         assert run.current[1].kill_trainer()
         assert train.wait(900) == 0, run.said()
     assert len(run.machines) == 2, "the machines were good: systemd started the trainer again"

@@ -15,7 +15,7 @@ class FakeTpuApi:
         self.nodes, self.requests, self.bodies, self.deletions = {}, {}, [], []
         self.refusals = []
         """(HTTP code, status) of the next creations, used up from the front."""
-        self.types, self.images = ["v2-8", "v3-8", "v4-8"], ["tpu-ubuntu2204-base"]
+        self.types, self.images = ["v2-8", "v3-8", "v3-16", "v4-8"], ["tpu-ubuntu2204-base"]
         self.services = ["tpu.googleapis.com", "storage.googleapis.com"]
         self._created, self._deleted, self._operations = created, deleted, {}
         api = self

@@ -142,7 +142,7 @@ class Babysitter:
         if self._pace is None:
             self._pace = now, step
         begun, first = self._pace
-        if step > first and now > begun:
+        if first < step < total and now > begun:
             left = (total - step) * (now - begun) / (step - first)
             line += f", ends in {timedelta(seconds=round(left))} at the pace so far"
         return line

@@ -175,7 +175,7 @@ def _check(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Conf
     for finding in findings:
         print(f"{finding.level:8s} {finding.text}", flush=True)
     if problems := [finding for finding in findings if finding.level == "problem"]:
-        raise UserError(f"{len(problems)} problems, told above; nothing was created")
+        raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)}, told above; nothing was created")
     return config
 
 
