@@ -102,7 +102,6 @@ def _bucket(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]
     region, place = settings.zone.rsplit("-", 1)[0], str(found.get("location", "")).lower()
     if place == region:
         return [Finding("ok", f"bucket {settings.bucket} is in {place}")]
-    # config holds float32 parameters and two moments: three numbers of four bytes each, saved every ten minutes.
     text = (
         f"bucket {settings.bucket} is in {place or 'an unknown place'}, the machine would be in {region}: every "
         f"checkpoint crosses, at about ${_DOLLARS_PER_GB:.2f} a GB or more, and slower; make one there: gcloud storage "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_flax.config import UserError
+from electra_flax.files import write_whole
 from electra_flax.storage import RemoteFolder
 
 PLACE = Path(os.environ.get("ELECTRA_PLACE", "/opt/electra-flax"))
@@ -101,7 +102,7 @@ class Teller:
                     "machine": os.environ["ELECTRA_MACHINE"], "worker": WORKER, **self._status, "time": time.time(),
                 }  # fmt: skip
                 path = PLACE / "status.json"
-                path.write_text(json.dumps(status, ensure_ascii=False) + "\n", encoding="utf-8")
+                write_whole(path, json.dumps(status, ensure_ascii=False) + "\n")
                 self._bucket.upload(path, f"status/worker-{WORKER}.json")
             if LOG.exists() and LOG.stat().st_size != self._sent:
                 self._sent = LOG.stat().st_size

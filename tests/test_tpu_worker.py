@@ -1,0 +1,113 @@
+"""worker.py says in the bucket what becomes of the trainer, and tells systemd whether to start it again."""
+
+import json
+import os
+import site
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parents[1] / "tpu/worker.py"
+# Instead of the trainer: says what it was told to say, ends as it was told to, saves when it is asked to end.
+TRAINER = """#!/bin/bash
+if [ "$1" = export ]; then
+  [ -z "$BAD_EXPORT" ] || { echo "error: no room" >&2; exit 1; }
+  mkdir -p "$5" && echo x >"$5/x"
+  exit 0
+fi
+trap 'echo saved; exit 75' TERM
+echo "step 7 train: loss 12.5, generator_loss 3"
+echo "the last line"
+if [ "$CODE" = 9 ]; then kill -KILL $$; fi
+if [ "$CODE" = forever ]; then while true; do sleep 0.1; done; fi
+exit "$CODE"
+"""
+
+
+@pytest.fixture
+def worker(tmp_path, google_storage):
+    """Starts worker.py; its environment may be added to."""
+    place = tmp_path / "place"
+    (tmp_path / "bin").mkdir()
+    place.mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    (tmp_path / "bin/electra-flax").write_text(TRAINER)
+    (tmp_path / "bin/electra-flax").chmod(0o755)
+    (place / "run.json").write_text(json.dumps({"data": "gs://bucket/shards", "long_data": ""}))
+
+    def start(**more):
+        environment = {
+            **os.environ, **google_storage, "JAX_NUM_CPU_DEVICES": "2",
+            "PYTHONPATH": ":".join([str(WORKER.parents[1]), *site.getsitepackages()]),
+            "ELECTRA_PLACE": str(place), "ELECTRA_CODE": str(place), "ELECTRA_RUN": f"gs://bucket/{tmp_path.name}",
+            "ELECTRA_MACHINE": "m1", "ELECTRA_DEVICES": "2", "ELECTRA_WORKERS": "1", "ELECTRA_WORKER": "0",
+            "ELECTRA_BEAT_SECONDS": "0.2", **more,
+        }  # fmt: skip
+        return subprocess.Popen([tmp_path / "bin/python", WORKER], env=environment,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+    start.place = place
+    return start
+
+
+def status(worker):
+    return json.loads((worker.place / "status.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("code", "phase", "exits", "said"),
+    [("0", "done", 0, 0), ("1", "failed", 1, 1), ("75", "preempted", 75, 75), ("3", "crashed", 3, 3),
+     ("9", "crashed", 3, -9)],
+)  # fmt: skip
+def test_every_end_of_the_trainer_is_told(worker, code, phase, exits, said):
+    process = worker(CODE=code)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == exits, out
+    found = status(worker)
+    assert (found["phase"], found["exit_code"], found["step"], found["loss"]) == (phase, said, 7, 12.5)
+    assert code == "0" or found["message"] == "the last line"
+
+
+def test_after_many_failures_it_gives_up(worker):
+    (worker.place / "failures.json").write_text(json.dumps([0.0] + [time.time()] * 7))
+    process = worker(CODE="3")
+    process.communicate(timeout=120)
+    assert process.returncode == 1, "systemd does not start it again"
+    assert (status(worker)["phase"], status(worker)["exit_code"]) == ("gave up", 3)
+
+
+def test_an_export_that_fails_is_no_success(worker):
+    process = worker(CODE="0", BAD_EXPORT="1")
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert status(worker)["phase"] == "failed" and "export: error: no room" in status(worker)["message"]
+
+
+def test_devices_that_are_missing_make_a_machine_sick(worker):
+    process = worker(CODE="0", ELECTRA_DEVICES="8")
+    process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert (status(worker)["phase"], status(worker)["message"]) == ("sick", "2 devices, expected 8")
+
+
+@pytest.mark.parametrize("by", ["wish", "SIGTERM"])
+def test_asked_to_stop_it_lets_the_trainer_save(worker, by, tmp_path, monkeypatch, google_storage):
+    process = worker(CODE="forever")
+    while not (worker.place / "status.json").exists() or status(worker).get("step") != 7:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    if by == "SIGTERM":
+        process.terminate()
+    else:
+        for name, value in google_storage.items():
+            monkeypatch.setenv(name, value)
+        from electra_flax.storage import RemoteFolder
+
+        (tmp_path / "wish").write_text("stop")
+        RemoteFolder(f"gs://bucket/{tmp_path.name}").upload(tmp_path / "wish", "wish")
+    out = process.communicate(timeout=60)[0]
+    assert "saved" in out
+    assert (process.returncode, status(worker)["phase"]) == ((0, "stopped") if by == "wish" else (75, "preempted"))
