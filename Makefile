@@ -69,10 +69,10 @@ bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=
 	$(BIN)/python benchmarks/input_speed.py --data runs/bench/shards --out runs/bench $(if $(TENSORFLOW_PYTHON),--tensorflow-python $(TENSORFLOW_PYTHON))
 	$(BIN)/python benchmarks/save_speed.py --config configs/electra_small.yaml --batch 8 --out runs/bench
 
-test-slow: $(STAMP)  ## endurance, gs://, a rehearsal of make tpu-train; TensorFlow and transformers 5 in environments of their own
+test-slow: $(STAMP)  ## endurance, gs://; TensorFlow and transformers 5 in environments of their own
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
-test-long: $(STAMP)  ## runs killed dozens of times, local and through faults of a bucket
+test-long: $(STAMP)  ## runs killed dozens of times; a rehearsal of make tpu-train
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
 lint: $(STAMP)  ## ruff: rules and format

@@ -37,7 +37,7 @@ def tiny_config(**changes: dict) -> Config:
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
-        generator=GeneratorConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=1, intermediate_size=32),
+        generator=GeneratorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32),
         data=DataConfig(max_seq_length=32),
         training=TrainingConfig(batch_size=16, num_steps=20, compute_dtype="float32"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),

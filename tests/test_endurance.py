@@ -47,6 +47,7 @@ def root(tmp_path_factory, sample_corpus):
     return root
 
 
+@pytest.mark.slow
 def test_sigterm_saves_at_once_and_the_same_command_continues(root):
     process = start(command(root, "stopped"))
     wait_for_step(process, root, "stopped", 6)

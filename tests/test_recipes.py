@@ -118,7 +118,8 @@ def test_a_long_phase_goes_on_with_the_same_state(root, phases, capsys):
     assert first["examples"] > last["examples"]
 
 
-@pytest.mark.parametrize("dies_at", [4, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_at", [4, 6])
 def test_a_run_of_two_phases_resumes_in_either(root, phases, dies_at):
     die = f"""
 from electra_flax import train

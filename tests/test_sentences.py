@@ -38,9 +38,9 @@ def test_the_same_model_is_within_the_tolerance(there, capsys, against):
     source = f"tf1:{there}/{against}" if "ckpt" in against else str(there / against)
     code, found = printed(capsys, "verify", "--model", str(there / "export"), "--against", source)
     assert code == 0 and found["within"]
-    for part in ("discriminator", "generator"):
-        assert found[part]["--against"] == {"hidden": [0.0, 0.0, 0.0], "logits": 0.0}
-        assert len(found[part]["flax"]["hidden"]) == 3 and 0 < found[part]["flax"]["logits"] < 1e-4
+    for part, layers in (("discriminator", 2), ("generator", 1)):
+        assert found[part]["--against"] == {"hidden": [0.0] * (1 + layers), "logits": 0.0}
+        assert len(found[part]["flax"]["hidden"]) == 1 + layers and 0 < found[part]["flax"]["logits"] < 1e-4
 
 
 def test_another_model_or_a_damaged_one_is_beyond_it(there, tmp_path, capsys):

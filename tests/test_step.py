@@ -69,7 +69,7 @@ def test_parameters_are_really_split():
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
 
 
-@pytest.mark.parametrize("vocab_size", [300, 32200, 35000])
+@pytest.mark.parametrize("vocab_size", [300, 35000])
 def test_first_loss_is_that_of_guessing(vocab_size):
     config = tiny_config(model={"vocab_size": vocab_size}, training={"batch_size": 64})
     mesh = make_mesh(config.mesh)
@@ -89,6 +89,7 @@ def test_first_loss_is_that_of_guessing(vocab_size):
         {
             "generator": {
                 "untied_generator": False,
+                "num_hidden_layers": 2,
                 "hidden_size": 32,
                 "num_attention_heads": 2,
                 "intermediate_size": 64,

@@ -80,6 +80,7 @@ def test_each_generation_has_its_image_and_workers(accelerator, workers, image):
     assert (found.num_workers, found.image) == (workers, image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["queued", "plain"])
 def test_machines_are_created_seen_and_deleted(api, gcloud, mode):
     made = settings(mode=mode)
@@ -92,6 +93,7 @@ def test_machines_are_created_seen_and_deleted(api, gcloud, mode):
     assert gcloud.describe(commands.describe_node(made)) is None and not api.requests
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_GCLOUD, reason="NOT CHECKED: what gcloud sends, it is not installed here")
 @pytest.mark.parametrize("mode", ["queued", "plain"])
 @pytest.mark.parametrize("changes", [{"capacity": "on-demand"}, {"capacity": "reserved"}, SPOT_POD], ids=str)
@@ -126,6 +128,7 @@ def test_what_gcloud_sends_is_what_google_reads(api, gcloud, mode, changes):
         assert not node.network_config.enable_external_ips
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_GCLOUD, reason="NOT CHECKED: ssh through gcloud, it is not installed here")
 def test_ssh_passes_commands_on_as_they_are_and_their_exit_codes_back(api, gcloud, tmp_path, monkeypatch):
     made = settings(mode="plain")
@@ -162,6 +165,7 @@ def bucket(google_storage):
     return put
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_GCLOUD, reason="NOT CHECKED: preflight asks the real gcloud, which is not installed here")
 def test_preflight_tells_everything_at_once(api, gcloud, bucket):
     bucket("good/manifest.json", json.dumps({"max_seq_length": DEMO.data.max_seq_length}))
@@ -257,6 +261,7 @@ def test_mistakes_are_one_line(capsys, file, tmp_path):
 @pytest.mark.skipif(
     not HAS_GCLOUD, reason="NOT CHECKED: the commands call the real gcloud, which is not installed here"
 )
+@pytest.mark.slow
 def test_create_status_logs_stop_and_delete(api, gcloud, bucket, capsys, file):
     bucket("shards/manifest.json", json.dumps({"max_seq_length": DEMO.data.max_seq_length}))
     common = ["--settings", str(file), "--name", "life"]

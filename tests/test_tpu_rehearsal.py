@@ -24,7 +24,7 @@ from electra_flax.sharding import make_mesh
 from electra_flax.workdir import Workdir
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not HAS_GCLOUD, reason="NOT CHECKED: the rehearsal on Cloud TPU needs gcloud"),
     pytest.mark.skipif(
         not can_have_namespaces(), reason="NOT CHECKED: the rehearsal on Cloud TPU needs mount namespaces (root)"

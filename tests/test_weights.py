@@ -201,7 +201,7 @@ def with_setting(**settings):
     [
         ("discriminator/config.json", with_setting(model_type="bert"), "a model of type bert, not electra"),
         ("discriminator/config.json", with_setting(hidden_size=48), "hidden_size=48, but its weights have 32"),
-        ("generator/config.json", with_setting(num_hidden_layers=12), "num_hidden_layers=12, but its weights have 2"),
+        ("generator/config.json", with_setting(num_hidden_layers=12), "num_hidden_layers=12, but its weights have 1"),
         ("discriminator/config.json", with_setting(num_attention_heads=5), "num_attention_heads"),
         ("discriminator/config.json", with_setting(hidden_act="relu"), "hidden_act=relu: only gelu"),
         ("discriminator/config.json", lambda content: content[:50], "config.json: not JSON"),

@@ -22,7 +22,13 @@ SHARING: dict[str, dict] = {
     "embeddings": {"generator": _OWN},
     "nothing": {"generator": _OWN | {"untied_generator_embeddings": True}},
     "everything": {
-        "generator": {"untied_generator": False, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+        "generator": {
+            "untied_generator": False,
+            "num_hidden_layers": 2,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
     },
     "no generator": {"generator": _OWN | {"uniform_generator": True}},
     "no discriminator": {"generator": _OWN, "objective": {"electra_objective": False}},
