@@ -59,11 +59,13 @@ def upload(settings: Settings, gcloud: Gcloud, folder: Path, name: str) -> str:
 
 def _add_wheelhouse(folder: Path) -> None:
     """Python and every package of the lock, for machines without internet."""
-    print("collecting Python and all packages for machines without internet (1 GB, minutes)", file=sys.stderr)
-    platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (17, 28, 31, 34, 35)]
+    print("collecting Python and all packages for machines without internet (half a GB, minutes)", file=sys.stderr)
+    # Every name of what runs on Ubuntu 22.04 (glibc 2.35), old ones too: pip takes no "or older".
+    names = [*(f"manylinux_2_{minor}" for minor in range(5, 36)), "manylinux1", "manylinux2010", "manylinux2014"]
+    platforms = [f"--platform={name}_x86_64" for name in names]
     _run("the packages", [
         sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--only-binary=:all:",
-        f"--python-version={PYTHON}", *platforms, "--platform=manylinux2014_x86_64", "--dest", str(folder),
+        f"--python-version={PYTHON}", *platforms, "--dest", str(folder),
         "-r", str(ROOT / LOCK),
     ])  # fmt: skip
     place = folder / "python"

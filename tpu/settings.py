@@ -76,7 +76,7 @@ class Settings:
     external_ips: bool = True
     """Whether machines have addresses of their own; without, they need wheelhouse (or a Cloud NAT)."""
     wheelhouse: bool = False
-    """Uploads Python and all packages (1 GB), so that machines need no internet."""
+    """Uploads Python and all packages (half a GB; needs uv here), so that machines need no internet."""
     labels: list[str] = field(default_factory=list)
     """For your bill: ["team=nlp"]."""
     dollars_per_hour: float = 0.0
