@@ -205,7 +205,14 @@ def test_a_package_is_named_by_its_content_and_verifies_itself(tmp_path):
     assert other not in names
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "one", check=True)
     files = {path.name for path in (tmp_path / "one").iterdir()}
-    assert {"config.yaml", "run.json", "requirements-tpu.lock", "worker.py", "electra-flax.service"} <= files
+    assert {
+        "config.yaml",
+        "run.json",
+        "requirements-tpu.lock",
+        "worker.py",
+        "electra-flax.service",
+        "python-version",
+    } <= files
     assert any(name.startswith("electra_flax-") and name.endswith(".whl") for name in files)
 
 

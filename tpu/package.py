@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STARTUP_SCRIPT = ROOT / "tpu/startup.sh"
 LOCK = "requirements-tpu.lock"
 SUMS = "SHA256SUMS"
-PYTHON = "3.12"
-"""Of the machines. Google's images have 3.10, which JAX no longer takes."""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""Of the machines: what this one has, so that the lock means the same versions there. Google's images have 3.10."""
 # The day of the first commit: the same files make the same wheel, and the same folder.
 _EPOCH = {"SOURCE_DATE_EPOCH": "1763942400"}
 
@@ -37,6 +37,7 @@ def build(settings: Settings, config: Config, folder: Path) -> str:
     for path in (ROOT / LOCK, ROOT / "tpu/worker.py", ROOT / "tpu/electra-flax.service"):
         shutil.copyfile(path, folder / path.name)
     (folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    (folder / "python-version").write_text(PYTHON + "\n", encoding="utf-8")
     run = {"data": settings.data, "long_data": settings.long_data}
     (folder / "run.json").write_text(json.dumps(run) + "\n", encoding="utf-8")
     if settings.wheelhouse:
@@ -59,6 +60,8 @@ def upload(settings: Settings, gcloud: Gcloud, folder: Path, name: str) -> str:
 
 def _add_wheelhouse(folder: Path) -> None:
     """Python and every package of the lock, for machines without internet."""
+    if sys.platform != "linux":
+        raise UserError("wheelhouse: true: the packages of the lock for Linux can be collected on Linux alone")
     print("collecting Python and all packages for machines without internet (half a GB, minutes)", file=sys.stderr)
     # Every name of what runs on Ubuntu 22.04 (glibc 2.35), old ones too: pip takes no "or older".
     names = [*(f"manylinux_2_{minor}" for minor in range(5, 36)), "manylinux1", "manylinux2010", "manylinux2014"]

@@ -10,7 +10,6 @@ export PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/
 readonly METADATA="http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance"
 readonly PLACE=/opt/electra-flax
 readonly LOG=/var/log/electra-flax-startup.log
-readonly PYTHON_VERSION=3.12
 readonly UV_VERSION=0.13.9
 
 mkdir -p "$PLACE"
@@ -70,11 +69,11 @@ if [ ! -e "$folder/.whole" ]; then
   touch "$folder/.whole"
 fi
 
-# A Python that JAX takes: from the bucket, from the image, or brought by uv.
+# The Python that the lock was read with: from the bucket, from the image, or brought by uv.
+python_version=$(cat "$folder/python-version")
 python_there() {
   local found
-  for found in "$PLACE/python/bin/python3" "/usr/bin/python$PYTHON_VERSION" "/usr/local/bin/python$PYTHON_VERSION" \
-    /usr/bin/python3.11 /usr/local/bin/python3.11; do
+  for found in {"$PLACE/python",/usr,/usr/local}/bin/python"$python_version"; do
     if [ -x "$found" ] && "$found" -c "import venv, ensurepip" 2>/dev/null; then
       echo "$found"
       return 0
@@ -92,18 +91,18 @@ bring_python() {
   fi
   python3 -m pip --version >/dev/null 2>&1 || { patiently apt update && patiently apt install python3-pip; }
   patiently python3 -m pip install --quiet --target "$PLACE/uv" "uv==$UV_VERSION"
-  patiently "$PLACE/uv/bin/uv" python install --install-dir "$PLACE/pythons" "$PYTHON_VERSION"
-  ln -sfn "$(dirname "$(dirname "$(find "$PLACE/pythons" -name "python$PYTHON_VERSION" -path "*/bin/*" | head -n 1)")")" \
+  patiently "$PLACE/uv/bin/uv" python install --install-dir "$PLACE/pythons" "$python_version"
+  ln -sfn "$(dirname "$(dirname "$(find "$PLACE/pythons" -name "python$python_version" -path "*/bin/*" | head -n 1)")")" \
     "$PLACE/python"
 }
 
 step="installing Python"
 python=$(python_there) || { bring_python && python=$(python_there); }
 
-# One environment for one lock: another lock makes another, the same one is never made twice.
+# One environment for one lock and Python: another one makes another, the same one is never made twice.
 step="installing packages"
 lock="$folder/requirements-tpu.lock"
-venv="$PLACE/venv-$(sha256sum "$lock" | cut -c 1-16)"
+venv="$PLACE/venv-$python_version-$(sha256sum "$lock" | cut -c 1-16)"
 offline=()
 [ ! -e "$folder/python.tar.gz" ] || offline=(--no-index --find-links "$folder")
 if [ ! -e "$venv/.whole" ]; then
