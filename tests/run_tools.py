@@ -20,6 +20,9 @@ from electra_flax.sharding import make_mesh
 from electra_flax.workdir import Workdir
 
 STEPS = 40
+# For runs of several processes: where one finds its programs and the other compiles them, they meet too late (Gloo
+# waits 30 s).
+IN_STEP = ("--training.compilation_cache", "")
 _COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"]  # conftest.py
 
 TINY = f"""
@@ -149,7 +152,7 @@ def in_two_processes(root, workdir, *extra, second=(), data="shards", before="",
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    group = ["--coordinator", address, "--num-processes", "2"]
+    group = ["--coordinator", address, "--num-processes", "2", *IN_STEP]
     return [
         start(
             command(root, workdir, *group, "--process-id", str(number), *extra, *more, data=data),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from metadata_server import MetadataServer, pod_attributes
 from run_tools import (
+    IN_STEP,
     STEPS,
     assert_undisturbed,
     command,
@@ -82,7 +83,7 @@ interruption._POLL_SECONDS = 0.2
 os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no chips
 """
     servers = [MetadataServer(pod_attributes(number, 2)) for number in range(2)]
-    clock = ["--checkpoint.every_steps", "10000", "--checkpoint.every_minutes", "0.01"]
+    clock = ["--checkpoint.every_steps", "10000", "--checkpoint.every_minutes", "0.01", *IN_STEP]
     processes = [
         start(
             command(root, "spot", "--training.num_steps", "4000", *clock), on_a_tpu_host, DEVICES="4",
