@@ -72,6 +72,11 @@ TABLE = [
     (seen(workers={}), DELETE, "worker 0 did not begin within 40 minutes"),
     (seen(workers=one("installing"), seconds=60), WAIT, "0 of 1 workers have begun"),
     (seen(workers=one("installing")), DELETE, "did not begin"),
+    (
+        seen(workers=one("installing", 20 * 60), seconds=21 * 60),
+        WAIT,
+        "0 of 1 workers",
+    ),  # it speaks once, then installs
     (seen(workers=one("checking")), WAIT, "checking"),
     (seen(workers=one("crashed", exit_code=-11)), WAIT, "crashed"),  # systemd starts it again
     (seen(workers=one("crashed", exit_code=3)), WAIT, "crashed"),
@@ -231,13 +236,13 @@ def test_a_machine_that_is_kept_is_named_with_its_price():
     assert world.api.nodes
 
 
-def test_while_google_cannot_be_seen_nothing_is_done(capsys):
+def test_while_google_cannot_be_seen_nothing_is_done(capsys, tmp_path):
     def look(world):
         world.gcloud.failing = 1e9 + 300 < world.now < 1e9 + 2 * HOUR
         if not world.gcloud.failing:
             world.status("done" if world.now > 1e9 + 2 * HOUR else "training", step=1)
 
-    world = World()
+    world = World(models=str(tmp_path))
     world.gcloud.objects[f"{world.settings.run_url}/models/x"] = ""
     world.each_look = look
     world.watch()

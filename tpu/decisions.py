@@ -151,7 +151,7 @@ def _workers(seen: Seen, settings: Settings) -> Decision:
         if worker.phase in ("sick", "gave up"):
             what = worker.message or f"the trainer ended with {worker.exit_code} again and again"
             return Decision(Action.DELETE, f"worker {number} is sick: {what}")
-        if worker.seconds > silent and worker.phase not in _ENDED:
+        if worker.seconds > silent and worker.phase not in ("installing", *_ENDED):
             why = f"worker {number} has been silent for {worker.seconds / 60:.0f} minutes ({worker.phase})"
             return Decision(Action.DELETE, why)
     begun = [number for number, worker in seen.workers.items() if worker.phase != "installing"]
