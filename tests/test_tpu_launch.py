@@ -20,7 +20,7 @@ from tpu import commands, launch
 from tpu.babysitter import delete
 from tpu.gcloud import Gcloud, GcloudError
 from tpu.package import STARTUP_SCRIPT, build, upload
-from tpu.preflight import preflight
+from tpu.preflight import _plan, preflight
 from tpu.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +195,15 @@ def test_preflight_tells_everything_at_once(api, gcloud, bucket):
     assert only.level == "problem" and "not installed" in only.text
 
 
+@pytest.mark.slow
+def test_the_plan_is_among_the_findings():
+    pytest.importorskip("libtpu", reason="NOT CHECKED: the TPU compiler is not installed here")
+    (found,) = _plan(settings(max_dollars=1e-6))
+    assert found.level == "warning" and "predicted, not measured" in found.text and "max_dollars=1e-06" in found.text
+    (found,) = _plan(settings(overrides=["--model.hidden_size=7"]))
+    assert "could not be made" in found.text and "hidden_size" in found.text
+
+
 # ------------------------------------------------------------------------------------------------- what is brought
 
 
@@ -247,9 +256,9 @@ def file(tmp_path):
 def test_a_dry_run_prints_the_commands_and_runs_none(capsys, file):
     code, _, err = run(capsys, "train", "--settings", str(file), "--dry-run", "--gcloud", "/not/there")
     lines = [line for line in err.splitlines() if line.startswith("+ ")]
-    assert code == 0 and len(lines) == 6
-    assert "queued-resources create electra" in lines[2] and "--spot" in lines[2]
-    assert "delete electra --force --quiet" in lines[4]
+    assert code == 0 and len(lines) == 7
+    assert "queued-resources create electra" in lines[3] and "--spot" in lines[3]
+    assert "delete electra --force --quiet" in lines[5]
 
 
 def test_mistakes_are_one_line(capsys, file, tmp_path):

@@ -79,13 +79,9 @@ class Babysitter:
             delete(self._settings, self._gcloud)
             self._gone(past)
         elif decision.action is Action.CREATE:
-            now = self._now()
             self._gone(past)
-            name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
-            past.begin(name, now, self._settings.price)
-            history.save(self._settings, self._gcloud, past)  # before the deed: it counts, whatever becomes of it
             try:
-                self._gcloud.do(commands.create(self._settings, name, self._code, STARTUP_SCRIPT))
+                create(self._settings, self._gcloud, self._code, past, self._now())
             except GcloudError as error:
                 self._gone(past)
                 history.save(self._settings, self._gcloud, past)
@@ -155,7 +151,7 @@ def look(settings: Settings, gcloud: Gcloud, past: history.History, now: float) 
     machine = past.current
     if machine is None and (request or node):
         # Of a launcher that ended between asking for it and writing that down, or that somebody else made.
-        past.begin("unknown", now, settings.price)
+        past.begin(now, settings.price, "unknown")
         machine = past.current
     assert machine is not None or not (request or node)
     if machine is not None and node is not None and machine.there is None:
@@ -190,6 +186,14 @@ def workers_of(settings: Settings, gcloud: Gcloud, machine: str, now: float) -> 
         for each in found
         if each["machine"] == machine
     }
+
+
+def create(settings: Settings, gcloud: Gcloud, code: str, past: history.History, now: float) -> None:
+    """Asks for a machine. Raises GcloudError."""
+    name = past.begin(now, settings.price)
+    if not gcloud.dry_run:
+        history.save(settings, gcloud, past)  # before the deed: it counts, whatever becomes of it
+    gcloud.do(commands.create(settings, name, code, STARTUP_SCRIPT))
 
 
 def delete(settings: Settings, gcloud: Gcloud) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,8 +68,11 @@ class History:
             machine.price * ((machine.gone or now) - machine.there) / 3600 for machine in self.machines if machine.there
         )
 
-    def begin(self, name: str, now: float, price: float) -> None:
+    def begin(self, now: float, price: float, name: str = "") -> str:
+        """A new machine, named by the time unless `name` is given; its name."""
+        name = name or time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
         self.machines.append(Machine(name, now, self.step, price))
+        return name
 
 
 def load(settings: Settings, gcloud: Gcloud) -> History:

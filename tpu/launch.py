@@ -14,7 +14,7 @@ from pathlib import Path
 from electra_flax.config import Config, RunError, UserError
 from electra_flax.config_io import fields_help, load_config, load_fields
 from tpu import commands, history, package
-from tpu.babysitter import GO_ON, STOP, Babysitter, delete, log_tail, look, remaining, wish
+from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.gcloud import Gcloud
 from tpu.preflight import preflight
 from tpu.settings import Settings
@@ -63,11 +63,8 @@ def _create(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Non
     config = _check(args, settings, gcloud)
     code = _upload(settings, config, gcloud)
     past = history.History() if gcloud.dry_run else history.load(settings, gcloud)
-    name = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    past.begin(name, time.time(), settings.price)
-    if not gcloud.dry_run:
-        history.save(settings, gcloud, past)
-    gcloud.do(commands.create(settings, name, code, package.STARTUP_SCRIPT))
+    gcloud.do(commands.write(wish(settings)), GO_ON)
+    create(settings, gcloud, code, past, time.time())
     print(
         f"asked for {settings.name} ({settings.accelerator_type}, up to ${settings.price:,.2f} an hour once it is "
         "there); it trains by itself, but nobody recreates it: make tpu-train stays with it"
@@ -79,14 +76,14 @@ def _train(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None
         return _detach(args, settings)
     config = _check(args, settings, gcloud)
     code = _upload(settings, config, gcloud)
+    gcloud.do(commands.write(wish(settings)), GO_ON)
     if gcloud.dry_run:
-        gcloud.do(commands.create(settings, "MACHINE", code, package.STARTUP_SCRIPT))
+        create(settings, gcloud, code, history.History(), time.time())
         print("then: look every 30 s, recreate what is lost, copy the models, delete the machine:")
         gcloud.do(commands.download(f"{settings.run_url}/models", Path(settings.models)))
         for command in commands.delete(settings):
             gcloud.do(command)
         return
-    gcloud.do(commands.write(wish(settings)), GO_ON)
     Babysitter(settings, gcloud, code, config.training.num_steps, args.poll_seconds).watch()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from electra_flax.config import Config, UserError
@@ -139,7 +140,7 @@ def _data(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
 def _plan(settings: Settings) -> list[Finding]:
     """Whether the step fits, as the TPU's compiler says, and what the run may cost."""
     command = [
-        sys.executable, "-m", "electra_flax.cli", "plan", "--config", settings.config, "--topology",
+        str(Path(sys.executable).with_name("electra-flax")), "plan", "--config", settings.config, "--topology",
         settings.accelerator_type, "--price-per-hour", str(settings.price), "--json", *settings.overrides,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -147,7 +148,7 @@ def _plan(settings: Settings) -> list[Finding]:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return [Finding("warning", f"electra-flax plan could not be made ({last}): whether it fits is not known")]
     plan = json.loads(done.stdout)
-    phases = plan if isinstance(plan, list) else plan.get("phases", [plan])
+    phases = plan if isinstance(plan, list) else [plan]
     found = []
     for each in phases:
         if not each["fits"]:

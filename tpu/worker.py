@@ -61,12 +61,11 @@ class Teller:
         self.stop_requested = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def tell(self, phase: str, now: bool = True, **details: Any) -> None:
-        """A new phase; `now` waits until the bucket knows."""
+    def tell(self, phase: str, **details: Any) -> None:
+        """A new phase; waits until the bucket knows."""
         with self._lock:
             self._status.update(phase=phase, **details)
-        if now:
-            self._send()
+        self._send()
 
     def note(self, line: str) -> None:
         """Takes step and loss out of a line of the trainer's."""
