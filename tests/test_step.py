@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_tools import SPECIAL, tiny_config
+from weights_tools import SHARING
 
 from electra_flax import losses, masking, model, randomness
 from electra_flax.config import UserError
@@ -86,15 +87,7 @@ def test_first_loss_is_that_of_guessing(vocab_size):
     [
         {"generator": {"uniform_generator": True}},
         {"generator": {"untied_generator_embeddings": True}},
-        {
-            "generator": {
-                "untied_generator": False,
-                "num_hidden_layers": 2,
-                "hidden_size": 32,
-                "num_attention_heads": 2,
-                "intermediate_size": 64,
-            }
-        },
+        SHARING["everything"],
         {"objective": {"electra_objective": False}},
         {"objective": {"disallow_correct": True, "temperature": 0.5}},
     ],
