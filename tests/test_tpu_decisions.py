@@ -250,6 +250,26 @@ def test_while_google_cannot_be_seen_nothing_is_done(capsys, tmp_path):
     assert "connection reset; trying again" in capsys.readouterr().out
 
 
+def test_a_status_that_is_being_written_is_read_again(capsys):
+    """Half of it is no word of anybody's, and no reason to end or to delete."""
+
+    def look(world):
+        path = f"{world.settings.run_url}/status/worker-0.json"
+        if world.now < 1e9 + HOUR:
+            world.status("training", step=1)
+        else:
+            world.gcloud.objects[path] = world.gcloud.objects[path][:40]
+        if world.now > 1e9 + 2 * HOUR:
+            world.status("failed", exit_code=1, message="no")
+
+    world = World()
+    world.each_look = look
+    with pytest.raises(RunError, match="worker 0: no"):
+        world.watch()
+    assert len(world.history().machines) == 1 and world.now > 1e9 + 2 * HOUR
+    assert "cut off" in capsys.readouterr().out
+
+
 def test_a_second_babysitter_takes_over_and_the_first_ends():
     world = World()
     world.each_look = lambda world: world.api.nodes and world.status("training", step=1)

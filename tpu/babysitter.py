@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from electra_flax.config import RunError, UserError
 from tpu import commands, history
@@ -177,8 +175,7 @@ def look(settings: Settings, gcloud: Gcloud, past: history.History, now: float) 
 
 def workers_of(settings: Settings, gcloud: Gcloud, machine: str, now: float) -> dict[int, Worker]:
     """What the workers of this machine last wrote. Raises GcloudError."""
-    lines = gcloud.find(commands.read(f"{settings.run_url}/status/*")).splitlines()
-    found: list[dict[str, Any]] = [json.loads(line) for line in lines if line.startswith("{")]
+    found = gcloud.find_json(commands.read(f"{settings.run_url}/status/*"))
     return {
         each["worker"]: Worker(
             each["phase"], now - each["time"], each.get("step") or 0, each.get("exit_code"), each.get("message", "")

@@ -58,10 +58,22 @@ class Gcloud:
             raise GcloudError(command, found.stderr)
         return found.stdout
 
+    def find_json(self, command: Command) -> list[dict[str, Any]]:
+        """The JSON objects that a command finds, one after the other. Raises GcloudError, also for half of one: an
+        object that is written just then may come cut off, and the next look finds it whole."""
+        text, decoder, found = self.find(command).strip(), json.JSONDecoder(), []
+        while text:
+            try:
+                each, end = decoder.raw_decode(text)
+            except json.JSONDecodeError as error:
+                raise GcloudError(command, f"ERROR: cut off, or no JSON ({error})") from None
+            found.append(each)
+            text = text[end:].lstrip()
+        return found
+
     def describe(self, command: Command) -> dict[str, Any] | None:
         """What a describe command finds, or None where there is nothing of that name. Raises GcloudError."""
-        found = self.find(command)
-        return json.loads(found) if found else None
+        return next(iter(self.find_json(command)), None)
 
     def find(self, command: Command) -> str:
         """The output of a command, "" where what it names is not there. Raises GcloudError."""

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from tpu import commands
 from tpu.gcloud import Gcloud
@@ -77,10 +76,9 @@ class History:
 
 def load(settings: Settings, gcloud: Gcloud) -> History:
     """Raises GcloudError where the bucket cannot be asked."""
-    text = gcloud.find(commands.read(_url(settings)))
-    if not text:
+    found = gcloud.describe(commands.read(_url(settings)))
+    if found is None:
         return History()
-    found: dict[str, Any] = json.loads(text)
     return History([Machine(**machine) for machine in found["machines"]], found["babysitter"])
 
 
