@@ -18,9 +18,11 @@ from run_tools import make_shards, records
 from tpu_api import FakeTpuApi
 from tpu_sandbox import Machine, can_have_namespaces
 
+from data_prep.cli import main as data_main
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config_io import load_config
 from electra_flax.sharding import make_mesh
+from electra_flax.step import abstract_state
 from electra_flax.workdir import Workdir
 
 pytestmark = [
@@ -34,31 +36,25 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory, sample_corpus):
-    root = tmp_path_factory.mktemp("rehearsal")
-    make_shards(root, sample_corpus)
-    return root
-
-
 class Rehearsal:
     """A launcher, and the machines that it is given."""
 
     disk: Path | None = None
     """What the first machine of all installed, for minutes; the others begin with it."""
 
-    def __init__(self, root, shards, storage, name, accelerator, workers, steps):
-        self.root, self.name, self.workers, self.steps = root, name, workers, steps
+    def __init__(self, root, shards, config, storage, name, accelerator, workers, overrides):
+        self.root, self.name, self.workers = root, name, workers
+        self.shards, self.config, self.overrides = shards, config, overrides
         self.machines = []
         self.api = FakeTpuApi(self._created, self._lost)
         self.environment = {**os.environ, **real_environment(self.api, storage, root / "home")}
         (root / "home").mkdir(parents=True)
-        self.gcloud("storage", "cp", *map(str, (shards / "shards").iterdir()), f"gs://bucket/{name}/shards/")
+        self.gcloud("storage", "cp", *map(str, shards.iterdir()), f"gs://bucket/{name}/shards/")
         (root / "tpu.yaml").write_text(
             f"{{project: my-project, zone: us-central1-a, bucket: bucket, data: 'gs://bucket/{name}/shards', "
-            f"name: {name}, max_dollars: 50, config: {shards / 'tiny.yaml'}, "
+            f"name: {name}, max_dollars: 50, config: {config}, "
             f"accelerator_type: {accelerator}, models: {root / 'models'}, "
-            f"overrides: [--training.num_steps={steps}, --checkpoint.every_steps=5], "
+            f"overrides: {json.dumps(overrides)}, "
             "restarts_without_progress: 3, boot_minutes: 20}\n"
         )
 
@@ -90,9 +86,10 @@ class Rehearsal:
 
     def step(self):
         """What worker 0 of the machine at hand last said."""
-        text = self.gcloud("storage", "cat", f"gs://bucket/runs/{self.name}/status/worker-0.json")
+        command = ["gcloud", "storage", "cat", f"gs://bucket/runs/{self.name}/status/worker-0.json"]
+        read = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         node = self.api.nodes.get(self.name)
-        status = json.loads(text) if text else {}
+        status = json.loads(read.stdout) if read.returncode == 0 else {}  # not there, or replaced while it is read
         there = node and status.get("machine") == node["metadata"]["electra-machine"]
         return status.get("step", 0) if there else 0
 
@@ -127,27 +124,37 @@ class Rehearsal:
     def state(self):
         checkpoints = Checkpoints(Workdir(f"gs://bucket/runs/{self.name}/workdir").checkpoints)
         config = load_config(self.root / "undisturbed/config.yaml")
-        return jax.device_get(checkpoints.restore(config, make_mesh(config.mesh)))
+        return jax.device_get(checkpoints.restore(abstract_state(config), make_mesh(config.mesh)))
 
-    def undisturbed(self, shards, devices):
+    def undisturbed(self, devices):
         """The same run, here, by itself."""
         out = self.root / "undisturbed"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         subprocess.run(
-            [Path(sys.executable).with_name("electra-flax"), "pretrain", "--config", shards / "tiny.yaml", "--data",
-             shards / "shards", "--workdir", out, "--training.num_steps", str(self.steps),
-             "--checkpoint.every_steps", "5"],
+            [Path(sys.executable).with_name("electra-flax"), "pretrain", "--config", self.config, "--data",
+             self.shards, "--workdir", out, *self.overrides],
             env=environment, check=True, capture_output=True,
         )  # fmt: skip
         return out
 
 
-def test_a_run_survives_preemption_and_ends_with_its_models(tmp_path, shards, google_storage, monkeypatch):
+def test_the_demo_survives_a_reboot_and_a_preemption_and_ends_with_its_models(
+    tmp_path, sample_corpus, google_storage, monkeypatch
+):
     for name, value in google_storage.items():
         monkeypatch.setenv(name, value)
-    run = Rehearsal(tmp_path, shards, google_storage, "preempted", "v3-8", 1, steps=60)
+    vocab, shards = str(tmp_path / "vocab"), tmp_path / "shards"
+    assert data_main(["vocab", "--corpus", str(sample_corpus), "--out", vocab, "--size", "2000", "--unused", "20"]) == 0
+    split = ["--max-seq-length", "64", "--validation-fraction", "0.1", "--workers", "1"]
+    assert data_main(["shard", "--corpus", str(sample_corpus), "--vocab", vocab, "--out", str(shards), *split]) == 0
+    overrides = ["--checkpoint.every_steps=20"]  # of 400
+    run = Rehearsal(
+        tmp_path, shards, ROOT / "configs/demo.yaml", google_storage, "preempted", "v3-8", 1, overrides
+    )  # fmt: skip
     with run.training() as train:
-        run.wait_for_step(random.randint(6, 40), train)
+        run.wait_for_step(random.randint(25, 60), train)
+        run.machines[0].reboot()
+        run.wait_for_step(random.randint(100, 300), train)
         reached = run.step()
         run.preempt()
         assert train.wait(900) == 0, run.said()
@@ -155,12 +162,15 @@ def test_a_run_survives_preemption_and_ends_with_its_models(tmp_path, shards, go
     assert "the queued request is SUSPENDED" in said or "the machine is PREEMPTED" in said
     assert "the machine preempted is deleted" in said and not run.api.nodes and not run.api.requests
     assert len(run.machines) == 2
-    log = run.gcloud("storage", "cat", "gs://bucket/runs/preempted/logs/worker-0.log")
-    assert "continuing from step" in log, f"at {reached}: {log}"
+    for machine in run.machines:
+        log = (machine.root / "opt/electra-flax/worker.log").read_text()
+        assert log.count("continuing from step") == 1, f"preempted at {reached}: {log}"
 
-    straight = run.undisturbed(shards, 8)
+    straight = run.undisturbed(8)
     config = load_config(straight / "config.yaml")
-    expected = jax.device_get(Checkpoints(straight / "checkpoints").restore(config, make_mesh(config.mesh)))
+    expected = jax.device_get(
+        Checkpoints(straight / "checkpoints").restore(abstract_state(config), make_mesh(config.mesh))
+    )
     for ours, theirs in zip(jax.tree.leaves(expected), jax.tree.leaves(run.state()), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert records(tmp_path, "gs://bucket/runs/preempted/workdir", "train") == records(tmp_path, str(straight), "train")
@@ -172,10 +182,14 @@ def test_a_run_survives_preemption_and_ends_with_its_models(tmp_path, shards, go
             getattr(transformers, cls).from_pretrained(tmp_path / "models" / part)
 
 
-def test_a_pod_of_two_goes_on_when_one_worker_is_killed(tmp_path, shards, google_storage, monkeypatch):
+def test_a_pod_of_two_goes_on_when_one_worker_is_killed(tmp_path, sample_corpus, google_storage, monkeypatch):
     for name, value in google_storage.items():
         monkeypatch.setenv(name, value)
-    run = Rehearsal(tmp_path, shards, google_storage, "pod", "v3-16", 2, steps=20)
+    make_shards(tmp_path, sample_corpus)
+    overrides = ["--training.num_steps=20", "--checkpoint.every_steps=5"]
+    run = Rehearsal(
+        tmp_path, tmp_path / "shards", tmp_path / "tiny.yaml", google_storage, "pod", "v3-16", 2, overrides
+    )  # fmt: skip
     with run.training() as train:
         run.wait_for_step(6, train)
         assert run.current[1].kill_trainer()

@@ -1,7 +1,6 @@
 """A machine that boots startup.sh for real: a mount and a process namespace of its own, with apt, systemd and the
 metadata server stubbed. Ending its first process ends all of it at once, as losing a machine does."""
 
-import json
 import os
 import shutil
 import signal
@@ -98,16 +97,26 @@ class Machine:
                 (root / "opt" / folder.name).mkdir(exist_ok=True)
                 mounts.insert(0, f"mount --bind {folder} {root / 'opt' / folder.name}")
         pod = {"JAX_FORCE_TPU_INIT": "1", "GCE_METADATA_IP": self.metadata.address} if workers > 1 else {}
-        self.process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
-             "bash", "-c", f"set -e; {'; '.join(mounts)}; bash {script} || true; exec sleep infinity"],
-            env={
-                **environment, **pod, "GCE_METADATA_HOST": self.metadata.address, "PYTHONPATH": str(root / "site"),
-                "ELECTRA_BEAT_SECONDS": "1", "RESTART_SECONDS": "2",
-                "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8",
-            },
-            stdout=(root / "console.log").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        self._command = [
+            "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
+            "bash", "-c", f"set -e; {'; '.join(mounts)}; bash {script} || true; exec sleep infinity",
+        ]  # fmt: skip
+        self._environment = {
+            **environment, **pod, "GCE_METADATA_HOST": self.metadata.address, "PYTHONPATH": str(root / "site"),
+            "ELECTRA_BEAT_SECONDS": "1", "RESTART_SECONDS": "2", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8",
+        }  # fmt: skip
+        self._boot()
+
+    def _boot(self):
+        with (self.root / "console.log").open("a") as console:
+            self.process = subprocess.Popen(
+                self._command, env=self._environment, stdout=console, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def reboot(self):
+        """As after a crash of its kernel: every process ends at once, the disk stays."""
+        self._end()
+        self._boot()
 
     def kill_trainer(self):
         """SIGKILL to the trainer alone; whether it ran."""
@@ -131,17 +140,15 @@ class Machine:
 
     def lose(self):
         """It is gone from one moment to the next."""
+        self._end()
+        self.metadata.close()
+
+    def _end(self):
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGKILL)  # --kill-child: the first process in there goes with it
             self.process.wait()
-        self.metadata.close()
 
     def said(self):
         """What there is to read when something went wrong."""
         texts = [self.root / "console.log", *(self.root / "log").glob("*.log")]
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in texts if path.exists())
-
-
-def status_of(bucket_text):
-    """The objects status/worker-N.json, as dicts, from their text."""
-    return [json.loads(line) for line in bucket_text.splitlines() if line]
