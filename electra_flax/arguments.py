@@ -9,6 +9,7 @@ _EXIT_CODES = (
     "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; 75 asked to stop (SIGTERM, a spot machine taken "
     "away) and saved; the same command continues a run"
 )
+_ENCODER = "an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint"
 _MODEL = "an export of both models, a model's own folder, or OWNER/NAME on the hub"
 
 
@@ -194,6 +195,8 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--data", metavar="DIR", help="shards of electra-data shard")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
+    _add_finetune(commands)
+
     plan = commands.add_parser(
         "plan",
         help="memory, predicted time and cost on a TPU that is not here",
@@ -214,6 +217,76 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser
+
+
+def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    finetune = commands.add_parser(
+        "finetune",
+        help="fine-tune a model on a task, with several seeds, and score it",
+        description="Fine-tunes the discriminator on a task and writes OUT: a model folder that transformers loads, "
+        "predictions, results.json with mean and deviation over the seeds. The best checkpoint is chosen on the dev "
+        "examples (a tenth of the training examples where there are none), never on those that are scored. The same "
+        "command goes on with what is there. Hyperparameters are a preset's; each is overridden by --NAME VALUE.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    finetune.add_argument("-h", "--help", action=_HelpWithTraining, help="this help, with every hyperparameter")
+    finetune.add_argument("--task", required=True, metavar="NAME", help="a task (listed below), or your YAML file")
+    finetune.add_argument("--model", required=True, metavar="DIR", help=_ENCODER)
+    finetune.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the task's files")
+    finetune.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    _add_protocol(finetune)
+    _add_devices(finetune)
+
+    scoreboard = commands.add_parser(
+        "scoreboard",
+        help="all tasks whose data is there: one table",
+        description="Fine-tunes the model on every task whose files are found, and writes one table: OUT/table.md, "
+        ".json and .png, KoELECTRA's published rows beside it. The same command goes on with what is there.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    scoreboard.add_argument(
+        "--model", required=True, action="append", metavar="DIR", help=f"{_ENCODER}; several times: a row each"
+    )
+    scoreboard.add_argument(
+        "--data", required=True, action="append", metavar="DIR",
+        help="a folder with a folder for each task, named as the task; or TASK=FOLDER, several times",
+    )  # fmt: skip
+    scoreboard.add_argument("--out", type=Path, default=Path("scoreboard"), metavar="DIR", help="folder (scoreboard)")
+    scoreboard.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="these alone")
+    _add_protocol(scoreboard)
+    _add_devices(scoreboard)
+
+    predict = commands.add_parser(
+        "predict",
+        help="what a fine-tuned model says of your texts",
+        description="Applies a folder of finetune. Texts are arguments, lines of the standard input, or a file in "
+        "the task's own layout (--file), of which predictions are written in it. Of a task with two texts, the second "
+        "comes after a tab; a question, a tab, its context.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    predict.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of electra-flax finetune")
+    predict.add_argument("texts", nargs="*", metavar="TEXT", help="none: lines of the standard input")
+    predict.add_argument("--file", type=Path, metavar="FILE", help="a file of the task, or plain lines (.txt)")
+    predict.add_argument("--json", action="store_true", help="print JSON, with probabilities")
+    _add_devices(predict)
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run each (0)")
+    parser.add_argument("--preset", default="", metavar="NAME", help="koelectra, paper or original (the task's own)")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="not its weights: fresh ones, to see what pretraining is worth"
+    )
+    parser.add_argument(
+        "--published-protocol",
+        action="store_true",
+        help="choose the best checkpoint on the scored examples themselves, as KoELECTRA's published scores were: "
+        "they are too good by that",
+    )
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
@@ -237,4 +310,16 @@ class _HelpWithFields(argparse.Action):
 
         fields = "fields of the configuration, each overridden by --section.field VALUE:"
         print(f"{parser.format_help()}\n{fields}\n\n{fields_help(Config)}")
+        parser.exit()
+
+
+class _HelpWithTraining(_HelpWithFields):
+    """Prints the help of finetune, the tasks and every hyperparameter."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from electra_flax.config_io import fields_help
+        from electra_flax.finetune.task import Training, load_task, task_names
+
+        tasks = "\n".join(f"  {name:16s}{load_task(name).title}" for name in task_names())
+        print(f"{parser.format_help()}\ntasks:\n{tasks}\n\nhyperparameters:\n\n{fields_help(Training)}")
         parser.exit()

@@ -23,10 +23,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 import electra_flax
 from electra_flax import processes, storage
-from electra_flax.config import CheckpointConfig, Config, RunError, UserError
+from electra_flax.config import CheckpointConfig, RunError, UserError
 from electra_flax.model import Params
 from electra_flax.sharding import state_shardings
-from electra_flax.step import TrainState, abstract_state
+from electra_flax.step import TrainState
 from electra_flax.storage import patiently, reason
 
 log = logging.getLogger("electra_flax")
@@ -140,23 +140,23 @@ class Checkpoints:
             patiently(self._path, self._manager.reload)
         return reason(error)
 
-    def restore(self, config: Config, mesh: Mesh, step: int | None = None) -> TrainState:
-        """The state of a step (the newest by default), placed on the mesh.
+    def restore(self, shapes: TrainState, mesh: Mesh, step: int | None = None) -> TrainState:
+        """The state of a step (the newest by default), placed on the mesh; `shapes` are those of its arrays.
 
         Raises UserError where there is no such checkpoint, or it is damaged.
         """
         step = self.existing(step)
-        state, _, problem = self._read(config, mesh, step)
+        state, _, problem = self._read(shapes, mesh, step)
         if problem:
             raise self._damaged(step, problem)
         return state
 
-    def restore_params(self, config: Config, step: int) -> Params:
-        """The parameters alone, as numpy arrays: a third of the memory.
+    def restore_params(self, shapes: Params, step: int) -> Params:
+        """The parameters alone, as numpy arrays: a third of the memory of a state.
 
         Raises UserError where there is no such checkpoint, or it is damaged.
         """
-        target = {"params": abstract_state(config).params}
+        target = {"params": shapes}
         restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), target)
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=True)
         read, _, problem = self._try_until_done(args, self.existing(step))
@@ -175,14 +175,14 @@ class Checkpoints:
     def _damaged(self, step: int, problem: str) -> UserError:
         return UserError(f"{self._path / str(step)}: damaged ({problem}): name another with --step")
 
-    def restore_newest(self, config: Config, mesh: Mesh) -> tuple[TrainState, Notes] | None:
+    def restore_newest(self, shapes: TrainState, mesh: Mesh) -> tuple[TrainState, Notes] | None:
         """The newest state that can be read and its notes, or None where there is no checkpoint at all.
 
         Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning. Raises UserError where all are.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
-            state, notes, problem = self._read(config, mesh, step)
+            state, notes, problem = self._read(shapes, mesh, step)
             if not problem:
                 self._set_aside(damaged)
                 return state, notes
@@ -195,9 +195,8 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, config: Config, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
+    def _read(self, shapes: TrainState, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
         """State, notes and "", or anything and why it cannot be used; the same in all processes."""
-        shapes = abstract_state(config)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,

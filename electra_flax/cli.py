@@ -300,10 +300,41 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 1 if found else 0
 
 
+def _finetune(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    _use_devices(args)
+    from electra_flax.finetune.run import Request, finetune
+    from electra_flax.finetune.scoreboard import summary
+
+    request = Request(
+        args.task, args.model, args.data, args.out, args.preset, overrides, args.seeds,
+        published_protocol=args.published_protocol, random_weights=args.random_weights,
+    )  # fmt: skip
+    print(summary(finetune(request)))
+    print(args.out)
+
+
+def _scoreboard(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    _use_devices(args)
+    from electra_flax.finetune.scoreboard import Protocol, scoreboard
+
+    protocol = Protocol(args.preset, overrides, args.seeds, args.published_protocol, args.random_weights)
+    print(scoreboard(args.model, args.data, args.tasks, args.out, protocol))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    _use_devices(args)
+    from electra_flax.finetune.predict import predict
+
+    for line in predict(args.model, [] if args.file else _texts(args), args.file, args.json):
+        print(line)
+
+
 _WITH_CONFIGURATION: dict[str, Callable[[argparse.Namespace, Sequence[str]], int | None]] = {
     "pretrain": _pretrain,
     "plan": _plan,
     "doctor": _doctor,
+    "finetune": _finetune,
+    "scoreboard": _scoreboard,
 }
 _PLAIN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "evaluate": _evaluate,
@@ -313,4 +344,5 @@ _PLAIN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "detect": _detect,
     "fill": _fill,
     "report": _report,
+    "predict": _predict,
 }

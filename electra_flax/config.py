@@ -30,25 +30,26 @@ class Preempted(RuntimeError):
     exit_code = 75
 
 
-def _check(ok: bool, message: str) -> None:
+def check(ok: bool, message: str) -> None:
+    """Raises UserError where it is not so."""
     if not ok:
         raise UserError(message)
 
 
-def _check_positive(section: str, config: object, *names: str) -> None:
+def check_positive(section: str, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _check(value > 0, f"{section}.{name}={value} must be greater than 0")
+        check(value > 0, f"{section}.{name}={value} must be greater than 0")
 
 
-def _check_probability(section: str, config: object, *names: str) -> None:
+def check_probability(section: str, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _check(0 <= value < 1, f"{section}.{name}={value} must be at least 0 and less than 1")
+        check(0 <= value < 1, f"{section}.{name}={value} must be at least 0 and less than 1")
 
 
 def _check_heads(section: str, hidden_size: int, num_heads: int) -> None:
-    _check(
+    check(
         hidden_size % num_heads == 0,
         f"{section}.hidden_size={hidden_size} must be a multiple of {section}.num_attention_heads={num_heads}",
     )
@@ -84,12 +85,12 @@ class ModelConfig:
     """Epsilon of every LayerNorm."""
 
     def __post_init__(self) -> None:
-        _check_positive(
+        check_positive(
             "model", self, "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers",
             "num_attention_heads", "intermediate_size", "max_position_embeddings", "type_vocab_size",
         )  # fmt: skip
         _check_heads("model", self.hidden_size, self.num_attention_heads)
-        _check_probability("model", self, "hidden_dropout_prob", "attention_probs_dropout_prob")
+        check_probability("model", self, "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        _check_positive("generator", self, *names)
+        check_positive("generator", self, *names)
         _check_heads("generator", self.hidden_size, self.num_attention_heads)
-        _check(
+        check(
             not (self.uniform_generator and self.untied_generator_embeddings),
             "generator.untied_generator_embeddings=true needs a generator, but generator.uniform_generator=true "
             "has none: set one of them to false",
         )
-        _check(
+        check(
             self.untied_generator or not self.untied_generator_embeddings,
             "generator.untied_generator_embeddings=true needs generator.untied_generator=true, got false: "
             "one shared transformer has one embedding table",
@@ -138,8 +139,8 @@ class MaskingConfig:
     """Chance that a chosen token becomes [MASK]; otherwise it stays as it is. There is no random-token branch."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.mask_prob < 1, f"masking.mask_prob={self.mask_prob} must be between 0 and 1")
-        _check(
+        check(0 < self.mask_prob < 1, f"masking.mask_prob={self.mask_prob} must be between 0 and 1")
+        check(
             0 <= self.mask_token_prob <= 1,
             f"masking.mask_token_prob={self.mask_token_prob} must be between 0 and 1, both included",
         )
@@ -161,7 +162,7 @@ class ObjectiveConfig:
     """Never let the generator sample the original token."""
 
     def __post_init__(self) -> None:
-        _check_positive("objective", self, "temperature")
+        check_positive("objective", self, "temperature")
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class DataConfig:
     """Threads that read and decode batches ahead of training."""
 
     def __post_init__(self) -> None:
-        _check_positive("data", self, "max_seq_length", "read_threads")
+        check_positive("data", self, "max_seq_length", "read_threads")
 
 
 @dataclass(frozen=True)
@@ -208,12 +209,12 @@ class TrainingConfig:
     """The process ends when no step, evaluation or save was finished for so long."""
 
     def __post_init__(self) -> None:
-        _check_positive("training", self, "batch_size", "num_steps", "gradient_accumulation_steps", "hang_minutes")
-        _check(
+        check_positive("training", self, "batch_size", "num_steps", "gradient_accumulation_steps", "hang_minutes")
+        check(
             self.max_skipped_steps >= 0,
             f"training.max_skipped_steps={self.max_skipped_steps} must not be negative",
         )
-        _check(
+        check(
             self.batch_size % self.gradient_accumulation_steps == 0,
             f"training.batch_size={self.batch_size} must be a multiple of "
             f"training.gradient_accumulation_steps={self.gradient_accumulation_steps}",
@@ -235,9 +236,9 @@ class LongPhaseConfig:
     """As in training."""
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 0, f"long_phase.steps={self.steps} must not be negative")
+        check(self.steps >= 0, f"long_phase.steps={self.steps} must not be negative")
         if self.steps:
-            _check_positive("long_phase", self, "max_seq_length", "batch_size", "gradient_accumulation_steps")
+            check_positive("long_phase", self, "max_seq_length", "batch_size", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,9 @@ class OptimizerConfig:
     """Gradients are clipped to this global norm."""
 
     def __post_init__(self) -> None:
-        _check_positive("optimizer", self, "learning_rate", "epsilon", "max_grad_norm")
-        _check_probability("optimizer", self, "beta1", "beta2")
-        _check(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
+        check_positive("optimizer", self, "learning_rate", "epsilon", "max_grad_norm")
+        check_probability("optimizer", self, "beta1", "beta2")
+        check(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -284,8 +285,8 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in sizes.items():
-            _check(size == -1 or size > 0, f"mesh.{name}={size} must be -1 or greater than 0")
-        _check(
+            check(size == -1 or size > 0, f"mesh.{name}={size} must be -1 or greater than 0")
+        check(
             list(sizes.values()).count(-1) <= 1,
             f"mesh={sizes}: only one of the axes may be -1 (take what is left)",
         )
@@ -307,9 +308,9 @@ class CheckpointConfig:
     """Checkpoints with the lowest held-out loss kept, among those saved at a step that was evaluated."""
 
     def __post_init__(self) -> None:
-        _check_positive("checkpoint", self, "every_steps", "every_minutes", "max_to_keep")
+        check_positive("checkpoint", self, "every_steps", "every_minutes", "max_to_keep")
         for name in ("keep_every_steps", "keep_best"):
-            _check(getattr(self, name) >= 0, f"checkpoint.{name}={getattr(self, name)} must not be negative")
+            check(getattr(self, name) >= 0, f"checkpoint.{name}={getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ class EvaluationConfig:
     """Seed of the fixed masks and samples."""
 
     def __post_init__(self) -> None:
-        _check_positive("evaluation", self, "every_steps", "max_batches")
+        check_positive("evaluation", self, "every_steps", "max_batches")
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,7 @@ class LoggingConfig:
     """Weights & Biases project that the numbers also go to; the run there continues when this one does."""
 
     def __post_init__(self) -> None:
-        _check_positive("logging", self, "every_steps")
+        check_positive("logging", self, "every_steps")
 
 
 @dataclass(frozen=True)
@@ -358,22 +359,22 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.data.max_seq_length <= self.model.max_position_embeddings,
             f"data.max_seq_length={self.data.max_seq_length} must be at most "
             f"model.max_position_embeddings={self.model.max_position_embeddings}",
         )
-        _check(
+        check(
             self.max_predictions_per_seq > 0,
             f"masking.mask_prob={self.masking.mask_prob} of data.max_seq_length={self.data.max_seq_length} tokens "
             "is less than one token: raise one of them",
         )
-        _check(
+        check(
             self.optimizer.warmup_steps <= self.training.num_steps,
             f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be at most "
             f"training.num_steps={self.training.num_steps}: the learning rate would never reach its peak",
         )
-        _check(
+        check(
             self.long_phase.steps < self.training.num_steps,
             f"long_phase.steps={self.long_phase.steps} must be less than training.num_steps={self.training.num_steps}: "
             "they are the last of them",
@@ -386,7 +387,7 @@ class Config:
         if self.objective.electra_objective:
             self._check_shared_transformer()
         else:
-            _check(
+            check(
                 not self.generator.uniform_generator,
                 "generator.uniform_generator=true leaves nothing to learn with objective.electra_objective=false: "
                 "set one of them the other way",
@@ -397,7 +398,7 @@ class Config:
             return
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             ours, theirs = getattr(self.generator, name), getattr(self.model, name)
-            _check(
+            check(
                 ours == theirs,
                 f"generator.{name}={ours} must equal model.{name}={theirs} with generator.untied_generator=false: "
                 "they are one transformer",

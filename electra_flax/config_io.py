@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -38,12 +38,24 @@ def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_c
         raise UserError(f"{path}: {_one_line(str(error), cls, help_command)}") from None
 
 
-def config_from_dict(values: dict[str, Any], source: str) -> Config:
-    """Checks a nested dict as a YAML file would be; `source` is named in errors."""
+def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str], source: str, help_command: str) -> T:
+    """Fields of a dataclass of plain values, and `--field value` overrides; `source` is named in errors.
+
+    Raises UserError as `load_config` does.
+    """
+    given = [f"--{name}={value}" for name, value in values.items()]
     try:
-        return _instantiate(Config, _parser(Config).parse_object(values))
+        return _instantiate(cls, _parser(cls).parse_args([*given, *overrides]))
     except ArgumentError as error:
-        raise UserError(f"{source}: {_one_line(str(error), Config, 'electra-flax pretrain --help')}") from None
+        raise UserError(f"{source}: {_one_line(str(error), cls, help_command)}") from None
+
+
+def from_dict(cls: type[T], values: dict[str, Any], source: str, help_command: str) -> T:
+    """A dataclass from what dataclasses.asdict made of it. Raises UserError as `load_config` does."""
+    try:
+        return _instantiate(cls, _parser(cls).parse_object(values))
+    except ArgumentError as error:
+        raise UserError(f"{source}: {_one_line(str(error), cls, help_command)}") from None
 
 
 def config_to_yaml(config: Config) -> str:

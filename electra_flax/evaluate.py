@@ -18,7 +18,7 @@ from electra_flax.metrics import MetricSums
 from electra_flax.records import DataFolder, ShardedExamples
 from electra_flax.sharding import check_batch, make_mesh
 from electra_flax.staging import stage
-from electra_flax.step import make_eval_step
+from electra_flax.step import abstract_state, make_eval_step
 from electra_flax.workdir import Workdir
 
 EvalStep = Callable[[model.Params, Batch, jax.Array], losses.Sums]
@@ -46,7 +46,7 @@ def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, f
     work = Workdir(given).pull()
     config = work.read_config()
     mesh = make_mesh(config.mesh)
-    state = Checkpoints(work.checkpoints).restore(config, mesh, step)
+    state = Checkpoints(work.checkpoints).restore(abstract_state(config), mesh, step)
     phase = config.phase_of(int(state.step))
     config = config.phases[phase].config
     data = DataFolder.open(stage(data_path or work.read_data_path(phase), ""))

@@ -1,4 +1,4 @@
-"""Generator and discriminator with shared embeddings, and the seam to the rest: init and two apply functions.
+"""Generator and discriminator with shared embeddings, and the seam to the rest: init and the apply functions.
 
 Only this module and `layers` import Flax Linen; everyone else sees a nested dict of float32 arrays:
 
@@ -91,7 +91,7 @@ class _Electra(nn.Module):
         table_VE = embeddings.word_embeddings.embedding
         return self.generator_lm_head(self.generator_predictions(hidden_BMD), table_VE)
 
-    def discriminate(
+    def encode(
         self,
         input_ids_BT: jax.Array,
         attention_mask_BT: jax.Array,
@@ -99,7 +99,17 @@ class _Electra(nn.Module):
         seeds_B: jax.Array | None,
     ) -> jax.Array:
         embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 2))
-        hidden_BTD = self.electra(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 3))
+        hidden_BTD: jax.Array = self.electra(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 3))
+        return hidden_BTD
+
+    def discriminate(
+        self,
+        input_ids_BT: jax.Array,
+        attention_mask_BT: jax.Array,
+        token_type_ids_BT: jax.Array,
+        seeds_B: jax.Array | None,
+    ) -> jax.Array:
+        hidden_BTD = self.encode(input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B)
         return self.discriminator_predictions(hidden_BTD)
 
     def __call__(self, input_ids_BT: jax.Array) -> None:
@@ -146,6 +156,22 @@ def apply_discriminator(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="discriminate"
     )
     return logits
+
+
+def apply_encoder(
+    config: Config,
+    params: Params,
+    input_ids_BT: jax.Array,
+    attention_mask_BT: jax.Array,
+    token_type_ids_BT: jax.Array,
+    seeds_B: jax.Array | None = None,
+) -> jax.Array:
+    """hidden_BTD of the discriminator's last layer, in compute_dtype, for a head of fine-tuning; no dropout without
+    seeds."""
+    hidden: Any = _Electra(config).apply(
+        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="encode"
+    )
+    return hidden
 
 
 def apply_with_layers(

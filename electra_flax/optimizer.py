@@ -20,6 +20,10 @@ WEIGHT_DECAY_RULES: tuple[tuple[str, bool], ...] = (
 )
 
 
+_EMBEDDINGS = r"^electra/embeddings(_project)?/"
+_LAYER = re.compile(r"^electra/encoder/layer/(\d+)/")
+
+
 class AdamState(NamedTuple):
     """First and second moments, shaped as the parameters."""
 
@@ -66,6 +70,26 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), m, v), AdamState(m, v)
 
     return optax.GradientTransformation(init, update)
+
+
+def scale_by_layer(decay: float, num_layers: int, below_top: int) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by decay ** (layers between it and the head), for fine-tuning.
+
+    The head's exponent is 0, that of the top layer `below_top`: 1 in the paper, 2 in the original's code (SEMANTICS.md
+    section 10); the embeddings are one below the first layer.
+    """
+
+    def exponent(name: str) -> int:
+        if re.search(_EMBEDDINGS, name):
+            return num_layers + below_top
+        layer = _LAYER.search(name)
+        return num_layers - 1 - int(layer[1]) + below_top if layer else 0
+
+    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        return jax.tree.map(lambda name, update: update * decay ** exponent(name), tree_names(updates), updates)
+
+    return optax.stateless(scale)
 
 
 def is_decayed(params: Any) -> Any:

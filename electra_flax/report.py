@@ -166,6 +166,7 @@ def _detections(run: History) -> list[Detection]:
     from electra_flax.input_pipeline import open_split
     from electra_flax.sharding import make_mesh
     from electra_flax.staging import stage
+    from electra_flax.step import abstract_state
 
     config = run.config.phases[run.config.phase_of(run.step)].config
     if not config.objective.electra_objective or config.generator.uniform_generator:
@@ -174,7 +175,7 @@ def _detections(run: History) -> list[Detection]:
     examples = open_split(config, DataFolder.open(shards), "validation")
     if not len(examples):
         raise UserError("the shards have no validation split")
-    params = Checkpoints(run.work.checkpoints).restore(config, make_mesh(MeshConfig())).params
+    params = Checkpoints(run.work.checkpoints).restore(abstract_state(config), make_mesh(MeshConfig())).params
     names = ("input_ids", "attention_mask", "token_type_ids")
     return detect_in(
         examples.read(range(min(_NUM_EXAMPLES, len(examples)))),

@@ -167,19 +167,23 @@ def accumulate_gradients(
 
     slice_gradients = jax.grad(slice_loss, has_aux=True)
     rows = (batch, masked, seeds.sample_B, seeds.dropout_B)
+    grads, sums = sum_over_slices(functools.partial(slice_gradients, params), rows, num_slices)
+    return grads, sums | counts
+
+
+def sum_over_slices(compute: Callable[[Any], Any], rows: Any, num_slices: int) -> Any:
+    """The sum of what `compute` makes of each slice of the rows, one slice in memory at a time."""
     if num_slices == 1:
-        grads, sums = slice_gradients(params, rows)
-        return grads, sums | counts
+        return compute(rows)
 
     def add_slice(total: Any, rows: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, slice_gradients(params, rows)), None
+        return jax.tree.map(jnp.add, total, compute(rows)), None
 
     sliced = jax.tree.map(lambda array: _slices(array, num_slices), rows)
-    first = jax.tree.map(lambda array: array[0], sliced)
-    shapes = jax.eval_shape(slice_gradients, params, first)
+    shapes = jax.eval_shape(compute, jax.tree.map(lambda array: array[0], sliced))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (grads, sums), _ = jax.lax.scan(add_slice, zeros, sliced)
-    return grads, sums | counts
+    total, _ = jax.lax.scan(add_slice, zeros, sliced)
+    return total
 
 
 def _slices(array_B: jax.Array, num_slices: int) -> jax.Array:

@@ -32,7 +32,7 @@ from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 from electra_flax.sharding import batch_sharding, check_batch, coverage_report, make_mesh
 from electra_flax.staging import stage
 from electra_flax.startup import compile_step, set_up_compiler
-from electra_flax.step import abstract_batch, init_state, make_eval_step, make_norms, make_train_step
+from electra_flax.step import abstract_batch, abstract_state, init_state, make_eval_step, make_norms, make_train_step
 from electra_flax.storage import patiently
 from electra_flax.tokenizer import save_tokenizer
 from electra_flax.verify_data import verify_shards
@@ -91,7 +91,7 @@ def _train(
 
     # -------------------------------------------------------------------------- state: newest checkpoint, or fresh
     checkpoints = Checkpoints(work.checkpoints, config.checkpoint)
-    restored = checkpoints.restore_newest(config, mesh)
+    restored = checkpoints.restore_newest(abstract_state(config), mesh)
     state, notes = restored or (init_state(config, mesh), {})
     if restored is None:
         log.info("fresh start; which sharding rule took what:\n%s", coverage_report(state.params))
@@ -212,7 +212,10 @@ def _train(
                 if not faults.go_back(end):
                     raise RunError(_not_finite(config, vocabulary, work, faults.first, end, state, batch))
                 checkpoints.wait()
-                state, notes = checkpoints.restore_newest(config, mesh) or (init_state(config, mesh), {})
+                state, notes = checkpoints.restore_newest(abstract_state(config), mesh) or (
+                    init_state(config, mesh),
+                    {},
+                )
                 step, pending, window = int(state.step), None, Window(notes.get("window"))
                 if step < phase.start:  # only where the newest checkpoints are damaged
                     raise RunError(f"no finite step from {faults.first} to {end}; the same command goes on from {step}")

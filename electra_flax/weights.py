@@ -25,6 +25,7 @@ from electra_flax.hugging_face import HEADS, ModelFolder
 from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import make_mesh
+from electra_flax.step import abstract_state
 from electra_flax.tf1_checkpoint import Tf1Checkpoint
 from electra_flax.tokenizer import Casing
 from electra_flax.workdir import Workdir
@@ -127,12 +128,12 @@ def _of_run(source: str, place: str, step: int | None) -> Weights:
 
     def read(name: str) -> np.ndarray:
         if not params:
-            params.update(flat(checkpoints.restore_params(config, step)))
+            params.update(flat(checkpoints.restore_params(abstract_state(config).params, step)))
         return params[name]
 
     def read_moment(name: str, moment: Moment) -> np.ndarray:
         if not moments:
-            state = checkpoints.restore(config, make_mesh(MeshConfig()), step)
+            state = checkpoints.restore(abstract_state(config), make_mesh(MeshConfig()), step)
             adam = next(part for part in state.opt_state if isinstance(part, AdamState))
             moments.update(m=flat(adam.m), v=flat(adam.v))
         return np.asarray(moments[moment][name])

@@ -17,6 +17,7 @@ from electra_flax.checkpoint import Checkpoints
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.sharding import make_mesh
+from electra_flax.step import abstract_state
 from electra_flax.workdir import Workdir
 
 STEPS = 40
@@ -167,7 +168,9 @@ def in_two_processes(root, workdir, *extra, second=(), data="shards", before="",
 def state_at(root: Path, workdir: str, step: int | None = None):
     config = load_config(root / "tiny.yaml")
     return jax.device_get(
-        Checkpoints(Workdir(place(root, workdir)).checkpoints).restore(config, make_mesh(config.mesh), step)
+        Checkpoints(Workdir(place(root, workdir)).checkpoints).restore(
+            abstract_state(config), make_mesh(config.mesh), step
+        )
     )
 
 

@@ -9,7 +9,7 @@ from golden_tools import read_json
 
 from electra_flax import model
 from electra_flax.config import Config, UserError
-from electra_flax.config_io import config_differences, config_from_dict, config_to_yaml, fields_help, load_config
+from electra_flax.config_io import config_differences, config_to_yaml, fields_help, from_dict, load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
@@ -45,7 +45,7 @@ def test_preset(name):
     for word in ("# Command:", "# Hardware:", "# Time:"):
         assert word in header
     assert re.search("published|predicted|measured|not published", header)
-    assert config_from_dict(__import__("yaml").safe_load(config_to_yaml(config)), "round trip") == config
+    assert from_dict(Config, __import__("yaml").safe_load(config_to_yaml(config)), "round trip", "") == config
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""What a task's run learns from, is chosen by and is scored on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from electra_flax.config import UserError
+from electra_flax.finetune.encoding import Row, encode, labels_of
+from electra_flax.finetune.examples import Split, find_files, read_split
+from electra_flax.finetune.task import Task, Training
+from electra_flax.records import Vocabulary
+from electra_flax.tokenizer import Casing, published_tokenizer
+
+log = logging.getLogger("electra_flax")
+
+
+class Part(NamedTuple):
+    """Examples and their rows."""
+
+    name: str
+    """Where they are from, for people."""
+    examples: list[Any]
+    rows: list[Row]
+
+
+class TaskData(NamedTuple):
+    """All that a run reads."""
+
+    labels: list[str]
+    train: Part
+    choice: Part
+    """Decides which checkpoint is the best."""
+    scored: Part
+    """Gives the result; is not looked at before the end, but under --published-protocol, where it is `choice`."""
+
+
+def read_task_data(
+    task: Task, folder: Path, training: Training, vocabulary: Vocabulary, casing: Casing, published_protocol: bool
+) -> TaskData:
+    """Reads and encodes the splits of a task. Raises UserError for files that are missing or of another layout."""
+    splits = {split: _read(task, split, folder) for split in ("train", "dev", "test")}
+    train, dev, test = splits.values()
+    if train is None:
+        raise UserError(f"--data {folder}: no training file of {task.title}: expected {_names(task, 'train')}")
+    scored = test or dev
+    if scored is None:
+        raise UserError(
+            f"--data {folder}: no file to score {task.title} on: expected {_names(task, 'test') or _names(task, 'dev')}"
+        )
+    labels = labels_of(task, train.examples)
+    training_examples, choice = train.examples, Part("dev", dev.examples if dev else [], [])
+    if published_protocol:
+        choice = Part("the scored examples themselves", scored.examples, [])
+    elif dev is None or test is None:
+        training_examples, held_out = _hold_out(train, training.dev_fraction, task)
+        choice = Part(f"{len(held_out):,} training examples that are not learned from", held_out, [])
+    tokenizer = published_tokenizer(vocabulary, casing)
+
+    def part(name: str, examples: Sequence[Any]) -> Part:
+        rows = encode(task, examples, labels, tokenizer, training)
+        cut = sum(len(row.input_ids) == training.max_seq_length for row in rows)
+        if cut and task.kind != "answers":
+            log.info("%s: %s of %s examples fill all %d tokens", name, f"{cut:,}", f"{len(examples):,}",
+                     training.max_seq_length)  # fmt: skip
+        return Part(name, list(examples), rows)
+
+    scored_part = part("test" if test else "dev", scored.examples)
+    return TaskData(
+        labels,
+        part("train", training_examples),
+        scored_part._replace(name=choice.name) if published_protocol else part(choice.name, choice.examples),
+        scored_part,
+    )
+
+
+def has_task(task: Task, folder: Path) -> bool:
+    """Whether a folder has what `read_task_data` needs."""
+    return bool(find_files(task, "train", folder)) and any(find_files(task, split, folder) for split in ("dev", "test"))
+
+
+def _read(task: Task, split: str, folder: Path) -> Split | None:
+    found = read_split(task, split, folder)
+    if found is not None:
+        log.info("%s: %s", split, found.summary())
+    return found
+
+
+def _names(task: Task, split: str) -> str:
+    return " or ".join(getattr(task.files, split))
+
+
+def _hold_out(train: Split, fraction: float, task: Task) -> tuple[list[Any], list[Any]]:
+    """The same part of the training examples in every run."""
+    count = round(len(train.examples) * fraction)
+    if not 0 < count < len(train.examples):
+        raise UserError(
+            f"{train.files[0]}: {task.title} has no dev file, and dev_fraction={fraction:g} of its "
+            f"{len(train.examples):,} training examples are {count}: raise dev_fraction"
+        )
+    order = np.random.default_rng(0).permutation(len(train.examples))
+    return [train.examples[i] for i in sorted(order[count:])], [train.examples[i] for i in sorted(order[:count])]

@@ -1,0 +1,245 @@
+"""Examples -> rows of token ids with what is to be predicted of them, and predictions -> tags and answers.
+
+Array names: T tokens of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
+from electra_flax.finetune.task import Task, Training
+
+IGNORED = -1
+"""Target of a token that carries no tag."""
+_BATCH = 10_000
+
+
+class Row(NamedTuple):
+    """One sequence; an example that is a question has one for each window of its context."""
+
+    example: int
+    """Index of the example."""
+    input_ids: np.ndarray
+    """int32 [T]."""
+    token_type_ids: np.ndarray
+    """int32 [T]."""
+    target: np.ndarray
+    """int32 label, float32 score from 0 to 1, int32 [T] tags, or int32 [3]: first and last token of the answer and
+    whether there is none in this window."""
+    offsets: list[tuple[int, int]]
+    """Of each token, its characters in the text or context; (0, 0) for those that are not part of it."""
+
+
+def labels_of(task: Task, training_examples: Sequence[Example]) -> list[str]:
+    """As they are in the files, in the order of the model's outputs."""
+    if task.kind == "classification":
+        found = sorted({example.label for example in training_examples if isinstance(example, TextExample)})
+        return list(task.labels) or found
+    if task.kind == "tagging":
+        tags = {tag for example in training_examples if isinstance(example, TaggedExample) for tag in example.tags}
+        types = sorted({tag[2:] for tag in tags if tag != "O"})
+        return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+    return []
+
+
+def encode(
+    task: Task, examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, training: Training
+) -> list[Row]:
+    """Rows of at most training.max_seq_length tokens, in the order of the examples."""
+    numbers = {label: number for number, label in enumerate(labels)}
+    rows: list[Row] = []
+    for begin in range(0, len(examples), _BATCH):
+        some = examples[begin : begin + _BATCH]
+        if task.kind == "answers":
+            rows += _question_rows([e for e in some if isinstance(e, QuestionExample)], begin, tokenizer, training)
+        elif task.kind == "tagging":
+            rows += _tagged_rows([e for e in some if isinstance(e, TaggedExample)], begin, numbers, tokenizer, training)
+        else:
+            texts = [e for e in some if isinstance(e, TextExample)]
+            rows += _text_rows(task, texts, begin, numbers, tokenizer, training)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ texts
+
+
+def _text_rows(
+    task: Task, examples: list[TextExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, how: Training
+) -> Iterator[Row]:
+    texts = [(example.text, example.pair) if task.columns.pair else example.text for example in examples]
+    tokenizer.enable_truncation(how.max_seq_length, strategy="longest_first")
+    for number, (example, encoding) in enumerate(zip(examples, tokenizer.encode_batch(texts), strict=True), begin):
+        if task.kind == "regression":
+            target = np.asarray(float(example.label or 0) / task.largest_score, np.float32)
+        else:
+            target = np.asarray(numbers.get(example.label, 0), np.int32)  # "": nobody knows it
+        yield Row(number, *_ids(encoding), target, [])
+
+
+def _ids(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(encoding.ids, np.int32), np.asarray(encoding.type_ids, np.int32)
+
+
+# ------------------------------------------------------------------------------------------------------------- tags
+
+
+def _tagged_rows(
+    examples: list[TaggedExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, how: Training
+) -> Iterator[Row]:
+    tokenizer.enable_truncation(how.max_seq_length)
+    encodings = tokenizer.encode_batch([example.text for example in examples])
+    for number, (example, encoding) in enumerate(zip(examples, encodings, strict=True), begin):
+        target = np.full(len(encoding.ids), IGNORED, np.int32)
+        taken = set()
+        for token, tag in zip(leaders(example.units, encoding.offsets), example.tags, strict=False):
+            if token is not None and token not in taken:
+                taken.add(token)
+                target[token] = numbers.get(tag, 0)
+        yield Row(number, *_ids(encoding), target, encoding.offsets)
+
+
+def leaders(units: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """Of each unit, the token that it begins in; None for a space, and for what was cut off."""
+    found: list[int | None] = []
+    token = 0
+    for begin, end in units:
+        while token < len(offsets) and offsets[token][1] <= begin:
+            token += 1
+        is_there = token < len(offsets) and offsets[token][0] < end
+        found.append(token if is_there else None)
+    return found
+
+
+def tags_of_units(
+    units: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]], predicted: Sequence[str]
+) -> list[str]:
+    """A tag for each unit from those of the tokens [T].
+
+    A token's tag is that of the first unit in it; the others in it go on with the same entity, and so does a space
+    between two parts of one.
+    """
+    led = leaders(units, offsets)
+    tags: list[str] = []
+    before = None
+    for token in led:
+        if token is None:
+            tags.append("")
+        elif token == before:
+            tags.append(_inside(predicted[token]))
+        else:
+            tags.append(predicted[token])
+        before = token if token is not None else before
+    for i in reversed(range(len(tags))):
+        if not tags[i]:
+            following = tags[i + 1] if i + 1 < len(tags) else "O"
+            tags[i] = following if following.startswith("I-") else "O"
+    return tags
+
+
+def _inside(tag: str) -> str:
+    return "I" + tag[1:] if tag.startswith("B-") else tag
+
+
+# ---------------------------------------------------------------------------------------------------------- answers
+
+
+def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Tokenizer, how: Training) -> Iterator[Row]:
+    tokenizer.no_truncation()
+    contexts = sorted({example.context for example in examples})  # each has many questions
+    encoded = tokenizer.encode_batch(contexts, add_special_tokens=False)
+    of_context = dict(zip(contexts, encoded, strict=True))
+    questions = tokenizer.encode_batch([example.question for example in examples])
+    for number, (example, question) in enumerate(zip(examples, questions, strict=True), begin):
+        cls, *asked, sep = question.ids
+        asked = asked[: how.max_query_length]
+        context = of_context[example.context]
+        room = how.max_seq_length - len(asked) - 3
+        first, last = _answer_tokens(example, context.offsets) or (-1, -1)
+        for start in _windows(len(context.ids), room, how.doc_stride):
+            ids = context.ids[start : start + room]
+            shift = len(asked) + 2 - start
+            is_within = first >= 0 and start <= first and last < start + len(ids)
+            target = [first + shift, last + shift, 0] if is_within else [0, 0, int(not example.answers)]
+            yield Row(
+                number,
+                np.asarray([cls, *asked, sep, *ids, sep], np.int32),
+                np.asarray([0] * (len(asked) + 2) + [1] * (len(ids) + 1), np.int32),
+                np.asarray(target, np.int32),
+                [(0, 0)] * (len(asked) + 2) + context.offsets[start : start + room] + [(0, 0)],
+            )
+
+
+def _windows(length: int, room: int, stride: int) -> Iterator[int]:
+    """Where windows of `room` tokens begin."""
+    start = 0
+    while True:
+        yield start
+        if start + room >= length:
+            return
+        start += min(stride, room)
+
+
+def _answer_tokens(example: QuestionExample, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """First and last token of the first answer."""
+    if not example.answers:
+        return None
+    text, begin = example.answers[0]
+    end = begin + len(text)
+    inside = [i for i, (start, stop) in enumerate(offsets) if start < end and stop > begin]
+    return (inside[0], inside[-1]) if inside else None
+
+
+class Answer(NamedTuple):
+    """A candidate."""
+
+    text: str
+    score: float
+    """Sum of the logits, or of the logarithms of the probabilities, of its first and last token."""
+    begin: int
+    """Character of the context at which it begins."""
+
+
+def best_answers(
+    context: str, rows: Sequence[Row], scores: Sequence[np.ndarray], longest: int, count: int = 20
+) -> list[Answer]:
+    """The likeliest answers in a context of which there are several windows, best first.
+
+    `scores` has, for each window, float32 [T, T]: of the answer from a token to another. Of a token that lies in
+    several windows, the one counts in which it has the most context.
+    """
+    best_window = _most_context(rows)
+    found: dict[tuple[int, int], Answer] = {}
+    for number, (row, matrix) in enumerate(zip(rows, scores, strict=True)):
+        is_part = np.asarray([stop > start for start, stop in row.offsets])
+        size = len(is_part)
+        allowed = np.triu(np.ones((size, size), bool)) & ~np.triu(np.ones((size, size), bool), longest)
+        allowed &= is_part[:, None] & is_part[None, :]
+        values = np.where(allowed, matrix[:size, :size], -np.inf).ravel()
+        for flat in np.argsort(-values, kind="stable")[: 3 * count]:
+            first, last = divmod(int(flat), size)
+            if not np.isfinite(values[flat]):
+                break
+            begin, end = row.offsets[first][0], row.offsets[last][1]
+            if best_window[row.offsets[first]] != number:
+                continue
+            answer = Answer(context[begin:end], float(values[flat]), begin)
+            if (begin, end) not in found or found[begin, end].score < answer.score:
+                found[begin, end] = answer
+    return sorted(found.values(), key=lambda answer: -answer.score)[:count]
+
+
+def _most_context(rows: Sequence[Row]) -> dict[tuple[int, int], int]:
+    """{characters of a token: the window in which it is farthest from the ends} (the original's rule)."""
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for number, row in enumerate(rows):
+        places = [place for place in row.offsets if place[1] > place[0]]
+        for i, place in enumerate(places):
+            value = min(i, len(places) - 1 - i) + 0.01 * len(places)
+            if place not in best or value > best[place][0]:
+                best[place] = value, number
+    return {place: number for place, (_, number) in best.items()}

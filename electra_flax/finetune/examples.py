@@ -1,0 +1,321 @@
+"""Files of a task -> examples, in the layouts in which they are published. No row is lost without being counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from electra_flax.config import UserError
+from electra_flax.finetune.task import SPLITS, Task
+
+
+class TextExample(NamedTuple):
+    """Of a classification or a regression."""
+
+    id: str
+    text: str
+    pair: str
+    """"" where there is one text."""
+    label: str
+    """As it is in the file; "" where nobody knows it."""
+
+
+class TaggedExample(NamedTuple):
+    """A sentence and its tags."""
+
+    id: str
+    text: str
+    units: list[tuple[int, int]]
+    """The characters [start, end) of each word, or each single character, that has a tag."""
+    tags: list[str]
+    """Of each unit, "B-TYPE", "I-TYPE" or "O"; empty where nobody knows them."""
+
+
+class QuestionExample(NamedTuple):
+    """A question about a context."""
+
+    id: str
+    question: str
+    context: str
+    answers: list[tuple[str, int]]
+    """Each with the character at which it begins; none for a question that has no answer here."""
+
+
+Example = TextExample | TaggedExample | QuestionExample
+
+
+class Split(NamedTuple):
+    """What was read."""
+
+    files: list[Path]
+    examples: list[Any]
+    skipped: Counter[str]
+    """{why: rows that were left out}."""
+    rows: int
+
+    def summary(self) -> str:
+        """In one line, for people."""
+        said = f"{len(self.examples):,} of {self.rows:,} rows of {', '.join(path.name for path in self.files)}"
+        reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(self.skipped.items()))
+        return f"{said} (left out: {reasons})" if reasons else said
+
+
+def find_files(task: Task, split: str, folder: Path) -> list[Path]:
+    """The files of a split that are there; empty where there are none."""
+    for names in getattr(task.files, split):
+        paths = [folder / name for name in names.split()]
+        if all(path.is_file() for path in paths):
+            return paths
+    return []
+
+
+def read_split(task: Task, split: str, folder: Path) -> Split | None:
+    """A split of a task, or None where it has no file there.
+
+    Raises UserError, naming file and line, for what is not the task's layout.
+    """
+    assert split in SPLITS
+    paths = find_files(task, split, folder)
+    if not paths:
+        return None
+    return read_files(task, paths)
+
+
+def without_labels(task: Task) -> Task:
+    """The task of files that nobody has labelled."""
+    return dataclasses.replace(task, columns=dataclasses.replace(task.columns, label=""))
+
+
+def read_files(task: Task, paths: list[Path]) -> Split:
+    """The examples of files of a task. Raises UserError as `read_split` does."""
+    skipped: Counter[str] = Counter()
+    examples: list[Any] = []
+    rows = 0
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        begin = rows
+        for example in _READERS[task.format](task, path, skipped):
+            rows += 1
+            if example is not None:
+                examples.append(example)
+        if rows == begin:
+            raise UserError(f"{path}: has no rows: expected {task.title} in its {task.format} layout")
+    if not examples:
+        raise UserError(f"{paths[0]}: none of its {rows:,} rows can be used: {dict(skipped)}")
+    return Split(paths, examples, skipped, rows)
+
+
+# -------------------------------------------------------------------------------------------- texts with a label
+
+
+def _tsv(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TextExample | None]:
+    lines = _lines(path)
+    header: list[str] = []
+    if task.has_header:
+        header = next(lines, (0, ""))[1].split("\t")
+    columns = task.columns
+    places = {name: _place(name, header, path) for name in (columns.text, columns.pair, columns.label) if name}
+    if columns.id in header:
+        places[columns.id] = header.index(columns.id)
+    for number, (line_number, line) in enumerate(lines):
+        if not line:
+            continue
+        cells = line.split("\t")
+        if len(cells) <= max(places.values()):
+            skipped[f"with {len(cells)} columns"] += 1
+            yield None
+            continue
+        found = {name: cells[place].strip() for name, place in places.items()}
+        yield _text_example(task, f"{path}:{line_number}", str(number), found, skipped)
+
+
+def _place(name: str, header: list[str], path: Path) -> int:
+    if name.isdigit():
+        return int(name)
+    if name not in header:
+        shown = ", ".join(header)[:200] or "empty"
+        raise UserError(f"{path}: has no column {name}; its header is: {shown}: the file of another task?")
+    return header.index(name)
+
+
+def _json(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TextExample | None]:
+    text = path.read_text(encoding="utf-8-sig").strip()
+    try:
+        rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}): copy it again") from None
+    columns = task.columns
+    for number, row in enumerate(rows):
+        found = {}
+        for name in filter(None, (columns.text, columns.pair, columns.label)):
+            value: Any = row
+            for part in name.split("."):
+                if not isinstance(value, dict) or part not in value:
+                    raise UserError(
+                        f"{path}: row {number + 1} has no {name}; it has {', '.join(row)[:200]}: the file of another "
+                        "task?"
+                    )
+                value = value[part]
+            found[name] = str(value).strip()
+        found[columns.id] = str(row.get(columns.id, number))
+        yield _text_example(task, f"{path}: row {number + 1}", str(number), found, skipped)
+
+
+def _text_example(
+    task: Task, place: str, number: str, found: dict[str, str], skipped: Counter[str]
+) -> TextExample | None:
+    columns = task.columns
+    texts = [found[name] for name in (columns.text, columns.pair) if name]
+    label = found.get(columns.label, "")
+    if not all(texts):
+        skipped["with an empty text"] += 1
+    elif bad := next((text for text in texts if text in task.skipped_texts), ""):
+        skipped[f'with the text "{bad}"'] += 1
+    elif label in task.skipped_labels:
+        skipped[f'with the label "{label}"'] += 1
+    else:
+        if columns.label:
+            _check_label(task, place, label)
+        return TextExample(found.get(columns.id, number), texts[0], texts[1] if columns.pair else "", label)
+    return None
+
+
+def _check_label(task: Task, place: str, label: str) -> None:
+    if task.kind == "regression":
+        try:
+            is_score = 0 <= float(label) <= task.largest_score
+        except ValueError:
+            is_score = False
+        if not is_score:
+            raise UserError(
+                f'{place}: {task.columns.label} is "{label[:40]}", expected a number from 0 to {task.largest_score:g}'
+            )
+    elif not label or (task.labels and label not in task.labels):
+        expected = ", ".join(task.labels) or "a label"
+        raise UserError(f'{place}: {task.columns.label} is "{label[:40]}", expected one of {expected}')
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers from 1. Only LF ends a line: texts hold other separators."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}): convert it, for example with iconv") from None
+
+
+# ------------------------------------------------------------------------------------------------------------- tags
+
+
+def _naver_ner(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedExample | None]:
+    """word word ... TAB tag tag ...; tags as TYPE-B, TYPE-I, O."""
+    del task, skipped
+    for number, (line_number, line) in enumerate(_lines(path)):
+        if not line:
+            continue
+        words, _, tags = (part.split() for part in line.partition("\t"))
+        if not words or len(words) != len(tags):
+            raise UserError(
+                f"{path}:{line_number}: {len(words)} words and {len(tags)} tags: expected words, a tab and as many tags"
+            )
+        yield _tagged(str(number), words, [_prefixed(tag, f"{path}:{line_number}") for tag in tags])
+
+
+def _conll(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedExample | None]:
+    """A word a line, its tag the last of the columns; an empty line ends a sentence."""
+    del task, skipped
+    words: list[str] = []
+    tags: list[str] = []
+    count = 0
+    for line_number, line in [*_lines(path), (0, "")]:
+        cells = line.split()
+        if cells and cells[0] != "-DOCSTART-":
+            if len(cells) < 2:
+                raise UserError(f"{path}:{line_number}: expected a word and its tag, got {line[:40]}")
+            words.append(cells[0])
+            tags.append(_prefixed(cells[-1], f"{path}:{line_number}"))
+        elif words:
+            yield _tagged(str(count), words, tags)
+            count, words, tags = count + 1, [], []
+
+
+def _tagged(number: str, words: list[str], tags: list[str]) -> TaggedExample:
+    units, begin = [], 0
+    for word in words:
+        units.append((begin, begin + len(word)))
+        begin += len(word) + 1
+    return TaggedExample(number, " ".join(words), units, tags)
+
+
+def _klue_ner(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedExample | None]:
+    """A character and its tag a line, spaces included; "## id TAB sentence" before each sentence."""
+    del task, skipped
+    name, characters, tags = "", "", list[str]()
+    for line_number, line in [*_lines(path), (0, "")]:
+        if line.startswith("## "):
+            name = line[3:].partition("\t")[0]
+        elif line:
+            character, tab, tag = line.partition("\t")
+            if len(character) != 1 or not tab:
+                raise UserError(f"{path}:{line_number}: expected a character, a tab and its tag, got {line[:40]}")
+            characters += character
+            tags.append(_prefixed(tag, f"{path}:{line_number}"))
+        elif characters:
+            yield TaggedExample(name, characters, [(i, i + 1) for i in range(len(characters))], tags)
+            characters, tags = "", []
+
+
+def _prefixed(tag: str, place: str) -> str:
+    """PER-B, as Naver's has it, as B-PER."""
+    if tag in ("O", "-"):
+        return "O"
+    if match := re.fullmatch(r"([BI])-(.+)|(.+)-([BI])", tag):
+        return f"{match[1] or match[4]}-{match[2] or match[3]}"
+    raise UserError(f'{place}: the tag "{tag[:40]}" is none of O, B-TYPE, I-TYPE, TYPE-B, TYPE-I')
+
+
+# ---------------------------------------------------------------------------------------------------------- answers
+
+
+def _squad(task: Task, path: Path, skipped: Counter[str]) -> Iterator[QuestionExample | None]:
+    del task
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8-sig"))["data"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: not in the layout of SQuAD, {{"data": [...]}} ({error!r:.100})') from None
+    lost: list[str] = []
+    for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
+        context = paragraph["context"]
+        for question in paragraph["qas"]:
+            name = str(question.get("id", question.get("guid", "")))
+            answers = []
+            for answer in [] if question.get("is_impossible") else question.get("answers", []):
+                text, begin = answer["text"], answer["answer_start"]
+                if context[begin : begin + len(text)] != text:
+                    begin = context.find(text)
+                    if begin < 0 or not text:
+                        lost.append(name)
+                        continue
+                answers.append((text, begin))
+            if not question["question"].strip():
+                skipped["with an empty question"] += 1
+                yield None
+            else:
+                yield QuestionExample(name, question["question"], context, answers)
+    if lost:
+        raise UserError(
+            f"{path}: {len(lost):,} answers are not in their contexts, the first of question {lost[0]}: mend or remove "
+            "these questions"
+        )
+
+
+_READERS = {
+    "tsv": _tsv, "json": _json, "naver-ner": _naver_ner, "klue-ner": _klue_ner, "conll": _conll, "squad": _squad,
+}  # fmt: skip

@@ -1,0 +1,160 @@
+"""The fine-tuning of one seed, read from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from electra_flax.checkpoint import Checkpoints
+from electra_flax.config import CheckpointConfig, Preempted, RunError
+from electra_flax.finetune.batches import collate, epoch_batches
+from electra_flax.finetune.data import Part, TaskData
+from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores
+from electra_flax.finetune.step import Network, Steps, predict_rows
+from electra_flax.finetune.task import Task, Training
+from electra_flax.interruption import Interruption
+from electra_flax.metrics import Progress
+from electra_flax.model import Params
+
+log = logging.getLogger("electra_flax")
+
+_KEPT = CheckpointConfig(max_to_keep=1, keep_best=1)
+
+
+class SeedResult(NamedTuple):
+    """What became of one seed."""
+
+    params: Params
+    """The best checkpoint's, numpy float32."""
+    step: int
+    """Its step."""
+    history: list[dict[str, Any]]
+    """{"step", "epoch", "loss", metric: value on the examples that choose} of each evaluation."""
+    predictions: list[Prediction]
+    """Of the scored examples."""
+    scores: dict[str, float]
+    """Of the scored examples."""
+    null_threshold: float
+    """Of answers, chosen on the examples that choose."""
+    seconds: float
+    """Of training, without what an interrupted start had spent."""
+
+
+def finetune_seed(
+    task: Task,
+    training: Training,
+    data: TaskData,
+    network: Network,
+    steps: Steps,
+    begin: Params,
+    seed: int,
+    folder: Path,
+    interruption: Interruption,
+) -> SeedResult:
+    """Learns from `begin`, keeps the best checkpoint in `folder` and scores it.
+
+    A start that was interrupted goes on from its last evaluation. Raises RunError where the loss is not finite,
+    Preempted where it was asked to stop and has saved.
+    """
+    started = time.perf_counter()
+    rows, longest = data.train.rows, training.max_seq_length
+    per_epoch = training.steps_per_epoch(len(rows))
+    num_steps = per_epoch * training.epochs
+    evaluations = training.evaluations or training.epochs
+    evaluated_at = {round(num_steps * (i + 1) / evaluations) for i in range(evaluations)}
+
+    # ------------------------------------------------------------------------- state: newest checkpoint, or fresh
+    state = steps.init({**begin, **network.head.init(jax.random.key(seed))})
+    checkpoints = Checkpoints(folder / "checkpoints", _KEPT)
+    history: list[dict[str, Any]] = []
+    losses: list[float] = []
+    if restored := checkpoints.restore_newest(steps.shapes, network.mesh):
+        state, notes = restored
+        history, losses = notes["history"], notes["losses"]
+        log.info("seed %d: continuing from step %d", seed, int(state.step))
+
+    def predict(part: Part, params: Params) -> list[Prediction]:
+        outputs = predict_rows(network, steps.predict, params, part.rows, training.batch_size, longest)
+        return decode(task, data.labels, part.examples, part.rows, outputs, training.max_answer_length)
+
+    def threshold_of(predictions: list[Prediction]) -> float:
+        return best_null_threshold(task, data.choice.examples, predictions) if task.kind == "answers" else math.inf
+
+    def save(score: float | None = None) -> None:
+        notes = {"history": history, "losses": losses}
+        if problem := checkpoints.save(state, notes, None if score is None else -score):
+            raise RunError(f"{folder}: a checkpoint could not be written ({problem}): make room and start again")
+
+    # ------------------------------------------------------------------------------------------------------- loop
+    step = int(state.step)
+    pending: Any = None
+    with Progress(num_steps, step, enabled=True) as progress:
+        while step < num_steps and not _is_enough(history, task, training.patience):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0 or pending is None:
+                batches = epoch_batches(rows, training.batch_size, seed, epoch)
+            batch = collate(rows, batches[place], training.batch_size, longest, network.pad_id, network.is_tagging)
+            state, sums = steps.train(state, batch, seed)
+            step += 1
+            # Step k's loss is read after step k + 1 is dispatched: the device never waits for the host.
+            if pending is not None:
+                losses.append(float(pending))
+            pending = sums["loss"]
+            progress.advance()
+            if step in evaluated_at:
+                losses.append(float(pending))
+                pending = None
+                loss = float(np.mean(losses))
+                if not math.isfinite(loss):
+                    raise RunError(
+                        f"seed {seed}: the loss is not finite before step {step}: lower learning_rate="
+                        f"{training.learning_rate:g}"
+                    )
+                predictions = predict(data.choice, state.params)
+                found = scores(task, data.labels, data.choice.examples, predictions, threshold_of(predictions))
+                history.append({"step": step, "epoch": step / per_epoch, "loss": loss, **found})
+                losses = []
+                progress.print(f"seed {seed} epoch {step / per_epoch:.2f}: loss {loss:.4f}, {_shown(found)}")
+                save(_comparable(found[task.metrics[0]]))
+            if interruption.requested:
+                if step not in evaluated_at:
+                    save()
+                checkpoints.wait()
+                raise Preempted(f"asked to stop: saved at step {step} of {num_steps}; the same command continues")
+
+    # ---------------------------------------------------------------------------------------------------- the end
+    checkpoints.wait()
+    best = max(history, key=lambda found: _comparable(found[task.metrics[0]]))
+    state = checkpoints.restore(steps.shapes, network.mesh, best["step"])
+    checkpoints.close()
+    threshold = threshold_of(predict(data.choice, state.params)) if task.kind == "answers" else math.inf
+    predictions = predict(data.scored, state.params)
+    params = jax.device_get(state.params)
+    shutil.rmtree(folder / "checkpoints")
+    return SeedResult(
+        params, best["step"], history, predictions,
+        scores(task, data.labels, data.scored.examples, predictions, threshold), threshold,
+        time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _is_enough(history: list[dict[str, Any]], task: Task, patience: int) -> bool:
+    """Whether so many evaluations brought nothing better."""
+    values = [_comparable(found[task.metrics[0]]) for found in history]
+    return bool(patience and values) and len(values) - 1 - int(np.argmax(values)) >= patience
+
+
+def _comparable(score: float) -> float:
+    """A score that is not a number, as a correlation with a constant, is the worst."""
+    return score if math.isfinite(score) else -1.0
+
+
+def _shown(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items())

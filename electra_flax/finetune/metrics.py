@@ -1,0 +1,220 @@
+"""Scores of predictions, as the tasks' own scorers compute them; all between 0 and 1, or -1 and 1 for correlations."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+
+def accuracy(expected: Sequence[str], predicted: Sequence[str]) -> float:
+    """Share that is equal."""
+    return float(sklearn_metrics.accuracy_score(expected, predicted))
+
+
+def macro_f1(expected: Sequence[str], predicted: Sequence[str]) -> float:
+    """Mean of the F1 of each label that is expected or predicted somewhere."""
+    return float(sklearn_metrics.f1_score(expected, predicted, average="macro", zero_division=0))
+
+
+def matthews(expected: Sequence[str], predicted: Sequence[str]) -> float:
+    """Matthews' correlation; 0 where one of the two is constant."""
+    return float(sklearn_metrics.matthews_corrcoef(expected, predicted))
+
+
+def binary_f1(expected: Sequence[str], predicted: Sequence[str], positive: str) -> float:
+    """F1 of one label."""
+    return float(
+        sklearn_metrics.f1_score(
+            [label == positive for label in expected], [label == positive for label in predicted], zero_division=0
+        )
+    )
+
+
+def pearson(expected: Sequence[float], predicted: Sequence[float]) -> float:
+    """Correlation; not a number where one of the two is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(stats.pearsonr(expected, predicted)[0]) if len(expected) > 1 else math.nan
+
+
+def spearman(expected: Sequence[float], predicted: Sequence[float]) -> float:
+    """Correlation of the ranks; not a number where one of the two is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(stats.spearmanr(expected, predicted)[0]) if len(expected) > 1 else math.nan
+
+
+def f1_at_3(expected: Sequence[float], predicted: Sequence[float]) -> float:
+    """F1 of "alike", which is a score of 3 or more of 5 (KLUE STS)."""
+    return binary_f1([str(x >= 3) for x in expected], [str(x >= 3) for x in predicted], "True")
+
+
+# --------------------------------------------------------------------------------------------------------- entities
+
+Entity = tuple[str, int, int]
+Tags = Sequence[Sequence[str]]
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """(type, first, last) as conlleval counts them: an I that follows nothing of its type begins one too."""
+    return set(_spans(tags, is_strict=False))
+
+
+def strict_entities(tags: Sequence[str]) -> set[Entity]:
+    """(type, first, last) of those that begin with a B."""
+    return set(_spans(tags, is_strict=True))
+
+
+def _spans(tags: Sequence[str], is_strict: bool) -> Iterator[Entity]:
+    kind, begin = "", 0
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        if kind and (prefix != "I" or name != kind):
+            yield kind, begin, i - 1
+            kind = ""
+        if prefix == "B" or (prefix == "I" and not kind and not is_strict):
+            kind, begin = name, i
+
+
+def entity_f1(expected: Tags, predicted: Tags) -> float:
+    """F1 over all entities, type and both ends right (seqeval's default)."""
+    return _f1(*_count(expected, predicted, entities).get("", (0, 0, 0)))
+
+
+def entity_macro_f1(expected: Tags, predicted: Tags) -> float:
+    """Mean over the types of the F1 of their entities, which begin with a B (seqeval's strict mode, KLUE NER)."""
+    counts = _count(expected, predicted, strict_entities)
+    counts.pop("", None)
+    return float(np.mean([_f1(*count) for count in counts.values()])) if counts else 0.0
+
+
+def _count(
+    expected: Tags, predicted: Tags, find: Callable[[Sequence[str]], set[Entity]]
+) -> dict[str, tuple[int, int, int]]:
+    """{type: (right, expected, predicted)}, and "" for all."""
+    counts: dict[str, np.ndarray] = {}
+    for theirs, ours in zip(expected, predicted, strict=True):
+        wanted, found = find(theirs), find(ours)
+        for place, group in enumerate((wanted & found, wanted, found)):
+            for kind, *_ in group:
+                for key in (kind, ""):
+                    counts.setdefault(key, np.zeros(3, int))[place] += 1
+    return {kind: (int(right), int(wanted), int(found)) for kind, (right, wanted, found) in counts.items()}
+
+
+def _f1(right: int, expected: int, predicted: int) -> float:
+    return 2 * right / (expected + predicted) if right else 0.0
+
+
+def character_macro_f1(expected: Tags, predicted: Tags) -> float:
+    """Mean over the tags but O of the F1 of each character's tag (KLUE NER)."""
+    wanted, found = [tag for tags in expected for tag in tags], [tag for tags in predicted for tag in tags]
+    labels = sorted({*wanted, *found} - {"O"})
+    if not labels:
+        return 0.0
+    return float(sklearn_metrics.f1_score(wanted, found, labels=labels, average="macro", zero_division=0))
+
+
+# ---------------------------------------------------------------------------------------------------------- answers
+
+_PUNCTUATION = set(string.punctuation)
+_KORQUAD_SIGNS = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
+
+
+def normalized(text: str) -> str:
+    """What SQuAD's scorer compares: lower case, without punctuation and articles."""
+    text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def korquad_normalized(text: str) -> str:
+    """What KorQuAD's scorer compares: some signs are spaces, other punctuation is nothing."""
+    text = text.translate(_KORQUAD_SIGNS).lower()
+    return " ".join("".join(character for character in text if character not in _PUNCTUATION).split())
+
+
+def exact_match(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
+    """Share of answers that equal one of the expected (SQuAD 1.1 and 2.0); no expected ones: "" is right."""
+    return _best(expected, predicted, lambda a, b: float(normalized(a) == normalized(b)), normalized)
+
+
+def answer_f1(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
+    """Mean F1 of the words, against the best of the expected answers (SQuAD 1.1 and 2.0)."""
+    return _best(expected, predicted, lambda a, b: _overlap(normalized(a).split(), normalized(b).split()), normalized)
+
+
+def korquad_exact_match(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
+    """Share of answers that equal one of the expected (KorQuAD 1.0)."""
+    return _best(expected, predicted, lambda a, b: float(korquad_normalized(a) == korquad_normalized(b)))
+
+
+def korquad_f1(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
+    """Mean F1 of the characters but spaces, against the best of the expected answers (KorQuAD 1.0)."""
+
+    def characters(text: str) -> list[str]:
+        return list(korquad_normalized(text).replace(" ", ""))
+
+    def f1(a: str, b: str) -> float:
+        # Unlike SQuAD's: two texts of which nothing is left are 0.
+        return _overlap(characters(a), characters(b)) if characters(a) else 0.0
+
+    return _best(expected, predicted, f1, lambda text: text)
+
+
+def rouge_w(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
+    """ROUGE-W of the characters with weight 1.2, against the best of the expected answers (Lin 2004; KLUE MRC)."""
+    return _best(expected, predicted, lambda a, b: _rouge_w(korquad_normalized(a), korquad_normalized(b)))
+
+
+def _best(
+    expected: Sequence[Sequence[str]],
+    predicted: Sequence[str],
+    compare: Callable[[str, str], float],
+    normalize: Callable[[str], str] = lambda text: text,
+) -> float:
+    scores = [
+        max(compare(answer, text) for answer in [a for a in answers if normalize(a)] or [""])
+        for answers, text in zip(expected, predicted, strict=True)
+    ]
+    return float(np.mean(scores))
+
+
+def _overlap(expected: list[str], predicted: list[str]) -> float:
+    if not expected or not predicted:
+        return float(expected == predicted)
+    return _f1((Counter(expected) & Counter(predicted)).total(), len(expected), len(predicted))
+
+
+def _rouge_w(expected: str, predicted: str, weight: float = 1.2) -> float:
+    if not expected or not predicted:
+        return float(expected == predicted)
+    scores = np.zeros((len(expected) + 1, len(predicted) + 1))
+    runs = np.zeros_like(scores)
+    for i, theirs in enumerate(expected, 1):
+        for j, ours in enumerate(predicted, 1):
+            if theirs == ours:
+                run = runs[i - 1, j - 1]
+                scores[i, j] = scores[i - 1, j - 1] + (run + 1) ** weight - run**weight
+                runs[i, j] = run + 1
+            else:
+                scores[i, j] = max(scores[i - 1, j], scores[i, j - 1])
+    common = scores[-1, -1] ** (1 / weight)
+    recall, precision = common / len(expected), common / len(predicted)
+    return 2 * recall * precision / (recall + precision) if common else 0.0
+
+
+SCORERS: dict[str, Callable[[Any, Any], float]] = {
+    "accuracy": accuracy, "macro_f1": macro_f1, "matthews": matthews, "pearson": pearson, "spearman": spearman,
+    "f1_at_3": f1_at_3, "entity_f1": entity_f1, "entity_macro_f1": entity_macro_f1,
+    "character_macro_f1": character_macro_f1, "exact_match": exact_match, "answer_f1": answer_f1,
+    "korquad_exact_match": korquad_exact_match, "korquad_f1": korquad_f1, "rouge_w": rouge_w,
+}  # fmt: skip

@@ -1,0 +1,151 @@
+"""What a fine-tuned model says of texts and files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from electra_flax.architecture import config_of, nested
+from electra_flax.config import MeshConfig, UserError
+from electra_flax.config_io import from_dict
+from electra_flax.finetune.encoding import encode
+from electra_flax.finetune.examples import (
+    Example,
+    QuestionExample,
+    TaggedExample,
+    TextExample,
+    read_files,
+    without_labels,
+)
+from electra_flax.finetune.heads import make_head
+from electra_flax.finetune.metrics import entities
+from electra_flax.finetune.predictions import Answered, Labelled, Prediction, decode
+from electra_flax.finetune.publish import SETTINGS, predictions_file
+from electra_flax.finetune.step import Network, make_predict_step, predict_rows
+from electra_flax.finetune.task import HELP, Task, Training
+from electra_flax.hugging_face import ModelFolder
+from electra_flax.records import Vocabulary
+from electra_flax.sharding import make_mesh
+from electra_flax.tokenizer import Casing, published_tokenizer
+
+_BATCH = 32
+
+
+def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool) -> Iterator[str]:
+    """Lines to print: of each text, or the whole of a file of the task in the layout in which its authors want it.
+
+    Raises UserError where the folder is none of finetune, and for texts that do not fit its task.
+    """
+    model = _FineTuned(folder)
+    if file is not None and file.suffix == ".txt" and model.task.format in ("tsv", "json"):
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        file = None
+    if file is not None:
+        examples = read_files(without_labels(model.task), [file]).examples
+        predictions = model.predict(examples)
+        if not as_json:
+            yield predictions_file(model.task, examples, predictions, model.null_threshold)[1].rstrip("\n")
+            return
+    else:
+        examples = [_example(model.task, str(number), text) for number, text in enumerate(texts)]
+        predictions = model.predict(examples)
+    found = [model.describe(example, one) for example, one in zip(examples, predictions, strict=True)]
+    if as_json:
+        yield json.dumps(found, indent=1, ensure_ascii=False)
+        return
+    for one in found:
+        yield _line(one)
+
+
+class _FineTuned:
+    """A folder of finetune."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / SETTINGS
+        try:
+            recipe = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            raise UserError(
+                f"--model {folder}: has no {SETTINGS}: expected a folder of electra-flax finetune"
+            ) from None
+        self.task = from_dict(Task, recipe["task"], str(path), HELP)
+        self.training = from_dict(Training, recipe["training"], str(path), HELP)
+        self.labels: list[str] = recipe["labels"]
+        threshold = recipe["null_threshold"]
+        self.null_threshold = math.inf if threshold is None else threshold
+        weights = ModelFolder.open(str(folder))
+        config = config_of(weights.shapes, weights.config, None)
+        head = make_head(self.task, self.training.head, config.model, len(self.labels), dropout=0.0)
+        vocabulary = Vocabulary.read(folder / "vocab.txt")
+        self._tokenizer = published_tokenizer(vocabulary, Casing.read(folder))
+        names = [*(name for name in weights.shapes if name.startswith("electra/")), *weights.unused]
+        self._params = nested({name: jnp.asarray(weights.read(name)) for name in names})
+        mesh = make_mesh(MeshConfig())
+        self._network = Network(config, head, mesh, vocabulary.special.pad, self.task.kind == "tagging")
+
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        rows = encode(self.task, examples, self.labels, self._tokenizer, self.training)
+        batch_size = -(-_BATCH // self._network.mesh.size) * self._network.mesh.size
+        step = make_predict_step(self._network)
+        longest = self.training.max_seq_length
+        outputs = predict_rows(self._network, step, self._params, rows, batch_size, longest)
+        return decode(self.task, self.labels, examples, rows, outputs, self.training.max_answer_length)
+
+    def describe(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """For JSON."""
+        if isinstance(example, QuestionExample) and isinstance(prediction, Answered):
+            candidates = [answer._asdict() for answer in prediction.candidates[:5]]
+            answer = prediction.text(self.null_threshold)
+            return {"question": example.question, "answer": answer, "candidates": candidates}
+        if isinstance(example, TaggedExample) and isinstance(prediction, list):
+            found = [
+                {"text": example.text[example.units[first][0] : example.units[last][1]], "type": kind,
+                 "start": example.units[first][0], "end": example.units[last][1]}
+                for kind, first, last in sorted(entities(prediction), key=lambda entity: entity[1])
+            ]  # fmt: skip
+            return {"text": example.text, "entities": found}
+        assert isinstance(example, TextExample)
+        texts = {"text": example.text, **({"pair": example.pair} if example.pair else {})}
+        if isinstance(prediction, Labelled):
+            names = [self.task.labels.get(label, label) for label in self.labels]
+            probabilities = dict(zip(names, prediction.probabilities, strict=True))
+            label = self.task.labels.get(prediction.label, prediction.label)
+            return {**texts, "label": label, "probabilities": probabilities}
+        return {**texts, "score": prediction}
+
+
+def _example(task: Task, number: str, line: str) -> Example:
+    if task.kind == "tagging":
+        units, begin = [], 0
+        for word in line.split():
+            begin = line.index(word, begin)
+            units.append((begin, begin + len(word)))
+            begin += len(word)
+        if task.format == "klue-ner":  # a character is what carries a tag
+            units = [(i, i + 1) for i in range(len(line))]
+        return TaggedExample(number, line, units, [])
+    text, tab, pair = line.partition("\t")
+    has_two = task.kind == "answers" or bool(task.columns.pair)
+    if has_two != bool(tab) or not text.strip() or (has_two and not pair.strip()):
+        expected = {True: "two texts with a tab between them", False: "one text, without a tab"}[has_two]
+        if task.kind == "answers":
+            expected = "a question, a tab and its context"
+        raise UserError(f'"{line[:40]}": {task.title} needs {expected}')
+    return QuestionExample(number, text, pair, []) if task.kind == "answers" else TextExample(number, text, pair, "")
+
+
+def _line(found: dict[str, Any]) -> str:
+    """For people."""
+    if "answer" in found:
+        return f"{found['answer'] or '(no answer)'}\t{found['question']}"
+    if "entities" in found:
+        return "  ".join(f"{one['text']} ({one['type']})" for one in found["entities"]) + f"\t{found['text']}"
+    texts = "\t".join(found[name] for name in ("text", "pair") if name in found)
+    if "score" in found:
+        return f"{found['score']:.3f}\t{texts}"
+    return f"{found['label']} {found['probabilities'][found['label']]:.3f}\t{texts}"

@@ -1,0 +1,137 @@
+"""Outputs of a head -> labels, scores, tags and answers, and how good they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from electra_flax.finetune import metrics
+from electra_flax.finetune.encoding import Answer, Row, best_answers, tags_of_units
+from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
+from electra_flax.finetune.task import Task
+
+Outputs = dict[str, np.ndarray]
+
+
+class Labelled(NamedTuple):
+    """Of a text."""
+
+    label: str
+    """As it is in the files."""
+    probabilities: list[float]
+    """Of each label."""
+
+
+class Answered(NamedTuple):
+    """Of a question."""
+
+    candidates: list[Answer]
+    """Best first."""
+    null_odds: float
+    """By how much "no answer" is likelier than the best one."""
+
+    def text(self, null_threshold: float) -> str:
+        """ "" where "no answer" is likelier by more than the threshold."""
+        return self.candidates[0].text if self.candidates and self.null_odds <= null_threshold else ""
+
+
+Prediction = Labelled | float | list[str] | Answered
+"""Of a classification, a regression, a tagging, a question."""
+
+
+def decode(
+    task: Task,
+    labels: Sequence[str],
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+    outputs: Sequence[Outputs],
+    max_answer_length: int,
+) -> list[Prediction]:
+    """One prediction for each example; `outputs` are those of each row, of its own tokens."""
+    if task.kind == "classification":
+        return [_labelled(labels, output["logits"]) for output in outputs]
+    if task.kind == "regression":
+        return [float(np.clip(output["logits"], 0, task.largest_score)) for output in outputs]
+    if task.kind == "tagging":
+        return [
+            tags_of_units(example.units, row.offsets, [labels[i] for i in output["logits"].argmax(axis=-1)])
+            for example, row, output in zip(examples, rows, outputs, strict=True)
+            if isinstance(example, TaggedExample)
+        ]
+    of_example: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        of_example.setdefault(row.example, []).append(number)
+    return [
+        _answered(example, [rows[i] for i in of_example[n]], [outputs[i] for i in of_example[n]], max_answer_length)
+        for n, example in enumerate(examples)
+        if isinstance(example, QuestionExample)
+    ]
+
+
+def _labelled(labels: Sequence[str], logits: np.ndarray) -> Labelled:
+    exponential = np.exp(logits.astype(np.float64) - logits.max())
+    return Labelled(labels[int(logits.argmax())], (exponential / exponential.sum()).tolist())
+
+
+def _answered(example: QuestionExample, rows: list[Row], outputs: list[Outputs], longest: int) -> Answered:
+    scores = [_score_matrix(output, len(row.input_ids)) for row, output in zip(rows, outputs, strict=True)]
+    candidates = best_answers(example.context, rows, scores, longest)
+    if "impossible" in outputs[0]:
+        null_odds = min(float(output["impossible"]) for output in outputs)
+    else:
+        null = min(float(output["start"][0] + output["end"][0]) for output in outputs)
+        null_odds = null - candidates[0].score if candidates else math.inf
+    return Answered(candidates, null_odds)
+
+
+def _score_matrix(output: Outputs, size: int) -> np.ndarray:
+    """float32 [T, T] of the answer from a token to another."""
+    if "start" in output:
+        return output["start"][:size, None] + output["end"][None, :size]
+    scores = np.full((size, size), -np.inf, np.float32)
+    for first, start, lasts, ends in zip(
+        output["start_top_index"], output["start_top_log_probs"], output["end_top_index"], output["end_top_log_probs"],
+        strict=True,
+    ):  # fmt: skip
+        is_there = lasts < size
+        if first < size:
+            scores[first, lasts[is_there]] = start + ends[is_there]
+    return scores
+
+
+def best_null_threshold(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+    """The threshold of `Answered.text` with the best score; infinity where every question has an answer."""
+    if all(isinstance(example, QuestionExample) and example.answers for example in examples):
+        return math.inf
+    odds = sorted({p.null_odds for p in predictions if isinstance(p, Answered) and math.isfinite(p.null_odds)})
+    tried = [*np.quantile(odds, np.linspace(0, 1, 101)), math.inf] if odds else [math.inf]
+    return max(tried, key=lambda threshold: scores(task, [], examples, predictions, threshold)[task.metrics[0]])
+
+
+def scores(
+    task: Task,
+    labels: Sequence[str],
+    examples: Sequence[Example],
+    predictions: Sequence[Any],
+    null_threshold: float = math.inf,
+) -> dict[str, float]:
+    """{metric: value}, in the task's order."""
+    expected: list[Any]
+    found: list[Any]
+    if task.kind == "answers":
+        expected = [[text for text, _ in e.answers] for e in examples if isinstance(e, QuestionExample)]
+        found = [prediction.text(null_threshold) for prediction in predictions]
+    elif task.kind == "tagging":
+        expected, found = [e.tags for e in examples if isinstance(e, TaggedExample)], list(predictions)
+    elif task.kind == "regression":
+        expected, found = [float(e.label) for e in examples if isinstance(e, TextExample)], list(predictions)
+    else:
+        expected = [e.label for e in examples if isinstance(e, TextExample)]
+        found = [prediction.label for prediction in predictions]
+    return {
+        name: metrics.binary_f1(expected, found, labels[-1]) if name == "f1" else metrics.SCORERS[name](expected, found)
+        for name in task.metrics
+    }

@@ -1,0 +1,221 @@
+"""A task, a model, several seeds: from the files to a published result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from electra_flax import model
+from electra_flax.architecture import flat, nested
+from electra_flax.config import Config, MeshConfig, UserError
+from electra_flax.files import write_whole
+from electra_flax.finetune import publish
+from electra_flax.finetune.data import TaskData, read_task_data
+from electra_flax.finetune.heads import make_head
+from electra_flax.finetune.loop import SeedResult, finetune_seed
+from electra_flax.finetune.step import Network, make_steps
+from electra_flax.finetune.task import Task, Training, load_task, load_training
+from electra_flax.interruption import Interruption, metadata_host
+from electra_flax.model import Params
+from electra_flax.sentences import find_part
+from electra_flax.sharding import check_batch, make_mesh
+from electra_flax.startup import set_up_compiler
+from electra_flax.step import abstract_state
+from electra_flax.weights import Weights, find_weights
+
+log = logging.getLogger("electra_flax")
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for."""
+
+    task: str
+    """Name of a task, or a YAML file."""
+    model: str
+    data: Path
+    out: Path
+    preset: str = ""
+    overrides: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+    published_protocol: bool = False
+    """The best checkpoint is that with the best score on the very examples that give the result."""
+    random_weights: bool = False
+    """The model's architecture, from fresh weights: what pretraining is worth."""
+
+
+def finetune(request: Request) -> dict[str, Any]:
+    """Fine-tunes with each seed and writes `out`: a model folder (the seed that was best on dev), predictions,
+    results.json, which is returned, and seeds/N with each seed's own.
+
+    The same call goes on with what is there. Raises UserError for what the user can fix, RunError and Preempted as
+    pretraining does.
+    """
+    task = load_task(request.task)
+    weights = find_encoder(request.model)
+    training = load_training(request.task, task, request.preset, weights.config.model, request.overrides)
+    config = encoder_config(weights, training)
+    vocabulary, casing = weights.vocabulary, weights.casing
+    if vocabulary is None or casing is None:
+        raise UserError(f"--model {request.model}: no vocabulary beside its weights: export it first")
+    set_up_compiler(weights.config.training.compilation_cache)
+    mesh = make_mesh(MeshConfig())
+    check_batch(training.batch_size, training.gradient_accumulation_steps, mesh)
+    _check_out(request, task, training)
+    data = read_task_data(task, request.data, training, vocabulary, casing, request.published_protocol)
+    log.info(
+        "%s: %s examples to learn from; the best checkpoint is chosen on %s (%s), the score is that of %s (%s)",
+        task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
+        data.scored.name, f"{len(data.scored.examples):,}",
+    )  # fmt: skip
+    head = make_head(task, training.head, config.model, len(data.labels), training.dropout)
+    network = Network(config, head, mesh, vocabulary.special.pad, task.kind == "tagging")
+    num_steps = training.steps_per_epoch(len(data.train.rows)) * training.epochs
+    shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
+    steps = make_steps(network, training, num_steps, shapes)
+    with Interruption(metadata_host()) as interruption:
+        for seed in request.seeds:
+            folder = request.out / "seeds" / str(seed)
+            if (folder / RESULTS).exists():
+                log.info("seed %d: done before", seed)
+                continue
+            begin = _first_weights(request, weights, config, seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            result = finetune_seed(task, training, data, network, steps, begin, seed, folder, interruption)
+            threshold = result.null_threshold if np.isfinite(result.null_threshold) else None
+            recipe = publish.Recipe(dataclasses.asdict(task), dataclasses.asdict(training), data.labels, threshold)
+            publish.write_model(folder, task, training, config.model, vocabulary, casing, data.labels, result, recipe)
+            name, text = publish.predictions_file(task, data.scored.examples, result.predictions, result.null_threshold)
+            write_whole(folder / name, text)
+            write_whole(folder / "confusion.png", publish.confusion_picture(task, data, result))
+            write_whole(folder / RESULTS, _json(_result(seed, task, data, result)))
+    return _finish(request, task, training, data)
+
+
+def find_encoder(place: str) -> Weights:
+    """A discriminator: an export, a model's folder, OWNER/NAME on the hub, or hf:, tf1:, orbax: as export --from has
+    them. Raises UserError for a generator."""
+    if place.partition(":")[0] not in ("hf", "tf1", "orbax"):
+        return find_part(place, "discriminator")
+    weights = find_weights(place)
+    if not weights.config.objective.electra_objective:
+        raise UserError(f"--model {place}: a generator; the discriminator is what is fine-tuned")
+    return weights
+
+
+def encoder_config(weights: Weights, training: Training) -> Config:
+    """Raises UserError where the model has too few positions."""
+    sizes = weights.config.model
+    if training.max_seq_length > sizes.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length={training.max_seq_length}: the model has {sizes.max_position_embeddings} positions: add "
+            f"--max_seq_length {sizes.max_position_embeddings}"
+        )
+    return dataclasses.replace(
+        weights.config,
+        model=dataclasses.replace(
+            sizes, hidden_dropout_prob=training.dropout, attention_probs_dropout_prob=training.dropout
+        ),
+        training=dataclasses.replace(weights.config.training, compute_dtype=training.compute_dtype),
+    )
+
+
+def _first_weights(request: Request, weights: Weights, config: Config, seed: int) -> Params:
+    if request.random_weights:
+        return {"electra": jax.jit(model.init, static_argnums=0)(config, jax.random.key(seed))["electra"]}
+    names = [name for name in weights.shapes if name.startswith("electra/")]
+    return nested({name: weights.read(name) for name in names})
+
+
+def _check_out(request: Request, task: Task, training: Training) -> None:
+    """An output folder belongs to one model, task and way of training."""
+    now = {
+        "model": request.model, "data": str(request.data), "random_weights": request.random_weights,
+        "published_protocol": request.published_protocol, "task": dataclasses.asdict(task),
+        "training": dataclasses.asdict(training),
+    }  # fmt: skip
+    path = request.out / "run.json"
+    if path.exists():
+        before = flat(json.loads(path.read_bytes()))
+        after = flat(now)
+        changed = [
+            f"{name}: {before.get(name)} -> {value}" for name, value in after.items() if before.get(name) != value
+        ]
+        if changed:
+            raise UserError(f"--out {request.out}: holds another fine-tuning ({changed[0]}): name another folder")
+        return
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {request.out}: cannot be made ({error.strerror}): name another") from None
+    write_whole(path, _json(now))
+
+
+def _result(seed: int, task: Task, data: TaskData, result: SeedResult) -> dict[str, Any]:
+    best = next(found for found in result.history if found["step"] == result.step)
+    return {
+        "seed": seed,
+        "scores": publish.finite(result.scores),
+        "chosen_step": result.step,
+        "chosen_by": publish.finite({name: best[name] for name in task.metrics}),
+        "seconds": round(result.seconds, 1),
+        "history": [publish.finite(found) for found in result.history],
+    }
+
+
+def _finish(request: Request, task: Task, training: Training, data: TaskData) -> dict[str, Any]:
+    """results.json over all seeds, and the best one's folder as `out` itself."""
+    seeds = [json.loads((request.out / "seeds" / str(seed) / RESULTS).read_bytes()) for seed in request.seeds]
+    first = task.metrics[0]
+    best = max(seeds, key=lambda found: -1.0 if found["chosen_by"][first] is None else found["chosen_by"][first])
+    results = {
+        "task": task.title,
+        "metrics": {name: _statistics([found["scores"][name] for found in seeds]) for name in task.metrics},
+        "model": "random weights of " * request.random_weights + request.model,
+        "scored": f"{len(data.scored.examples)} examples of {data.scored.name}",
+        "chosen_by": data.choice.name,
+        "published_protocol": request.published_protocol,
+        "best_seed": best["seed"],
+        "seeds": seeds,
+    }
+    write_whole(request.out / RESULTS, _json(results))
+    for path in (request.out / "seeds" / str(best["seed"])).iterdir():
+        if path.name != RESULTS:
+            _link(path, request.out / path.name)
+    return results
+
+
+def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation over the seeds; null where a seed has no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "deviation": None, "values": list(values)}
+    return {
+        "mean": float(np.mean(known)),
+        "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "values": known,
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,156 @@
+"""One step of fine-tuning and one of prediction, on the mesh and with the optimizer of pretraining."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from electra_flax import model, randomness
+from electra_flax.config import Config, OptimizerConfig
+from electra_flax.finetune.batches import collate, sorted_batches
+from electra_flax.finetune.encoding import Row
+from electra_flax.finetune.heads import Batch, Head, Outputs
+from electra_flax.finetune.task import Training
+from electra_flax.model import Params
+from electra_flax.optimizer import make_optimizer, scale_by_layer
+from electra_flax.sharding import batch_sharding, state_shardings
+from electra_flax.step import TrainState, sum_over_slices
+
+_BELOW_TOP = {"paper": 1, "original": 2}
+
+
+class Network(NamedTuple):
+    """An encoder with a head, and what goes in."""
+
+    config: Config
+    """Of the encoder; of the rest of it only training.compute_dtype counts."""
+    head: Head
+    mesh: Mesh
+    pad_id: int
+    is_tagging: bool
+
+
+def optimizer_of(training: Training, config: Config, num_steps: int) -> optax.GradientTransformation:
+    """AdamW as in pretraining, each layer with its own part of the learning rate."""
+    rates = OptimizerConfig(
+        learning_rate=training.learning_rate,
+        warmup_steps=round(num_steps * training.warmup_proportion),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+    )
+    below_top = _BELOW_TOP[training.layer_decay_form]
+    layers = scale_by_layer(training.layer_decay, config.model.num_hidden_layers, below_top)
+    return optax.chain(make_optimizer(rates, num_steps), layers)
+
+
+class Steps(NamedTuple):
+    """What is compiled once for all seeds, and once for each length of a batch."""
+
+    init: Callable[[Params], TrainState]
+    """Step 0 with these parameters, placed on the mesh."""
+    shapes: TrainState
+    """Of a state's arrays."""
+    train: Callable[[TrainState, Batch, int], tuple[TrainState, dict[str, jax.Array]]]
+    """(state, batch, seed) -> (next state, {"loss", "grad_norm"})."""
+    predict: Callable[[Params, Batch], Outputs]
+    """(params, batch) -> the head's outputs."""
+
+
+def make_steps(network: Network, training: Training, num_steps: int, params: Params) -> Steps:
+    """`params` are arrays or their shapes."""
+    optimizer = optimizer_of(training, network.config, num_steps)
+
+    def init(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    shapes = jax.eval_shape(init, params)
+    shardings = state_shardings(shapes, network.mesh)
+    return Steps(
+        jax.jit(init, out_shardings=shardings),
+        shapes,
+        jax.jit(
+            functools.partial(_train_step, network, training, optimizer),
+            donate_argnums=0,
+            in_shardings=(shardings, batch_sharding(network.mesh), None),
+            out_shardings=(shardings, None),
+        ),
+        make_predict_step(network),
+    )
+
+
+def _train_step(
+    network: Network,
+    training: Training,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    seed: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    def slice_loss(params: Params, rows: Any) -> jax.Array:
+        batch, seeds_B, divisor_B = rows
+        hidden_BTD = model.apply_encoder(network.config, {"electra": params["electra"]}, *_inputs(batch), seeds_B)
+        loss_B = network.head.loss(params, hidden_BTD, batch, randomness.fold_in(seeds_B, 4))
+        return (loss_B * batch["weight"]).sum() / divisor_B[0]
+
+    rows = batch["weight"].shape[0]
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    divisor_B = jnp.broadcast_to(_divisor(batch, training.loss, network.is_tagging), rows)
+    loss, grads = sum_over_slices(
+        functools.partial(jax.value_and_grad(slice_loss), state.params),
+        (batch, randomness.row_seeds(key, rows), divisor_B),
+        training.gradient_accumulation_steps,
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+
+
+def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
+    """What a batch's summed loss is divided by: 1, its examples, or its tags."""
+    if loss == "sum":
+        return jnp.ones(())
+    if is_tagging:
+        return jnp.maximum(1.0, ((batch["target"] >= 0) * batch["weight"][:, None]).sum())
+    return batch["weight"].sum()
+
+
+def make_predict_step(network: Network) -> Callable[[Params, Batch], Outputs]:
+    """(params, batch) -> the head's outputs; compiled once for each length of a batch."""
+    config, head, mesh, *_ = network
+
+    def predict_step(params: Params, batch: Batch) -> Outputs:
+        hidden_BTD = model.apply_encoder(config, {"electra": params["electra"]}, *_inputs(batch))
+        return head.predict(params, hidden_BTD, batch)
+
+    return jax.jit(predict_step, in_shardings=(None, batch_sharding(mesh)))
+
+
+def predict_rows(
+    network: Network,
+    predict_step: Callable[[Params, Batch], Outputs],
+    params: Params,
+    rows: Sequence[Row],
+    batch_size: int,
+    longest: int,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> list[dict[str, np.ndarray]]:
+    """The outputs of each row, in the order of the rows; `advance` hears of rows that are done."""
+    found: list[dict[str, np.ndarray]] = [{}] * len(rows)
+    for indices in sorted_batches(rows, batch_size):
+        batch = collate(rows, indices, batch_size, longest, network.pad_id, network.is_tagging)
+        outputs = jax.device_get(predict_step(params, batch))
+        for place, index in enumerate(indices):
+            found[index] = {name: value[place] for name, value in outputs.items()}
+        advance(len(indices))
+    return found

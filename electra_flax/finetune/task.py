@@ -1,0 +1,210 @@
+"""What a task is: files, columns, labels, metrics. Each lies in a YAML file, the product's own in `tasks/`, a user's
+anywhere. Presets of hyperparameters lie in `presets.yaml`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from electra_flax.config import ModelConfig, UserError, check, check_positive, check_probability
+from electra_flax.config_io import fields_from, load_fields
+
+HELP = "electra-flax finetune --help"
+SPLITS = ("train", "dev", "test")
+_FOLDER = resources.files("electra_flax.finetune")
+
+Kind = Literal["classification", "regression", "tagging", "answers"]
+Metric = Literal[
+    "accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "f1_at_3",
+    "entity_f1", "entity_macro_f1", "character_macro_f1",
+    "exact_match", "answer_f1", "korquad_exact_match", "korquad_f1", "rouge_w",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Files:
+    """Of each split, the names that its file may have, the first that is there is read. A name may stand for several
+    files, with spaces between them, which are read one after the other."""
+
+    train: list[str]
+    """What is learned from."""
+    dev: list[str] = field(default_factory=list)
+    """What decides which checkpoint is the best; where there is none, a part of the training examples does."""
+    test: list[str] = field(default_factory=list)
+    """What is scored; where there is none, dev is."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where things are in a row: a name of the header, a number from 0, or a path of names, "labels.real-label"."""
+
+    text: str = ""
+    """The text, or the first of two."""
+    pair: str = ""
+    """The second text."""
+    label: str = ""
+    """The label or the score; "" where a file has none."""
+    id: str = ""
+    """What the row is called in a submission; "": its number from 0."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task."""
+
+    title: str
+    """As tables name it."""
+    kind: Kind
+    """What is predicted: a label of a text or two, a score, a tag for each word, the answer to a question."""
+    files: Files
+    """Names in the data folder."""
+    metrics: list[Metric]
+    """What is computed; the first decides which checkpoint is the best."""
+    format: Literal["tsv", "json", "naver-ner", "klue-ner", "conll", "squad"] = "tsv"
+    """tsv: a row a line, cells between tabs, quotes are characters like others; json: a list of objects, or one a
+    line; the others: the layouts that they are named after."""
+    columns: Columns = field(default_factory=Columns)
+    """Of tsv and json."""
+    has_header: bool = True
+    """Whether the first line of a tsv names the columns."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """{label in the files: its name}, in the order of the model's outputs; empty: those of the training file."""
+    skipped_labels: list[str] = field(default_factory=list)
+    """Rows with these are left out, and counted."""
+    skipped_texts: list[str] = field(default_factory=list)
+    """Rows with one of these texts are left out, and counted."""
+    largest_score: float = 5.0
+    """Of a regression; the smallest is 0."""
+    submission: str = ""
+    """Name of the file in which the task's authors want predictions; "": predictions.tsv or predictions.json."""
+    language: str = ""
+    """Code of the texts' language."""
+    preset: Literal["koelectra", "paper", "original"] = "koelectra"
+    """Hyperparameters that are used where none are named."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Hyperparameters of this task that differ from its preset's."""
+
+    def __post_init__(self) -> None:
+        expected = {"tagging": ("naver-ner", "klue-ner", "conll"), "answers": ("squad",)}.get(
+            self.kind, ("tsv", "json")
+        )
+        check(self.format in expected, f"format={self.format}: a task of kind {self.kind} has {' or '.join(expected)}")
+        check(self.format not in ("tsv", "json") or bool(self.columns.text), "columns.text must be named")
+        allowed = METRICS_OF[self.kind]
+        check(bool(self.metrics), f"metrics: empty; of kind {self.kind} are {', '.join(allowed)}")
+        for metric in self.metrics:
+            check(metric in allowed, f"metrics: {metric} is not of kind {self.kind}: {', '.join(allowed)} are")
+        check_positive("task", self, "largest_score")
+
+
+METRICS_OF: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "macro_f1", "matthews"),
+    "regression": ("pearson", "spearman", "f1_at_3"),
+    "tagging": ("entity_f1", "entity_macro_f1", "character_macro_f1"),
+    "answers": ("exact_match", "answer_f1", "korquad_exact_match", "korquad_f1", "rouge_w"),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is fine-tuned."""
+
+    learning_rate: float
+    """Peak of the schedule, which decays linearly to 0."""
+    epochs: int
+    """Times that every example is learned from."""
+    batch_size: int
+    """Examples a step, over all devices."""
+    max_seq_length: int
+    """Tokens of an example; longer texts are cut, the longer of two first; long contexts become several windows."""
+    warmup_proportion: float
+    """Part of the steps in which the learning rate rises."""
+    weight_decay: float
+    """Decoupled, of everything but biases and LayerNorms."""
+    layer_decay: float
+    """Each layer learns with so much of the rate of the one above it; 1: all alike."""
+    layer_decay_form: Literal["paper", "original"] = "paper"
+    """paper: the top layer has layer_decay of the head's rate; original: as the original's code has it, one power
+    more for all layers and the embeddings (SEMANTICS.md section 10)."""
+    head: Literal["huggingface", "original"] = "huggingface"
+    """huggingface: what ElectraForSequenceClassification and its kin have; original: the original's heads, which no
+    class of transformers loads."""
+    loss: Literal["mean", "sum"] = "mean"
+    """Over a batch's examples; sum is the original's, after which clipping is nearly always on."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    gradient_accumulation_steps: int = 1
+    """Slices into which a batch is cut when it does not fit; the result is that of the whole batch."""
+    dropout: float = 0.1
+    """In the encoder and before the head."""
+    dev_fraction: float = 0.1
+    """Of the training examples, where the task has no dev file."""
+    evaluations: int = 0
+    """Times that dev is scored, evenly over the run; 0: after each epoch."""
+    patience: int = 0
+    """Evaluations without a better one after which a run ends; 0: it goes on to its last epoch."""
+    doc_stride: int = 128
+    """Tokens by which two windows of a context differ."""
+    max_query_length: int = 64
+    """Tokens of a question; longer ones are cut."""
+    max_answer_length: int = 30
+    """Tokens of an answer."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of matrix products and activations; on a TPU, float32 products are of bfloat16 numbers all the same."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "training", self, "learning_rate", "epochs", "batch_size", "max_seq_length", "layer_decay",
+            "max_grad_norm", "gradient_accumulation_steps", "doc_stride", "max_query_length", "max_answer_length",
+        )  # fmt: skip
+        check_probability("training", self, "warmup_proportion", "dropout", "dev_fraction")
+        check(
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"batch_size={self.batch_size} must be a multiple of gradient_accumulation_steps="
+            f"{self.gradient_accumulation_steps}",
+        )
+        check(self.max_seq_length > 3, f"max_seq_length={self.max_seq_length} must be greater than 3")
+
+    def steps_per_epoch(self, num_rows: int) -> int:
+        """The last batch of an epoch may be smaller."""
+        return -(-num_rows // self.batch_size)
+
+
+def task_names() -> list[str]:
+    """Those that come with the product."""
+    return sorted(path.name.removesuffix(".yaml") for path in (_FOLDER / "tasks").iterdir() if ".yaml" in path.name)
+
+
+def load_task(name: str) -> Task:
+    """One of the product's, or of a user's YAML file. Raises UserError."""
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise UserError(f"--task {name}: no such file")
+        return load_fields(Task, name, (), HELP)
+    if name not in task_names():
+        raise UserError(
+            f"--task {name}: there is none; there are {', '.join(task_names())}; your own is a YAML file (NAME.yaml, "
+            "docs/finetuning.md)"
+        )
+    with resources.as_file(_FOLDER / "tasks" / f"{name}.yaml") as path:
+        return load_fields(Task, path, (), HELP)
+
+
+def load_training(name: str, task: Task, preset: str, sizes: ModelConfig, overrides: Sequence[str]) -> Training:
+    """Hyperparameters of a task for a model: the preset's, the task's own, the user's. Raises UserError."""
+    presets = yaml.safe_load((_FOLDER / "presets.yaml").read_text())
+    preset = preset or task.preset
+    if preset not in presets:
+        raise UserError(f"--preset {preset}: there are {', '.join(presets)}")
+    chosen = presets[preset]
+    size = "large" if sizes.num_hidden_layers > 12 else "base" if sizes.hidden_size > 256 else "small"
+    values = dict(chosen["all"])
+    for key in (size, task.kind, Path(name).stem):
+        values |= chosen.get(key, {})
+    if preset == task.preset:
+        values |= task.training
+    return fields_from(Training, values, overrides, f"--task {name}", HELP)
