@@ -60,7 +60,11 @@ def config_of(shapes: Shapes, electra: ModelConfig, generator: ModelConfig | Non
             untied_generator_embeddings="generator/embeddings/word_embeddings/embedding" in shapes,
             uniform_generator="generator_lm_head/bias" not in shapes,
         ),
-        objective=ObjectiveConfig(electra_objective="discriminator_predictions/dense/kernel" in shapes),
+        # An encoder alone, as fine-tuning leaves it, counts as a discriminator.
+        objective=ObjectiveConfig(
+            electra_objective="discriminator_predictions/dense/kernel" in shapes
+            or "generator_lm_head/bias" not in shapes
+        ),
         data=DataConfig(max_seq_length=electra.max_position_embeddings),
         training=TrainingConfig(batch_size=1, num_steps=1, compute_dtype="float32"),
         optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),

@@ -58,7 +58,7 @@ class Checkpoints:
                     f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
                 )
             # Floats hardly shrink: compressing them only takes the host's time from the step.
-            state_handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            state_handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers())
             handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
             return ocp.CheckpointManager(self._path, options=options, item_handlers=handlers)
 
@@ -276,6 +276,16 @@ def fingerprint(tree: Any) -> jax.Array:
         return (bits * weights).sum(dtype=jnp.uint32)
 
     return jnp.stack([of_array(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _array_handlers() -> Any:
+    """Of an array that each device has, each writes a part; of a small one that would be a program compiled for each
+    of its parts to save nothing."""
+    handlers = ocp.type_handlers
+    return handlers.create_type_handler_registry(
+        (jax.Array, handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)),
+        (np.ndarray, handlers.NumpyHandler()),
+    )
 
 
 def _move(folder: epath.Path, target: epath.Path) -> None:

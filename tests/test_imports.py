@@ -29,7 +29,7 @@ def test_data_prep_needs_only_the_contract():
 
 
 def test_electra_flax_keeps_its_seams():
-    for path in (ROOT / "electra_flax").glob("*.py"):
+    for path in (ROOT / "electra_flax").rglob("*.py"):
         names = imports(path)
         roots = {name.split(".")[0] for name in names}
         # What compares our forward pass with other frameworks' imports them, where they are installed.
@@ -37,6 +37,12 @@ def test_electra_flax_keeps_its_seams():
         assert not roots & {"data_prep", "tests", "tpu", *others}, path
         if "flax" in roots:
             assert path.stem in ("layers", "model") or names & {"flax.serialization"}, path
+
+
+def test_pretraining_needs_nothing_of_fine_tuning():
+    for path in (ROOT / "electra_flax").glob("*.py"):
+        # The command line imports it when it is asked for.
+        assert path.stem in ("cli", "arguments") or not any("finetune" in name for name in imports(path)), path
 
 
 def test_the_launcher_starts_without_jax():

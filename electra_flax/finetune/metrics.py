@@ -167,7 +167,7 @@ def korquad_f1(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> f
         # Unlike SQuAD's: two texts of which nothing is left are 0.
         return _overlap(characters(a), characters(b)) if characters(a) else 0.0
 
-    return _best(expected, predicted, f1, lambda text: text)
+    return _best(expected, predicted, f1)
 
 
 def rouge_w(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
@@ -179,10 +179,10 @@ def _best(
     expected: Sequence[Sequence[str]],
     predicted: Sequence[str],
     compare: Callable[[str, str], float],
-    normalize: Callable[[str], str] = lambda text: text,
+    is_kept: Callable[[str], object] = lambda answer: True,
 ) -> float:
     scores = [
-        max(compare(answer, text) for answer in [a for a in answers if normalize(a)] or [""])
+        max(compare(answer, text) for answer in [a for a in answers if is_kept(a)] or [""])
         for answers, text in zip(expected, predicted, strict=True)
     ]
     return float(np.mean(scores))

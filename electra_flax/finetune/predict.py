@@ -22,11 +22,11 @@ from electra_flax.finetune.examples import (
     read_files,
     without_labels,
 )
-from electra_flax.finetune.heads import make_head
+from electra_flax.finetune.heads import Batch, Outputs, make_head
 from electra_flax.finetune.metrics import entities
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction, decode
 from electra_flax.finetune.publish import SETTINGS, predictions_file
-from electra_flax.finetune.step import Network, make_predict_step, predict_rows
+from electra_flax.finetune.step import Network, apply, make_predict_step, predict_rows
 from electra_flax.finetune.task import HELP, Task, Training
 from electra_flax.hugging_face import ModelFolder
 from electra_flax.records import Vocabulary
@@ -41,20 +41,20 @@ def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool
 
     Raises UserError where the folder is none of finetune, and for texts that do not fit its task.
     """
-    model = _FineTuned(folder)
-    if file is not None and file.suffix == ".txt" and model.task.format in ("tsv", "json"):
+    tuned = FineTuned(folder)
+    if file is not None and file.suffix == ".txt" and tuned.task.format in ("tsv", "json"):
         texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         file = None
     if file is not None:
-        examples = read_files(without_labels(model.task), [file]).examples
-        predictions = model.predict(examples)
+        examples = read_files(without_labels(tuned.task), [file]).examples
+        predictions = tuned.predict(examples)
         if not as_json:
-            yield predictions_file(model.task, examples, predictions, model.null_threshold)[1].rstrip("\n")
+            yield predictions_file(tuned.task, examples, predictions, tuned.null_threshold)[1].rstrip("\n")
             return
     else:
-        examples = [_example(model.task, str(number), text) for number, text in enumerate(texts)]
-        predictions = model.predict(examples)
-    found = [model.describe(example, one) for example, one in zip(examples, predictions, strict=True)]
+        examples = [_example(tuned.task, str(number), text) for number, text in enumerate(texts)]
+        predictions = tuned.predict(examples)
+    found = [tuned.describe(example, one) for example, one in zip(examples, predictions, strict=True)]
     if as_json:
         yield json.dumps(found, indent=1, ensure_ascii=False)
         return
@@ -62,7 +62,7 @@ def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool
         yield _line(one)
 
 
-class _FineTuned:
+class FineTuned:
     """A folder of finetune."""
 
     def __init__(self, folder: Path) -> None:
@@ -88,7 +88,12 @@ class _FineTuned:
         mesh = make_mesh(MeshConfig())
         self._network = Network(config, head, mesh, vocabulary.special.pad, self.task.kind == "tagging")
 
+    def outputs(self, batch: Batch) -> Outputs:
+        """What the head makes of a batch of any size."""
+        return apply(self._network, self._params, batch)
+
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        """One for each example."""
         rows = encode(self.task, examples, self.labels, self._tokenizer, self.training)
         batch_size = -(-_BATCH // self._network.mesh.size) * self._network.mesh.size
         step = make_predict_step(self._network)

@@ -127,13 +127,13 @@ def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
 
 def make_predict_step(network: Network) -> Callable[[Params, Batch], Outputs]:
     """(params, batch) -> the head's outputs; compiled once for each length of a batch."""
-    config, head, mesh, *_ = network
+    return jax.jit(functools.partial(apply, network), in_shardings=(None, batch_sharding(network.mesh)))
 
-    def predict_step(params: Params, batch: Batch) -> Outputs:
-        hidden_BTD = model.apply_encoder(config, {"electra": params["electra"]}, *_inputs(batch))
-        return head.predict(params, hidden_BTD, batch)
 
-    return jax.jit(predict_step, in_shardings=(None, batch_sharding(mesh)))
+def apply(network: Network, params: Params, batch: Batch) -> Outputs:
+    """The head's outputs, without dropout."""
+    hidden_BTD = model.apply_encoder(network.config, {"electra": params["electra"]}, *_inputs(batch))
+    return network.head.predict(params, hidden_BTD, batch)
 
 
 def predict_rows(

@@ -1,0 +1,259 @@
+"""Fine-tuning from files to a folder that transformers loads, its interruptions, and predict and scoreboard on it."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from finetune_tools import QUICK, write_names, write_questions, write_sentiment, write_similarity
+from run_tools import refusal
+from weights_tools import export_both
+
+from electra_flax.cli import main
+from electra_flax.config import Preempted
+from electra_flax.finetune import loop
+from electra_flax.finetune.predict import FineTuned
+from electra_flax.finetune.predictions import Answered, best_null_threshold, scores
+from electra_flax.finetune.run import Request, finetune
+from electra_flax.finetune.task import load_task
+from electra_flax.interruption import Interruption
+from electra_flax.optimizer import scale_by_layer
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """`export` is a model with random weights; the folders of tasks are named as the tasks."""
+    root = export_both(tmp_path_factory.mktemp("finetune"))
+    write_sentiment(root / "data/nsmc")
+    write_similarity(root / "data/korsts")
+    write_names(root / "data/naver-ner")
+    write_questions(root / "data/squad2", impossible=True)
+    return root
+
+
+def run(root, task, out, *overrides, seeds=(0,), **changes):
+    request = Request(task, str(root / "export"), root / "data" / task, out, "koelectra", [*QUICK, *overrides], seeds,
+                      **changes)  # fmt: skip
+    return finetune(request)
+
+
+# What transformers makes of a folder: the class, and our output of the same inputs.
+CLASSES = {
+    "nsmc": "ElectraForSequenceClassification",
+    "korsts": "ElectraForSequenceClassification",
+    "naver-ner": "ElectraForTokenClassification",
+    "squad2": "ElectraForQuestionAnswering",
+}
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_a_folder_is_what_transformers_loads(root, tmp_path, task):
+    import transformers
+
+    results = run(root, task, tmp_path / "out")
+    assert results["best_seed"] == 0 and set(results["metrics"]) == set(load_task(task).metrics)
+    out = tmp_path / "out"
+    texts = {
+        "korsts": (["한국어", "짧은"], ["한국어", "문장"]),
+        "squad2": (["한국", "짧은"], ["공유 한국 어", "문장 짧은 다"]),
+    }
+    inputs = transformers.ElectraTokenizerFast.from_pretrained(out)(
+        *texts.get(task, (["한국어 공유", "짧은"],)), return_tensors="np", padding=True
+    )
+    model = FineTuned(out)
+    batch = {name: np.asarray(inputs[name], np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    ours = jax.device_get(model.outputs(batch))
+    with jax.numpy_rank_promotion("allow"):
+        flax = getattr(transformers, "Flax" + CLASSES[task]).from_pretrained(out)(**batch)
+    theirs = [flax]
+    try:
+        import torch
+
+        cls = getattr(transformers, CLASSES[task])
+        loaded, report = cls.from_pretrained(out, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        with torch.no_grad():
+            theirs.append(loaded.eval()(**{name: torch.tensor(value).long() for name, value in batch.items()}))
+    except ImportError:
+        print("NOT CHECKED: PyTorch is not installed")
+    used = batch["attention_mask"] == 1
+    for found in theirs:
+        if task == "squad2":
+            pairs = [(ours["start"], found.start_logits), (ours["end"], found.end_logits)]
+        else:
+            logits = np.asarray(found.logits)
+            pairs = [(ours["logits"], logits[:, 0] if task == "korsts" else logits)]
+        for a, b in pairs:
+            a, b = np.asarray(a), np.asarray(b)
+            where = used if a.shape[:2] == used.shape else slice(None)
+            np.testing.assert_allclose(a[where], b[where], atol=1e-5)
+    if task == "nsmc":
+        assert loaded.config.id2label == {0: "negative", 1: "positive"}
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_predictions_and_statistics(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    results = run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2))
+    values = results["metrics"]["accuracy"]["values"]
+    assert results["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert results["metrics"]["accuracy"]["deviation"] == pytest.approx(np.std(values, ddof=1))
+    assert min(values) > 0.9, "the first letter says it all"
+    assert results["chosen_by"] == "6 training examples that are not learned from" and "test" in results["scored"]
+    lines = (out / "predictions.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 33
+    labels = [line.split("\t")[2] for line in (root / "data/nsmc/ratings_test.txt").read_text().splitlines()[1:]]
+    found = [line.split("\t")[1] for line in lines[1:]]
+    best = results["metrics"]["accuracy"]["values"][(1, 2).index(results["best_seed"])]
+    assert np.mean([a == b for a, b in zip(labels, found, strict=True)]) == pytest.approx(best)
+    for seed in results["seeds"]:
+        best = max(seed["history"], key=lambda one: one["accuracy"])
+        assert seed["chosen_by"]["accuracy"] == best["accuracy"]
+        assert [one["step"] for one in seed["history"]] == [4 * (i + 1) for i in range(8)]
+
+    capsys.readouterr()
+    assert main(["predict", "--model", str(out), "한국어 공유", "짧은 문장"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("positive 0.") and second.startswith("negative 0.") and second.endswith("\t짧은 문장")
+    assert main(["predict", "--model", str(out), "--json", "한국어"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert one["label"] == "positive" and sum(one["probabilities"].values()) == pytest.approx(1)
+    # A file without labels gives what the scored one gave.
+    text = (root / "data/nsmc/ratings_test.txt").read_text()
+    (tmp_path / "unlabelled.tsv").write_text("\n".join(line.rsplit("\t", 1)[0] for line in text.splitlines()) + "\n")
+    assert main(["predict", "--model", str(out), "--file", str(tmp_path / "unlabelled.tsv")]) == 0
+    assert capsys.readouterr().out == (out / "predictions.tsv").read_text()
+    (tmp_path / "lines.txt").write_text("한국어\n\n짧은\n")
+    assert main(["predict", "--model", str(out), "--file", str(tmp_path / "lines.txt")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+    # What is there is not done again, and another way of training does not get mixed into it.
+    before = (out / "seeds/1/results.json").stat().st_mtime_ns
+    assert run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2))["metrics"] == results["metrics"]
+    assert (out / "seeds/1/results.json").stat().st_mtime_ns == before
+    arguments = ["finetune", "--task", "nsmc", "--model", str(root / "export"), "--data", str(root / "data/nsmc"),
+                 "--out", str(out), *QUICK]  # fmt: skip
+    assert "holds another fine-tuning (training/epochs: 8 -> 2): name another" in refusal(capsys, arguments)
+
+
+def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypatch):
+    """Asked to stop between two evaluations, while accumulating and with dropout."""
+    how = ["--gradient_accumulation_steps", "2", "--dropout", "0.1"]
+    straight = run(root, "nsmc", tmp_path / "straight", *how)
+    real, steps, interruption = loop.collate, [], Interruption(None)
+
+    def collate(*arguments):
+        steps.append(1)
+        interruption.requested = len(steps) == 3
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "collate", collate)
+    monkeypatch.setattr("electra_flax.finetune.run.Interruption", lambda host: interruption)
+    with pytest.raises(Preempted, match="saved at step 3 of 8"):
+        run(root, "nsmc", tmp_path / "again", *how)
+    monkeypatch.undo()
+    again = run(root, "nsmc", tmp_path / "again", *how)
+    for name in ("scores", "history", "chosen_step"):
+        assert again["seeds"][0][name] == straight["seeds"][0][name]
+    for name in ("model.safetensors", "predictions.tsv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert not (tmp_path / "again/seeds/0/checkpoints").exists()
+
+
+def test_accumulated_slices_are_one_batch(root, tmp_path):
+    """Without dropout, tags and their number differing from row to row."""
+    losses = [
+        run(root, "naver-ner", tmp_path / name, "--dropout", "0", "--gradient_accumulation_steps", slices)["seeds"][0]
+        for name, slices in (("one", "1"), ("two", "2"))
+    ]
+    for one, two in zip(losses[0]["history"], losses[1]["history"], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+def test_patience_ends_a_run_and_the_protocol_is_said(root, tmp_path):
+    results = run(root, "nsmc", tmp_path / "out", "--epochs", "30", "--patience", "2", published_protocol=True)
+    (seed,) = results["seeds"]
+    values = [one["accuracy"] for one in seed["history"]]
+    assert len(values) < 30 and len(values) - 1 - int(np.argmax(values)) == 2
+    assert results["published_protocol"] and results["chosen_by"] == "the scored examples themselves"
+    assert seed["scores"]["accuracy"] == max(values)
+
+
+def test_layers_learn_at_their_own_rates():
+    params = {"classifier": {"kernel": 1.0}, "electra": {
+        "embeddings": {"word_embeddings": {"embedding": 1.0}}, "embeddings_project": {"bias": 1.0},
+        "encoder": {"layer": {str(i): {"output": {"dense": {"bias": 1.0}}} for i in range(12)}},
+    }}  # fmt: skip
+    for below_top, top, table in ((1, 0.8, 0.8**13), (2, 0.8**2, 0.8**14)):  # the paper's, the original's
+        scale = scale_by_layer(0.8, 12, below_top)
+        found, _ = scale.update(params, scale.init(params))
+        layers = found["electra"]["encoder"]["layer"]
+        assert found["classifier"]["kernel"] == 1.0
+        assert layers["11"]["output"]["dense"]["bias"] == pytest.approx(top)
+        assert layers["0"]["output"]["dense"]["bias"] == pytest.approx(top * 0.8**11)
+        assert found["electra"]["embeddings"]["word_embeddings"]["embedding"] == pytest.approx(table)
+        assert found["electra"]["embeddings_project"]["bias"] == pytest.approx(table)
+
+
+def test_no_answer_is_chosen_on_the_examples_that_choose():
+    from electra_flax.finetune.encoding import Answer
+    from electra_flax.finetune.examples import QuestionExample
+
+    task = load_task("squad2")
+    answer = [Answer("서울", 1.0, 0)]
+    examples = [QuestionExample(str(i), "q", "서울", [("서울", 0)] if i % 2 else []) for i in range(20)]
+    predictions = [Answered(answer, (-2.0 if i % 2 else 1.0) + 0.01 * i) for i in range(20)]
+    threshold = best_null_threshold(task, examples, predictions)
+    assert scores(task, [], examples, predictions, threshold) == {"answer_f1": 1.0, "exact_match": 1.0}
+    assert scores(task, [], examples, predictions)["exact_match"] == 0.5
+    assert best_null_threshold(task, examples[1::2], predictions[1::2]) == float("inf")
+
+
+def test_scoreboard(root, tmp_path, capsys, monkeypatch):
+    arguments = ["scoreboard", "--model", str(root / "export"), "--data", str(root / "data"), "--tasks", "nsmc",
+                 "--out", str(tmp_path / "board"), *QUICK]  # fmt: skip
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert "**NSMC**<br/>(acc)" in table and "| KoELECTRA-Base-v3 (published) | 90.63 |" in table
+    assert "best of all checkpoints on the scored examples" in table and "Naver NER" not in table
+    rows = json.loads((tmp_path / "board/table.json").read_text())
+    mean = rows[str(root / "export")]["nsmc"]["metrics"]["accuracy"]["mean"]
+    assert f"| {100 * mean:.2f} |" in table
+    assert (tmp_path / "board/table.png").read_bytes().startswith(b"\x89PNG")
+    assert "--tasks kornli: its files" in refusal(capsys, [*arguments, "--tasks", "kornli"])
+    assert "no such folder" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path / "none")])
+    assert "no task's files there" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path)])
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("국어 짧은\n"))
+    folder = tmp_path / "names"
+    run(root, "naver-ner", folder, "--epochs", "6")
+    capsys.readouterr()
+    assert main(["predict", "--model", str(folder)]) == 0
+    assert capsys.readouterr().out == "국어 (LOC)\t국어 짧은\n"
+    assert "needs a folder" in refusal(capsys, ["predict", "--model", str(root / "export"), "x"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"--model": "export/generator"}, "a generator; this command asks the discriminator"),
+        ({"--model": "nowhere"}, "nowhere"),
+        ({"--data": "data/korsts"}, "no training file of NSMC: expected ratings_train.txt"),
+        ({"--task": "paws"}, "no training file of PAWS"),
+        ({"--task": "own.txt"}, "--task own.txt: there is none"),
+        ({"--max_seq_length": "100"}, "the model has 64 positions: add --max_seq_length 64"),
+        ({"--batch_size": "12"}, "must be a multiple of 8"),
+        ({"--preset": "mine"}, "--preset mine: there are koelectra, paper, original"),
+        ({"--lr": "1"}, "unknown field lr"),
+        ({"--dev_fraction": "0.001"}, "dev_fraction=0.001 of its 64 training examples are 0"),
+        ({"--task": "korsts", "--data": "data/nsmc"}, "no training file of KorSTS"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(root, tmp_path, capsys, changes, expected):
+    places = {"--task": "nsmc", "--model": "export", "--data": "data/nsmc", "--out": str(tmp_path / "out")} | changes
+    for name in ("--model", "--data"):
+        places[name] = str(root / places[name])
+    quick = [] if "--max_seq_length" in changes or "--batch_size" in changes else QUICK
+    arguments = ["finetune", *(part for item in places.items() for part in item), *quick]
+    assert expected in refusal(capsys, arguments)
