@@ -4,22 +4,23 @@ import json
 import random
 
 LETTERS = "한국어공유합니다짧은문장입"
-QUICK = ["--epochs", "2", "--batch_size", "16", "--max_seq_length", "16", "--learning_rate", "3e-3"]
+QUICK = ["--epochs", "2", "--batch_size", "16", "--max_seq_length", "16", "--learning_rate", "3e-3", "--dropout", "0"]
 
 
-def word(rng, length=3):
-    return "".join(rng.choice(LETTERS) for _ in range(length))
+def word(rng, length=3, letters=LETTERS):
+    return "".join(rng.choice(letters) for _ in range(length))
 
 
 def write_sentiment(folder, rows=64, seed=0):
-    """nsmc: positive where the text begins with 한."""
+    """nsmc: positive and negative texts have no letter in common."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("ratings_train.txt", rows), ("ratings_test.txt", rows // 2)):
         lines = ["id\tdocument\tlabel"]
         for i in range(count):
             label = rng.randrange(2)
-            lines.append(f"{i}\t{'한' if label else '짧'}{word(rng)} {word(rng)}\t{label}")
+            letters = LETTERS[:6] if label else LETTERS[6:]
+            lines.append(f"{i}\t{word(rng, 3, letters)} {word(rng, 4, letters)}\t{label}")
         (folder / name).write_text("\n".join(lines) + "\n")
     return folder
 

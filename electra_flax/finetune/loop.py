@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +88,10 @@ def finetune_seed(
 
     def save(score: float | None = None) -> None:
         notes = {"history": history, "losses": losses}
-        if problem := checkpoints.save(state, notes, None if score is None else -score):
+        check(checkpoints.save(state, notes, None if score is None else -score))
+
+    def check(problem: str) -> None:
+        if problem:
             raise RunError(f"{folder}: a checkpoint could not be written ({problem}): make room and start again")
 
     # ------------------------------------------------------------------------------------------------------- loop
@@ -108,10 +110,12 @@ def finetune_seed(
                 losses.append(float(pending))
             pending = sums["loss"]
             progress.advance()
-            if step in evaluated_at:
+            is_evaluated = step in evaluated_at
+            if is_evaluated or interruption.requested:
                 losses.append(float(pending))
                 pending = None
-                loss = float(np.mean(losses))
+            if is_evaluated:
+                loss, losses = float(np.mean(losses)), []
                 if not math.isfinite(loss):
                     raise RunError(
                         f"seed {seed}: the loss is not finite before step {step}: lower learning_rate="
@@ -120,24 +124,23 @@ def finetune_seed(
                 predictions = predict(data.choice, state.params)
                 found = scores(task, data.labels, data.choice.examples, predictions, threshold_of(predictions))
                 history.append({"step": step, "epoch": step / per_epoch, "loss": loss, **found})
-                losses = []
                 progress.print(f"seed {seed} epoch {step / per_epoch:.2f}: loss {loss:.4f}, {_shown(found)}")
                 save(_comparable(found[task.metrics[0]]))
             if interruption.requested:
-                if step not in evaluated_at:
+                if not is_evaluated:
                     save()
-                checkpoints.wait()
+                check(checkpoints.wait())
                 raise Preempted(f"asked to stop: saved at step {step} of {num_steps}; the same command continues")
 
     # ---------------------------------------------------------------------------------------------------- the end
-    checkpoints.wait()
-    best = max(history, key=lambda found: _comparable(found[task.metrics[0]]))
+    check(checkpoints.wait())
+    kept = [found for found in history if found["step"] in checkpoints.steps]  # of equally good ones not all are
+    best = max(kept, key=lambda found: _comparable(found[task.metrics[0]]))
     state = checkpoints.restore(steps.shapes, network.mesh, best["step"])
     checkpoints.close()
     threshold = threshold_of(predict(data.choice, state.params)) if task.kind == "answers" else math.inf
     predictions = predict(data.scored, state.params)
     params = jax.device_get(state.params)
-    shutil.rmtree(folder / "checkpoints")
     return SeedResult(
         params, best["step"], history, predictions,
         scores(task, data.labels, data.scored.examples, predictions, threshold), threshold,

@@ -101,6 +101,7 @@ def finetune(request: Request) -> dict[str, Any]:
             write_whole(folder / name, text)
             write_whole(folder / "confusion.png", publish.confusion_picture(task, data, result))
             write_whole(folder / RESULTS, _json(_result(seed, task, data, result)))
+            shutil.rmtree(folder / "checkpoints")
     return _finish(request, task, training, data)
 
 
