@@ -258,3 +258,4 @@ def test_what_is_refused(root, tmp_path, capsys, changes, expected):
         places[name] = str(root / places[name])
     arguments = ["finetune", *QUICK, *(part for item in places.items() for part in item)]
     assert expected in refusal(capsys, arguments)
+    assert not (tmp_path / "out").exists(), "the next attempt would be refused as another fine-tuning"

@@ -104,11 +104,22 @@ def _score_matrix(output: Outputs, size: int) -> np.ndarray:
 
 def best_null_threshold(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
     """The threshold of `Answered.text` with the best score; infinity where every question has an answer."""
-    if all(isinstance(example, QuestionExample) and example.answers for example in examples):
+    questions = [example for example in examples if isinstance(example, QuestionExample)]
+    answered = [prediction for prediction in predictions if isinstance(prediction, Answered)]
+    if all(question.answers for question in questions):
         return math.inf
-    odds = sorted({p.null_odds for p in predictions if isinstance(p, Answered) and math.isfinite(p.null_odds)})
-    tried = [*np.quantile(odds, np.linspace(0, 1, 101)), math.inf] if odds else [math.inf]
-    return max(tried, key=lambda threshold: scores(task, [], examples, predictions, threshold)[task.metrics[0]])
+    scorer = metrics.SCORERS[task.metrics[0]]
+    expected = [[text for text, _ in question.answers] for question in questions]
+    odds = np.asarray([prediction.null_odds for prediction in answered])
+    order = np.argsort(odds, kind="stable")
+    with_answer = np.asarray([scorer([e], [a.text(math.inf)]) for e, a in zip(expected, answered, strict=True)])[order]
+    without = np.asarray([scorer([e], [""]) for e in expected])[order]
+    # The first n in the order of their odds are answered.
+    totals = (
+        np.concatenate([[0.0], np.cumsum(with_answer)]) + without.sum() - np.concatenate([[0.0], np.cumsum(without)])
+    )
+    count = int(totals.argmax())
+    return float(odds[order][count - 1]) if count else float(odds.min()) - 1.0
 
 
 def scores(

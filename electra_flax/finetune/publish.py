@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from electra_flax.architecture import flat
 from electra_flax.config import ModelConfig
-from electra_flax.files import write_whole
+from electra_flax.files import replaced, write_whole
 from electra_flax.finetune.data import TaskData
 from electra_flax.finetune.examples import Example, TextExample
 from electra_flax.finetune.loop import SeedResult
@@ -66,8 +66,9 @@ def write_model(
     parameters = flat(result.params)
     shapes = {name: value.shape for name, value in parameters.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / SAFETENSORS, shapes, parameters.__getitem__, np.dtype("float32"))
-    write_msgpack(folder / MSGPACK, shapes, parameters.__getitem__, np.dtype("float32"))
+    for name, write in ((SAFETENSORS, write_safetensors), (MSGPACK, write_msgpack)):
+        with replaced(folder / name) as path:
+            write(path, shapes, parameters.__getitem__, np.dtype("float32"))
     architecture = ARCHITECTURES[task.kind] if training.head == "huggingface" else "ElectraModel"
     names = [task.labels.get(label, label) for label in labels] or ["score"]
     settings = hugging_face_config(sizes, architecture, vocabulary.special.pad, "float32")
@@ -76,9 +77,9 @@ def write_model(
         settings["label2id"] = {name: number for number, name in enumerate(names)}
     problem = {"classification": "single_label_classification", "regression": "regression"}.get(task.kind)
     settings |= {"problem_type": problem} if problem else {}
-    write_whole(folder / CONFIG, _json(settings))
+    write_whole(folder / CONFIG, to_json(settings))
     save_tokenizer(vocabulary, casing, folder, sizes.max_position_embeddings)
-    write_whole(folder / SETTINGS, _json(recipe._asdict()))
+    write_whole(folder / SETTINGS, to_json(recipe._asdict()))
 
 
 def predictions_file(
@@ -88,7 +89,7 @@ def predictions_file(
     if task.kind == "answers":
         pairs = zip(examples, predictions, strict=True)
         answers = {e.id: p.text(null_threshold) for e, p in pairs if isinstance(p, Answered)}
-        return task.submission or "predictions.json", _json(answers)
+        return task.submission or "predictions.json", to_json(answers)
     if task.kind == "tagging":
         lines = [" ".join(tags) for tags in predictions if isinstance(tags, list)]
         return task.submission or "predictions.txt", "\n".join(lines) + "\n"
@@ -153,5 +154,6 @@ def finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _json(value: Any) -> str:
+def to_json(value: Any) -> str:
+    """As all of fine-tuning's files have it."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

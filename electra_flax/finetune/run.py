@@ -23,6 +23,7 @@ from electra_flax.finetune import publish
 from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.loop import SeedResult, finetune_seed
+from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.interruption import Interruption, metadata_host
@@ -73,8 +74,8 @@ def finetune(request: Request) -> dict[str, Any]:
     set_up_compiler(weights.config.training.compilation_cache)
     mesh = make_mesh(MeshConfig())
     check_batch(training.batch_size, training.gradient_accumulation_steps, mesh)
-    _check_out(request, task, training)
     data = read_task_data(task, request.data, training, vocabulary, casing, request.published_protocol)
+    _claim_out(request, task, training)
     log.info(
         "%s: %s examples to learn from; the best checkpoint is chosen on %s (%s), the score is that of %s (%s)",
         task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
@@ -100,7 +101,7 @@ def finetune(request: Request) -> dict[str, Any]:
             name, text = publish.predictions_file(task, data.scored.examples, result.predictions, result.null_threshold)
             write_whole(folder / name, text)
             write_whole(folder / "confusion.png", publish.confusion_picture(task, data, result))
-            write_whole(folder / RESULTS, _json(_result(seed, task, data, result)))
+            write_whole(folder / RESULTS, to_json(_result(seed, task, data, result)))
             shutil.rmtree(folder / "checkpoints")
     return _finish(request, task, training, data)
 
@@ -140,7 +141,7 @@ def _first_weights(request: Request, weights: Weights, config: Config, seed: int
     return nested({name: weights.read(name) for name in names})
 
 
-def _check_out(request: Request, task: Task, training: Training) -> None:
+def _claim_out(request: Request, task: Task, training: Training) -> None:
     """An output folder belongs to one model, task and way of training."""
     now = {
         "model": request.model, "data": str(request.data), "random_weights": request.random_weights,
@@ -161,7 +162,7 @@ def _check_out(request: Request, task: Task, training: Training) -> None:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {request.out}: cannot be made ({error.strerror}): name another") from None
-    write_whole(path, _json(now))
+    write_whole(path, to_json(now))
 
 
 def _result(seed: int, task: Task, data: TaskData, result: SeedResult) -> dict[str, Any]:
@@ -184,14 +185,15 @@ def _finish(request: Request, task: Task, training: Training, data: TaskData) ->
     results = {
         "task": task.title,
         "metrics": {name: _statistics([found["scores"][name] for found in seeds]) for name in task.metrics},
-        "model": "random weights of " * request.random_weights + request.model,
+        "model": request.model,
+        "random_weights": request.random_weights,
         "scored": f"{len(data.scored.examples)} examples of {data.scored.name}",
         "chosen_by": data.choice.name,
         "published_protocol": request.published_protocol,
         "best_seed": best["seed"],
         "seeds": seeds,
     }
-    write_whole(request.out / RESULTS, _json(results))
+    write_whole(request.out / RESULTS, to_json(results))
     for path in (request.out / "seeds" / str(best["seed"])).iterdir():
         if path.name != RESULTS:
             _link(path, request.out / path.name)
@@ -216,7 +218,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

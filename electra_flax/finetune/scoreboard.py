@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Sequence
 from importlib import resources
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from electra_flax.config import UserError
 from electra_flax.files import write_whole
 from electra_flax.finetune.data import has_task
+from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.task import load_task, task_names
 
@@ -60,7 +60,7 @@ def scoreboard(models: Sequence[str], data: Sequence[str], names: Sequence[str],
             rows[model][name] = finetune(request)
     table = _markdown(rows, list(folders), protocol)
     write_whole(out / "table.md", table)
-    write_whole(out / "table.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / "table.json", to_json(rows))
     write_whole(out / "table.png", _picture(rows, list(folders)))
     return table
 
