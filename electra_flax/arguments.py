@@ -270,7 +270,7 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     predict.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of electra-flax finetune")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="none: lines of the standard input")
-    predict.add_argument("--file", type=Path, metavar="FILE", help="a file of the task, or plain lines (.txt)")
+    predict.add_argument("--file", type=Path, metavar="FILE", help="a file in the task's own layout, labels or not")
     predict.add_argument("--json", action="store_true", help="print JSON, with probabilities")
     _add_devices(predict)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+from tqdm import tqdm
 
 from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.task import Task, Training
@@ -53,7 +54,9 @@ def encode(
     """Rows of at most training.max_seq_length tokens, in the order of the examples."""
     numbers = {label: number for number, label in enumerate(labels)}
     rows: list[Row] = []
-    for begin in range(0, len(examples), _BATCH):
+    for begin in tqdm(
+        range(0, len(examples), _BATCH), "tokenizing", unit=f" x {_BATCH:,} examples", delay=5, leave=False
+    ):
         some = examples[begin : begin + _BATCH]
         if task.kind == "answers":
             rows += _question_rows([e for e in some if isinstance(e, QuestionExample)], begin, tokenizer, training)

@@ -42,9 +42,6 @@ def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool
     Raises UserError where the folder is none of finetune, and for texts that do not fit its task.
     """
     tuned = FineTuned(folder)
-    if file is not None and file.suffix == ".txt" and tuned.task.format in ("tsv", "json"):
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        file = None
     if file is not None:
         examples = read_files(without_labels(tuned.task), [file]).examples
         predictions = tuned.predict(examples)

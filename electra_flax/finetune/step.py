@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from electra_flax import model, randomness
 from electra_flax.config import Config, OptimizerConfig
@@ -143,14 +144,13 @@ def predict_rows(
     rows: Sequence[Row],
     batch_size: int,
     longest: int,
-    advance: Callable[[int], object] = lambda rows: None,
 ) -> list[dict[str, np.ndarray]]:
-    """The outputs of each row, in the order of the rows; `advance` hears of rows that are done."""
+    """The outputs of each row, in the order of the rows."""
     found: list[dict[str, np.ndarray]] = [{}] * len(rows)
-    for indices in sorted_batches(rows, batch_size):
+    batches = sorted_batches(rows, batch_size)
+    for indices in tqdm(batches, "predicting", unit="batch", delay=5, leave=False):
         batch = collate(rows, indices, batch_size, longest, network.pad_id, network.is_tagging)
         outputs = jax.device_get(predict_step(params, batch))
         for place, index in enumerate(indices):
             found[index] = {name: value[place] for name, value in outputs.items()}
-        advance(len(indices))
     return found
