@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from electra_flax.finetune.task import METRICS_OF, load_task, load_training, tas
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, published_tokenizer
 
-SIZES = load_config("configs/koelectra_base_v3.yaml").model
+SIZES = load_config(Path(__file__).parents[1] / "configs/koelectra_base_v3.yaml").model
 # Rows of ../shared/data/finetune, as its README counts them, and those that cannot be used.
 REAL = {
     ("nsmc", "train", "nsmc/rebuilt"): (90_000, 2),
