@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 from electra_flax.finetune import metrics
 
-on_random_cases = pytest.mark.parametrize("cases", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+on_random_cases = pytest.mark.parametrize("cases", [200, pytest.param(10_000, marks=pytest.mark.long)])
 
 
 def random_labels(rng, count):
