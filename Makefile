@@ -72,7 +72,7 @@ bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=
 test-slow: $(STAMP)  ## endurance, gs://; TensorFlow and transformers 5 in environments of their own
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
-test-long: $(STAMP)  ## runs killed dozens of times; a rehearsal of make tpu-train
+test-long: $(STAMP)  ## runs killed dozens of times; a rehearsal of make tpu-train; 10,000 random cases of each score
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
 lint: $(STAMP)  ## ruff: rules and format
