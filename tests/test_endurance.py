@@ -236,6 +236,7 @@ def skip_steps(monkeypatch, is_skipped):
     monkeypatch.setattr(train, "compile_step", compile_faulty)
 
 
+@pytest.mark.slow
 def test_a_fault_that_passes_is_gone_back_over(root, monkeypatch, capsys):
     faulty = set()
 
@@ -251,6 +252,7 @@ def test_a_fault_that_passes_is_gone_back_over(root, monkeypatch, capsys):
     assert_undisturbed(root, "fault")
 
 
+@pytest.mark.slow
 def test_a_few_skipped_steps_are_counted(root, monkeypatch):
     skip_steps(monkeypatch, lambda step: step in (10, 11))
     assert main(command(root, "few")) == 0
@@ -335,6 +337,7 @@ processes._LEAVE_SECONDS = 2
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_step_that_never_ends_is_noticed(root):
     hang = """
 from electra_flax import train

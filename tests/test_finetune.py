@@ -143,6 +143,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys):
     assert "holds another fine-tuning (training/epochs: 8 -> 2): name another" in refusal(capsys, arguments)
 
 
+@pytest.mark.slow
 def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypatch):
     """Asked to stop between two evaluations, while accumulating and with dropout."""
     how = ["--gradient_accumulation_steps", "2", "--dropout", "0.1"]
@@ -217,6 +218,7 @@ def test_no_answer_is_chosen_on_the_examples_that_choose():
     assert best_null_threshold(task, examples[1::2], predictions[1::2]) == float("inf")
 
 
+@pytest.mark.slow
 def test_scoreboard(root, tmp_path, capsys, monkeypatch):
     arguments = ["scoreboard", "--model", str(root / "export"), "--data", str(root / "data"), "--tasks", "nsmc",
                  "--out", str(tmp_path / "board"), *QUICK]  # fmt: skip

@@ -144,6 +144,7 @@ def run(tmp_path_factory, sample_corpus):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_checkpoint_of_the_original(run):
     """Out after three steps, in again, three more: bitwise the run that was never out."""
     assert main(pretrain(run, "resumed", "--resume-from", f"tf1:{run}/original/model.ckpt-3")) == 0

@@ -28,6 +28,7 @@ def theirs(tmp_path):
     return weights, generator, discriminator
 
 
+@pytest.mark.slow
 def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
     weights, generator, discriminator = theirs
     config, params = weights.config, weights.to_params()

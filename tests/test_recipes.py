@@ -68,6 +68,7 @@ def test_lamb_is_algorithm_2_of_the_paper():
         np.testing.assert_allclose(ours[module][leaf], value, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_with_lamb_learns_and_cannot_become_adamw(root, capsys):
     lamb = ["--optimizer.algorithm", "lamb", "--optimizer.learning_rate", "0.01"]
     assert main(pretrain(root, "lamb", *lamb)) == 0
@@ -96,6 +97,7 @@ def phases(root):
     return root / "phases"
 
 
+@pytest.mark.slow
 def test_a_long_phase_goes_on_with_the_same_state(root, phases, capsys):
     train = records(root, "phases", "train")
     assert sorted(train) == [1, 2, 3, 4, 5, 6, 7]
@@ -174,6 +176,7 @@ def source(root):
     return f"orbax:{root / 'source'}"
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_with_everything_else_fresh(root, source, caplog):
     caplog.set_level("INFO")
     begin = ["--init-from", source]

@@ -27,6 +27,7 @@ def root(tmp_path_factory, sample_corpus):
     return root
 
 
+@pytest.mark.slow
 def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
     assert main(["doctor", "--workdir", str(root / "broken"), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

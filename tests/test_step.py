@@ -50,9 +50,9 @@ def one_device():
     "changes",
     [
         {},
-        {"mesh": {"data": 1, "fsdp": 8}},
+        pytest.param({"mesh": {"data": 1, "fsdp": 8}}, marks=pytest.mark.slow),
         {"mesh": {"data": 4, "tensor": 2}},
-        {"training": {"gradient_accumulation_steps": 4}, "num_devices": 4},
+        pytest.param({"training": {"gradient_accumulation_steps": 4}, "num_devices": 4}, marks=pytest.mark.slow),
         {"training": {"gradient_accumulation_steps": 2}},
     ],
     ids=["data=8", "fsdp=8", "data=4 tensor=2", "accumulation 4", "accumulation 2 on 8"],
@@ -70,7 +70,7 @@ def test_parameters_are_really_split():
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
 
 
-@pytest.mark.parametrize("vocab_size", [300, 35000])
+@pytest.mark.parametrize("vocab_size", [300, pytest.param(35000, marks=pytest.mark.slow)])
 def test_first_loss_is_that_of_guessing(vocab_size):
     config = tiny_config(model={"vocab_size": vocab_size}, training={"batch_size": 64})
     mesh = make_mesh(config.mesh)
@@ -93,6 +93,7 @@ def test_first_loss_is_that_of_guessing(vocab_size):
     ],
     ids=["uniform", "untied embeddings", "one transformer", "masked LM", "disallow correct"],
 )
+@pytest.mark.slow
 def test_every_option_learns(changes):
     history, state = run(num_devices=1, always_the_same=True, **changes)
     assert np.isfinite(history).all() and history[-1] < history[0]

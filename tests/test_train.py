@@ -151,6 +151,7 @@ def test_bad_input_is_one_line_and_exit_1(run, capsys):
     assert "is not the vocabulary of these shards" in refused("new", data="other_vocab")
 
 
+@pytest.mark.slow
 def test_shards_of_the_original_train(run, golden, tmp_path):
     (tmp_path / "vocab.txt").write_bytes((golden / "vocab_koelectra_v1.txt").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "strip_accents": false}')

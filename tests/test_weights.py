@@ -64,6 +64,7 @@ def test_checkpoints_of_the_original_go_back_as_they_were(golden, tmp_path, name
     assert {key: ours[key] for key in theirs if key in ours} == {key: theirs[key] for key in theirs if key in ours}
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_the_original_stopped(golden, tmp_path):
     """Ten steps from its first weights, out as its checkpoint, in again, ten more: where it was after twenty."""
     recorded = RecordedTraining(golden)
