@@ -141,7 +141,8 @@ class Contest:
             output_dir=folder, per_device_train_batch_size=how.batch_size, num_train_epochs=how.epochs, max_steps=steps,
             learning_rate=how.learning_rate, weight_decay=how.weight_decay, warmup_ratio=how.warmup_proportion,
             adam_epsilon=1e-6, max_grad_norm=how.max_grad_norm, lr_scheduler_type="linear", seed=seed, use_cpu=True,
-            report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, group_by_length=steps < 0,
+            report_to=[], remove_unused_columns=False,
+            save_strategy="no", logging_strategy="no", disable_tqdm=True, group_by_length=steps < 0,
         )  # fmt: skip
         return transformers.Trainer(model, arguments, train_dataset=rows, data_collator=self._collate)
 
@@ -155,7 +156,8 @@ class Contest:
             [row["row"] for row in rows], np.arange(len(rows)), len(rows), longest, self._network.pad_id, False
         )
         tensors = {name: torch.tensor(batch[name]).long() for name in ("input_ids", "attention_mask", "token_type_ids")}
-        return tensors | {"labels": torch.tensor(np.asarray([row["labels"] for row in rows]))}
+        labels = torch.tensor(np.asarray([row["labels"] for row in rows]))
+        return tensors | {"labels": labels if self._task.kind == "regression" else labels.long()}
 
     # ----------------------------------------------------------------------------------------------------- speed
 
