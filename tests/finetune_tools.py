@@ -13,41 +13,43 @@ def word(rng, length=3, letters=LETTERS):
 
 def write_sentiment(folder, rows=64, seed=0):
     """nsmc: positive and negative texts have no letter in common."""
-    rng = random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, count in (("ratings_train.txt", rows), ("ratings_test.txt", rows // 2)):
-        lines = ["id\tdocument\tlabel"]
-        for i in range(count):
-            label = rng.randrange(2)
-            letters = LETTERS[:6] if label else LETTERS[6:]
-            lines.append(f"{i}\t{word(rng, 3, letters)} {word(rng, 4, letters)}\t{label}")
-        (folder / name).write_text("\n".join(lines) + "\n")
-    return folder
+
+    def line(rng, i):
+        label = rng.randrange(2)
+        letters = LETTERS[:6] if label else LETTERS[6:]
+        return f"{i}\t{word(rng, 3, letters)} {word(rng, 4, letters)}\t{label}"
+
+    files = {"ratings_train.txt": rows, "ratings_test.txt": rows // 2}
+    return _write(folder, files, ["id\tdocument\tlabel"], line, seed)
 
 
 def write_similarity(folder, rows=48, seed=0):
     """korsts: 5 for the same text, 0 for another one."""
-    rng = random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, count in (("sts-train.tsv", rows), ("sts-dev.tsv", 16), ("sts-test.tsv", 16)):
-        lines = ["genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2"]
-        for i in range(count):
-            first, is_same = word(rng), rng.randrange(2)
-            lines.append(f"g\tf\t2012\t{i:04d}\t{5.0 * is_same:.3f}\t{first}\t{first if is_same else word(rng)}")
-        (folder / name).write_text("\n".join(lines) + "\n")
-    return folder
+
+    def line(rng, i):
+        first, is_same = word(rng), rng.randrange(2)
+        return f"g\tf\t2012\t{i:04d}\t{5.0 * is_same:.3f}\t{first}\t{first if is_same else word(rng)}"
+
+    files = {"sts-train.tsv": rows, "sts-dev.tsv": 16, "sts-test.tsv": 16}
+    return _write(folder, files, ["genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2"], line, seed)
 
 
 def write_names(folder, rows=48, seed=0):
     """naver-ner: words that begin with 국 are places."""
+
+    def line(rng, i):
+        words = [rng.choice(["국", "짧"]) + word(rng, 1) for _ in range(4)]
+        return " ".join(words) + "\t" + " ".join("LOC-B" if w[0] == "국" else "O" for w in words)
+
+    return _write(folder, {"train.tsv": rows, "test.tsv": 16}, [], line, seed)
+
+
+def _write(folder, files, header, line, seed):
+    """{name: rows}, of which `line` makes each from a generator and its number."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train.tsv", rows), ("test.tsv", 16)):
-        lines = []
-        for _ in range(count):
-            words = [rng.choice(["국", "짧"]) + word(rng, 1) for _ in range(4)]
-            lines.append(" ".join(words) + "\t" + " ".join("LOC-B" if w[0] == "국" else "O" for w in words))
-        (folder / name).write_text("\n".join(lines) + "\n")
+    for name, count in files.items():
+        (folder / name).write_text("\n".join([*header, *(line(rng, i) for i in range(count))]) + "\n")
     return folder
 
 

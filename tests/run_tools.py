@@ -125,7 +125,7 @@ def wait_for_step(process, root, workdir, step):
 def end(process):
     """Its exit code and last line."""
     error = process.communicate(timeout=240)[1]  # a hang, also on a busy machine through faults
-    return process.returncode, error.strip().splitlines()[-1]
+    return process.returncode, (error.strip().splitlines() or [""])[-1]
 
 
 def run_with_kills(begin, kills, seconds, rng):

@@ -14,7 +14,14 @@ from electra_flax.config_io import load_config
 from electra_flax.finetune.batches import collate, epoch_batches, padded_length
 from electra_flax.finetune.data import has_task
 from electra_flax.finetune.encoding import Answer, Row, best_answers, encode, labels_of, leaders, tags_of_units
-from electra_flax.finetune.examples import QuestionExample, TaggedExample, TextExample, read_files, read_split
+from electra_flax.finetune.examples import (
+    QuestionExample,
+    TaggedExample,
+    TextExample,
+    read_files,
+    read_split,
+    without_labels,
+)
 from electra_flax.finetune.task import METRICS_OF, load_task, load_training, task_names
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, published_tokenizer
@@ -188,6 +195,10 @@ def test_layouts(tmp_path):
     (tmp_path / "train.tsv").write_text("gj04\t1\t\tA sentence.\n")
     (tmp_path / "dev.tsv").write_text("gj04\t0\t*\tSentence a.\n")
     assert has_task(load_task("cola"), tmp_path) and not has_task(load_task("nsmc"), tmp_path)
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\tA sentence.\n")
+    for name, expected in {"test.tsv": ("0", "A sentence."), "dev.tsv": ("0", "Sentence a.")}.items():
+        path = tmp_path / name
+        assert read_files(without_labels(load_task("cola"), path), [path]).examples == [TextExample(*expected, "", "")]
 
 
 # ------------------------------------------------------------------------------------------------- rows and batches

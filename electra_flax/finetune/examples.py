@@ -86,8 +86,11 @@ def read_split(task: Task, split: str, folder: Path) -> Split | None:
     return read_files(task, paths)
 
 
-def without_labels(task: Task) -> Task:
-    """The task of files that nobody has labelled."""
+def without_labels(task: Task, path: Path) -> Task:
+    """The task of a file that nobody need have labelled."""
+    other = task.unlabelled
+    if other.text and path.is_file() and other.text in next(_lines(path), (0, ""))[1].split("\t"):
+        return dataclasses.replace(task, columns=other, has_header=True)
     return dataclasses.replace(task, columns=dataclasses.replace(task.columns, label=""))
 
 

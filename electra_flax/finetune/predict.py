@@ -43,7 +43,7 @@ def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool
     """
     tuned = FineTuned(folder)
     if file is not None:
-        examples = read_files(without_labels(tuned.task), [file]).examples
+        examples = read_files(without_labels(tuned.task, file), [file]).examples
         predictions = tuned.predict(examples)
         if not as_json:
             yield predictions_file(tuned.task, examples, predictions, tuned.null_threshold)[1].rstrip("\n")

@@ -71,6 +71,8 @@ class Task:
     """Of tsv and json."""
     has_header: bool = True
     """Whether the first line of a tsv names the columns."""
+    unlabelled: Columns = field(default_factory=Columns)
+    """Of a tsv without labels whose header names other columns, as CoLA's test file in GLUE does."""
     labels: dict[str, str] = field(default_factory=dict)
     """{label in the files: its name}, in the order of the model's outputs; empty: those of the training file."""
     skipped_labels: list[str] = field(default_factory=list)
