@@ -102,15 +102,9 @@ class _Electra(nn.Module):
         hidden_BTD: jax.Array = self.electra(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 3))
         return hidden_BTD
 
-    def discriminate(
-        self,
-        input_ids_BT: jax.Array,
-        attention_mask_BT: jax.Array,
-        token_type_ids_BT: jax.Array,
-        seeds_B: jax.Array | None,
-    ) -> jax.Array:
-        hidden_BTD = self.encode(input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B)
-        return self.discriminator_predictions(hidden_BTD)
+    def discriminate(self, *inputs: Any) -> jax.Array:
+        """Of the inputs of `encode`."""
+        return self.discriminator_predictions(self.encode(*inputs))
 
     def __call__(self, input_ids_BT: jax.Array) -> None:
         """Touches every parameter, for init."""
