@@ -3,6 +3,7 @@
 import io
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -179,8 +180,9 @@ def test_accumulated_slices_are_one_batch(root, tmp_path):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
-def test_patience_ends_a_run_and_the_protocol_is_said(root, tmp_path):
-    results = run(root, "nsmc", tmp_path / "out", "--epochs", "30", "--patience", "2", published_protocol=True)
+def test_patience_ends_a_run_and_the_protocol_is_said(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = run(root, "nsmc", Path("out"), "--epochs", "30", "--patience", "2", published_protocol=True)
     (seed,) = results["seeds"]
     values = [one["accuracy"] for one in seed["history"]]
     assert len(values) < 30 and len(values) - 1 - int(np.argmax(values)) == 2
@@ -220,16 +222,16 @@ def test_no_answer_is_chosen_on_the_examples_that_choose():
 
 @pytest.mark.slow
 def test_scoreboard(root, tmp_path, capsys, monkeypatch):
-    arguments = ["scoreboard", "--model", str(root / "export"), "--data", str(root / "data"), "--tasks", "nsmc",
-                 "--out", str(tmp_path / "board"), *QUICK]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    arguments = ["scoreboard", "--model", str(root / "export"), "--data", str(root / "data"), "--tasks", "nsmc", *QUICK]
     assert main(arguments) == 0
     table = capsys.readouterr().out
     assert "**NSMC**<br/>(acc)" in table and "| KoELECTRA-Base-v3 (published) | 90.63 |" in table
     assert "best of all checkpoints on the scored examples" in table and "Naver NER" not in table
-    rows = json.loads((tmp_path / "board/table.json").read_text())
+    rows = json.loads((tmp_path / "scoreboard/table.json").read_text())
     mean = rows[str(root / "export")]["nsmc"]["metrics"]["accuracy"]["mean"]
     assert f"| {100 * mean:.2f} |" in table
-    assert (tmp_path / "board/table.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "scoreboard/table.png").read_bytes().startswith(b"\x89PNG")
     assert "--tasks kornli: its files" in refusal(capsys, [*arguments, "--tasks", "kornli"])
     assert "no such folder" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path / "none")])
     assert "no task's files there" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path)])

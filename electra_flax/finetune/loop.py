@@ -71,7 +71,7 @@ def finetune_seed(
 
     # ------------------------------------------------------------------------- state: newest checkpoint, or fresh
     state = steps.init({**begin, **network.head.init(jax.random.key(seed))})
-    checkpoints = Checkpoints(folder / "checkpoints", _KEPT)
+    checkpoints = Checkpoints(folder.resolve() / "checkpoints", _KEPT)  # Orbax takes no relative path
     history: list[dict[str, Any]] = []
     losses: list[float] = []
     if restored := checkpoints.restore_newest(steps.shapes, network.mesh):
