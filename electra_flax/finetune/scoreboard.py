@@ -102,7 +102,7 @@ def _cell(metrics: Sequence[dict[str, Any]]) -> str:
     """Means and deviations in percent, as tables have them."""
     return " / ".join(
         "n/a" if found["mean"] is None
-        else f"{100 * found['mean']:.2f}" + (f" ± {100 * found['deviation']:.2f}" if found["deviation"] else "")
+        else f"{100 * found['mean']:.2f}" + ("" if found["deviation"] is None else f" ± {100 * found['deviation']:.2f}")
         for found in metrics
     )  # fmt: skip
 
