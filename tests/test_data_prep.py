@@ -210,6 +210,7 @@ def wait_for(process, pattern):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_restarted_gives_the_same_bytes(large_corpus, vocab_dir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(shard_command(large_corpus, vocab_dir, whole, "--workers", "1")) == 0

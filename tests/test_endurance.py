@@ -271,7 +271,10 @@ def test_a_run_that_cannot_be_finite_ends_with_the_norms_of_its_layers(root, cap
     assert not all(np.isfinite(value) for value in norms["gradient_norms"].values())
 
 
-@pytest.mark.parametrize("damage", ["changed byte", "half a file", "missing file"])
+@pytest.mark.parametrize(
+    "damage",
+    ["changed byte", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("half a file", "missing file"))],
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(root, caplog, damage):
     name = damage.replace(" ", "_")
     shutil.copytree(root / "straight", root / name)

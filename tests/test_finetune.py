@@ -53,7 +53,7 @@ CLASSES = {
     "task",
     [
         "nsmc",
-        "squad2",
+        pytest.param("squad2", marks=pytest.mark.slow),
         pytest.param("korsts", marks=pytest.mark.slow),
         pytest.param("naver-ner", marks=pytest.mark.slow),
     ],

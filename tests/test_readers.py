@@ -229,6 +229,7 @@ def peak_mebibytes(path):
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="NOT CHECKED: peak memory is read as Linux tells it")
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.parametrize("name", STREAMS)
 def test_streams_are_read_in_constant_memory(name, tmp_path):
@@ -247,6 +248,7 @@ def test_streams_are_read_in_constant_memory(name, tmp_path):
     assert peaks[1] - peaks[0] < 10, peaks
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_large_row_group_of_parquet_is_not_held(tmp_path):
     """120 MB of text in one row group."""

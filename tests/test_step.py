@@ -53,7 +53,7 @@ def one_device():
         pytest.param({"mesh": {"data": 1, "fsdp": 8}}, marks=pytest.mark.slow),
         {"mesh": {"data": 4, "tensor": 2}},
         pytest.param({"training": {"gradient_accumulation_steps": 4}, "num_devices": 4}, marks=pytest.mark.slow),
-        {"training": {"gradient_accumulation_steps": 2}},
+        pytest.param({"training": {"gradient_accumulation_steps": 2}}, marks=pytest.mark.slow),
     ],
     ids=["data=8", "fsdp=8", "data=4 tensor=2", "accumulation 4", "accumulation 2 on 8"],
 )

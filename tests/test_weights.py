@@ -101,6 +101,7 @@ def test_training_goes_on_where_the_original_stopped(golden, tmp_path):
 # ------------------------------------------------------------------------------------------------------ round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", SHARING)
 def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
     """Ours -> Hugging Face -> ours -> Hugging Face and ours -> TensorFlow 1 -> ours, bit by bit."""
