@@ -179,7 +179,7 @@ def test_answers_are_where_they_are_said_to_be(tmp_path):
 def test_layouts(tmp_path):
     (tmp_path / "ner").write_text("## id-1\t<박:PS> 씨\n박\tB-PS\n \tO\n씨\tO\n\n## id-2\tx\nx\tO\n")
     first, second = read_files(load_task("klue-ner"), [tmp_path / "ner"]).examples
-    assert first == TaggedExample("id-1", "박 씨", [(0, 1), (1, 2), (2, 3)], ["B-PS", "O", "O"]) and second.id == "id-2"
+    assert first == TaggedExample("id-1", "박 씨", [(0, 1), (2, 3)], ["B-PS", "O"]) and second.id == "id-2"
     (tmp_path / "conll").write_text("Mr. NNP B-NP\nBig NNP I-NP\n\nruns VBZ B-VP\n")
     first, second = read_files(load_task("chunk"), [tmp_path / "conll"]).examples
     assert first == TaggedExample("0", "Mr. Big", [(0, 3), (4, 7)], ["B-NP", "I-NP"]) and second.tags == ["B-VP"]

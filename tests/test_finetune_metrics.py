@@ -89,10 +89,9 @@ def test_entities_as_seqeval(cases):
                     found,
                 )
             flat = [[tag for tags in side for tag in tags] for side in (expected, found)]
-            labels = sorted({*flat[0], *flat[1]} - {"O"})
-            if labels:
-                theirs = sklearn_metrics.f1_score(*flat, labels=labels, average="macro", zero_division=0)
-                assert metrics.character_macro_f1(expected, found) == pytest.approx(theirs)
+            labels = sorted({*flat[0], *flat[1]})  # those of KLUE are a list of all, O with them
+            theirs = sklearn_metrics.f1_score(*flat, labels=labels, average="macro", zero_division=True)
+            assert metrics.character_macro_f1(expected, found) == pytest.approx(theirs)
     assert metrics.entity_f1([["O"]], [["O"]]) == metrics.entity_macro_f1([["O"]], [["O"]]) == 0.0
 
 
@@ -140,31 +139,36 @@ def test_answers_as_the_official_scorers_define_them(cases):
         assert metrics.korquad_f1([golds], [found]) == pytest.approx(f1), (golds, found)
 
 
-def longest_weighted(a, b, weight=1.2):
-    """Every common subsequence of two short texts, as Lin 2004 scores it: consecutive matches count more."""
-    best = 0.0
+def klue_mrc_scores(golds, found):
+    """(EM, ROUGE-W) of klue_baseline/metrics/utils.py, in another form."""
 
-    def walk(i, j, run, total):
-        nonlocal best
-        best = max(best, total)
-        for p in range(i, len(a)):
-            for q in range(j, len(b)):
-                if a[p] == b[q]:
-                    longer = run if (p, q) == (i, j) else 0
-                    walk(p + 1, q + 1, longer + 1, total + (longer + 1) ** weight - longer**weight)
+    def kept(text):
+        return " ".join("".join(c for c in text.lower() if c not in string.punctuation).split())
 
-    walk(0, 0, 0, 0.0)
-    return best ** (1 / weight)
+    found, golds = kept(found), [kept(gold) for gold in golds] or [""]
+    scores = []
+    for gold in golds:
+        runs = [
+            0,
+            *(n for n in range(1, len(gold) + 1) if any(gold[i : i + n] in found for i in range(len(gold) - n + 1))),
+        ]
+        precision, recall = (runs[-1] / len(text) if text else 0.0 for text in (found, gold))
+        f1 = 2 * precision * recall / (precision + recall) if runs[-1] else 0.0
+        scores.append((float(gold == found), f1 if gold else float(found == "")))
+    return tuple(max(column) for column in zip(*scores, strict=True))
 
 
-def test_rouge_w_is_bounded_by_its_definition():
-    """The usual table of Lin 2004 is greedy where letters match, so it is at most the true weighted subsequence."""
+@on_random_cases
+def test_klue_mrc(cases):
     rng = random.Random(0)
-    for _ in range(500):
-        a, b = ("".join(rng.choice("가나다") for _ in range(rng.randint(1, 5))) for _ in range(2))
-        common = longest_weighted(a, b)
-        bound = 2 * common / (len(a) + len(b)) if common else 0.0
-        assert metrics.rouge_w([[a]], [b]) <= bound + 1e-9
-    assert metrics.rouge_w([["서울 시청"]], ["서울 시청"]) == pytest.approx(1.0)
-    assert metrics.rouge_w([["서울", "부산"]], ["부산"]) == pytest.approx(1.0)
-    assert metrics.rouge_w([["서울"]], [""]) == metrics.rouge_w([["가"]], ["나"]) == 0.0
+    signs = "가나다 가나 Ab' \"《.(,"
+    for _ in range(cases):
+        golds = ["".join(rng.choices(signs, k=rng.randint(0, 8))) for _ in range(rng.randint(0, 3))]
+        found = rng.choice([*golds, "".join(rng.choices(signs, k=rng.randint(0, 8)))])
+        exact, rouge = klue_mrc_scores(golds, found)
+        assert metrics.klue_exact_match([golds], [found]) == exact, (golds, found)
+        assert metrics.klue_rouge_w([golds], [found]) == pytest.approx(rouge), (golds, found)
+    assert metrics.klue_rouge_w([["서울 시청"]], ["서울"]) == pytest.approx(4 / 7)
+    assert metrics.klue_rouge_w([[]], [""]) == metrics.klue_rouge_w([["!"]], ["?"]) == 1.0
+    # A long answer of few letters: all are "popular" to SequenceMatcher, which KLUE uses with its defaults.
+    assert metrics.klue_rouge_w([["가나" * 100]], ["다가나"]) == 0.0

@@ -107,7 +107,7 @@ def _tagged_rows(
 
 
 def leaders(units: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """Of each unit, the token that it begins in; None for a space, and for what was cut off."""
+    """Of each unit, the token that it begins in; None for what no token has, and for what was cut off."""
     found: list[int | None] = []
     token = 0
     for begin, end in units:
@@ -123,8 +123,8 @@ def tags_of_units(
 ) -> list[str]:
     """A tag for each unit from those of the tokens [T].
 
-    A token's tag is that of the first unit in it; the others in it go on with the same entity, and so does a space
-    between two parts of one.
+    A token's tag is that of the first unit in it; the others in it go on with the same entity, and so does a
+    character between two parts of one that no token has.
     """
     led = leaders(units, offsets)
     tags: list[str] = []

@@ -258,7 +258,10 @@ def _tagged(number: str, words: list[str], tags: list[str]) -> TaggedExample:
 
 
 def _klue_ner(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedExample | None]:
-    """A character and its tag a line, spaces included; "## id TAB sentence" before each sentence."""
+    """A character and its tag a line, spaces included; "## id TAB sentence" before each sentence.
+
+    The tags of spaces are not used: KLUE's scorer has none.
+    """
     del task, skipped
     name, characters, tags = "", "", list[str]()
     for line_number, line in [*_lines(path), (0, "")]:
@@ -271,8 +274,14 @@ def _klue_ner(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedE
             characters += character
             tags.append(_prefixed(tag, f"{path}:{line_number}"))
         elif characters:
-            yield TaggedExample(name, characters, [(i, i + 1) for i in range(len(characters))], tags)
+            units = characters_of(characters)
+            yield TaggedExample(name, characters, units, [tags[begin] for begin, _ in units])
             characters, tags = "", []
+
+
+def characters_of(text: str) -> list[tuple[int, int]]:
+    """The units of a text in which each character but a space has a tag."""
+    return [(i, i + 1) for i, character in enumerate(text) if character != " "]
 
 
 def _prefixed(tag: str, place: str) -> str:

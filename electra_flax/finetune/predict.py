@@ -19,6 +19,7 @@ from electra_flax.finetune.examples import (
     QuestionExample,
     TaggedExample,
     TextExample,
+    characters_of,
     read_files,
     without_labels,
 )
@@ -129,7 +130,7 @@ def _example(task: Task, number: str, line: str) -> Example:
             units.append((begin, begin + len(word)))
             begin += len(word)
         if task.format == "klue-ner":  # a character is what carries a tag
-            units = [(i, i + 1) for i in range(len(line))]
+            units = characters_of(line)
         return TaggedExample(number, line, units, [])
     text, tab, pair = line.partition("\t")
     has_two = task.kind == "answers" or bool(task.columns.pair)

@@ -26,7 +26,8 @@ _FIRST = ("nsmc", "naver-ner", "paws", "kornli", "korsts", "question-pair", "kor
 _SHORT = {
     "accuracy": "acc", "entity_f1": "F1", "macro_f1": "F1", "spearman": "spearman", "pearson": "pearson",
     "korquad_exact_match": "EM", "korquad_f1": "F1", "exact_match": "EM", "answer_f1": "F1", "matthews": "MCC",
-    "f1": "F1", "f1_at_3": "F1", "entity_macro_f1": "entity F1", "character_macro_f1": "char F1", "rouge_w": "ROUGE-W",
+    "f1": "F1", "f1_at_3": "F1", "entity_macro_f1": "entity F1", "character_macro_f1": "char F1",
+    "klue_rouge_w": "ROUGE-W", "klue_exact_match": "EM",
 }  # fmt: skip
 
 

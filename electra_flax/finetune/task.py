@@ -21,7 +21,7 @@ Kind = Literal["classification", "regression", "tagging", "answers"]
 Metric = Literal[
     "accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "f1_at_3",
     "entity_f1", "entity_macro_f1", "character_macro_f1",
-    "exact_match", "answer_f1", "korquad_exact_match", "korquad_f1", "rouge_w",
+    "exact_match", "answer_f1", "korquad_exact_match", "korquad_f1", "klue_exact_match", "klue_rouge_w",
 ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ METRICS_OF: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "macro_f1", "matthews"),
     "regression": ("pearson", "spearman", "f1_at_3"),
     "tagging": ("entity_f1", "entity_macro_f1", "character_macro_f1"),
-    "answers": ("exact_match", "answer_f1", "korquad_exact_match", "korquad_f1", "rouge_w"),
+    "answers": ("exact_match", "answer_f1", "korquad_exact_match", "korquad_f1", "klue_exact_match", "klue_rouge_w"),
 }
 
 
