@@ -1,8 +1,8 @@
 """Fine-tuning beside transformers' PyTorch Trainer: scores of several seeds, or examples a second.
 
 Scores: the same model folder, files, rows, hyperparameters and number of epochs; the last checkpoint counts in both,
-so that nothing but the training differs. The Trainer has torch's AdamW (with bias correction, epsilon as ours) and
-draws its own batches.
+so that nothing but the training differs. The Trainer has torch's AdamW, which corrects its bias, as ours does with the
+preset koelectra, and draws its own batches.
 
     python benchmarks/finetune_beside_trainer.py scores --task korsts --model DIR --data DIR --out runs/bench
     python benchmarks/finetune_beside_trainer.py speed --task korsts --model DIR --data DIR --out runs/bench
@@ -139,9 +139,9 @@ class Contest:
         )  # fmt: skip
         arguments = transformers.TrainingArguments(
             output_dir=folder, per_device_train_batch_size=how.batch_size, num_train_epochs=how.epochs, max_steps=steps,
-            learning_rate=how.learning_rate, weight_decay=how.weight_decay, warmup_ratio=how.warmup_proportion,
-            adam_epsilon=1e-6, max_grad_norm=how.max_grad_norm, lr_scheduler_type="linear", seed=seed, use_cpu=True,
-            report_to=[], remove_unused_columns=False,
+            learning_rate=how.learning_rate, weight_decay=how.weight_decay,
+            warmup_ratio=how.warmup_proportion, adam_epsilon=how.epsilon, max_grad_norm=how.max_grad_norm,
+            lr_scheduler_type="linear", seed=seed, use_cpu=True, report_to=[], remove_unused_columns=False,
             save_strategy="no", logging_strategy="no", disable_tqdm=True, group_by_length=steps < 0,
         )  # fmt: skip
         return transformers.Trainer(model, arguments, train_dataset=rows, data_collator=self._collate)

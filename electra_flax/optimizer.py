@@ -31,10 +31,15 @@ class AdamState(NamedTuple):
     v: optax.Updates
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip to the global norm, Adam, decoupled decay, for LAMB the trust ratio, learning rate."""
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, corrects_bias: bool = False
+) -> optax.GradientTransformation:
+    """Clip to the global norm, Adam, decoupled decay, for LAMB the trust ratio, learning rate.
+
+    `corrects_bias`: AdamW divides its moments by what they lack in the first steps, as LAMB always does and torch's.
+    """
     is_lamb = config.algorithm == "lamb"
-    scale_by_adam = optax.scale_by_adam if is_lamb else scale_by_uncorrected_adam
+    scale_by_adam = optax.scale_by_adam if is_lamb or corrects_bias else scale_by_uncorrected_adam
     parts = [
         optax.clip_by_global_norm(config.max_grad_norm),
         scale_by_adam(config.beta1, config.beta2, config.epsilon),

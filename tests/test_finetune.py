@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from finetune_tools import QUICK, write_names, write_questions, write_sentiment, write_similarity
 from run_tools import refusal
@@ -14,11 +15,13 @@ from weights_tools import export_both
 
 from electra_flax.cli import main
 from electra_flax.config import Preempted
+from electra_flax.config_io import load_config
 from electra_flax.finetune import loop
 from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.predictions import Answered, best_null_threshold, scores
 from electra_flax.finetune.run import Request, finetune
-from electra_flax.finetune.task import load_task
+from electra_flax.finetune.step import optimizer_of
+from electra_flax.finetune.task import load_task, load_training
 from electra_flax.interruption import Interruption
 from electra_flax.optimizer import scale_by_layer
 
@@ -204,6 +207,28 @@ def test_layers_learn_at_their_own_rates():
         assert layers["0"]["output"]["dense"]["bias"] == pytest.approx(top * 0.8**11)
         assert found["electra"]["embeddings"]["word_embeddings"]["embedding"] == pytest.approx(table)
         assert found["electra"]["embeddings_project"]["bias"] == pytest.approx(table)
+
+
+def test_koelectras_preset_moves_as_torchs_adamw():
+    torch = pytest.importorskip("torch", reason="NOT CHECKED: PyTorch is not installed")
+    sizes = load_config(Path(__file__).parents[1] / "configs/koelectra_small_v3.yaml")
+    how = load_training("nsmc", load_task("nsmc"), "koelectra", sizes.model, ["--weight_decay", "0.01"])
+    rng = np.random.default_rng(0)
+    ours = {"classifier": {"kernel": rng.normal(size=(4, 3)).astype(np.float32)}}
+    theirs = torch.nn.Parameter(torch.tensor(ours["classifier"]["kernel"]))
+    adamw = torch.optim.AdamW([theirs], how.learning_rate, eps=how.epsilon, weight_decay=how.weight_decay)
+    decay = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: (10 - step) / 10)
+    optimizer = optimizer_of(how, sizes, num_steps=10)
+    state = optimizer.init(ours)
+    for size in (0.01, 30.0, 1e-6):  # the second is clipped
+        grads = {"classifier": {"kernel": size * rng.normal(size=(4, 3)).astype(np.float32)}}
+        updates, state = optimizer.update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        theirs.grad = torch.tensor(grads["classifier"]["kernel"])
+        torch.nn.utils.clip_grad_norm_([theirs], how.max_grad_norm)
+        adamw.step()
+        decay.step()
+        np.testing.assert_allclose(ours["classifier"]["kernel"], theirs.detach().numpy(), rtol=0, atol=2e-7)
 
 
 def test_no_answer_is_chosen_on_the_examples_that_choose():

@@ -1,5 +1,6 @@
 """Files of tasks: every layout, every quirk, every file of real data whole; what is refused and how."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -80,6 +81,11 @@ def test_every_task_is_sound(name):
     if name in published:
         how = load_training(name, task, "", SIZES, ())
         assert (how.learning_rate, how.batch_size, how.epochs, how.max_seq_length) == published[name]
+        assert (how.bias_correction, how.epsilon) == ((True, 1e-8) if task.language == "ko" else (False, 1e-6))
+    small = dataclasses.replace(SIZES, hidden_size=256, num_attention_heads=4)
+    sizes_of_small = {"paws": 64, "kornli": 128, "korquad": 32, "nsmc": 32}
+    if name in sizes_of_small:
+        assert load_training(name, task, "", small, ()).batch_size == sizes_of_small[name]
 
 
 def test_overrides_and_their_mistakes():

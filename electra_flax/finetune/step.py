@@ -39,16 +39,17 @@ class Network(NamedTuple):
 
 
 def optimizer_of(training: Training, config: Config, num_steps: int) -> optax.GradientTransformation:
-    """AdamW as in pretraining, each layer with its own part of the learning rate."""
+    """AdamW, as in pretraining or with bias correction, each layer with its own part of the learning rate."""
     rates = OptimizerConfig(
         learning_rate=training.learning_rate,
         warmup_steps=round(num_steps * training.warmup_proportion),
         weight_decay=training.weight_decay,
+        epsilon=training.epsilon,
         max_grad_norm=training.max_grad_norm,
     )
     below_top = _BELOW_TOP[training.layer_decay_form]
     layers = scale_by_layer(training.layer_decay, config.model.num_hidden_layers, below_top)
-    return optax.chain(make_optimizer(rates, num_steps), layers)
+    return optax.chain(make_optimizer(rates, num_steps, training.bias_correction), layers)
 
 
 class Steps(NamedTuple):

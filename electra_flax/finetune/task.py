@@ -127,6 +127,10 @@ class Training:
     """Part of the steps in which the learning rate rises."""
     weight_decay: float
     """Decoupled, of everything but biases and LayerNorms."""
+    bias_correction: bool
+    """Adam's, which makes the first updates smaller; the original has none (SEMANTICS.md section 10)."""
+    epsilon: float
+    """Of Adam, added outside the square root."""
     layer_decay: float
     """Each layer learns with so much of the rate of the one above it; 1: all alike."""
     layer_decay_form: Literal["paper", "original"] = "paper"
@@ -160,7 +164,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_positive(
-            "training", self, "learning_rate", "epochs", "batch_size", "max_seq_length", "layer_decay",
+            "training", self, "learning_rate", "epochs", "batch_size", "max_seq_length", "epsilon", "layer_decay",
             "max_grad_norm", "gradient_accumulation_steps", "doc_stride", "max_query_length", "max_answer_length",
         )  # fmt: skip
         check_probability("training", self, "warmup_proportion", "dropout", "dev_fraction")
@@ -205,7 +209,7 @@ def load_training(name: str, task: Task, preset: str, sizes: ModelConfig, overri
     chosen = presets[preset]
     size = "large" if sizes.num_hidden_layers > 12 else "base" if sizes.hidden_size > 256 else "small"
     values = dict(chosen["all"])
-    for key in (size, task.kind, Path(name).stem):
+    for key in (size, task.kind, Path(name).stem, f"{size} {Path(name).stem}"):
         values |= chosen.get(key, {})
     if preset == task.preset:
         values |= task.training
