@@ -35,6 +35,7 @@ from electra_flax.finetune.publish import ARCHITECTURES
 from electra_flax.finetune.run import encoder_config, find_encoder
 from electra_flax.finetune.step import Network, Steps, make_steps, predict_rows
 from electra_flax.finetune.task import Task, Training, load_task, load_training
+from electra_flax.processes import use_cpu_where_there_is_nothing_else
 from electra_flax.sharding import make_mesh
 from electra_flax.startup import set_up_compiler
 
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for finetune_WHAT.json")
     args, overrides = parser.parse_known_args()
     logging.basicConfig(level=logging.WARNING)
+    use_cpu_where_there_is_nothing_else()
     set_up_compiler("~/.cache/electra-flax/compiled")
     task = load_task(args.task)
     weights = find_encoder(str(args.model))
