@@ -128,6 +128,7 @@ class Contest:
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._make_trainer(folder, seed, self._torch_rows(self._data.train.rows))
             trainer.train()
+            trainer.args.group_by_length = False  # it would shuffle what is predicted too
             logits = trainer.predict(self._torch_rows(self._data.scored.rows)).predictions
         return list(logits[:, 0] if self._task.kind == "regression" else logits)
 
