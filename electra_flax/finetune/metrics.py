@@ -139,8 +139,7 @@ def normalized(text: str) -> str:
 
 def korquad_normalized(text: str) -> str:
     """What KorQuAD's scorer compares: some signs are spaces, other punctuation is nothing."""
-    text = text.translate(_KORQUAD_SIGNS).lower()
-    return " ".join("".join(character for character in text if character not in _PUNCTUATION).split())
+    return klue_normalized(text.translate(_KORQUAD_SIGNS))
 
 
 def klue_normalized(text: str) -> str:
