@@ -61,12 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--resume-from", metavar="tf1:PREFIX", help="a run of the original goes on: weights, moments of Adam and step"
     )
     _add_devices(pretrain)
-    group = pretrain.add_argument_group(
-        "several processes", "on a TPU they find each other; elsewhere each is told, with the same command otherwise"
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
+    _add_processes(pretrain)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -235,9 +230,10 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     finetune.add_argument("--task", required=True, metavar="NAME", help="a task (listed below), or your YAML file")
     finetune.add_argument("--model", required=True, metavar="DIR", help=_ENCODER)
     finetune.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the task's files")
-    finetune.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    finetune.add_argument("--out", required=True, metavar="DIR", help="folder to write, or gs://BUCKET/FOLDER")
     _add_protocol(finetune)
     _add_devices(finetune)
+    _add_processes(finetune)
 
     scoreboard = commands.add_parser(
         "scoreboard",
@@ -254,10 +250,11 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--data", required=True, action="append", metavar="DIR",
         help="a folder with a folder for each task, named as the task; or TASK=FOLDER, several times",
     )  # fmt: skip
-    scoreboard.add_argument("--out", type=Path, default=Path("scoreboard"), metavar="DIR", help="folder (scoreboard)")
+    scoreboard.add_argument("--out", default="scoreboard", metavar="DIR", help="folder, or gs://... (scoreboard)")
     scoreboard.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="these alone")
     _add_protocol(scoreboard)
     _add_devices(scoreboard)
+    _add_processes(scoreboard)
 
     predict = commands.add_parser(
         "predict",
@@ -296,6 +293,15 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run on N simulated CPU devices instead of real ones",
     )
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes", "on a TPU they find each other; elsewhere each is told, with the same command otherwise"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
 
 
 class _HelpWithFields(argparse.Action):

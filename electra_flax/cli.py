@@ -19,6 +19,7 @@ from electra_flax.host_memory import restart_with_huge_pages
 if TYPE_CHECKING:
     from electra_flax.initial_weights import Start
 
+_LEARNING = ("pretrain", "finetune", "scoreboard")
 _ENDS_OF_A_RUN = (0, RunError.exit_code, Preempted.exit_code)
 
 
@@ -38,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.unraisablehook is sys.__unraisablehook__:  # not the one of a program that calls this
         sys.unraisablehook = _without_late_writes
     owns_process = argv is None  # started from a shell, not called
-    if owns_process and args.command == "pretrain":
+    if owns_process and args.command in _LEARNING:
         signal.signal(signal.SIGTERM, _nothing_to_save)
         restart_with_huge_pages()
     code = _run(args, overrides)
-    if owns_process and args.command == "pretrain" and code in _ENDS_OF_A_RUN:
+    if owns_process and args.command in _LEARNING and code in _ENDS_OF_A_RUN:
         from electra_flax import processes
 
         processes.leave(code)
@@ -302,6 +303,7 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _finetune(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     _use_devices(args)
+    from electra_flax import processes
     from electra_flax.finetune.run import Request, finetune
     from electra_flax.finetune.scoreboard import summary
 
@@ -309,16 +311,23 @@ def _finetune(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         args.task, args.model, args.data, args.out, args.preset, overrides, args.seeds,
         published_protocol=args.published_protocol, random_weights=args.random_weights,
     )  # fmt: skip
-    print(summary(finetune(request)))
-    print(args.out)
+    processes.join(_group(args))
+    results = finetune(request)
+    if processes.is_main():
+        print(summary(results))
+        print(args.out)
 
 
 def _scoreboard(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     _use_devices(args)
+    from electra_flax import processes
     from electra_flax.finetune.scoreboard import Protocol, scoreboard
 
     protocol = Protocol(args.preset, overrides, args.seeds, args.published_protocol, args.random_weights)
-    print(scoreboard(args.model, args.data, args.tasks, args.out, protocol))
+    processes.join(_group(args))
+    table = scoreboard(args.model, args.data, args.tasks, args.out, protocol)
+    if processes.is_main():
+        print(table)
 
 
 def _predict(args: argparse.Namespace) -> None:

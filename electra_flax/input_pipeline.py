@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from electra_flax.config import Config, UserError
 from electra_flax.masking import Batch
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
-from electra_flax.sharding import batch_sharding
+from electra_flax.sharding import batch_sharding, rows_of_this_process
 
 _PREFETCH = 8  # batches decoded ahead
 _ENDLESS = 1 << 40  # batches
@@ -70,7 +70,7 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
 def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start: int) -> Iterator[Batch]:
     """Endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
     order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
-    rows = _rows_of_this_process(config.training.batch_size)
+    rows = rows_of_this_process(config.training.batch_size)
     numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
     batches = numbers.map(lambda chosen: _to_device(_by_feature(examples.read(chosen)), mesh))
@@ -115,17 +115,12 @@ def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
     """The split in file order; the last batch is filled up with empty rows, which count for nothing."""
     batch_size = config.training.batch_size
-    rows = _rows_of_this_process(batch_size)
+    rows = rows_of_this_process(batch_size)
     for start in range(0, min(len(examples), max_batches * batch_size), batch_size):
         numbers = np.arange(start, min(start + batch_size, len(examples)))[rows]
         array = np.zeros((rows.stop - rows.start, 3, config.data.max_seq_length), np.int32)
         array[: len(numbers)] = examples.read(numbers)
         yield _to_device(_by_feature(array), mesh)
-
-
-def _rows_of_this_process(batch_size: int) -> slice:
-    local = batch_size // jax.process_count()
-    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
 
 
 def _by_feature(rows: np.ndarray) -> np.ndarray:

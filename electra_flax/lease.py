@@ -81,7 +81,7 @@ class Lease:
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
         return UserError(
-            f"--workdir {self._folder.url}: another process trains there ({_who(holder)}): wait for it, end it, or use "
+            f"{self._folder.url}: another process trains there ({_who(holder)}): wait for it, end it, or use "
             "another folder"
         )
 

@@ -6,9 +6,10 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +17,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from electra_flax.config import RunError, UserError
+
+if TYPE_CHECKING:
+    from electra_flax.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
 
@@ -108,6 +112,51 @@ def first_problem(problem: str) -> str:
     for process, theirs in enumerate(everyone):
         if theirs.any():
             return f"process {process}: {_text(theirs)}"
+    return ""
+
+
+def as_process_0(values: np.ndarray) -> np.ndarray:
+    """What process 0 gives, in all of them."""
+    return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A UserError of one process is that of all: none waits for another."""
+    problem = ""
+    try:
+        yield
+    except UserError as error:
+        problem = str(error)
+    if problem := first_problem(problem):
+        raise UserError(problem)
+
+
+@contextmanager
+def only_here(work: Workdir) -> Iterator[None]:
+    """Keeps the workdir to this run, and its small files as they are in the bucket.
+
+    Raises UserError, in all processes, where another run has it.
+    """
+    with ExitStack() as stack:
+        with together():
+            if is_main():
+                stack.enter_context(work.lock())
+                work.pull()
+        try:
+            yield
+        finally:
+            if problem := push(work):
+                log.warning("the newest files are only in %s: %s", work.folder, problem)
+
+
+def push(work: Workdir) -> str:
+    """Brings the small files to where the workdir is; returns why it could not be done, or ""."""
+    try:
+        if is_main():
+            work.push()
+    except UserError as error:
+        return str(error)
     return ""
 
 

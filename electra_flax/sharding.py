@@ -67,6 +67,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
+def rows_of_this_process(batch_size: int) -> slice:
+    """Which rows of a global batch this process puts on its devices."""
+    local = batch_size // jax.process_count()
+    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """Everything on every device, so that every process can read it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def state_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf of params, optimizer state or a whole TrainState (arrays or shapes)."""
     return jax.tree.map(

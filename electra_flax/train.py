@@ -6,8 +6,7 @@ import importlib.util
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +58,7 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, begin
     work = Workdir(workdir_name)
     report = work.folder / f"hang-{jax.process_index()}.txt"
     with (
-        _only_here(work),
+        processes.only_here(work),
         Interruption(metadata_host()) as interruption,
         Watchdog(config.training.hang_minutes, report) as watchdog,
     ):
@@ -70,7 +69,7 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, begin
             _train(phase, phase_input, work, begin_with, interruption, watchdog)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
-        if problem := _push(work):
+        if problem := processes.push(work):
             raise RunError(f"all steps are done, but {problem}; the same command writes what is missing")
 
 
@@ -167,7 +166,7 @@ def _train(
             watchdog.alive(f"saving step {step}")
             last = {"window": window.notes(), "evaluated": is_evaluated}, held_out_loss
             with window.saving():
-                problem = processes.first_problem(_push(work)) or checkpoints.save(state, *last)
+                problem = processes.first_problem(processes.push(work)) or checkpoints.save(state, *last)
             if problem:
                 warn_of_save(problem)
             else:
@@ -249,40 +248,12 @@ def _train(
         raise Preempted(f"asked to stop: saved at step {step} of {total}; the same command continues")
 
 
-@contextmanager
-def _only_here(work: Workdir) -> Iterator[None]:
-    """Keeps the workdir to this run, and its small files as they are in the bucket.
-
-    Raises UserError, in all processes, where another run has it.
-    """
-    with ExitStack() as stack:
-        with _together():
-            if processes.is_main():
-                stack.enter_context(work.lock())
-                work.pull()
-        try:
-            yield
-        finally:
-            if problem := _push(work):
-                log.warning("the newest numbers are only in %s: %s", work.folder, problem)
-
-
-def _push(work: Workdir) -> str:
-    """Brings the numbers to where the workdir is; returns why it could not be done, or ""."""
-    try:
-        if processes.is_main():
-            work.push()
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 def _open_all(
     config: Config, data_paths: Sequence[str], work: Workdir, begin_with: Start | None, watchdog: Watchdog
 ) -> list[_Input]:
     """What each phase reads, checked; the workdir, prepared. The same answer in all processes."""
     opened: list[tuple[DataFolder, _Input]] = []
-    with _together():
+    with processes.together():
         mesh = make_mesh(config.mesh)
         if config.logging.wandb_project and importlib.util.find_spec("wandb") is None:
             raise UserError(
@@ -311,7 +282,7 @@ def _open_all(
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
-    with _together():
+    with processes.together():
         if processes.is_main():
             for note in workdir.prepare(work, config, data_paths, identity):
                 log.info("changed since the last start: %s", note)
@@ -333,18 +304,6 @@ def _open(config: Config, path: str, mesh: Mesh, watchdog: Watchdog) -> tuple[Da
     if not len(examples):
         raise UserError(f"{path}: the train split has no examples; make shards from a larger corpus")
     return data, _Input(vocabulary, examples, held_out)
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    """A UserError of one process is that of all: none waits for another."""
-    problem = ""
-    try:
-        yield
-    except UserError as error:
-        problem = str(error)
-    if problem := processes.first_problem(problem):
-        raise UserError(problem)
 
 
 def _not_finite(

@@ -150,7 +150,7 @@ def _lock(workdir: Path) -> IO[str]:
         holder = file.read().strip()
         file.close()
         raise UserError(
-            f"--workdir {workdir}: another process trains there ({holder}): wait for it, end it, or use another folder"
+            f"{workdir}: another process trains there ({holder}): wait for it, end it, or use another folder"
         ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -177,9 +177,7 @@ class Events:
 
 
 def _not_writable(workdir: Path, error: OSError) -> UserError:
-    return UserError(
-        f"--workdir {workdir}: cannot be written ({error.strerror}): choose a folder that you may write to"
-    )
+    return UserError(f"{workdir}: cannot be written ({error.strerror}): choose a folder that you may write to")
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:

@@ -149,18 +149,17 @@ def run_with_kills(begin, kills, seconds, rng):
 
 
 def in_two_processes(root, workdir, *extra, second=(), data="shards", before="", **environment):
-    """The command as two processes of four devices each."""
+    """A run of STEPS steps as two processes of four devices each."""
+    return start_pair(command(root, workdir, *IN_STEP, *extra, data=data), second, before, **environment)
+
+
+def start_pair(arguments, second=(), before="", **environment):
+    """The command as two processes of four devices each; `second` are more arguments of the second one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    group = ["--coordinator", address, "--num-processes", "2", *IN_STEP]
+        group = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--num-processes", "2"]
     return [
-        start(
-            command(root, workdir, *group, "--process-id", str(number), *extra, *more, data=data),
-            before,
-            DEVICES="4",
-            **environment,
-        )
+        start([*arguments, *group, "--process-id", str(number), *more], before, DEVICES="4", **environment)
         for number, more in enumerate(((), second))
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from finetune_tools import QUICK, write_names, write_questions, write_sentiment, write_similarity
-from run_tools import refusal
+from run_tools import end, refusal, start_pair
 from weights_tools import export_both
 
 from electra_flax.cli import main
@@ -152,14 +152,14 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
     """Asked to stop between two evaluations, while accumulating and with dropout."""
     how = ["--gradient_accumulation_steps", "2", "--dropout", "0.1"]
     straight = run(root, "nsmc", tmp_path / "straight", *how)
-    real, steps, interruption = loop.collate, [], Interruption(None)
+    real, steps, interruption = loop.make_batch, [], Interruption(None)
 
-    def collate(*arguments):
+    def make_batch(*arguments):
         steps.append(1)
-        interruption.requested = len(steps) == 3
+        interruption.requested = len(steps) >= 2
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "collate", collate)
+    monkeypatch.setattr(loop, "make_batch", make_batch)
     monkeypatch.setattr("electra_flax.finetune.run.Interruption", lambda host: interruption)
     with pytest.raises(Preempted, match="saved at step 3 of 8"):
         run(root, "nsmc", tmp_path / "again", *how)
@@ -169,7 +169,50 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
         assert again["seeds"][0][name] == straight["seeds"][0][name]
     for name in ("model.safetensors", "predictions.tsv"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
-    assert not (tmp_path / "again/seeds/0/checkpoints").exists()
+    assert not (tmp_path / "again/checkpoints/0").exists()
+
+
+# One of two processes is asked to stop in its third step.
+STOPS = """
+from electra_flax.finetune import loop
+from electra_flax.interruption import Interruption
+real, steps, found = loop.make_batch, [], []
+init = Interruption.__init__
+def noted(self, host):
+    init(self, host)
+    found.append(self)
+Interruption.__init__ = noted
+def make_batch(*arguments):
+    steps.append(1)
+    if len(steps) == 2 and "1" in sys.argv[-1]:
+        found[0].requested = True
+    return real(*arguments)
+loop.make_batch = make_batch
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(root, tmp_path):
+    """Data parallel over two hosts, of which one is asked to stop; they end as one process would."""
+    straight = run(root, "nsmc", tmp_path / "straight")
+    arguments = ["finetune", "--task", "nsmc", "--model", str(root / "export"), "--data", str(root / "data/nsmc"),
+                 "--preset", "koelectra", "--out", str(tmp_path / "pair"), *QUICK]  # fmt: skip
+    # Where one finds its programs and the other compiles them, they meet too late.
+    apart = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    for process in start_pair(arguments, before=STOPS, **apart):
+        code, error = end(process)
+        assert code == Preempted.exit_code and "saved at step 3 of 8" in error
+    for number, process in enumerate(start_pair(arguments, **apart)):
+        said, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error
+        assert ("NSMC: accuracy" in said) == (number == 0), "process 0 speaks for all"
+    pair = json.loads((tmp_path / "pair/results.json").read_bytes())
+    assert pair["metrics"] == straight["metrics"]
+    losses = [[found["loss"] for found in one["seeds"][0]["history"]] for one in (pair, straight)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert (tmp_path / "pair/predictions.tsv").read_bytes() == (tmp_path / "straight/predictions.tsv").read_bytes()
+    ends = [end(process) for process in start_pair(arguments, ["--epochs", "3"], **apart)]
+    assert all(code == 1 and "process 1 has another epochs than process 0: 3, not 2" in error for code, error in ends)
 
 
 @pytest.mark.slow

@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import CheckpointConfig, Preempted, RunError
-from electra_flax.finetune.batches import collate, epoch_batches
+from electra_flax.finetune.batches import epoch_batches
 from electra_flax.finetune.data import Part, TaskData
 from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores
-from electra_flax.finetune.step import Network, Steps, predict_rows
+from electra_flax.finetune.step import Network, Steps, make_batch, predict_rows
 from electra_flax.finetune.task import Task, Training
 from electra_flax.interruption import Interruption
 from electra_flax.metrics import Progress
 from electra_flax.model import Params
+from electra_flax.processes import Agreement, Wishes, is_main
 
 log = logging.getLogger("electra_flax")
 
@@ -54,10 +55,10 @@ def finetune_seed(
     steps: Steps,
     begin: Params,
     seed: int,
-    folder: Path,
+    folder: epath.Path,
     interruption: Interruption,
 ) -> SeedResult:
-    """Learns from `begin`, keeps the best checkpoint in `folder` and scores it.
+    """Learns from `begin`, keeps the best checkpoint in `folder` and scores it: the same in all processes.
 
     A start that was interrupted goes on from its last evaluation. Raises RunError where the loss is not finite,
     Preempted where it was asked to stop and has saved.
@@ -70,8 +71,8 @@ def finetune_seed(
     evaluated_at = {round(num_steps * (i + 1) / evaluations) for i in range(evaluations)}
 
     # ------------------------------------------------------------------------- state: newest checkpoint, or fresh
-    state = steps.init({**begin, **network.head.init(jax.random.key(seed))})
-    checkpoints = Checkpoints(folder.resolve() / "checkpoints", _KEPT)  # Orbax takes no relative path
+    state = steps.init({**begin, **jax.device_get(network.head.init(jax.random.key(seed)))})
+    checkpoints = Checkpoints(folder, _KEPT)
     history: list[dict[str, Any]] = []
     losses: list[float] = []
     if restored := checkpoints.restore_newest(steps.shapes, network.mesh):
@@ -95,24 +96,30 @@ def finetune_seed(
             raise RunError(f"{folder}: a checkpoint could not be written ({problem}): make room and start again")
 
     # ------------------------------------------------------------------------------------------------------- loop
+    def record(loss: jax.Array, sent: Any) -> bool:
+        """Takes the numbers of a step, which is done when they are here: whether some process is asked to stop."""
+        losses.append(float(loss))
+        return agreement.receive(sent).stop
+
     step = int(state.step)
-    pending: Any = None
-    with Progress(num_steps, step, enabled=True) as progress:
+    agreement = Agreement(network.mesh)
+    pending: tuple[jax.Array, Any] | None = None
+    with Progress(num_steps, step, enabled=is_main()) as progress:
         while step < num_steps and not _is_enough(history, task, training.patience):
             epoch, place = divmod(step, per_epoch)
             if place == 0 or pending is None:
                 batches = epoch_batches(rows, training.batch_size, seed, epoch)
-            batch = collate(rows, batches[place], training.batch_size, longest, network.pad_id, network.is_tagging)
+            batch = make_batch(network, rows, batches[place], training.batch_size, longest)
             state, sums = steps.train(state, batch, seed)
+            sent = agreement.send(Wishes(save=False, stop=interruption.requested))
             step += 1
             # Step k's loss is read after step k + 1 is dispatched: the device never waits for the host.
-            if pending is not None:
-                losses.append(float(pending))
-            pending = sums["loss"]
+            stops = pending is not None and record(*pending)
+            pending = sums["loss"], sent
             progress.advance()
             is_evaluated = step in evaluated_at
-            if is_evaluated or interruption.requested:
-                losses.append(float(pending))
+            if is_evaluated or stops:
+                stops |= record(*pending)
                 pending = None
             if is_evaluated:
                 loss, losses = float(np.mean(losses)), []
@@ -126,7 +133,7 @@ def finetune_seed(
                 history.append({"step": step, "epoch": step / per_epoch, "loss": loss, **found})
                 progress.print(f"seed {seed} epoch {step / per_epoch:.2f}: loss {loss:.4f}, {_shown(found)}")
                 save(_comparable(found[task.metrics[0]]))
-            if interruption.requested:
+            if stops:
                 if not is_evaluated:
                     save()
                 check(checkpoints.wait())

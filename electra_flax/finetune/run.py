@@ -10,14 +10,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from electra_flax import model
+from electra_flax import __version__, model, processes
 from electra_flax.architecture import flat, nested
-from electra_flax.config import Config, MeshConfig, UserError
+from electra_flax.config import Config, MeshConfig, RunError, UserError
 from electra_flax.files import write_whole
 from electra_flax.finetune import publish
 from electra_flax.finetune.data import TaskData, read_task_data
@@ -28,11 +29,15 @@ from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.interruption import Interruption, metadata_host
 from electra_flax.model import Params
+from electra_flax.records import Vocabulary
 from electra_flax.sentences import find_part
 from electra_flax.sharding import check_batch, make_mesh
 from electra_flax.startup import set_up_compiler
 from electra_flax.step import abstract_state
+from electra_flax.storage import patiently
+from electra_flax.tokenizer import Casing
 from electra_flax.weights import Weights, find_weights
+from electra_flax.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
 
@@ -47,7 +52,8 @@ class Request:
     """Name of a task, or a YAML file."""
     model: str
     data: Path
-    out: Path
+    out: str | Path
+    """A folder, or gs://BUCKET/FOLDER."""
     preset: str = ""
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
@@ -59,11 +65,71 @@ class Request:
 
 def finetune(request: Request) -> dict[str, Any]:
     """Fine-tunes with each seed and writes `out`: a model folder (the seed that was best on dev), predictions,
-    results.json, which is returned, and seeds/N with each seed's own.
+    results.json, which is returned (by process 0; {} by others), and seeds/N with each seed's own.
 
     The same call goes on with what is there. Raises UserError for what the user can fix, RunError and Preempted as
     pretraining does.
     """
+    with processes.together():
+        run = _read(request)
+    task, training, data, config = run.task, run.training, run.data, run.config
+    processes.require_agreement(
+        {
+            "--data": f"{len(data.train.rows)} rows to learn from, {len(data.scored.rows)} scored",
+            "--seeds": str(request.seeds),
+            "release": f"electra-flax {__version__}, jax {jax.__version__}",
+            "number of devices": str(jax.local_device_count()),
+            **{name: str(value) for name, value in dataclasses.asdict(training).items()},
+        }
+    )
+    log.info(
+        "%s: %s examples to learn from; the best checkpoint is chosen on %s (%s), the score is that of %s (%s)",
+        task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
+        data.scored.name, f"{len(data.scored.examples):,}",
+    )  # fmt: skip
+    head = make_head(task, training.head, config.model, len(data.labels), training.dropout)
+    network = Network(config, head, run.mesh, run.vocabulary.special.pad, task.kind == "tagging")
+    num_steps = training.steps_per_epoch(len(data.train.rows)) * training.epochs
+    shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
+    steps = make_steps(network, training, num_steps, shapes)
+    work = Workdir(request.out)
+    with processes.only_here(work), Interruption(metadata_host()) as interruption:
+        with processes.together():
+            if processes.is_main():
+                _claim_out(work, request, run)
+        there = np.asarray([(_seed_folder(work, seed) / RESULTS).exists() for seed in request.seeds])
+        for seed, is_done in zip(request.seeds, processes.as_process_0(there), strict=True):
+            if is_done:
+                log.info("seed %d: done before", seed)
+                continue
+            checkpoints = work.checkpoints / str(seed)
+            begin = _first_weights(request, run, seed)
+            result = finetune_seed(task, training, data, network, steps, begin, seed, checkpoints, interruption)
+            with processes.together():
+                if processes.is_main():
+                    _write_seed(_seed_folder(work, seed), run, seed, result)
+                    work.push()
+                    patiently(checkpoints, checkpoints.rmtree)
+        results = _finish(work, request, task, data) if processes.is_main() else {}
+        if problem := processes.push(work):
+            raise RunError(f"all seeds are done, but {problem}; the same command writes what is missing")
+    return results
+
+
+class _Run(NamedTuple):
+    """What a request names, read and checked."""
+
+    task: Task
+    training: Training
+    weights: Weights
+    config: Config
+    vocabulary: Vocabulary
+    casing: Casing
+    mesh: Mesh
+    data: TaskData
+
+
+def _read(request: Request) -> _Run:
     task = load_task(request.task)
     weights = find_encoder(request.model)
     training = load_training(request.task, task, request.preset, weights.config.model, request.overrides)
@@ -75,35 +141,7 @@ def finetune(request: Request) -> dict[str, Any]:
     mesh = make_mesh(MeshConfig())
     check_batch(training.batch_size, training.gradient_accumulation_steps, mesh)
     data = read_task_data(task, request.data, training, vocabulary, casing, request.published_protocol)
-    _claim_out(request, task, training)
-    log.info(
-        "%s: %s examples to learn from; the best checkpoint is chosen on %s (%s), the score is that of %s (%s)",
-        task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
-        data.scored.name, f"{len(data.scored.examples):,}",
-    )  # fmt: skip
-    head = make_head(task, training.head, config.model, len(data.labels), training.dropout)
-    network = Network(config, head, mesh, vocabulary.special.pad, task.kind == "tagging")
-    num_steps = training.steps_per_epoch(len(data.train.rows)) * training.epochs
-    shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
-    steps = make_steps(network, training, num_steps, shapes)
-    with Interruption(metadata_host()) as interruption:
-        for seed in request.seeds:
-            folder = request.out / "seeds" / str(seed)
-            if (folder / RESULTS).exists():
-                log.info("seed %d: done before", seed)
-                continue
-            begin = _first_weights(request, weights, config, seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            result = finetune_seed(task, training, data, network, steps, begin, seed, folder, interruption)
-            threshold = result.null_threshold if np.isfinite(result.null_threshold) else None
-            recipe = publish.Recipe(dataclasses.asdict(task), dataclasses.asdict(training), data.labels, threshold)
-            publish.write_model(folder, task, training, config.model, vocabulary, casing, data.labels, result, recipe)
-            name, text = publish.predictions_file(task, data.scored.examples, result.predictions, result.null_threshold)
-            write_whole(folder / name, text)
-            write_whole(folder / "confusion.png", publish.confusion_picture(task, data, result))
-            write_whole(folder / RESULTS, to_json(_result(seed, task, data, result)))
-            shutil.rmtree(folder / "checkpoints")
-    return _finish(request, task, training, data)
+    return _Run(task, training, weights, config, vocabulary, casing, mesh, data)
 
 
 def find_encoder(place: str) -> Weights:
@@ -134,21 +172,26 @@ def encoder_config(weights: Weights, training: Training) -> Config:
     )
 
 
-def _first_weights(request: Request, weights: Weights, config: Config, seed: int) -> Params:
+def _first_weights(request: Request, run: _Run, seed: int) -> Params:
     if request.random_weights:
-        return {"electra": jax.jit(model.init, static_argnums=0)(config, jax.random.key(seed))["electra"]}
-    names = [name for name in weights.shapes if name.startswith("electra/")]
-    return nested({name: weights.read(name) for name in names})
+        params = jax.jit(model.init, static_argnums=0)(run.config, jax.random.key(seed))
+        return {"electra": jax.device_get(params["electra"])}
+    names = [name for name in run.weights.shapes if name.startswith("electra/")]
+    return nested({name: run.weights.read(name) for name in names})
 
 
-def _claim_out(request: Request, task: Task, training: Training) -> None:
+def _seed_folder(work: Workdir, seed: int) -> Path:
+    return work.folder / "seeds" / str(seed)
+
+
+def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
     """An output folder belongs to one model, task and way of training."""
     now = {
         "model": request.model, "data": str(request.data), "random_weights": request.random_weights,
-        "published_protocol": request.published_protocol, "task": dataclasses.asdict(task),
-        "training": dataclasses.asdict(training),
+        "published_protocol": request.published_protocol, "task": dataclasses.asdict(run.task),
+        "training": dataclasses.asdict(run.training),
     }  # fmt: skip
-    path = request.out / "run.json"
+    path = work.folder / "run.json"
     if path.exists():
         before = flat(json.loads(path.read_bytes()))
         after = flat(now)
@@ -156,13 +199,23 @@ def _claim_out(request: Request, task: Task, training: Training) -> None:
             f"{name}: {before.get(name)} -> {value}" for name, value in after.items() if before.get(name) != value
         ]
         if changed:
-            raise UserError(f"--out {request.out}: holds another fine-tuning ({changed[0]}): name another folder")
+            raise UserError(f"--out {work}: holds another fine-tuning ({changed[0]}): name another folder")
         return
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {request.out}: cannot be made ({error.strerror}): name another") from None
     write_whole(path, to_json(now))
+
+
+def _write_seed(folder: Path, run: _Run, seed: int, result: SeedResult) -> None:
+    """All that is kept of a seed; results.json at last, which says that it is done."""
+    task, training, data = run.task, run.training, run.data
+    threshold = result.null_threshold if np.isfinite(result.null_threshold) else None
+    recipe = publish.Recipe(dataclasses.asdict(task), dataclasses.asdict(training), data.labels, threshold)
+    publish.write_model(
+        folder, task, training, run.config.model, run.vocabulary, run.casing, data.labels, result, recipe
+    )
+    name, text = publish.predictions_file(task, data.scored.examples, result.predictions, result.null_threshold)
+    write_whole(folder / name, text)
+    write_whole(folder / "confusion.png", publish.confusion_picture(task, data, result))
+    write_whole(folder / RESULTS, to_json(_result(seed, task, data, result)))
 
 
 def _result(seed: int, task: Task, data: TaskData, result: SeedResult) -> dict[str, Any]:
@@ -177,9 +230,9 @@ def _result(seed: int, task: Task, data: TaskData, result: SeedResult) -> dict[s
     }
 
 
-def _finish(request: Request, task: Task, training: Training, data: TaskData) -> dict[str, Any]:
+def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict[str, Any]:
     """results.json over all seeds, and the best one's folder as `out` itself."""
-    seeds = [json.loads((request.out / "seeds" / str(seed) / RESULTS).read_bytes()) for seed in request.seeds]
+    seeds = [json.loads((_seed_folder(work, seed) / RESULTS).read_bytes()) for seed in request.seeds]
     first = task.metrics[0]
     best = max(seeds, key=lambda found: -1.0 if found["chosen_by"][first] is None else found["chosen_by"][first])
     results = {
@@ -193,10 +246,10 @@ def _finish(request: Request, task: Task, training: Training, data: TaskData) ->
         "best_seed": best["seed"],
         "seeds": seeds,
     }
-    write_whole(request.out / RESULTS, to_json(results))
-    for path in (request.out / "seeds" / str(best["seed"])).iterdir():
+    write_whole(work.folder / RESULTS, to_json(results))
+    for path in _seed_folder(work, best["seed"]).iterdir():
         if path.name != RESULTS:
-            _link(path, request.out / path.name)
+            _link(path, work.folder / path.name)
     return results
 
 

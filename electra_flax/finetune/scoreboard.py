@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import yaml
 from matplotlib.figure import Figure
 
+from electra_flax import processes
 from electra_flax.config import UserError
 from electra_flax.files import write_whole
 from electra_flax.finetune.data import has_task
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.task import load_task, task_names
+from electra_flax.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
 
@@ -41,8 +43,9 @@ class Protocol(NamedTuple):
     random_weights: bool
 
 
-def scoreboard(models: Sequence[str], data: Sequence[str], names: Sequence[str], out: Path, protocol: Protocol) -> str:
-    """Fine-tunes each model on each task that is found, writes out/table.md, .json and .png; returns the table.
+def scoreboard(models: Sequence[str], data: Sequence[str], names: Sequence[str], out: str, protocol: Protocol) -> str:
+    """Fine-tunes each model on each task that is found, writes out/table.md, .json and .png; returns the table (""
+    where this is not process 0).
 
     Raises UserError where no task is found, or one that was named is not.
     """
@@ -54,15 +57,18 @@ def scoreboard(models: Sequence[str], data: Sequence[str], names: Sequence[str],
         rows[model] = {}
         for name, folder in folders.items():
             request = Request(
-                name, model, folder, out / f"model-{number}" / name, protocol.preset, protocol.overrides,
+                name, model, folder, f"{out}/model-{number}/{name}", protocol.preset, protocol.overrides,
                 protocol.seeds, protocol.published_protocol, protocol.random_weights,
             )  # fmt: skip
             log.info("--- %s, %s", model, load_task(name).title)
             rows[model][name] = finetune(request)
-    table = _markdown(rows, list(folders), protocol)
-    write_whole(out / "table.md", table)
-    write_whole(out / "table.json", to_json(rows))
-    write_whole(out / "table.png", _picture(rows, list(folders)))
+    if not processes.is_main():
+        return ""
+    table, work = _markdown(rows, list(folders), protocol), Workdir(out)
+    write_whole(work.folder / "table.md", table)
+    write_whole(work.folder / "table.json", to_json(rows))
+    write_whole(work.folder / "table.png", _picture(rows, list(folders)))
+    work.push()
     return table
 
 

@@ -21,7 +21,8 @@ from electra_flax.finetune.heads import Batch, Head, Outputs
 from electra_flax.finetune.task import Training
 from electra_flax.model import Params
 from electra_flax.optimizer import make_optimizer, scale_by_layer
-from electra_flax.sharding import batch_sharding, state_shardings
+from electra_flax.processes import is_main
+from electra_flax.sharding import batch_sharding, rows_of_this_process, state_shardings, whole
 from electra_flax.step import TrainState, sum_over_slices
 
 _BELOW_TOP = {"paper": 1, "original": 2}
@@ -81,7 +82,7 @@ def make_steps(network: Network, training: Training, num_steps: int, params: Par
             functools.partial(_train_step, network, training, optimizer),
             donate_argnums=0,
             in_shardings=(shardings, batch_sharding(network.mesh), None),
-            out_shardings=(shardings, None),
+            out_shardings=(shardings, whole(network.mesh)),
         ),
         make_predict_step(network),
     )
@@ -129,13 +130,26 @@ def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
 
 def make_predict_step(network: Network) -> Callable[[Params, Batch], Outputs]:
     """(params, batch) -> the head's outputs; compiled once for each length of a batch."""
-    return jax.jit(functools.partial(apply, network), in_shardings=(None, batch_sharding(network.mesh)))
+    return jax.jit(
+        functools.partial(apply, network),
+        in_shardings=(None, batch_sharding(network.mesh)),
+        out_shardings=whole(network.mesh),
+    )
 
 
 def apply(network: Network, params: Params, batch: Batch) -> Outputs:
     """The head's outputs, without dropout."""
     hidden_BTD = model.apply_encoder(network.config, {"electra": params["electra"]}, *_inputs(batch))
     return network.head.predict(params, hidden_BTD, batch)
+
+
+def make_batch(network: Network, rows: Sequence[Row], indices: np.ndarray, batch_size: int, longest: int) -> Batch:
+    """These rows on the mesh; every process gives its part of them."""
+    batch = collate(rows, indices, batch_size, longest, network.pad_id, network.is_tagging)
+    own = rows_of_this_process(batch_size)
+    return jax.make_array_from_process_local_data(
+        batch_sharding(network.mesh), {name: values[own] for name, values in batch.items()}
+    )
 
 
 def predict_rows(
@@ -149,8 +163,8 @@ def predict_rows(
     """The outputs of each row, in the order of the rows."""
     found: list[dict[str, np.ndarray]] = [{}] * len(rows)
     batches = sorted_batches(rows, batch_size)
-    for indices in tqdm(batches, "predicting", unit="batch", delay=5, leave=False):
-        batch = collate(rows, indices, batch_size, longest, network.pad_id, network.is_tagging)
+    for indices in tqdm(batches, "predicting", unit="batch", delay=5, leave=False, disable=not is_main()):
+        batch = make_batch(network, rows, indices, batch_size, longest)
         outputs = jax.device_get(predict_step(params, batch))
         for place, index in enumerate(indices):
             found[index] = {name: value[place] for name, value in outputs.items()}
