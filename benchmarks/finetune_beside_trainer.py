@@ -35,6 +35,7 @@ from electra_flax.finetune.publish import ARCHITECTURES
 from electra_flax.finetune.run import encoder_config, find_encoder
 from electra_flax.finetune.step import Network, Steps, make_steps, predict_rows
 from electra_flax.finetune.task import Task, Training, load_task, load_training
+from electra_flax.host_memory import restart_with_huge_pages
 from electra_flax.processes import use_cpu_where_there_is_nothing_else
 from electra_flax.sharding import make_mesh
 from electra_flax.startup import set_up_compiler
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for finetune_WHAT.json")
     args, overrides = parser.parse_known_args()
     logging.basicConfig(level=logging.WARNING)
+    restart_with_huge_pages()  # as finetune does; the Trainer has them too
     use_cpu_where_there_is_nothing_else()
     set_up_compiler("~/.cache/electra-flax/compiled")
     task = load_task(args.task)

@@ -155,7 +155,13 @@ def hand_count(config):
     return 3 * 2 * batch * (generator + discriminator)
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(path.stem, marks=[] if path.stem in ("electra_small", "koelectra_base_v3") else pytest.mark.slow)
+        for path in sorted(CONFIGS.glob("*.yaml"))
+    ],
+)
 def test_flops_against_a_hand_count(preset):
     from electra_flax.plan import step_flops
 
@@ -290,7 +296,13 @@ def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("generation", GENERATIONS, ids=lambda generation: generation.prefix)
+@pytest.mark.parametrize(
+    "generation",
+    [
+        pytest.param(found, marks=[] if found.prefix == "v3" else pytest.mark.slow, id=found.prefix)
+        for found in GENERATIONS
+    ],
+)
 def test_the_kernel_compiles_for_every_generation(generation):
     dtype = "float32" if generation.prefix in ("v2", "v3") else "bfloat16"  # as kernel_specs chooses
     spec = {"num_heads": 2, "head_size": 64, "tokens": 512, "rate": 0.1, "matmul_dtype": dtype, "interpret": False}

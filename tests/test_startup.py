@@ -98,6 +98,7 @@ train_step.lower(step.abstract_state(config), step.abstract_batch(config)).compi
 """
 
 
+@pytest.mark.slow
 def test_the_cpu_compiler_takes_seconds_for_a_step():
     """Tests run with optimisations off; with them, chained hashes once took LLVM more than half an hour."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
