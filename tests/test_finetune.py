@@ -170,7 +170,7 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
         assert again["seeds"][0][name] == straight["seeds"][0][name]
     for name in ("model.safetensors", "predictions.tsv"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
-    assert not (tmp_path / "again/checkpoints/0").exists()
+    assert not (tmp_path / "again/checkpoints").exists()
 
 
 # One of two processes is asked to stop in its third step.

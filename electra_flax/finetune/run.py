@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -72,6 +73,7 @@ def finetune(request: Request) -> dict[str, Any]:
     """
     with processes.together():
         run = _read(request)
+    set_up_compiler(run.config.training.compilation_cache)
     task, training, data, config = run.task, run.training, run.data, run.config
     processes.require_agreement(
         {
@@ -110,7 +112,10 @@ def finetune(request: Request) -> dict[str, Any]:
                     _write_seed(_seed_folder(work, seed), run, seed, result)
                     work.push()
                     patiently(checkpoints, checkpoints.rmtree)
-        results = _finish(work, request, task, data) if processes.is_main() else {}
+        results = {}
+        if processes.is_main():
+            results = _finish(work, request, task, data)
+            patiently(work.checkpoints, functools.partial(work.checkpoints.rmtree, missing_ok=True))
         if problem := processes.push(work):
             raise RunError(f"all seeds are done, but {problem}; the same command writes what is missing")
     return results
@@ -137,7 +142,6 @@ def _read(request: Request) -> _Run:
     vocabulary, casing = weights.vocabulary, weights.casing
     if vocabulary is None or casing is None:
         raise UserError(f"--model {request.model}: no vocabulary beside its weights: export it first")
-    set_up_compiler(weights.config.training.compilation_cache)
     mesh = make_mesh(MeshConfig())
     check_batch(training.batch_size, training.gradient_accumulation_steps, mesh)
     data = read_task_data(task, request.data, training, vocabulary, casing, request.published_protocol)
