@@ -10,13 +10,21 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from golden_tools import tiny_config
 
 from electra_flax import kernel_schedule, program_cost
-from electra_flax.config import UserError
+from electra_flax.config import MeshConfig, UserError
 from electra_flax.config_io import load_config
+from electra_flax.finetune.batches import collate
+from electra_flax.finetune.encoding import Row
+from electra_flax.finetune.heads import make_head
+from electra_flax.finetune.step import Network, make_steps
+from electra_flax.finetune.task import load_task, load_training
 from electra_flax.program_cost import Hardware
+from electra_flax.sharding import make_mesh
+from electra_flax.step import abstract_state
 from electra_flax.tpus import GENERATIONS, parse_slice
 
 needs_compiler = pytest.mark.skipif(
@@ -293,6 +301,29 @@ def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path):
     assert len(plan["ways_out"]) == 3
     for way in plan["ways_out"]:
         assert way["memory_needed"] < parse_slice("v2-8").generation.memory_bytes
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nsmc", "naver-ner", "korquad"])
+def test_fine_tuning_compiles_for_a_tpu(name, v3_devices):
+    """The step and the prediction, in bfloat16 and data parallel."""
+    encoder = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    config, task = tiny_config(model=encoder, training={"compute_dtype": "bfloat16"}), load_task(name)
+    training = load_training(name, task, "koelectra", config.model, ["--batch_size", "16", "--max_seq_length", "32"])
+    head = make_head(task, training.head, config.model, 2, training.dropout)
+    mesh = make_mesh(MeshConfig(), list(v3_devices))
+    network = Network(config, head, mesh, 0, task.kind == "tagging")
+    shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
+    steps = make_steps(network, training, 10, shapes)
+    target = np.zeros({"tagging": 9, "answers": 3}.get(task.kind, ()), np.int32)
+    rows = [Row(0, np.arange(9), np.zeros(9, np.int32), target, [])]
+    batch = collate(rows, np.arange(1), 16, 32, 0, network.is_tagging)
+    train, predict = (
+        step.trace(*arguments).lower(lowering_platforms=("tpu",)).compile().as_text()
+        for step, arguments in ((steps.train, (steps.shapes, batch, 0)), (steps.predict, (shapes, batch)))
+    )
+    assert "all-reduce" in train and "all-reduce" not in predict, "of gradients alone"
 
 
 @needs_compiler
