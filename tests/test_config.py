@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # Sources: paper, table 6; KoELECTRA's table; the original's README for small++.
 PRESETS = {
     "demo": (2000, 128, 64, 1, 256, 64, 64, 400, None, 0.15),
-    "tiny": (4000, 128, 128, 4, 512, 64, 64, 8000, None, 0.15),
+    "tiny": (4000, 128, 128, 4, 512, 64, 64, 8000, None, 0.4),
     "koelectra_base_v1": (32200, 768, 256, 4, 1024, 512, 256, 700_000, 2e-4, 0.15),
     "koelectra_base_v3": (35000, 768, 256, 4, 1024, 512, 256, 1_500_000, 2e-4, 0.15),
     "koelectra_small_v1": (32200, 256, 256, 4, 1024, 512, 512, 300_000, 5e-4, 0.15),
