@@ -112,7 +112,7 @@ from electra_flax import input_pipeline
 def batch(self, number, batch=input_pipeline.GlobalOrder.batch):
     ids = batch(self, number)
     with open(os.environ["IDS"] + str(os.getpid()), "a") as file:
-        rows = input_pipeline._rows_of_this_process(len(ids))
+        rows = input_pipeline.rows_of_this_process(len(ids))
         file.write(json.dumps([number, rows.start, ids[rows].tolist()]) + "\\n")
     return ids
 input_pipeline.GlobalOrder.batch = batch
