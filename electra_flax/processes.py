@@ -16,7 +16,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from electra_flax import __version__
 from electra_flax.config import RunError, UserError
+from electra_flax.sharding import whole
 
 if TYPE_CHECKING:
     from electra_flax.workdir import Workdir
@@ -92,9 +94,15 @@ def use_cpu_where_there_is_nothing_else() -> None:
 
 
 def require_agreement(values: Mapping[str, str]) -> None:
-    """Raises UserError, in every process, naming the first that has another value than process 0."""
+    """Raises UserError, in every process, naming the first that has another value than process 0: of `values`, the
+    release, or the number of its devices."""
     if jax.process_count() == 1:
         return
+    values = {
+        "release": f"electra-flax {__version__}, jax {jax.__version__}",
+        "number of devices": str(jax.local_device_count()),
+        **values,
+    }
     texts = np.stack([_octets(text, _SHOWN) for text in values.values()])
     everyone = np.asarray(multihost_utils.process_allgather(texts))
     for process, theirs in enumerate(everyone):
@@ -189,7 +197,7 @@ class Agreement:
 
     def __init__(self, mesh: Mesh) -> None:
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(lambda wishes: wishes.max(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._any = jax.jit(lambda wishes: wishes.max(axis=0), out_shardings=whole(mesh))
 
     def send(self, wishes: Wishes) -> jax.Array | np.ndarray:
         """int32 [2], to be given to `receive` after the next step was dispatched."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from electra_flax import __version__, losses, processes, tpus, workdir
+from electra_flax import losses, processes, tpus, workdir
 from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, Phase, Preempted, RunError, UserError
@@ -276,8 +276,6 @@ def _open_all(
     processes.require_agreement(
         {
             "shards": identity,
-            "release": f"electra-flax {__version__}, jax {jax.__version__}",
-            "number of devices": str(jax.local_device_count()),
             "first weights": str(begin_with),
             **{name: str(value) for name, value in config_fields(config).items()},
         }

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from electra_flax import __version__, model, processes
+from electra_flax import model, processes
 from electra_flax.architecture import flat, nested
 from electra_flax.config import Config, MeshConfig, RunError, UserError
 from electra_flax.files import write_whole
@@ -77,11 +77,9 @@ def finetune(request: Request) -> dict[str, Any]:
     task, training, data, config = run.task, run.training, run.data, run.config
     processes.require_agreement(
         {
-            "--data": f"{len(data.train.rows)} rows to learn from, {len(data.scored.rows)} scored",
+            "number of rows": f"{len(data.train.rows)} to learn from, {len(data.scored.rows)} scored",
             "--seeds": str(request.seeds),
-            "release": f"electra-flax {__version__}, jax {jax.__version__}",
-            "number of devices": str(jax.local_device_count()),
-            **{name: str(value) for name, value in dataclasses.asdict(training).items()},
+            **{name: str(value) for name, value in flat(_identity(request, run)).items()},
         }
     )
     log.info(
@@ -188,13 +186,18 @@ def _seed_folder(work: Workdir, seed: int) -> Path:
     return work.folder / "seeds" / str(seed)
 
 
-def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
-    """An output folder belongs to one model, task and way of training."""
-    now = {
+def _identity(request: Request, run: _Run) -> dict[str, Any]:
+    """Model, task and way of training."""
+    return {
         "model": request.model, "data": str(request.data), "random_weights": request.random_weights,
         "published_protocol": request.published_protocol, "task": dataclasses.asdict(run.task),
         "training": dataclasses.asdict(run.training),
     }  # fmt: skip
+
+
+def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
+    """An output folder belongs to one fine-tuning."""
+    now = _identity(request, run)
     path = work.folder / "run.json"
     if path.exists():
         before = flat(json.loads(path.read_bytes()))
