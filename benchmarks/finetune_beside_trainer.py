@@ -29,11 +29,11 @@ from electra_flax.config import MeshConfig
 from electra_flax.finetune.batches import collate, epoch_batches
 from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.encoding import Row
-from electra_flax.finetune.heads import make_head
+from electra_flax.finetune.heads import Batch, make_head
 from electra_flax.finetune.predictions import decode, scores
 from electra_flax.finetune.publish import ARCHITECTURES
 from electra_flax.finetune.run import encoder_config, find_encoder
-from electra_flax.finetune.step import Network, Steps, make_steps, predict_rows
+from electra_flax.finetune.step import Network, Steps, make_batch, make_steps, predict_rows
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.host_memory import restart_with_huge_pages
 from electra_flax.processes import use_cpu_where_there_is_nothing_else
@@ -121,9 +121,8 @@ class Contest:
         )  # fmt: skip
         return [output["logits"] for output in outputs]
 
-    def _batch(self, rows: Sequence[Row], indices: np.ndarray) -> dict[str, np.ndarray]:
-        how = self._training
-        return collate(rows, indices, how.batch_size, how.max_seq_length, self._network.pad_id, is_tagging=False)
+    def _batch(self, rows: Sequence[Row], indices: np.ndarray) -> Batch:
+        return make_batch(self._network, rows, indices, self._training.batch_size, self._training.max_seq_length)
 
     def _trainer(self, seed: int) -> list[np.ndarray]:
         transformers.set_seed(seed)
