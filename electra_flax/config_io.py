@@ -84,13 +84,20 @@ def config_differences(old: Config, new: Config) -> dict[str, str]:
 
 
 def _parser(cls: type) -> ArgumentParser:
-    # Without abbreviations: `--model.hid 3` must be an error, not a guess.
-    parser = ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None, usage=argparse.SUPPRESS
-    )
-    parser.add_argument("--fields-from", action="config", help=argparse.SUPPRESS)
-    parser.add_class_arguments(cls)
-    return parser
+    # Made once: it parses cls's source, which takes a quarter of a second and which Python 3.11 gets wrong where an
+    # object that dies meanwhile prints a traceback ("AST constructor recursion depth mismatch"): fields were missing.
+    if cls not in _parsers:
+        # Without abbreviations: `--model.hid 3` must be an error, not a guess.
+        parser = ArgumentParser(
+            exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None, usage=argparse.SUPPRESS
+        )
+        parser.add_argument("--fields-from", action="config", help=argparse.SUPPRESS)
+        parser.add_class_arguments(cls)
+        _parsers[cls] = parser
+    return _parsers[cls]
+
+
+_parsers: dict[type, ArgumentParser] = {}
 
 
 def _instantiate(cls: type[T], namespace: Any) -> T:

@@ -1,5 +1,6 @@
 """Every preset loads and is what its name says; whatever is wrong is refused with the field and the value."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def test_preset(name):
         assert word in header
     assert re.search("published|predicted|measured|not published", header)
     assert from_dict(Config, __import__("yaml").safe_load(config_to_yaml(config)), "round trip", "") == config
+
+
+def test_the_source_is_parsed_once(monkeypatch):
+    """What a failure of Python's parser would take away later: all fields."""
+    load_config(CONFIGS / "demo.yaml")
+    monkeypatch.setattr(ast, "parse", None)
+    assert load_config(CONFIGS / "demo.yaml", ["--training.num_steps", "900"]).training.num_steps == 900
 
 
 @pytest.mark.parametrize(
