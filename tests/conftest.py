@@ -29,6 +29,18 @@ jax.config.update("jax_disable_most_optimizations", True)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running():
+    yield
+    from run_tools import started
+
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Values that the original code produced."""

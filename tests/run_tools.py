@@ -86,8 +86,13 @@ def start(arguments: list[str], before: str = "", **environment: str) -> subproc
     command = [sys.executable, "-c", COMMAND.format(before=before), *arguments]
     here = Path(__file__).parent
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **environment}  # what it would start itself again for
-    return subprocess.Popen(command, cwd=here, env={**os.environ, **environment}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(command, cwd=here, env={**os.environ, **environment}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    started.append(process)
+    return process
+
+
+started: list[subprocess.Popen] = []  # conftest.py ends what a failed test left
 
 
 def command(root, workdir, *extra, data="shards"):
@@ -114,7 +119,7 @@ def assert_undisturbed(root, workdir):
 def wait_for_step(process, root, workdir, step):
     """Until a checkpoint of `step` or later is there."""
     folder = Workdir(place(root, workdir)).checkpoints
-    for _ in range(2000):
+    for _ in range(6000):  # two processes compile on a busy machine
         assert process.poll() is None, process.communicate()[1]
         if folder.exists() and max(checkpoint_steps(folder), default=-1) >= step:
             return
