@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from electra_flax.initial_weights import Start
 
 _LEARNING = ("pretrain", "finetune", "scoreboard")
-_ENDS_OF_A_RUN = (0, RunError.exit_code, Preempted.exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if owns_process and args.command in _LEARNING:
         signal.signal(signal.SIGTERM, _nothing_to_save)
         restart_with_huge_pages()
-    code = _run(args, overrides)
-    if owns_process and args.command in _LEARNING and code in _ENDS_OF_A_RUN:
+    try:
+        code = _run(args, overrides)
+    except Exception:
+        if not owns_process:
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if owns_process and args.command in _LEARNING and "jax" in sys.modules:
         from electra_flax import processes
 
         processes.leave(code)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,8 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from electra_flax import __version__
-from electra_flax.config import RunError, UserError
+from electra_flax import __version__, storage
+from electra_flax.config import Preempted, RunError, UserError
 from electra_flax.sharding import whole
 
 if TYPE_CHECKING:
@@ -57,17 +58,41 @@ def join(group: tuple[str, int, int] | None) -> None:
 
 
 def leave(code: int) -> None:
-    """Lets this process end with `code` soon, also where it waits for what does not come.
+    """Ends this process with `code` soon where it would wait for what does not come; else returns.
 
     The parts of a save that failed wait five minutes for each other. The other processes of a run that failed may be
-    waiting for this one in a step or a save; JAX ends them once it is gone. A run of several that did not fail ends
-    together.
+    waiting for this one in a step or a save, and JAX ends them once it is gone; where they went first, XLA waits for
+    them without end while Python ends, when no timer runs any more. A run of several that did not fail ends together.
     """
-    if jax.process_count() > 1 and code != RunError.exit_code:
+    is_one_of_several = jax.distributed.is_initialized() and jax.process_count() > 1
+    if is_one_of_several and code in (0, Preempted.exit_code):
         return
     alone = threading.Timer(_LEAVE_SECONDS, os._exit, [code])
     alone.daemon = True
     alone.start()
+    if is_one_of_several:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with suppress(jax.errors.JaxRuntimeError):  # of the others, some are gone
+            jax.distributed.shutdown()
+        os._exit(code)
+
+
+@contextmanager
+def all_alive() -> Iterator[None]:
+    """What JAX cannot do with the other processes is the run's failure: one of them is gone.
+
+    Raises RunError in its place.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise RunError(
+            f"process {jax.process_index()}: a step with the other processes failed ({storage.reason(error)}): one of "
+            "them is gone, and its log says why; the same command on all hosts continues from the last checkpoint"
+        ) from None
 
 
 def is_main() -> bool:
