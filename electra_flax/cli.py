@@ -109,8 +109,8 @@ def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax import processes
     from electra_flax.train import pretrain
 
-    processes.join(_group(args))
-    pretrain(config, [args.data, args.long_data] if args.long_data else [args.data], args.workdir, _start(args))
+    with processes.joined(_group(args)):
+        pretrain(config, [args.data, args.long_data] if args.long_data else [args.data], args.workdir, _start(args))
 
 
 def _start(args: argparse.Namespace) -> Start | None:
@@ -316,8 +316,8 @@ def _finetune(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         args.task, args.model, args.data, args.out, args.preset, overrides, args.seeds,
         published_protocol=args.published_protocol, random_weights=args.random_weights,
     )  # fmt: skip
-    processes.join(_group(args))
-    results = finetune(request)
+    with processes.joined(_group(args)):
+        results = finetune(request)
     if processes.is_main():
         print(summary(results))
         print(args.out)
@@ -329,8 +329,8 @@ def _scoreboard(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax.finetune.scoreboard import Protocol, scoreboard
 
     protocol = Protocol(args.preset, overrides, args.seeds, args.published_protocol, args.random_weights)
-    processes.join(_group(args))
-    table = scoreboard(args.model, args.data, args.tasks, args.out, protocol)
+    with processes.joined(_group(args)):
+        table = scoreboard(args.model, args.data, args.tasks, args.out, protocol)
     if processes.is_main():
         print(table)
 

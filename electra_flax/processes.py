@@ -30,13 +30,28 @@ _SHOWN = 300  # bytes of a value that processes compare
 _LEAVE_SECONDS = 30  # that a process waits, when it is done, for whatever is still going on
 
 
-def join(group: tuple[str, int, int] | None) -> None:
+@contextmanager
+def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
     """Connects this process with the others of the run. Must come before anything asks JAX for its devices.
 
     On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere a run is one
     process, unless `group` says where process 0 listens (HOST:PORT), how many there are, and which this is. Raises
-    UserError where the others cannot be reached, RunError where they are the hosts of a TPU.
+    UserError where the others cannot be reached, RunError where they are the hosts of a TPU, or where JAX cannot do
+    something with them later on.
     """
+    _join(group)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise RunError(
+            f"process {jax.process_index()}: work with the other processes failed ({storage.reason(error)}): one of "
+            "them is gone, and its log says why; the same command on all hosts continues from the last checkpoint"
+        ) from None
+
+
+def _join(group: tuple[str, int, int] | None) -> None:
     if group is None and not _on_tpu_vm():
         return
     # Interruptions are agreed on with everything else (Agreement), also where there is one process.
@@ -76,23 +91,6 @@ def leave(code: int) -> None:
         with suppress(jax.errors.JaxRuntimeError):  # of the others, some are gone
             jax.distributed.shutdown()
         os._exit(code)
-
-
-@contextmanager
-def all_alive() -> Iterator[None]:
-    """What JAX cannot do with the other processes is the run's failure: one of them is gone.
-
-    Raises RunError in its place.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        raise RunError(
-            f"process {jax.process_index()}: a step with the other processes failed ({storage.reason(error)}): one of "
-            "them is gone, and its log says why; the same command on all hosts continues from the last checkpoint"
-        ) from None
 
 
 def is_main() -> bool:

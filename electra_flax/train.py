@@ -66,8 +66,7 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, begin
         # Everything that can be refused is refused before anything is compiled.
         inputs = _open_all(config, data_paths, work, begin_with, watchdog)
         for phase, phase_input in zip(config.phases, inputs, strict=True):
-            with processes.all_alive():
-                _train(phase, phase_input, work, begin_with, interruption, watchdog)
+            _train(phase, phase_input, work, begin_with, interruption, watchdog)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
         if problem := processes.push(work):
