@@ -32,14 +32,8 @@ _LEAVE_SECONDS = 30  # that a process waits, when it is done, for whatever is st
 
 @contextmanager
 def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
-    """Connects this process with the others of the run. Must come before anything asks JAX for its devices.
-
-    On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere a run is one
-    process, unless `group` says where process 0 listens (HOST:PORT), how many there are, and which this is. Raises
-    UserError where the others cannot be reached, RunError where they are the hosts of a TPU, or where JAX cannot do
-    something with them later on.
-    """
-    _join(group)
+    """As `join`; what JAX cannot do with the others inside is the run's failure, a RunError: one of them is gone."""
+    join(group)
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -51,7 +45,13 @@ def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
         ) from None
 
 
-def _join(group: tuple[str, int, int] | None) -> None:
+def join(group: tuple[str, int, int] | None) -> None:
+    """Connects this process with the others of the run. Must come before anything asks JAX for its devices.
+
+    On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere a run is one
+    process, unless `group` says where process 0 listens (HOST:PORT), how many there are, and which this is. Raises
+    UserError where the others cannot be reached, RunError where they are the hosts of a TPU.
+    """
     if group is None and not _on_tpu_vm():
         return
     # Interruptions are agreed on with everything else (Agreement), also where there is one process.
