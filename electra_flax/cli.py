@@ -37,18 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     if sys.unraisablehook is sys.__unraisablehook__:  # not the one of a program that calls this
         sys.unraisablehook = _without_late_writes
-    owns_process = argv is None  # started from a shell, not called
-    if owns_process and args.command in _LEARNING:
-        signal.signal(signal.SIGTERM, _nothing_to_save)
-        restart_with_huge_pages()
+    is_a_run = argv is None and args.command in _LEARNING  # started from a shell, not called
+    if not is_a_run:
+        return _run(args, overrides)
+    signal.signal(signal.SIGTERM, _nothing_to_save)
+    restart_with_huge_pages()
     try:
         code = _run(args, overrides)
     except Exception:
-        if not owns_process:
-            raise
         sys.excepthook(*sys.exc_info())
         code = 1
-    if owns_process and args.command in _LEARNING and "jax" in sys.modules:
+    if "jax" in sys.modules:  # else nothing was begun that could keep it
         from electra_flax import processes
 
         processes.leave(code)

@@ -37,7 +37,7 @@ def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):  # memory is nobody else's fault
             raise
         raise RunError(
             f"process {jax.process_index()}: work with the other processes failed ({storage.reason(error)}): one of "
@@ -79,6 +79,7 @@ def leave(code: int) -> None:
     waiting for this one in a step or a save, and JAX ends them once it is gone; where they went first, XLA waits for
     them without end while Python ends, when no timer runs any more. A run of several that did not fail ends together.
     """
+    # The count alone would first look for devices.
     is_one_of_several = jax.distributed.is_initialized() and jax.process_count() > 1
     if is_one_of_several and code in (0, Preempted.exit_code):
         return

@@ -169,6 +169,8 @@ def test_processes_that_disagree_are_named(root):
     assert all("process 1: --data" in line and "no such folder" in line for _, line in ends), ends
 
 
+PARTED = ("--mesh.data", "1", "--mesh.fsdp", "-1")  # each process has arrays that it alone can write
+
 # Process 1 can write no more than a few bytes to a file: what a full disk of its own machine is.
 CANNOT_WRITE = """
 import resource
@@ -187,13 +189,12 @@ checkpoint.Checkpoints.save = save_what_fits
 @pytest.mark.parametrize("full", ["0", "1"])
 def test_where_one_of_two_processes_cannot_save_neither_hangs(root, full):
     workdir = f"one_full{full}"
-    parted = ("--mesh.data", "1", "--mesh.fsdp", "-1")  # each process has arrays that it alone can write
-    ends = [end(process) for process in in_two_processes(root, workdir, *parted, before=CANNOT_WRITE, FULL=full)]
+    ends = [end(process) for process in in_two_processes(root, workdir, *PARTED, before=CANNOT_WRITE, FULL=full)]
     assert not {0, 75} & {code for code, _ in ends}, ends
     said = [line for code, line in ends if code == 3]  # by the first to give up; JAX may end the other before it speaks
     assert said and all("a checkpoint could not be written" in line for line in said), ends
     assert Checkpoints(root / workdir / "checkpoints").steps == [6]
-    code, line = end(start(command(root, workdir, *parted)))
+    code, line = end(start(command(root, workdir, *PARTED)))
     assert code == 0 and (root / workdir / "DONE").exists(), line
 
 
@@ -210,13 +211,12 @@ def fails(self):
     return failure(self)
 checkpoint.Checkpoints.failure = fails
 """
-    parted = ("--mesh.data", "1", "--mesh.fsdp", "-1")
-    first, second = in_two_processes(root, "gone", *parted, before=fails_at_12)
+    first, second = in_two_processes(root, "gone", *PARTED, before=fails_at_12)
     assert end(second) == (3, "electra-flax: error: something here alone")
     error = first.communicate(timeout=240)[1]
     assert first.returncode == 3, error
     assert "Traceback" not in error and "one of them is gone" in error.strip().splitlines()[-1], error
-    code, line = end(start(command(root, "gone", *parted)))
+    code, line = end(start(command(root, "gone", *PARTED)))
     assert code == 0, line
 
 
