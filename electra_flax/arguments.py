@@ -244,11 +244,11 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         allow_abbrev=False,
     )
     scoreboard.add_argument(
-        "--model", required=True, action="append", metavar="DIR", help=f"{_ENCODER}; several times: a row each"
+        "--model", required=True, action="extend", nargs="+", metavar="DIR", help=f"{_ENCODER}; several: a row each"
     )
     scoreboard.add_argument(
-        "--data", required=True, action="append", metavar="DIR",
-        help="a folder with a folder for each task, named as the task; or TASK=FOLDER, several times",
+        "--data", required=True, action="extend", nargs="+", metavar="DIR",
+        help="a folder with a folder for each task, named as the task; or TASK=FOLDER, or several",
     )  # fmt: skip
     scoreboard.add_argument("--out", default="scoreboard", metavar="DIR", help="folder, or gs://... (scoreboard)")
     scoreboard.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="these alone")

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line. Without `argv`, the process is the command's."""
     parser = make_parser()
     args, overrides = parser.parse_known_args(argv)
-    if overrides and args.command not in _WITH_CONFIGURATION:
+    if overrides and not (args.command in _WITH_CONFIGURATION and overrides[0].startswith("--")):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("electra_flax").setLevel(logging.INFO)

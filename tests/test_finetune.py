@@ -13,6 +13,7 @@ from finetune_tools import QUICK, write_names, write_questions, write_sentiment,
 from run_tools import end, refusal, start_pair
 from weights_tools import export_both
 
+from electra_flax.arguments import make_parser
 from electra_flax.cli import main
 from electra_flax.config import Preempted
 from electra_flax.config_io import load_config
@@ -288,6 +289,15 @@ def test_no_answer_is_chosen_on_the_examples_that_choose():
     assert scores(task, [], examples, predictions, threshold) == {"answer_f1": 1.0, "exact_match": 1.0}
     assert scores(task, [], examples, predictions)["exact_match"] == 0.5
     assert best_null_threshold(task, examples[1::2], predictions[1::2]) == float("inf")
+
+
+def test_several_folders_and_words_that_no_option_takes(capsys):
+    given = ["scoreboard", "--model", "x", "y", "--data", "a", "nsmc=b", "--data", "c"]
+    args = make_parser().parse_args(given)
+    assert (args.model, args.data) == (["x", "y"], ["a", "nsmc=b", "c"])
+    with pytest.raises(SystemExit):
+        main(["finetune", "word", "--task", "nsmc", "--model", "x", "--data", "a", "--out", "b"])
+    assert "error: unrecognized arguments: word" in capsys.readouterr().err
 
 
 @pytest.mark.slow
