@@ -23,7 +23,7 @@ from data_prep.clean import Cleaner, CleaningOptions
 from data_prep.readers import Corpus, Document, ReaderOptions
 from data_prep.shards import make_manifest, refuse_occupied, shard_counts, write_metadata
 from data_prep.sources import Source
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.records import Manifest, ShardInfo, ShardWriter, Vocabulary, index_path, shard_name
 
 try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from data_prep.sentences import SplitterName, splitter
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 
 class Step(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -17,12 +16,12 @@ from tqdm import tqdm
 from data_prep import inspect, vocab_report
 from data_prep.build import ShardJob
 from data_prep.clean import RECIPES, STEPS, Cleaner, CleaningOptions
-from data_prep.pool import WorkerError
 from data_prep.readers import READERS, Corpus, ReaderOptions
 from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
-from electra_flax.config import UserError
+from electra_flax.ending import run_command
+from electra_flax.errors import UserError
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing
 
@@ -43,27 +42,9 @@ _RECIPES_HELP = "recipes:\n" + "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 something the user can fix (one line says what), 2 usage, 3 a worker died, 75 stopped."""
+    """Runs a command and returns its exit code; errors are one line."""
     args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except UserError as error:
-        return _end(1, f"error: {error}")
-    except WorkerError as error:
-        return _end(3, f"error: {error}")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            where = getattr(args, "out", error.filename)
-            return _end(1, f"error: {where}: the disk is full: free some space and run the same command again")
-        return _end(1, f"error: {error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        return _end(75, "stopped: run the same command to go on")
-    return 0
-
-
-def _end(code: int, message: str) -> int:
-    print(f"electra-data: {message}", file=sys.stderr)
-    return code
+    return run_command("electra-data", lambda: args.run(args), getattr(args, "out", None))
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.chunks import SIGNATURE_SIZE, read_arrays
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 _BUCKET_ENTRIES = 4 << 20
 _MAX_BUCKETS = 512  # open files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 _NOT_TEXT_TAGS = {"ref", "table", "math", "gallery", "timeline", "score", "syntaxhighlight", "source", "references"}
 # Links that show no text: files and categories, in Korean and English, and the article in other languages.

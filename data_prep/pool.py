@@ -15,7 +15,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from electra_flax.config import UserError
+from electra_flax.errors import RunError, UserError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -23,7 +23,7 @@ _note_file: int | None = None
 _place = ""
 
 
-class WorkerError(Exception):
+class WorkerError(RunError):
     """The run failed in a worker; the message says on what."""
 
 

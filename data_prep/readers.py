@@ -20,7 +20,7 @@ import ijson
 
 from data_prep import markup
 from data_prep.sources import Source, open_source
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 Markup = Literal["none", "wikipedia", "namuwiki"]
 # A document or a line beyond these is cut, so that no input grows without bound.

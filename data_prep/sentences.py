@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 SplitterName = Literal["rules", "kiwi"]
 

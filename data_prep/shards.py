@@ -34,7 +34,7 @@ from data_prep.build import SPLITS, RecordMaker, ShardJob
 from data_prep.chunks import CleanTask, chunk_path, write_whole
 from data_prep.duplicates import find_duplicates
 from data_prep.readers import Corpus
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.records import (
     FEATURES,
     Manifest,

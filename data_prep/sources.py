@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

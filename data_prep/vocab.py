@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import SPECIAL_TOKENS, Casing, build_tokenizer, save_tokenizer
 

@@ -23,7 +23,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 import electra_flax
 from electra_flax import processes, storage
-from electra_flax.config import CheckpointConfig, RunError, UserError
+from electra_flax.config import CheckpointConfig
+from electra_flax.errors import RunError, UserError
 from electra_flax.model import Params
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState

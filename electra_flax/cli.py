@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from electra_flax.arguments import make_parser
-from electra_flax.config import Preempted, RunError, UserError
+from electra_flax.ending import run_command
+from electra_flax.errors import Preempted, UserError
 from electra_flax.host_memory import restart_with_huge_pages
 
 if TYPE_CHECKING:
@@ -42,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args, overrides)
     signal.signal(signal.SIGTERM, _nothing_to_save)
     restart_with_huge_pages()
-    try:
-        code = _run(args, overrides)
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        code = 1
+    code = _run(args, overrides)
     if "jax" in sys.modules:  # else nothing was begun that could keep it
         from electra_flax import processes
 
@@ -55,19 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    try:
+    def action() -> int | None:
         if args.command in _WITH_CONFIGURATION:
-            return _WITH_CONFIGURATION[args.command](args, overrides) or 0
-        return _PLAIN[args.command](args) or 0
-    except (UserError, RunError) as error:
-        print(f"electra-flax: error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except Preempted as error:
-        print(f"electra-flax: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("electra-flax: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+            return _WITH_CONFIGURATION[args.command](args, overrides)
+        return _PLAIN[args.command](args)
+
+    return run_command("electra-flax", action, getattr(args, "out", None) or getattr(args, "workdir", None))
 
 
 def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:

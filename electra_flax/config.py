@@ -11,23 +11,7 @@ strings, jsonargparse looks through all modules, and leaves a section out where 
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-
-class UserError(ValueError):
-    """Something the user gave is wrong: one line saying what was given, what was expected and the fix."""
-
-    exit_code = 1
-
-
-class RunError(RuntimeError):
-    """The run itself failed (non-finite loss, data damaged under way): one line."""
-
-    exit_code = 3
-
-
-class Preempted(RuntimeError):
-    """The run was asked to stop and has saved; the same command continues."""
-
-    exit_code = 75
+from electra_flax.errors import UserError
 
 
 def check(ok: bool, message: str) -> None:

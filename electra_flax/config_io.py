@@ -13,7 +13,8 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
+from electra_flax.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

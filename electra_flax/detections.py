@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.parity import quiet_transformers
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 

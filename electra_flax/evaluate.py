@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from electra_flax import losses, model
 from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
+from electra_flax.errors import UserError
 from electra_flax.input_pipeline import evaluation_batches, open_split, read_vocabulary
 from electra_flax.masking import Batch
 from electra_flax.metrics import MetricSums

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from electra_flax import model, names, parity
 from electra_flax.architecture import Shapes
-from electra_flax.config import Config, ModelConfig, UserError
+from electra_flax.config import Config, ModelConfig
+from electra_flax.errors import UserError
 from electra_flax.files import replaced, write_whole
 from electra_flax.hugging_face import (
     CONFIG,

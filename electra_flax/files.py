@@ -1,13 +1,121 @@
-"""Small files that are whole or not there, whatever ends the process that writes them."""
+"""Small files: read with a limit and checked against a schema; written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
-from electra_flax.config import UserError
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+from electra_flax.errors import UserError
+from electra_flax.text import decode
+
+T = TypeVar("T")
+_MOST_BYTES = 1 << 30  # of a small file; a manifest of 100,000 shards has 10 MB
+_MOST_YAML_BYTES, _MOST_YAML_DEPTH = 1 << 20, 20
+
+
+def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """A regular file's content. Raises UserError with the path for anything that cannot be read, absent ones too."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would never end
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise UserError(f"{path}: {what}, expected a file")
+        if status.st_size > most:
+            raise UserError(f"{path}: {status.st_size:,} bytes, expected a small file of at most {most:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a NUL in the name
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: no name of a file ({error})") from None
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A small file's text. Raises UserError as `read_bytes` does, and for another encoding."""
+    return decode(read_bytes(path), path, encoding)
+
+
+def read_json(path: Path, kind: type[T], fix: str) -> T:
+    """A JSON file as a `kind`: a dataclass, or a type such as dict[str, int]; fields unknown to it are refused.
+
+    Raises UserError naming the file, the field, what was found and what was expected, and then `fix`.
+    """
+    return parse_json(read_bytes(path), kind, path, fix)
+
+
+def parse_json(data: bytes | str, kind: type[T], where: object, fix: str) -> T:
+    """As `read_json`, of what was read already; `where` is named in errors."""
+    if isinstance(data, bytes):
+        data = decode(data, where)
+    try:
+        return _adapter(kind).validate_json(data, strict=True, extra="forbid")  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise UserError(f"{where}: {_problem(error)}: {fix}") from None
+
+
+def parse_lines(data: bytes, kind: type[T]) -> tuple[list[T], int]:
+    """JSON lines as `kind`s, and how many lines could not be read: cut off when a process was killed, or damaged."""
+    found: list[T] = []
+    adapter, unreadable = _adapter(kind), 0  # type: ignore[arg-type]
+    for line in data.split(b"\n"):
+        if line.strip():
+            try:
+                found.append(adapter.validate_json(line, strict=True))
+            except ValidationError:
+                unreadable += 1
+    return found, unreadable
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _problem(error: ValidationError) -> str:
+    """The first problem: field, what was found, what was expected."""
+    problem = error.errors(include_url=False)[0]
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if problem["type"] == "json_invalid":
+        return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
+    field = ".".join(map(str, problem["loc"])) or "the whole"
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{field}: unknown field"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{field}: missing"
+    found = repr(problem["input"])
+    return f"{field}={found[:60]}{'...' if len(found) > 60 else ''}: expected {message}"
+
+
+def read_yaml(path: Path) -> Any:
+    """A small YAML file; raises UserError as `read_bytes` does, and for what is not plain data within limits."""
+    return parse_yaml(decode(read_bytes(path, _MOST_YAML_BYTES), path), path)
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """Aliases are refused: a few lines of them can stand for gigabytes, or for themselves."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > _MOST_YAML_DEPTH:
+                raise UserError(f"{where}: nested more than {_MOST_YAML_DEPTH} levels deep")
+            if isinstance(event, AliasEvent):
+                raise UserError(f"{where}: *{event.anchor}: aliases are not supported: write the value out")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())[:200]})") from None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from orbax.checkpoint.utils import checkpoint_steps
 
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
+from electra_flax.errors import UserError
 from electra_flax.workdir import Workdir
 
 

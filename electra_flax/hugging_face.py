@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from electra_flax import hub, names
 from electra_flax.architecture import Shapes, flat, nested, sizes_of
-from electra_flax.config import ModelConfig, UserError
+from electra_flax.config import ModelConfig
+from electra_flax.errors import UserError
 
 SAFETENSORS, MSGPACK, CONFIG = "model.safetensors", "flax_model.msgpack", "config.json"
 HEADS = {"discriminator": "discriminator_predictions/", "generator": "generator_predictions/"}

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from tokenizers.models import WordPiece
 
 from electra_flax.architecture import expected_shapes, flat, nested
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
+from electra_flax.errors import UserError
 from electra_flax.hugging_face import HEADS
 from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary

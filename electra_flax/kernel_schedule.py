@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from electra_flax.config import RunError
+from electra_flax.errors import RunError
 
 _BUNDLE = re.compile(r"^ *\w+ +(?:\w\w)? *:", re.MULTILINE)
 _DELAY = re.compile(r"\bvdelay (\d+)")

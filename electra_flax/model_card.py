@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from electra_flax import hub
 from electra_flax.charts import LEARNING, draw
-from electra_flax.config import ModelConfig, UserError
+from electra_flax.config import ModelConfig
+from electra_flax.errors import UserError
 from electra_flax.history import History
 from electra_flax.parity import ARCHITECTURES
 from electra_flax.records import Manifest

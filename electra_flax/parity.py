@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_flax import model
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
+from electra_flax.errors import UserError
 from electra_flax.host_memory import give_back_unused
 from electra_flax.weights import Weights
 

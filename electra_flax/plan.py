@@ -32,7 +32,8 @@ from tqdm import tqdm
 from electra_flax import program_cost, step
 from electra_flax.attention import Attend, xla_attention
 from electra_flax.attention_choice import choose_attention, kernel_specs
-from electra_flax.config import Config, Phase, RunError, UserError
+from electra_flax.config import Config, Phase
+from electra_flax.errors import RunError, UserError
 from electra_flax.files import write_whole
 from electra_flax.flops import step_flops
 from electra_flax.host_memory import give_back_unused

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from electra_flax import __version__, storage
-from electra_flax.config import Preempted, RunError, UserError
+from electra_flax.errors import Preempted, RunError, UserError
 from electra_flax.sharding import whole
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 import google_crc32c
 import numpy as np
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.example_decoder import decode_records
 from electra_flax.streaming import RemoteBytes, pointer_path
 

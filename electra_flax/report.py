@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from electra_flax.charts import LEARNING, SPEED, draw
-from electra_flax.config import MeshConfig, UserError
+from electra_flax.config import MeshConfig
 from electra_flax.detections import Detection, detect_in, most_suspicious
 from electra_flax.doctor import Finding, diagnose
+from electra_flax.errors import UserError
 from electra_flax.history import History
 from electra_flax.records import DataFolder, Vocabulary
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from tokenizers import Encoding
 
 from electra_flax import parity
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import published_tokenizer
 from electra_flax.weights import Weights, find_weights

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.files import write_whole
 from electra_flax.storage import SCHEME, RemoteFolder, is_remote
 from electra_flax.streaming import pointer_path

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.host_memory import give_back_unused
 
 log = logging.getLogger("electra_flax")

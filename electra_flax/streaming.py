@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.storage import reason
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.records import Vocabulary
 
 SPECIAL_TOKENS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 PRICES_DATE = "2025-11"
 """List prices, on demand, us-central1 or the nearest region that has the generation; US dollars per chip and hour."""

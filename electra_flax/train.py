@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from electra_flax import losses, processes, tpus, workdir
 from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import Config, Phase, Preempted, RunError, UserError
+from electra_flax.config import Config, Phase
 from electra_flax.config_io import config_fields
+from electra_flax.errors import Preempted, RunError, UserError
 from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.files import write_whole

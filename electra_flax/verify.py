@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from electra_flax import parity
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.weights import SOURCES, Weights, find_weights
 
 Found = dict[str, dict[str, parity.Differences | None]]

@@ -20,7 +20,8 @@ import numpy as np
 from electra_flax import model, names
 from electra_flax.architecture import HEAD_SIZE, Shapes, config_of, expected_shapes, flat, nested, sizes_of
 from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import Config, DataConfig, MeshConfig, ModelConfig, UserError
+from electra_flax.config import Config, DataConfig, MeshConfig, ModelConfig
+from electra_flax.errors import UserError
 from electra_flax.hugging_face import HEADS, ModelFolder
 from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary

@@ -19,8 +19,9 @@ from typing import IO, Any
 
 from etils import epath
 
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
 from electra_flax.config_io import config_differences, config_to_yaml, load_config
+from electra_flax.errors import UserError
 from electra_flax.files import write_whole
 from electra_flax.lease import Lease
 from electra_flax.records import DataFolder, Vocabulary

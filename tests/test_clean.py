@@ -9,7 +9,7 @@ import pytest
 from data_prep.clean import RECIPES, STEPS, Cleaner, CleaningOptions
 from data_prep.cli import main
 from data_prep.sentences import split_by_rules
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 
 def clean(text, *steps, recipe="none", without=()):

@@ -9,8 +9,9 @@ import pytest
 from golden_tools import read_json
 
 from electra_flax import model
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
 from electra_flax.config_io import config_differences, config_to_yaml, fields_help, from_dict, load_config
+from electra_flax.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.

@@ -15,8 +15,8 @@ from weights_tools import export_both
 
 from electra_flax.arguments import make_parser
 from electra_flax.cli import main
-from electra_flax.config import Preempted
 from electra_flax.config_io import load_config
+from electra_flax.errors import Preempted
 from electra_flax.finetune import loop
 from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.predictions import Answered, best_null_threshold, scores

@@ -10,8 +10,8 @@ import pytest
 from conftest import SHARED
 from finetune_tools import write_questions
 
-from electra_flax.config import UserError
 from electra_flax.config_io import load_config
+from electra_flax.errors import UserError
 from electra_flax.finetune.batches import collate, epoch_batches, padded_length
 from electra_flax.finetune.data import has_task
 from electra_flax.finetune.encoding import Answer, Row, best_answers, encode, labels_of, leaders, tags_of_units

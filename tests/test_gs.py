@@ -26,7 +26,7 @@ from run_tools import (
 
 from electra_flax import lease, staging, storage
 from electra_flax.cli import main
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.records import DataFolder, ShardedExamples
 from electra_flax.storage import RemoteFolder
 

@@ -13,7 +13,8 @@ from weights_tools import export, random_weights
 from electra_flax import model
 from electra_flax.architecture import flat
 from electra_flax.cli import main
-from electra_flax.config import MeshConfig, UserError
+from electra_flax.config import MeshConfig
+from electra_flax.errors import UserError
 from electra_flax.initial_weights import Start, apply_start, check_start
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import make_mesh

@@ -15,8 +15,9 @@ import pytest
 from golden_tools import tiny_config
 
 from electra_flax import kernel_schedule, program_cost
-from electra_flax.config import MeshConfig, UserError
+from electra_flax.config import MeshConfig
 from electra_flax.config_io import load_config
+from electra_flax.errors import UserError
 from electra_flax.finetune.batches import collate
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import make_head

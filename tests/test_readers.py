@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from data_prep.readers import MAX_DOCUMENT_CHARACTERS, Corpus, Document, ReaderOptions
 from data_prep.sources import find_sources, zstd
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 FIRST, SECOND = ["첫 문서의 첫 줄.", "둘째 줄."], ["둘째 문서."]
 WIKIPEDIA = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="ko">

@@ -4,7 +4,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.example_decoder import decode_records, masked_crc
 from electra_flax.records import (
     DataFolder,

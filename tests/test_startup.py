@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from electra_flax import startup
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.host_memory import give_back_unused, restart_environment
 
 MADVISE, GLIBC = "always [madvise] never\n", "glibc 2.36"

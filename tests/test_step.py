@@ -10,7 +10,7 @@ from golden_tools import SPECIAL, tiny_config
 from weights_tools import SHARING
 
 from electra_flax import losses, masking, model, randomness
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.sharding import batch_sharding, check_batch, make_mesh, rule_for, tree_names
 from electra_flax.step import accumulate_gradients, init_state, make_train_step
 

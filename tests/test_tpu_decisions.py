@@ -6,7 +6,7 @@ import pytest
 from gcloud_tools import StandIn, settings
 from tpu_api import FakeTpuApi
 
-from electra_flax.config import RunError, UserError
+from electra_flax.errors import RunError, UserError
 from tpu.babysitter import Babysitter, delete
 from tpu.decisions import Action, Seen, Worker, decide
 from tpu.history import History, Machine

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from electra_flax.config import RunError, UserError
+from electra_flax.errors import RunError, UserError
 from tpu import commands, history
 from tpu.decisions import Action, Decision, Seen, Worker, decide
 from tpu.gcloud import Gcloud, GcloudError

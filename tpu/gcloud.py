@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from tpu.commands import Command
 
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from electra_flax.config import Config, RunError, UserError
+from electra_flax.config import Config
 from electra_flax.config_io import fields_help, load_config, load_fields
+from electra_flax.errors import RunError, UserError
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.gcloud import Gcloud

@@ -11,8 +11,9 @@ import sys
 import tarfile
 from pathlib import Path
 
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
 from electra_flax.config_io import config_to_yaml
+from electra_flax.errors import UserError
 from tpu import commands
 from tpu.gcloud import Gcloud
 from tpu.settings import Settings

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.config import Config, UserError
+from electra_flax.config import Config
+from electra_flax.errors import UserError
 from tpu import commands
 from tpu.gcloud import Gcloud
 from tpu.settings import Settings

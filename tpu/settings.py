@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.tpus import Slice, parse_slice
 
 # The runtime images of Google's page "Cloud TPU software versions".

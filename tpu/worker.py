@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.files import write_whole
 from electra_flax.storage import RemoteFolder
 

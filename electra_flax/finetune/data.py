@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.finetune.encoding import Row, encode, labels_of
 from electra_flax.finetune.examples import Split, find_files, read_split
 from electra_flax.finetune.task import Task, Training

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.finetune.task import SPLITS, Task
 
 

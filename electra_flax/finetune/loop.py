@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import CheckpointConfig, Preempted, RunError
+from electra_flax.config import CheckpointConfig
+from electra_flax.errors import Preempted, RunError
 from electra_flax.finetune.batches import epoch_batches
 from electra_flax.finetune.data import Part, TaskData
 from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores

@@ -11,8 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from electra_flax.architecture import config_of, nested
-from electra_flax.config import MeshConfig, UserError
+from electra_flax.config import MeshConfig
 from electra_flax.config_io import from_dict
+from electra_flax.errors import UserError
 from electra_flax.finetune.encoding import encode
 from electra_flax.finetune.examples import (
     Example,

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 
 from electra_flax import model, processes
 from electra_flax.architecture import flat, nested
-from electra_flax.config import Config, MeshConfig, RunError, UserError
+from electra_flax.config import Config, MeshConfig
+from electra_flax.errors import RunError, UserError
 from electra_flax.files import write_whole
 from electra_flax.finetune import publish
 from electra_flax.finetune.data import TaskData, read_task_data

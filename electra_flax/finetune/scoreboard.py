@@ -13,7 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from electra_flax import processes
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 from electra_flax.files import write_whole
 from electra_flax.finetune.data import has_task
 from electra_flax.finetune.publish import to_json

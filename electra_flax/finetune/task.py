@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
-from electra_flax.config import ModelConfig, UserError, check, check_positive, check_probability
+from electra_flax.config import ModelConfig, check, check_positive, check_probability
 from electra_flax.config_io import fields_from, load_fields
+from electra_flax.errors import UserError
 
 HELP = "electra-flax finetune --help"
 SPLITS = ("train", "dev", "test")

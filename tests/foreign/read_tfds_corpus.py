@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from data_prep.readers import Corpus
 from data_prep.sources import find_sources
-from electra_flax.config import UserError
+from electra_flax.errors import UserError
 
 folder = sys.argv[1]
 texts = ["첫 문서의 첫 줄.\n둘째 줄.", "둘째 문서."]

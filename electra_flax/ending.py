@@ -1,0 +1,87 @@
+"""The one place where commands end: an exception becomes an exit code and a line on the standard error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
+
+
+def run_command(program: str, action: Callable[[], int | None], out: object = None) -> int:
+    """What `action` returns (None: 0), or the exit code of what it raises, after one line on the standard error.
+
+    `out` is the folder that the command writes, named where a full disk does not say which it is. Names in the line
+    that hold line breaks or escapes are shown escaped.
+    """
+    try:
+        code = action() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has what it wanted
+        _forget_stdout()
+        return 0
+    except KeyboardInterrupt:
+        return _say(program, INTERRUPTED, "interrupted")
+    except Preempted as error:
+        return _say(program, error.exit_code, str(error))
+    except Exception as error:
+        code, message = classify(error, out)
+        return _say(program, code, f"error: {message}")
+
+
+def classify(error: Exception, out: object = None) -> tuple[int, str]:
+    """(exit code, message) of an exception that ends a command.
+
+    1: the user can fix it; every OSError that names a file, a full disk, memory that does not suffice. 3: the run
+    failed. 70: whatever nobody foresaw (a device that halts, a network that is away); the traceback is kept in a file.
+    """
+    if isinstance(error, UserError | RunError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        return UserError.exit_code, os_problem(error, out)
+    text = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX's word for a device's memory
+        return UserError.exit_code, (
+            f"not enough memory ({text.splitlines()[0] if text else 'this machine has no more'}): make the batch or "
+            "the model smaller, or raise training.gradient_accumulation_steps"
+        )
+    return UNFORESEEN, (
+        f"not foreseen: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
+        f"(traceback: {keep_traceback(error, Path(tempfile.gettempdir()))}); the same command may succeed"
+    )
+
+
+def os_problem(error: OSError, out: object = None) -> str:
+    """An OSError on one line: the path, the reason, the fix."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    reason = error.strerror or type(error).__name__
+    if error.errno == errno.ENOSPC:
+        where = out if out is not None else path
+        return f"{where}: the disk is full: make room and run the same command again"
+    return f"{path}: {reason}"
+
+
+def keep_traceback(error: BaseException, folder: Path) -> Path | str:
+    """Writes the traceback to a file in `folder`, for a report; its path."""
+    path = folder / f"electra-flax-error-{os.getpid()}.txt"
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+    except OSError as problem:
+        return f"not kept: {problem.strerror}"
+    return path
+
+
+def _say(program: str, code: int, message: str) -> int:
+    print(f"{program}: {escaped(message)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _forget_stdout() -> None:
+    """What is left in the buffer goes nowhere, or Python complains once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

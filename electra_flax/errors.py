@@ -1,0 +1,41 @@
+"""How a command ends: the exceptions that are meant, and the exit codes, which are a contract."""
+
+from __future__ import annotations
+
+EXIT_CODES = {
+    0: "done",
+    1: "you can fix it: the last line says how",
+    2: "usage",
+    3: "the run failed (numbers that are not finite, damaged data, a step that never ends)",
+    70: "something nobody foresaw: the same command may succeed",
+    75: "asked to stop (SIGTERM, the first Ctrl-C, a spot machine taken away) and saved; the same command continues",
+    130: "ended by Ctrl-C",
+}
+UNFORESEEN, INTERRUPTED = 70, 130
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong: one line saying what was given, what was expected and the fix."""
+
+    exit_code = 1
+
+
+class RunError(RuntimeError):
+    """The run itself failed (non-finite loss, data damaged under way): one line."""
+
+    exit_code = 3
+
+
+class Preempted(RuntimeError):
+    """The run was asked to stop and has saved; the same command continues."""
+
+    exit_code = 75
+
+
+def escaped(text: object) -> str:
+    """`text` on one line: what would break the line, colour the terminal or cannot be printed is shown by its code."""
+    return "".join(letter if letter.isprintable() else _code(letter) for letter in str(text))
+
+
+def _code(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
