@@ -84,7 +84,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _problem(error: ValidationError) -> str:
     """The first problem: field, what was found, what was expected."""
     problem = error.errors(include_url=False)[0]
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = problem["msg"].removeprefix("Input should be ")
     if problem["type"] == "json_invalid":
         return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
     field = ".".join(map(str, problem["loc"])) or "the whole"

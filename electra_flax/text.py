@@ -47,7 +47,7 @@ def encoding_advice(raw: bytes, encoding: str) -> str:
     """What to do about bytes that are not in `encoding`; CP949 is recognized by the Hangul that it gives."""
     if encoding.lower().replace("-", "") == "utf8":
         text = raw.decode("cp949", "ignore")
-        if len(re.findall("[가-힣]", text)) > len(raw) / 8:
+        if 4 * len(re.findall("[가-힣]", text)) > sum(octet > 0x7F for octet in raw):  # two bytes a syllable
             return "it reads as Korean in CP949 (EUC-KR): convert it, for example: iconv -f CP949 -t UTF-8"
     return "save it as UTF-8, for example: iconv -f ENCODING -t UTF-8"
 

@@ -1,0 +1,182 @@
+"""How commands end, and the small files that they read: every exception a line and a code of the contract."""
+
+import errno
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from electra_flax.ending import run_command
+from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
+from electra_flax.files import parse_lines, parse_yaml, read_bytes, read_json, read_text
+from electra_flax.text import decode, without_halves
+
+
+class JaxRuntimeError(RuntimeError):
+    """Named as JAX's own, which would take a second to import."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("--out x: y"), 1, "prog: error: --out x: y"),
+        (RunError("no finite step"), 3, "prog: error: no finite step"),
+        (Preempted("asked to stop: saved"), 75, "prog: asked to stop: saved"),
+        (KeyboardInterrupt(), 130, "prog: interrupted"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "prog: error: /x: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", b"/\xff"), 1, r"prog: error: /\udcff: File name too long"),
+        (OSError(errno.ENOSPC, "No space left"), 1, "prog: error: OUT: the disk is full: make room"),
+        (MemoryError(), 1, "prog: error: not enough memory"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: 17 GB"), 1, "prog: error: not enough memory (RESOURCE_EXHAUSTED: 17 GB)"),
+        (JaxRuntimeError("INTERNAL: halted\nunexpectedly"), 70, "prog: error: not foreseen: JaxRuntimeError: INTERNAL"),
+        (ConnectionResetError(104, "reset"), 70, "prog: error: not foreseen: ConnectionResetError"),
+        (KeyError("step"), 70, "prog: error: not foreseen: KeyError"),
+        (UserError("a name\nof \x1b[31mtwo lines"), 1, r"prog: error: a name\nof \x1b[31mtwo lines"),
+    ],
+    ids=repr,
+)
+def test_every_end_is_one_line_and_a_code(error, code, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def action():
+        raise error
+
+    assert run_command("prog", action, "OUT") == code
+    assert code in EXIT_CODES
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+    kept = list(tmp_path.iterdir())
+    assert len(kept) == (code == 70)  # the traceback is for whoever mends it, not for the terminal
+    if kept:
+        assert str(kept[0]) in err
+        assert "in action" in kept[0].read_text()
+
+
+def test_a_command_that_ends_well_says_nothing(capsys):
+    assert run_command("prog", lambda: None) == 0
+    assert run_command("prog", lambda: 1) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly():
+    program = "import sys, electra_flax.ending as e; sys.exit(e.run_command('p', lambda: print('x' * 10**6)))"
+    both = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert both.stdout.read(10) == b"x" * 10
+    both.stdout.close()
+    assert both.stderr.read() == b""
+    both.stderr.close()
+    assert both.wait() == 0
+
+
+def test_letters_that_print_stay_and_others_are_shown_by_their_code():
+    assert escaped("한국 é\t\r\n\x1b[0m\u2028\udcff") == r"한국 é\t\r\n\x1b[0m\u2028\udcff"
+
+
+# ---------------------------------------------------------------------------------------------------- small files
+
+
+@dataclass(frozen=True)
+class Part:
+    file: str
+    examples: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    parts: dict[str, list[Part]]
+    rate: float = 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b'{"parts": {"train": [{"file": 5, "examples": 1}]}}',
+            "parts.train.0.file=5: expected a valid string: make it",
+        ),
+        (b'{"parts": {"train": [{"file": "a", "examples": "1"}]}}', "parts.train.0.examples='1': expected a valid int"),
+        (b'{"parts": {"train": [{"file": "a"}]}}', "parts.train.0.examples: missing"),
+        (b'{"parts": {}, "more": 1}', "more: unknown field"),
+        (b'{"parts": null}', "parts=None: expected an object"),
+        (b"[]", "the whole=[]: expected an object"),
+        (b"", "not JSON"),
+        (b"[" * 100_000, "not JSON (recursion limit"),
+        (b'{"rate": ' + b"9" * 5000 + b"}", "not JSON (number out of range"),
+        (b"\xff\xfe", "not JSON"),  # UTF-16 without a letter
+        ('{"parts": "나라"}'.encode("cp949"), "CP949"),
+    ],
+)
+def test_a_small_file_is_not_believed(content, said, tmp_path):
+    path = tmp_path / "whole.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read_json(path, Whole, "make it again")
+    assert str(refused.value).startswith(str(path))
+    assert said in str(refused.value)
+
+
+def test_a_small_file_may_begin_with_a_mark_or_be_utf_16(tmp_path):
+    path = tmp_path / "whole.json"
+    text = '{"parts": {"train": [{"file": "나라", "examples": 1}]}}'
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        assert read_json(path, Whole, "") == Whole({"train": [Part("나라", 1)]})
+
+
+def test_lines_that_cannot_be_read_are_left_out_and_counted():
+    data = b'{"file": "a", "examples": 1}\n{"file": "b", "exam\n\n[]\n\xff\n{"file": "c", "examples": 2}'
+    assert parse_lines(data, Part) == ([Part("a", 1), Part("c", 2)], 3)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "big").write_bytes(b"12345")
+    for path, said in {
+        tmp_path / "fifo": "no regular file",
+        Path("/dev/zero"): "no regular file",
+        tmp_path: "a folder",
+        tmp_path / "loop": "cannot be read",
+        tmp_path / "absent": "No such file",
+        tmp_path / ("n" * 300): "name too long",
+        tmp_path / "a\0b": "no name of a file",
+        tmp_path / "big": "5 bytes",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            read_bytes(path, most=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &x [*x]", "aliases"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("[" * 100_000, "nested more than 20 levels"),
+        ("a: !!int x", "not YAML"),
+        ("a: " + "9" * 5000, "not YAML"),
+        ("a: [", "not YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_yaml_is_plain_data_within_limits(text, said):
+    with pytest.raises(UserError, match=f"x.yaml: .*{said}"):
+        parse_yaml(text, "x.yaml")
+
+
+def test_bytes_become_text_in_one_way(tmp_path):
+    path = tmp_path / "text"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        path.write_bytes("한국\n".encode(encoding))
+        assert read_text(path) == "한국\n"
+    path.write_bytes("한국".encode("utf-16-le"))
+    assert read_text(path, "utf-16-le") == "한국"
+    with pytest.raises(UserError, match=r"x line 2: byte 0xb3 is not UTF-8; it reads as Korean in CP949"):
+        decode("abc\n나라이다".encode("cp949"), "x")
+    with pytest.raises(UserError, match=r"x line 1: byte 0xff is not UTF-8; save it as UTF-8"):
+        decode(b"abc\xff", "x")
+    assert without_halves("가\ud83d나 \U0001f600 \udcff") == "가\ufffd나 \U0001f600 \ufffd"
