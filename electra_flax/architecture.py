@@ -18,6 +18,7 @@ from electra_flax.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from electra_flax.errors import UserError
 from electra_flax.sharding import tree_names
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -25,21 +26,33 @@ HEAD_SIZE = 64  # of every model of the paper and of KoELECTRA
 
 
 def sizes_of(shapes: Shapes, transformer: str = "electra", embeddings: str = "electra") -> dict[str, int]:
-    """Fields of ModelConfig that the shapes of one transformer's parameters decide. Raises KeyError where it is not
-    an ELECTRA's."""
+    """Fields of ModelConfig that the shapes of one transformer's parameters decide.
+
+    Raises KeyError where a parameter is missing without which it is no ELECTRA, UserError where one has no such shape
+    or layers are missing between others.
+    """
+
+    def matrix(name: str) -> tuple[int, ...]:
+        shape = shapes[name]
+        if len(shape) != 2 or not all(shape):
+            raise UserError(f"{name} has the shape {shape}, expected a matrix")
+        return shape
+
     table = f"{embeddings}/embeddings"
     layer = f"{transformer}/encoder/layer"
-    vocab_size, embedding_size = shapes[f"{table}/word_embeddings/embedding"]
-    hidden_size, intermediate_size = shapes[f"{layer}/0/intermediate/dense/kernel"]
-    numbers = [int(match[1]) for name in shapes if (match := re.match(rf"{layer}/(\d+)/", name))]
+    vocab_size, embedding_size = matrix(f"{table}/word_embeddings/embedding")
+    hidden_size, intermediate_size = matrix(f"{layer}/0/intermediate/dense/kernel")
+    numbers = {match[1] for name in shapes if (match := re.match(rf"{layer}/(\d+)/", name))}
+    if missing := {str(i) for i in range(len(numbers))} - numbers:
+        raise UserError(f"has {len(numbers)} layers, but layer {min(missing)} is missing among them")
     return {
         "vocab_size": vocab_size,
         "embedding_size": embedding_size,
         "hidden_size": hidden_size,
-        "num_hidden_layers": max(numbers) + 1,
+        "num_hidden_layers": len(numbers),
         "intermediate_size": intermediate_size,
-        "max_position_embeddings": shapes[f"{table}/position_embeddings/embedding"][0],
-        "type_vocab_size": shapes[f"{table}/token_type_embeddings/embedding"][0],
+        "max_position_embeddings": matrix(f"{table}/position_embeddings/embedding")[0],
+        "type_vocab_size": matrix(f"{table}/token_type_embeddings/embedding")[0],
     }
 
 

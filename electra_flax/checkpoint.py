@@ -170,7 +170,8 @@ class Checkpoints:
         steps = self.steps
         if not steps or (step is not None and step not in steps):
             there = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{self._path}: no checkpoint of step {step}; there are: {there}")
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise UserError(f"{self._path}: {wanted}; there are: {there}")
         return steps[-1] if step is None else step
 
     def _damaged(self, step: int, problem: str) -> UserError:

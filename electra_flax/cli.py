@@ -206,7 +206,7 @@ def _verify(args: argparse.Namespace) -> int:
     beyond = [(part, name) for part, name, each in compared if not each.largest <= args.tolerance]  # NaN is beyond
     if args.json:
         plain = {
-            part: {name: each._asdict() if each else None for name, each in hands.items()}
+            part: {name: each.to_dict() if each else None for name, each in hands.items()}
             for part, hands in found.items()
         }
         print(json.dumps({"tolerance": args.tolerance, "within": not beyond, **plain}, indent=1))

@@ -4,6 +4,7 @@ the original loads. One tensor is in memory at a time, beside what the source ho
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,21 +20,29 @@ from electra_flax.architecture import Shapes
 from electra_flax.config import Config, ModelConfig
 from electra_flax.errors import UserError
 from electra_flax.files import replaced, write_whole
-from electra_flax.hugging_face import (
-    CONFIG,
-    MSGPACK,
-    SAFETENSORS,
-    hugging_face_config,
-    write_msgpack,
-    write_safetensors,
-)
+from electra_flax.hugging_face import CONFIG, hugging_face_config
 from electra_flax.model_card import Publication, model_card
 from electra_flax.records import Vocabulary
+from electra_flax.tensor_files import MSGPACK, SAFETENSORS, check_narrow, write_msgpack, write_safetensors
 from electra_flax.tf1_checkpoint import write_tf1_checkpoint
 from electra_flax.tokenizer import Casing, save_tokenizer
 from electra_flax.weights import Moment, Weights
 
+log = logging.getLogger("electra_flax")
+
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+# What the original makes of model_size by rules, and what it takes where nothing overrides it.
+_RULED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_ORIGINAL = {
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+}
 
 
 class ModelPart(NamedTuple):
@@ -64,13 +73,16 @@ def export_to_hugging_face(
     """Writes out/discriminator, out/generator and out/parity.json; returns what that holds.
 
     {"discriminator": {"flax": largest difference of hidden states and logits, "torch": ...}, "generator": ...}, null
-    where a framework is not installed. Raises UserError where there is no vocabulary or `out` cannot be written.
+    where a framework is not installed. Raises UserError where there is no vocabulary, a number is not finite in
+    `dtype`, or `out` cannot be written.
     """
     vocabulary, casing = _tokenizer_of(weights)
     parts = model_parts(weights.config, weights.shapes)
     folders = {part.name: out / part.name for part in parts}
     numbers = sum(int(np.prod(weights.shapes[ours])) for part in parts for ours in part.ours.values())
-    with _progress(2 * numbers, weights.read) as read:
+    with _progress(3 * numbers, weights.read) as read:
+        ours = dict.fromkeys(name for part in parts for name in part.ours.values())
+        check_narrow(ours, read, weights.source, jnp.dtype(dtype))
         for part in parts:
             _write_model(weights, part, vocabulary, casing, folders[part.name], jnp.dtype(dtype), read, publication)
     report = {
@@ -98,19 +110,27 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
                 slot = names.tf1_slot(name, moment)
                 shapes[slot], ours[slot] = shape, partial(read_moment, name, moment)
     prefix = out / f"model.ckpt-{weights.step}"
-    _make_folder(out)
-    with _progress(sum(int(np.prod(shape)) for shape in shapes.values()), lambda name: ours[name]()) as read:
+    hparams = original_hparams(weights.config, casing)
+    if "layer_norm_eps" in hparams["model_hparam_overrides"]:
+        log.warning(
+            "layer_norm_eps=%g: the original's is always %g, whatever hparams.json says: its outputs will differ",
+            weights.config.model.layer_norm_eps, _ORIGINAL["layer_norm_eps"],
+        )  # fmt: skip
+    with _progress(2 * sum(int(np.prod(shape)) for shape in shapes.values()), lambda name: ours[name]()) as read:
+        for name in shapes:
+            read(name)  # refused, where it is not finite, before anything is written
+        _make_folder(out)
         try:
             write_tf1_checkpoint(prefix, shapes, read)
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror}): make room") from None
-    write_whole(out / "hparams.json", json.dumps(original_hparams(weights.config, casing), indent=1) + "\n")
+    write_whole(out / "hparams.json", json.dumps(hparams, indent=1) + "\n")
     write_whole(out / "vocab.txt", vocabulary.path.read_bytes())
     return prefix
 
 
 def original_hparams(config: Config, casing: Casing) -> dict[str, Any]:
-    """The original's --hparams of the same model (SEMANTICS.md section 4).
+    """The original's --hparams, from which alone it builds the same variables (SEMANTICS.md section 4).
 
     Raises UserError where its rules cannot make this generator.
     """
@@ -122,16 +142,15 @@ def original_hparams(config: Config, casing: Casing) -> dict[str, Any]:
             raise UserError(
                 f"--to tf1: generator.{name}={ours}, which the original cannot build: its rule gives {expected}"
             )
+    overrides = {name: getattr(sizes, name) for name in _RULED}
+    overrides |= {name: ours for name, its in _ORIGINAL.items() if (ours := getattr(sizes, name)) != its}
     return {
         "model_size": "small",  # every size is written out below
         "vocab_size": sizes.vocab_size,
         "embedding_size": sizes.embedding_size,
         "max_seq_length": config.data.max_seq_length,
         "do_lower_case": casing.do_lower_case,
-        "model_hparam_overrides": {
-            name: getattr(sizes, name)
-            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        },
+        "model_hparam_overrides": overrides,
         "generator_hidden_size": width / sizes.hidden_size,
         "generator_layers": generator.num_hidden_layers / sizes.num_hidden_layers,
         "untied_generator": config.generator.untied_generator,
@@ -145,6 +164,7 @@ def _tokenizer_of(weights: Weights) -> tuple[Vocabulary, Casing]:
     if weights.vocabulary is None:
         raise UserError(f"{weights.source}: no vocab.txt beside the weights: name it with --vocab FILE")
     vocabulary = weights.vocabulary
+    _ = vocabulary.special  # refused, where it lacks one, before anything is written
     return vocabulary, weights.casing or Casing.read(vocabulary.path.parent)
 
 

@@ -19,18 +19,16 @@ from electra_flax.text import decode
 
 T = TypeVar("T")
 _MOST_BYTES = 1 << 30  # of a small file; a manifest of 100,000 shards has 10 MB
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_YAML_BYTES, _MOST_YAML_DEPTH = 1 << 20, 20
 
 
 def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
     """A regular file's content. Raises UserError with the path for anything that cannot be read, absent ones too."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would never end
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise UserError(f"{path}: {what}, expected a file")
-        if status.st_size > most:
-            raise UserError(f"{path}: {status.st_size:,} bytes, expected a small file of at most {most:,}")
+        size = check_file(path)
+        if size > most:
+            raise UserError(f"{path}: {size:,} bytes, expected a small file of at most {most:,}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -40,25 +38,39 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
         raise UserError(f"{path}: no name of a file ({error})") from None
 
 
+def check_file(path: Path) -> int:
+    """The size of a file that can be read to its end. Raises UserError for another thing, and for the few lines that
+    git leaves in a file's place where Git LFS did not bring the file."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would never end
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise UserError(f"{path}: {what}, expected a file")
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise UserError(f"{path}: a Git LFS pointer in place of the file itself: bring it with git lfs pull")
+    return status.st_size
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """A small file's text. Raises UserError as `read_bytes` does, and for another encoding."""
     return decode(read_bytes(path), path, encoding)
 
 
-def read_json(path: Path, kind: type[T], fix: str) -> T:
-    """A JSON file as a `kind`: a dataclass, or a type such as dict[str, int]; fields unknown to it are refused.
+def read_json(path: Path, kind: type[T], fix: str, *, is_ours: bool = True) -> T:
+    """A JSON file as a `kind`: a dataclass, or a type such as dict[str, int]; fields unknown to it are refused, or
+    passed over in a file that others define.
 
     Raises UserError naming the file, the field, what was found and what was expected, and then `fix`.
     """
-    return parse_json(read_bytes(path), kind, path, fix)
+    return parse_json(read_bytes(path), kind, path, fix, is_ours=is_ours)
 
 
-def parse_json(data: bytes | str, kind: type[T], where: object, fix: str) -> T:
+def parse_json(data: bytes | str, kind: type[T], where: object, fix: str, *, is_ours: bool = True) -> T:
     """As `read_json`, of what was read already; `where` is named in errors."""
     if isinstance(data, bytes):
         data = decode(data, where)
     try:
-        return _adapter(kind).validate_json(data, strict=True, extra="forbid")  # type: ignore[arg-type]
+        return _adapter(kind).validate_json(data, strict=True, extra="forbid" if is_ours else "ignore")  # type: ignore[arg-type]
     except ValidationError as error:
         raise UserError(f"{where}: {_problem(error)}: {fix}") from None
 

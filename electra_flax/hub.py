@@ -14,6 +14,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 def download(name: str, files: list[str]) -> Path:
     """A repository, in the cache that Hugging Face's libraries share. Raises UserError."""
+    if Path(name).exists():
+        raise UserError(f"hf:{name}: no folder; expected a model's folder, or OWNER/NAME on the hub")
     if not _REPOSITORY.fullmatch(name):
         raise UserError(f"hf:{name}: no such folder, nor OWNER/NAME of a repository on the hub")
     from huggingface_hub import snapshot_download

@@ -183,7 +183,7 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
 
 def _check_vocabulary(weights: Weights, vocabulary: Vocabulary, flag: str, may_grow: bool) -> None:
     theirs = weights.vocabulary
-    if theirs is None or theirs.sha256 == vocabulary.sha256:
+    if theirs is None or theirs.tokens == vocabulary.tokens:
         return
     known = set(vocabulary.tokens)
     lost = [token for token in theirs.tokens if token not in known and not _UNUSED_TOKEN.fullmatch(token)]

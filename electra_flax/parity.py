@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_flax import model
+from electra_flax import model, names
 from electra_flax.config import Config
 from electra_flax.errors import UserError
+from electra_flax.files import check_file
 from electra_flax.host_memory import give_back_unused
+from electra_flax.hugging_face import CONFIG, ModelFolder
+from electra_flax.tensor_files import MSGPACK, SAFETENSORS, is_labelled, write_msgpack, write_safetensors
 from electra_flax.weights import Weights
 
 TEXTS = ("한국어 ELECTRA를 공유합니다. The quick brown fox jumps over the lazy dog.", "짧은 문장입니다.")
@@ -44,7 +49,13 @@ class Differences(NamedTuple):
 
     @property
     def largest(self) -> float:
-        return max(*self.hidden, self.logits)
+        """NaN where any of them is."""
+        return float(np.max([*self.hidden, self.logits]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has no NaN: null in its place."""
+        plain = [value if np.isfinite(value) else None for value in (*self.hidden, self.logits)]
+        return {"hidden": plain[:-1], "logits": plain[-1]}
 
 
 def parts_of(config: Config) -> list[str]:
@@ -55,7 +66,10 @@ def parts_of(config: Config) -> list[str]:
 
 def compare(weights: Weights, folders: dict[str, Path]) -> dict[str, dict[str, Differences | None]]:
     """{"discriminator": {"flax": ..., "torch": ..., "tensorflow": ...}, "generator": ...}: our forward pass of
-    `weights` against each framework that loads a part's folder; None where it is not installed."""
+    `weights` against each framework that loads a part's folder; None where it is not installed.
+
+    A framework that does not load the form that the weights are in is given them in its own.
+    """
     inputs = {
         part: make_inputs(folder, weights.config.model.max_position_embeddings) for part, folder in folders.items()
     }
@@ -71,6 +85,26 @@ def compare(weights: Weights, folders: dict[str, Path]) -> dict[str, dict[str, D
     }
 
 
+@contextlib.contextmanager
+def _loadable(framework: str, folder: Path, part: str) -> Iterator[Path]:
+    """The folder, or a copy for a while in the form that the framework loads: msgpack for Flax, one safetensors file
+    that says that it is PyTorch's for the others."""
+    if (folder / MSGPACK).exists() if framework == "flax" else is_labelled(folder / SAFETENSORS):
+        for name in (MSGPACK, SAFETENSORS):
+            if (folder / name).exists():
+                check_file(folder / name)
+        yield folder
+        return
+    theirs = ModelFolder.open(str(folder))
+    select = {"discriminator": names.discriminator_names, "generator": names.generator_names}[part]
+    shapes = {name: theirs.shapes[name] for name in select(theirs.shapes)}
+    name, write = (MSGPACK, write_msgpack) if framework == "flax" else (SAFETENSORS, write_safetensors)
+    with tempfile.TemporaryDirectory(prefix="electra-flax-") as place:
+        shutil.copy(folder / CONFIG, place)
+        write(Path(place) / name, shapes, theirs.read, np.dtype(np.float32))
+        yield Path(place)
+
+
 def difference(ours: Outputs, theirs: Outputs) -> Differences:
     def largest(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.abs(a - b.reshape(a.shape)).max())
@@ -84,8 +118,17 @@ def make_inputs(folder: Path, max_length: int) -> Inputs:
     """TEXTS as int32 [B, T], the shorter ones padded."""
     import transformers  # slow to import: only when there is something to compare
 
-    tokenizer = transformers.ElectraTokenizerFast.from_pretrained(folder)
-    encoded = tokenizer(list(TEXTS), return_tensors="np", truncation=True, max_length=max_length, padding=True)
+    for path in (*folder.glob("*token*.json"), folder / "vocab.txt"):
+        check_file(path)  # others would wait at a FIFO for ever
+    try:
+        tokenizer = transformers.ElectraTokenizerFast.from_pretrained(folder)
+        encoded = tokenizer(list(TEXTS), return_tensors="np", truncation=True, max_length=max_length, padding=True)
+    except Exception as error:  # the library raises whatever it meets in a file
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: transformers cannot load tokenizer.json, tokenizer_config.json or vocab.txt "
+            f"({type(error).__name__}: {problem}): export the model again, or copy them from its source"
+        ) from error
     return {name: np.asarray(array, np.int32) for name, array in encoded.items()}
 
 
@@ -94,7 +137,14 @@ def our_outputs(weights: Weights, inputs: dict[str, Inputs]) -> dict[str, Output
     training = dataclasses.replace(weights.config.training, compute_dtype="float32")
     config = dataclasses.replace(weights.config, training=training)
     params = weights.to_params()
-    return {part: _outputs(arrays, *_apply(config, params, part, arrays)) for part, arrays in inputs.items()}
+    found = {part: _outputs(arrays, *_apply(config, params, part, arrays)) for part, arrays in inputs.items()}
+    for part, outputs in found.items():
+        if not np.isfinite(outputs.logits).all():
+            raise UserError(
+                f"{weights.source}: its {part} computes numbers that are not finite: its weights are too large, the "
+                "training that made them diverged: take weights from before"
+            )
+    return found
 
 
 def our_logits(config: Config, params: model.Params, part: str, inputs: Inputs) -> np.ndarray:
@@ -123,7 +173,10 @@ def _load_and_apply(framework: str, folder: Path, part: str, inputs: Inputs) -> 
     give_back_unused()
     with quiet_transformers():
         try:
-            found = apply(cls, folder, inputs)
+            with _loadable(framework, folder, part) as place:
+                found = apply(cls, place, inputs)
+        except UserError:
+            raise
         except Exception as error:  # each framework raises whatever it meets in a file
             problem = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: {cls.__name__} cannot load it ({problem}): export it again") from error

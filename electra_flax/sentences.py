@@ -38,10 +38,11 @@ class Candidate(NamedTuple):
     probability: float
 
 
-def find_part(place: str, part: str) -> Weights:
-    """One model: of an export of both, in a folder of its own, or OWNER/NAME on the hub. Raises UserError."""
+def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
+    """One model: of an export of both, in a folder of its own, or OWNER/NAME on the hub; `needs_head` as in
+    find_weights. Raises UserError."""
     own = Path(place) / part
-    weights = find_weights(f"hf:{own if own.is_dir() else place}")
+    weights = find_weights(f"hf:{own if own.is_dir() else place}", needs_head=needs_head)
     if part not in (parts := parity.parts_of(weights.config)):
         raise UserError(f"--model {place}: a {' and '.join(parts)}; this command asks the {part}")
     return weights
@@ -106,7 +107,10 @@ def _ask(place: str, part: str, texts: Sequence[str]) -> tuple[Vocabulary, list[
         ids[i, : len(encoding.ids)] = encoding.ids
         mask[i, : len(encoding.ids)] = 1
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    return vocabulary, encoded, parity.our_logits(weights.config, weights.to_params(), part, inputs)
+    logits = parity.our_logits(weights.config, weights.to_params(), part, inputs)
+    if not np.isfinite(logits[mask == 1]).all():
+        raise UserError(f"--model {place}: the {part} computes numbers that are not finite: its weights are too large")
+    return vocabulary, encoded, logits
 
 
 def coloured(text: str, pieces: Sequence[Piece]) -> Text:

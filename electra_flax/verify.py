@@ -43,7 +43,7 @@ def table(part: str, found: dict[str, parity.Differences | None], tolerance: flo
 
     def cells(values: dict[str, float]) -> list[str]:
         return [
-            (f"[bold red]{values[name]:.1e}[/]" if values[name] > tolerance else f"{values[name]:.1e}")
+            (f"{values[name]:.1e}" if values[name] <= tolerance else f"[bold red]{values[name]:.1e}[/]")  # also NaN
             if name in values
             else "not installed"
             for name in found

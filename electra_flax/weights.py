@@ -7,7 +7,6 @@ have and the vocabulary that they were learned with.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,18 +21,41 @@ from electra_flax.architecture import HEAD_SIZE, Shapes, config_of, expected_sha
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, DataConfig, MeshConfig, ModelConfig
 from electra_flax.errors import UserError
+from electra_flax.files import read_json
 from electra_flax.hugging_face import HEADS, ModelFolder
 from electra_flax.optimizer import AdamState
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import make_mesh
 from electra_flax.step import abstract_state
+from electra_flax.tensor_files import finite
 from electra_flax.tf1_checkpoint import Tf1Checkpoint
 from electra_flax.tokenizer import Casing
 from electra_flax.workdir import Workdir
 
 Moment = Literal["m", "v"]
 SOURCES = "hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"
-_HEADS_OF_SIZE = {"small": 4, "base": 12, "large": 16}  # the original's model_size (SEMANTICS.md section 4)
+_DEBUG_HEADS = 4  # of the original's debug=true, which wins over everything
+
+
+@dataclass(frozen=True)
+class _Overrides:
+    """What the original lets a user override of its rules, as far as no variable's shape says it."""
+
+    num_attention_heads: int | None = None
+    hidden_dropout_prob: float | None = None
+    attention_probs_dropout_prob: float | None = None
+    initializer_range: float | None = None
+    layer_norm_eps: float | None = None
+
+
+@dataclass(frozen=True)
+class _Hparams:
+    """Of the original's hparams.json, what is read."""
+
+    model_hparam_overrides: _Overrides = _Overrides()
+    max_seq_length: int | None = None
+    do_lower_case: bool | None = None
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +68,7 @@ class Weights:
     shapes: Shapes
     """Of every parameter, by our names."""
     read: Callable[[str], np.ndarray]
-    """A parameter, float32. Raises UserError where its bytes are damaged."""
+    """A parameter, float32. Raises UserError where its bytes are damaged or its numbers not finite."""
     step: int = 0
     vocabulary: Vocabulary | None = None
     casing: Casing | None = None
@@ -68,11 +90,13 @@ class Weights:
         return nested({name: jnp.asarray(self.read(name)) for name in self.shapes})
 
 
-def find_weights(source: str, step: int | None = None, vocab_file: Path | None = None) -> Weights:
+def find_weights(
+    source: str, step: int | None = None, vocab_file: Path | None = None, *, needs_head: bool = True
+) -> Weights:
     """What `source` names, unread but for its headers (of a run, the first parameter that is read brings all).
 
-    `vocab_file` stands for a vocab.txt that is not beside the weights. Raises UserError where there is nothing, or it
-    is no ELECTRA, or not a whole one.
+    `vocab_file` stands for a vocab.txt that is not beside the weights. Without `needs_head` an encoder alone will do,
+    also that of a fine-tuned model. Raises UserError where there is nothing, or it is no ELECTRA, or not a whole one.
     """
     kind, _, place = source.partition(":")
     if not place or kind not in ("orbax", "hf", "tf1"):
@@ -80,7 +104,7 @@ def find_weights(source: str, step: int | None = None, vocab_file: Path | None =
     if step is not None and kind != "orbax":
         raise UserError(f"--step {step}: only a run (orbax:DIR) has several steps, {source} has one")
     found = {"orbax": _of_run, "hf": _of_hugging_face, "tf1": _of_tf1}[kind](source, place, step)
-    _check_whole(found)
+    found = _whole(found, needs_head)
     if vocab_file is not None:
         found = dataclasses.replace(
             found, vocabulary=Vocabulary.read(vocab_file), casing=found.casing or Casing.read(vocab_file.parent)
@@ -104,8 +128,17 @@ def _vocabulary_in(folder: Path) -> Vocabulary | None:
     return Vocabulary.read(path) if path.exists() else None
 
 
-def _check_whole(weights: Weights) -> None:
+def _whole(weights: Weights, needs_head: bool) -> Weights:
+    """The same without what an ELECTRA of these sizes does not have. Raises UserError where anything is missing."""
     expected = expected_shapes(weights.config)
+    if not any(name.startswith(tuple(HEADS.values())) for name in weights.shapes):
+        if needs_head:
+            raise UserError(
+                f"{weights.source}: has neither head of ELECTRA's pretraining "
+                f"({', '.join(weights.unused) or 'an encoder'} instead): a new head would be random; to fine-tune it, "
+                "give it to finetune --model"
+            )
+        expected = {name: shape for name, shape in expected.items() if name.startswith("electra/")}
     missing = sorted(expected.keys() - weights.shapes.keys())
     if missing:
         raise UserError(
@@ -114,6 +147,8 @@ def _check_whole(weights: Weights) -> None:
     for name, shape in expected.items():
         if weights.shapes[name] != shape:
             raise UserError(f"{weights.source}: {name} has the shape {weights.shapes[name]}, expected {shape}")
+    more = sorted(weights.shapes.keys() - expected.keys())
+    return dataclasses.replace(weights, shapes=expected, unused=(*weights.unused, *more))
 
 
 # ------------------------------------------------------------------------------------------------------ a run of ours
@@ -140,7 +175,7 @@ def _of_run(source: str, place: str, step: int | None) -> Weights:
         return np.asarray(moments[moment][name])
 
     return Weights(
-        source, config, expected_shapes(config), read, step,
+        source, config, expected_shapes(config), finite(read, source), step,
         Vocabulary.read(work.folder / "tokenizer/vocab.txt"), Casing.read(work.folder / "tokenizer"),
         forget=params.clear, run=work, read_moment=read_moment if config.optimizer.algorithm == "adamw" else None,
     )  # fmt: skip
@@ -156,23 +191,18 @@ def _of_hugging_face(source: str, place: str, step: int | None) -> Weights:
     folders = [ModelFolder.open(str(name)) for name in (parts if is_export else place.split(","))]
     if len(folders) > 2:
         raise UserError(f"{source}: {len(folders)} folders, expected one or two: hf:DISC[,GEN]")
-    for folder in folders:
-        if not folder.heads:
-            raise UserError(
-                f"{folder.path}: has neither head of ELECTRA's pretraining ({', '.join(folder.unused) or 'an encoder'} "
-                "instead): a new head would be random"
-            )
     if len(folders) == 1:
         (folder,) = folders
         return _joined(source, folders, dict.fromkeys(folder.shapes, folder), {name: name for name in folder.shapes})
     for folder, part in zip(folders, HEADS, strict=True):
         if part not in folder.heads:
+            head = f"the head of a {folder.heads[0]}" if folder.heads else "neither head of ELECTRA's pretraining"
             raise UserError(
-                f"{folder.path}: given as the {part}, but it has the head of a {folder.heads[0]} (hidden size "
-                f"{folder.config.hidden_size}): the discriminator comes first, hf:DISC,GEN"
+                f"{folder.path}: given as the {part}, but it has {head} (hidden size {folder.config.hidden_size}): "
+                "expected the discriminator first and the generator second, hf:DISC,GEN"
             )
     first, second = (_vocabulary_in(folder.path) for folder in folders)
-    if first and second and first.sha256 != second.sha256:
+    if first and second and first.tokens != second.tokens:
         raise UserError(f"{source}: the two have different vocabularies: they do not belong together")
     return _pair(source, *folders)
 
@@ -233,6 +263,7 @@ def _joined(
 def _of_tf1(source: str, place: str, step: int | None) -> Weights:
     del step
     prefix = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", place))
+    _check_prefix(source, prefix)
     checkpoint = Tf1Checkpoint(prefix)
     variables = {names.from_tf1(name): name for name in checkpoint.shapes if names.is_tf1_parameter(name)}
     shapes = {ours: checkpoint.shapes[theirs] for ours, theirs in variables.items()}
@@ -242,48 +273,59 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
     remarks = []
     if hparams is None:
         remarks.append(f"no hparams.json beside it: attention heads taken to be hidden size / {HEAD_SIZE}")
+    hparams = hparams or _Hparams()
     try:
         electra = _tf1_model(shapes, hparams, "electra", "electra")
         own = [name for name in shapes if name.startswith("generator/")]
         table = "generator" if any(name.startswith("generator/embeddings/") for name in own) else "electra"
-        generator = _tf1_model(shapes, None, "generator", table) if own else None
+        generator = _tf1_model(shapes, _Hparams(), "generator", table) if own else None
     except KeyError as error:
         raise UserError(f"{source}: lacks {names.to_tf1(error.args[0])}: not a whole ELECTRA") from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     config = config_of(shapes, electra, generator)
-    if hparams is not None and "max_seq_length" in hparams:
-        config = dataclasses.replace(config, data=DataConfig(max_seq_length=hparams["max_seq_length"]))
+    if hparams.max_seq_length is not None:
+        config = dataclasses.replace(config, data=DataConfig(max_seq_length=hparams.max_seq_length))
     expected = expected_shapes(config)
     has_moments = all(names.tf1_slot(name, moment) in checkpoint.shapes for name in expected for moment in ("m", "v"))
-    lower = (hparams or {}).get("do_lower_case")
+    lower = hparams.do_lower_case
 
     def read_moment(name: str, moment: Moment) -> np.ndarray:
-        return checkpoint.read(names.tf1_slot(name, moment))
+        return finite(checkpoint.read, source)(names.tf1_slot(name, moment))
 
     return Weights(
-        source, config, {name: shape for name, shape in shapes.items() if name in expected},
-        lambda name: checkpoint.read(variables[name]),
+        source, config, shapes, finite(lambda name: checkpoint.read(variables[name]), source),
         step=int(checkpoint.read(names.TF1_STEP)) if names.TF1_STEP in checkpoint.shapes else 0,
         vocabulary=_vocabulary_in(prefix.parent),
         casing=None if lower is None else Casing(lower, lower),  # the original strips accents where it lower-cases
         read_moment=read_moment if has_moments else None,
-        unused=tuple(variables[name] for name in shapes if name not in expected), remarks=tuple(remarks),
+        remarks=tuple(remarks),
     )  # fmt: skip
 
 
-def _tf1_model(shapes: Shapes, hparams: dict[str, Any] | None, transformer: str, embeddings: str) -> ModelConfig:
-    sizes = sizes_of(shapes, transformer, embeddings)
-    heads = max(1, sizes["hidden_size"] // HEAD_SIZE)  # the original's rule for generators
-    if hparams is not None:
-        heads = _HEADS_OF_SIZE.get(hparams.get("model_size", "small"), heads)
-        heads = hparams.get("model_hparam_overrides", {}).get("num_attention_heads", heads)
-    return ModelConfig(**sizes, num_attention_heads=heads)
+def _check_prefix(source: str, prefix: Path) -> None:
+    """Of a folder, says which checkpoints are there."""
+    if not prefix.is_dir():
+        return
+    there = sorted(str(path.with_suffix("")) for path in prefix.glob("*.index"))
+    found = ", ".join(f"tf1:{path}" for path in there[-5:]) or "none"
+    raise UserError(
+        f"{source}: a folder; a checkpoint is named by its prefix, and these are there: {found}"
+        + (f" and {len(there) - 5} earlier ones" if len(there) > 5 else "")
+    )
 
 
-def _read_hparams(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    return found if isinstance(found, dict) else None
+def _tf1_model(shapes: Shapes, hparams: _Hparams, transformer: str, embeddings: str) -> ModelConfig:
+    """Sizes as the variables have them, the rest by the original's rules (SEMANTICS.md section 4)."""
+    sizes: dict[str, Any] = dict(sizes_of(shapes, transformer, embeddings))
+    sizes["num_attention_heads"] = max(1, sizes["hidden_size"] // HEAD_SIZE)
+    overrides = dataclasses.asdict(hparams.model_hparam_overrides)
+    sizes |= {name: value for name, value in overrides.items() if value is not None}
+    if hparams.debug:
+        sizes["num_attention_heads"] = _DEBUG_HEADS
+    return ModelConfig(**sizes)
+
+
+def _read_hparams(path: Path) -> _Hparams | None:
+    fix = "expected the --hparams that the checkpoint was trained with"
+    return read_json(path, _Hparams, fix, is_ours=False) if path.exists() else None

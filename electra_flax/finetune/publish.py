@@ -21,15 +21,9 @@ from electra_flax.finetune.examples import Example, TextExample
 from electra_flax.finetune.loop import SeedResult
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction
 from electra_flax.finetune.task import Task, Training
-from electra_flax.hugging_face import (
-    CONFIG,
-    MSGPACK,
-    SAFETENSORS,
-    hugging_face_config,
-    write_msgpack,
-    write_safetensors,
-)
+from electra_flax.hugging_face import CONFIG, hugging_face_config
 from electra_flax.records import Vocabulary
+from electra_flax.tensor_files import MSGPACK, SAFETENSORS, write_msgpack, write_safetensors
 from electra_flax.tokenizer import Casing, save_tokenizer
 
 SETTINGS = "finetune.json"

@@ -29,6 +29,7 @@ from electra_flax.finetune.loop import SeedResult, finetune_seed
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
+from electra_flax.hugging_face import HEADS
 from electra_flax.interruption import Interruption, metadata_host
 from electra_flax.model import Params
 from electra_flax.records import Vocabulary
@@ -148,13 +149,17 @@ def _read(request: Request) -> _Run:
 
 
 def find_encoder(place: str) -> Weights:
-    """A discriminator: an export, a model's folder, OWNER/NAME on the hub, or hf:, tf1:, orbax: as export --from has
-    them. Raises UserError for a generator."""
+    """A discriminator or an encoder alone, also that of a fine-tuned model: an export, a model's folder, OWNER/NAME on
+    the hub, or hf:, tf1:, orbax: as export --from has them. Raises UserError for a generator."""
     if place.partition(":")[0] not in ("hf", "tf1", "orbax"):
-        return find_part(place, "discriminator")
-    weights = find_weights(place)
+        weights = find_part(place, "discriminator", needs_head=False)
+    else:
+        weights = find_weights(place, needs_head=False)
     if not weights.config.objective.electra_objective:
         raise UserError(f"--model {place}: a generator; the discriminator is what is fine-tuned")
+    if not any(name.startswith(HEADS["discriminator"]) for name in weights.shapes):
+        others = f", its other head left out ({', '.join(weights.unused)})" if weights.unused else ""
+        log.info("%s: an encoder alone%s; the task's head is fresh", place, others)
     return weights
 
 

@@ -1,0 +1,301 @@
+"""Odd and hostile model folders at every door that weights enter by: they work, or one line says what is wrong."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import jax
+import msgpack
+import numpy as np
+import pytest
+from finetune_tools import QUICK, write_sentiment
+from run_tools import refusal
+from safetensors.numpy import load_file, save_file
+from weights_tools import export_both, random_weights
+
+from electra_flax.architecture import nested
+from electra_flax.cli import main
+from electra_flax.config import MeshConfig
+from electra_flax.finetune.run import find_encoder
+from electra_flax.finetune.scoreboard import Protocol, scoreboard
+from electra_flax.initial_weights import Start, apply_start, check_start
+from electra_flax.sharding import make_mesh
+from electra_flax.step import TrainState
+from electra_flax.weights import find_weights
+
+PARTS = ("discriminator", "generator")
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    return export_both(tmp_path_factory.mktemp("there"))
+
+
+# ------------------------------------------------------------------------------------------------------ the models
+
+
+def tensors(change, metadata=True, parts=PARTS):
+    """A variant of model.safetensors: the other form would hide it."""
+
+    def apply(folder):
+        for part in parts:
+            path = folder / part / "model.safetensors"
+            (folder / part / "flax_model.msgpack").unlink()
+            found = change({name: value.copy() for name, value in load_file(path).items()}, part)
+            save_file(found, path, metadata={"format": "pt"} if metadata else None)
+
+    return apply
+
+
+def with_value(name, value):
+    def change(found, part):
+        if part == "discriminator":
+            key = next(key for key in found if key.endswith(name))
+            found[key].reshape(-1)[0] = value
+        return found
+
+    return tensors(change)
+
+
+def sharded(folder):
+    tensors(lambda found, part: found)(folder)
+    for part in PARTS:
+        path = folder / part / "model.safetensors"
+        found = load_file(path)
+        path.unlink()
+        table = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(found))}
+        for file in set(table.values()):
+            save_file({name: found[name] for name in found if table[name] == file}, folder / part / file)
+        (folder / part / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+
+
+def without_a_shard(folder):
+    sharded(folder)
+    (folder / "discriminator/model-00002-of-00002.safetensors").unlink()
+
+
+def buffers(found, part):
+    prefix = "electra.embeddings." if part == "discriminator" else "module.electra.embeddings."
+    return {**found, f"{prefix}position_ids": np.arange(64)[None], f"{prefix}token_type_ids": np.zeros((1, 64), int)}
+
+
+def encoder(found, part):
+    return {name.removeprefix("electra."): value for name, value in found.items() if name.startswith("electra.")}
+
+
+def classifier(found, part):
+    kept = {name: value for name, value in found.items() if name.startswith("electra.")}
+    return {**kept, "classifier.dense.weight": np.zeros((32, 32), "f4"), "classifier.dense.bias": np.zeros(32, "f4")}
+
+
+def packed(change):
+    """A variant of flax_model.msgpack, with safetensors gone."""
+
+    def apply(folder):
+        for part in PARTS:
+            (folder / part / "model.safetensors").unlink()
+        path = folder / "discriminator/flax_model.msgpack"
+        content = path.read_bytes()
+        if callable(change):
+            path.write_bytes(change(content))
+            return
+        tree = msgpack.unpackb(content)
+        tree["electra"]["embeddings"]["word_embeddings"]["embedding"] = change
+        path.write_bytes(msgpack.packb(tree))
+
+    return apply
+
+
+def array(kind, shape=(2,)):
+    return msgpack.ExtType(1, msgpack.packb((shape, kind, b"\0" * 8)))
+
+
+def setting(**values):
+    """Changed fields of config.json; a field of None's type `...` is taken away."""
+
+    def apply(folder):
+        path = folder / "discriminator/config.json"
+        found = json.loads(path.read_bytes()) | values
+        path.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
+
+    return apply
+
+
+def written(name, content):
+    def apply(folder):
+        path = folder / "discriminator" / name
+        path.write_bytes(content(path.read_bytes()) if callable(content) else content)
+
+    return apply
+
+
+def vocabulary(change):
+    def apply(folder):
+        path = folder / "generator/vocab.txt"
+        path.write_bytes(change(path.read_bytes()))
+
+    return apply
+
+
+def fifo(name):
+    def apply(folder):
+        (folder / "discriminator" / name).unlink()
+        os.mkfifo(folder / "discriminator" / name)
+
+    return apply
+
+
+def folder_at(name):
+    def apply(folder):
+        (folder / "discriminator" / name).unlink()
+        (folder / "discriminator" / name).mkdir()
+
+    return apply
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+NOT_FINITE = "query/kernel holds 1 numbers of 1,024 that are not finite"
+HEADLESS = "has neither head of ELECTRA's pretraining"
+DIGITS = b"9" * 5000
+# {model: (what is done to an export, what each door says)}; "" says nothing, and a door that is not named says what
+# "all" does.
+MODELS = {
+    "plain": (tensors(lambda found, part: found), {"all": ""}),
+    "no metadata": (tensors(lambda found, part: found, metadata=False), {"all": ""}),
+    "buffers": (tensors(buffers), {"all": ""}),
+    "sharded": (sharded, {"all": ""}),
+    "a shard is missing": (without_a_shard, {"all": "model-00002-of-00002.safetensors: missing"}),
+    "NaN": (with_value(QUERY, np.nan), {"all": f"{NOT_FINITE}, the first nan"}),
+    "infinity": (with_value(QUERY, np.inf), {"all": f"{NOT_FINITE}, the first inf"}),
+    "NaN in the head": (
+        with_value("discriminator_predictions.dense.bias", np.nan),
+        {"all": "dense/bias holds 1 numbers of 32 that are not finite", "finetune": ""},  # its head is fresh
+    ),
+    "big": (
+        with_value("dense_prediction.weight", 1e6),
+        {"all": "", "float16": "dense_prediction/kernel holds 1e+06, beyond what float16 can hold"},
+    ),
+    "whole numbers": (
+        tensors(lambda found, part: {name: value.astype(np.int8) for name, value in found.items()}),
+        {"all": "is of type I8, expected floating-point numbers"},
+    ),
+    "an adapter's tensors": (
+        tensors(lambda found, part: {**found, "electra.encoder.layer.0.adapter.weight": np.zeros((4, 4), "f4")}),
+        {"all": ""},
+    ),
+    "LFS pointer": (written("model.safetensors", POINTER), {"all": "a Git LFS pointer in place of the file itself"}),
+    "LFS pointer as vocabulary": (written("vocab.txt", POINTER), {"all": "a Git LFS pointer"}),
+    "encoder": (tensors(encoder), {"all": "neither head", "finetune": ""}),
+    "classifier": (tensors(classifier), {"all": "neither head", "finetune": ""}),
+    "no model_type": (setting(model_type=...), {"all": "config.json: lacks model_type"}),
+    "size is a string": (setting(hidden_size="32"), {"all": "config.json: hidden_size='32': expected"}),
+    "size is null": (setting(embedding_size=None), {"all": "config.json: embedding_size=None: expected"}),
+    "dropout is a list": (setting(hidden_dropout_prob=[0.1]), {"all": "config.json: hidden_dropout_prob=[0.1]"}),
+    "config is a list": (written("config.json", b"[]"), {"all": "config.json: the whole=[]: expected"}),
+    "config is deep": (written("config.json", b"[" * 100_000), {"all": "config.json: not JSON"}),
+    "config is UTF-16": (written("config.json", "{}".encode("utf-16-be")), {"all": "config.json"}),
+    "config has long numbers": (written("config.json", b'{"vocab_size": %b}' % DIGITS), {"all": "config.json"}),
+    "index is no index": (
+        lambda folder: (sharded(folder), written("model.safetensors.index.json", b'{"weight_map": [1]}')(folder)),
+        {"all": 'model.safetensors.index.json: lacks "weight_map"'},
+    ),
+    "generator's vocabulary: CRLF": (vocabulary(lambda found: found.replace(b"\n", b"\r\n")), {"all": ""}),
+    "generator's vocabulary: no last line end": (vocabulary(lambda found: found[:-1]), {"all": ""}),
+    "msgpack alone": (packed(lambda found: found), {"all": ""}),
+    "msgpack cut off": (packed(lambda found: found[:-9]), {"all": "flax_model.msgpack: cut off or damaged"}),
+    "msgpack is no tree": (packed(lambda found: msgpack.packb(3)), {"all": "holds no tree of tensors"}),
+    "msgpack: a leaf is text": (packed("x"), {"all": "word_embeddings/embedding is of type str, expected an array"}),
+    "msgpack: unknown type": (packed(array("object")), {"all": "word_embeddings/embedding is of type object"}),
+    "msgpack: another shape": (packed(array("float32", (3, 9))), {"all": "word_embeddings/embedding is damaged"}),
+    "msgpack: no chunks": (
+        packed({"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {"1": array("float32")}}),
+        {"all": "word_embeddings/embedding lacks some of its chunks"},
+    ),
+    "vocab.txt is a folder": (folder_at("vocab.txt"), {"all": "vocab.txt: "}),
+    "config.json is a FIFO": (fifo("config.json"), {"all": "config.json: no regular file"}),
+    "model.safetensors is a FIFO": (fifo("model.safetensors"), {"all": "model.safetensors: no regular file"}),
+    "vocab.txt is a FIFO": (fifo("vocab.txt"), {"all": "vocab.txt: no regular file"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(there, tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    for name, (change, _) in MODELS.items():
+        shutil.copytree(there / "export", root / name)
+        change(root / name)
+    return root
+
+
+# ------------------------------------------------------------------------------------------------------- the doors
+
+
+def is_quiet(capsys, command):
+    with jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
+        assert main(command) == 0, capsys.readouterr().err
+
+
+def command_door(*arguments):
+    def door(capsys, model, out, expected):
+        command = [part.format(model=model, out=out) for part in arguments]
+        if expected:
+            assert expected in refusal(capsys, command)
+            assert not out.exists(), "something of a refused export stayed"
+        else:
+            is_quiet(capsys, command)
+
+    return door
+
+
+def function_door(action):
+    """The function that a command calls first with weights; what it raises the command prints."""
+
+    def door(capsys, model, out, expected):
+        if expected:
+            with pytest.raises(ValueError, match=".") as caught:
+                action(model)
+            assert expected in str(caught.value) and "\n" not in str(caught.value)
+        else:
+            action(model)
+
+    return door
+
+
+def begin(model):
+    """pretrain --init-from."""
+    source = Start(f"hf:{model}")
+    weights = find_weights(source.source)
+    check_start(source, weights.config, weights.vocabulary)
+    fresh = jax.device_put(nested({name: np.zeros(shape, "f4") for name, shape in weights.shapes.items()}))
+    apply_start(source, weights.config, weights.vocabulary, make_mesh(MeshConfig()), TrainState(0, fresh, ()))
+
+
+def encode(model):
+    """finetune and scoreboard."""
+    weights = find_encoder(str(model))
+    for name in weights.shapes:
+        if name.startswith("electra/"):
+            weights.read(name)
+
+
+DOORS = {
+    "export": command_door("export", "--from", "hf:{model}", "--to", "tf1", "--out", "{out}"),
+    "float16": command_door("export", "--from", "hf:{model}", "--dtype", "float16", "--out", "{out}"),
+    "verify": command_door("verify", "{model}"),
+    "detect": command_door("detect", "--model", "{model}", "짧은 문장"),
+    "init": function_door(begin),
+    "finetune": function_door(encode),
+}
+# Those that compare with transformers take seconds where they work: a model of each form will do.
+SLOW = {"float16": ("sharded",), "verify": ("no metadata", "buffers", "sharded", "msgpack alone")}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_at_a_door(models, tmp_path, capsys, name, door):
+    expected = MODELS[name][1].get(door, MODELS[name][1]["all"])
+    if not expected and door in SLOW and name not in SLOW[door]:
+        pytest.skip("compared with transformers in other forms")
+    DOORS[door](capsys, models / name, tmp_path / "out", expected)
