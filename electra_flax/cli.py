@@ -170,6 +170,8 @@ def _export(args: argparse.Namespace) -> None:
         hub.check_login(args.push)
     for remark in weights.remarks:
         print(remark)
+    if weights.unused:
+        print(f"left out, no parameters of ELECTRA's pretraining: {', '.join(weights.unused)}")
     if args.to == "tf1":
         print(export_to_tf1(weights, args.out))
         return

@@ -30,7 +30,9 @@ import numpy as np
 
 from electra_flax.errors import UserError
 from electra_flax.example_decoder import decode_records
+from electra_flax.files import read_bytes
 from electra_flax.streaming import RemoteBytes, pointer_path
+from electra_flax.text import decode
 
 FEATURES = ("input_ids", "input_mask", "segment_ids")
 FORMAT_VERSION = 1
@@ -293,15 +295,12 @@ class Vocabulary(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
         """Raises UserError where there is no such file or it is not UTF-8 text."""
-        try:
-            data = path.read_bytes()
-            tokens = [line.strip() for line in data.decode().removesuffix("\n").split("\n")]
-        except FileNotFoundError:
+        if not path.exists():
             raise UserError(
                 f"{path}: no such vocabulary; electra-data vocab --corpus SRC --out {path.parent} makes one"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not a vocabulary: not UTF-8 text ({error.reason})") from None
+            )
+        data = read_bytes(path)
+        tokens = [line.strip() for line in decode(data, path).removesuffix("\n").split("\n")]
         return cls(path, tokens, hashlib.sha256(data).hexdigest())
 
     @property

@@ -158,7 +158,8 @@ def find_encoder(place: str) -> Weights:
     if not weights.config.objective.electra_objective:
         raise UserError(f"--model {place}: a generator; the discriminator is what is fine-tuned")
     if not any(name.startswith(HEADS["discriminator"]) for name in weights.shapes):
-        others = f", its other head left out ({', '.join(weights.unused)})" if weights.unused else ""
+        names = ", ".join(name.rpartition(": ")[2] for name in weights.unused)
+        others = f", its other head left out ({names})" if names else ""
         log.info("%s: an encoder alone%s; the task's head is fresh", place, others)
     return weights
 
