@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from electra_flax import randomness
 from electra_flax.attention import Attend
 from electra_flax.config import ModelConfig
+from electra_flax.products import add_bias, dot_rows
 
 DotGeneral = Callable[..., jax.Array]
 
@@ -72,25 +73,13 @@ def fold_in(seeds_B: jax.Array | None, number: int) -> jax.Array | None:
     return None if seeds_B is None else randomness.fold_in(seeds_B, number)
 
 
-def dot_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
-    """Contracts the last dimension of x with the one that dimension_numbers names of a matrix; for nn.Dense.
-
-    All other dimensions of x become one: XLA's CPU compiler transposes operands of more than two dimensions in
-    memory for the kernel's gradient, and folds a matrix's transpose into the product.
-    """
-    (_, contracted), _ = dimension_numbers
-    rows = x.reshape(-1, x.shape[-1])
-    product = jax.lax.dot_general(rows, kernel, (((1,), contracted), ((), ())), **options)
-    return product.reshape(*x.shape[:-1], -1)
-
-
-def dot_gelu_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
+def dot_gelu_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """dot_rows of gelu(x); in float32, x is all that is kept of its size for the gradient.
 
     In bfloat16, which is a TPU's, computing GELU again would take longer than reading it.
     """
     if x.dtype == jnp.bfloat16:
-        return dot_rows(gelu(x), kernel, dimension_numbers, **options)
+        return dot_rows(gelu(x), kernel)
     return _gelu_product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
 
@@ -113,11 +102,26 @@ _gelu_product.defvjp(
 )
 
 
+class Dense(nn.Module):
+    """nn.Dense but for what products.py says of gradients; `dot` multiplies."""
+
+    features: int
+    dtype: DTypeLike
+    kernel_init: Initializer
+    dot: DotGeneral = dot_rows
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return add_bias(self.dot(x.astype(self.dtype), kernel), bias)
+
+
 def dense(
     features: int, config: ModelConfig, dtype: DTypeLike, name: str = "dense", dot: DotGeneral = dot_rows
-) -> nn.Dense:
+) -> Dense:
     """A dense layer as all but two are: truncated normal kernel, bias 0."""
-    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal(config), name=name, dot_general=dot)
+    return Dense(features, dtype, truncated_normal(config), dot, name=name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -317,9 +321,7 @@ class Transformer(nn.Module):
         config = self.config
         self.embeddings = Embeddings(config, self.dtype)
         if config.embedding_size != config.hidden_size:
-            self.embeddings_project = nn.Dense(
-                config.hidden_size, dtype=self.dtype, kernel_init=glorot_uniform(), dot_general=dot_rows
-            )
+            self.embeddings_project = Dense(config.hidden_size, self.dtype, glorot_uniform())
         self.encoder = Encoder(config, self.dtype, self.attend)
 
     def __call__(self, embedded_BTE: jax.Array, attention_mask_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
@@ -351,8 +353,7 @@ class TiedLmHead(nn.Module):
     @nn.compact
     def __call__(self, x_BME: jax.Array, table_VE: jax.Array) -> jax.Array:
         bias_V = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
-        by_last = (((2,), (1,)), ((), ()))
-        logits_BMV = dot_rows(x_BME, table_VE.astype(self.dtype), by_last, preferred_element_type=jnp.float32)
+        logits_BMV = dot_rows(x_BME.astype(self.dtype), table_VE, contracted=1, result=jnp.float32)
         return logits_BMV + bias_V[None, None, :]
 
 

@@ -143,12 +143,11 @@ def test_product_of_gelu_is_the_plain_one_with_its_gradients():
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = 3 * jax.random.normal(keys[0], (2, 5, 24)), jax.random.normal(keys[1], (24, 8))
     weights = jax.random.normal(keys[2], (2, 5, 8))
-    by_last = (((2,), (0,)), ((), ()))
 
     def loss(product, x, kernel):
         return (product(x, kernel) * weights).sum()
 
-    ours = jax.value_and_grad(loss, argnums=(1, 2))(lambda x, k: layers.dot_gelu_rows(x, k, by_last), x, kernel)
+    ours = jax.value_and_grad(loss, argnums=(1, 2))(layers.dot_gelu_rows, x, kernel)
     plain = jax.value_and_grad(loss, argnums=(1, 2))(lambda x, k: jax.nn.gelu(x, approximate=False) @ k, x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours, plain)
 
@@ -156,7 +155,6 @@ def test_product_of_gelu_is_the_plain_one_with_its_gradients():
 def test_product_of_gelu_keeps_one_array_for_the_gradient():
     """The compiler must not keep what the backward pass is to compute again: three arrays a layer in the plain form."""
     rows, narrow, wide, num_layers = 512, 8, 1024, 8
-    by_last = (((1,), (0,)), ((), ()))
 
     def temporary_bytes(product):
         def loss(kernels, x):
@@ -170,7 +168,7 @@ def test_product_of_gelu_keeps_one_array_for_the_gradient():
         compiled = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False})
         return compiled.memory_analysis().temp_size_in_bytes
 
-    kept = temporary_bytes(lambda x, kernel: layers.dot_gelu_rows(x, kernel, by_last))
+    kept = temporary_bytes(layers.dot_gelu_rows)
     plain = temporary_bytes(lambda x, kernel: layers.gelu(x) @ kernel)
     array = rows * wide * 4
     assert kept < (num_layers + 4) * array
