@@ -42,11 +42,12 @@ def schedule_cycles(topology_name: str, kernels: Sequence[Mapping[str, Any]]) ->
 
     A kernel is {"rows": B, "spec": fields of attention_kernel.Spec}. Raises RunError where the compiler fails.
     """
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ,
             **COMPILER_ENVIRONMENT,
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+            "LIBTPU_INIT_ARGS": f"{given} --xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true".lstrip(),
         }
         command = [sys.executable, "-m", "electra_flax.kernel_schedule", topology_name, folder]
         done = subprocess.run(

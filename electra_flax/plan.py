@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from electra_flax import program_cost, step
 from electra_flax.attention import Attend, xla_attention
@@ -47,6 +47,7 @@ log = logging.getLogger("electra_flax")
 
 _SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)  # any ids: they change constants, not costs
 _SECONDS_PER_LAYER = 5.0  # that the compiler takes on two cores
+_PLAIN_SECONDS = 30.0  # between two lines where no terminal reads them
 _STATE_AND_GRADIENTS = 5 / 3  # of the state, which is three times the parameters; gradients and their sum join it
 _COLLECTIVE_LATENCY = 1e-6  # per device in the ring
 
@@ -120,6 +121,8 @@ class Plan:
     dollars_per_hour: float = 0.0
     predicted_dollars: float | None = None
     prices_date: str | None = None
+    loops_counted_once: tuple[str, ...] = ()
+    """Operations whose number of trips the program does not say: the prediction is that much too low."""
     costliest: tuple[dict[str, Any], ...] = ()
     ways_out: tuple[dict[str, Any], ...] = ()
 
@@ -174,7 +177,8 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
         collective_latency_seconds=_COLLECTIVE_LATENCY,
         kernel_cycles=compiled.kernel_cycles,
     )
-    costs = program_cost.operation_costs(program_cost.parse(compiled.text), hardware)
+    program = program_cost.parse(compiled.text)
+    costs = program_cost.operation_costs(program, hardware)
     seconds = sum(cost.seconds for cost in costs)
     hours = seconds * num_steps / 3600
     return dataclasses.replace(
@@ -187,6 +191,7 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
         predicted_tokens_per_second=training.batch_size * config.data.max_seq_length / seconds,
         predicted_days=hours / 24,
         predicted_dollars=hours * plan.dollars_per_hour,
+        loops_counted_once=program_cost.unbounded_loops(program),
         costliest=tuple(_costliest(costs, explain)),
     )
 
@@ -194,7 +199,7 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
 def _mesh(config: Config, where: Slice) -> Mesh:
     try:
         topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=where.topology_name, **where.generation.compiler_options
+            platform="tpu", topology_name=where.topology_name, **where.compiler_options
         )
     except Exception as error:  # whatever the plugin raises
         reason = str(error).splitlines()[0]
@@ -226,7 +231,7 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
     if (cached := _read_cache(path)) is not None:
         return cached
     layers = config.model.num_hidden_layers + config.generator.num_hidden_layers
-    with _progress(f"compiling for {where.accelerator_type}", _SECONDS_PER_LAYER * layers):
+    with _clock(f"compiling for {where.accelerator_type}", _SECONDS_PER_LAYER * layers):
         compiled = _compile(lowered, where)
         if compiled.memory is not None and attend is not xla_attention:
             rows = config.training.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
@@ -235,7 +240,8 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
                  "spec": {**dataclasses.asdict(spec), "matmul_dtype": jnp.dtype(spec.matmul_dtype).name}}
                 for spec in kernel_specs(config, mesh)
             ]  # fmt: skip
-            compiled = dataclasses.replace(compiled, kernel_cycles=schedule_cycles(where.topology_name, kernels))
+            anywhere = parse_slice(f"{where.generation.prefix}-8").topology_name  # a device's schedule
+            compiled = dataclasses.replace(compiled, kernel_cycles=schedule_cycles(anywhere, kernels))
     _write_cache(path, compiled)
     return compiled
 
@@ -272,24 +278,27 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _progress(label: str, expected_seconds: float) -> Iterator[None]:
-    """A bar that runs on the clock: the compiler tells nothing, so the end is an estimate."""
+def _clock(label: str, usual_seconds: float) -> Iterator[None]:
+    """Shows the time that passes beside the usual one: the compiler does not say how far it is."""
     started, done = time.monotonic(), threading.Event()
-    form = "{desc}: {percentage:.0f} % after {elapsed}, about {remaining} left"
-    with tqdm(desc=label, total=int(expected_seconds), bar_format=form) as bar:
+    usual = f"{label}: usually about {max(1, round(usual_seconds / 60))} min on two cores, more on a busy machine"
+    is_terminal = sys.stderr.isatty()
+    log.info(usual)
 
-        def tick() -> None:
-            while not done.wait(1):
-                bar.update(bar.n < int(expected_seconds) - 1)
+    def tick() -> None:
+        while not done.wait(1 if is_terminal else _PLAIN_SECONDS):
+            passed = f"{label}: {time.monotonic() - started:.0f} s so far"
+            before, after = ("\r", "") if is_terminal else ("", "\n")
+            print(before + passed, end=after, file=sys.stderr, flush=True)
 
-        ticker = threading.Thread(target=tick, daemon=True)
-        ticker.start()
-        try:
-            yield
-        finally:
-            done.set()
-            ticker.join()
-    log.info("%s took %.0f s", label, time.monotonic() - started)
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ticker.join()
+    log.info("%s%s took %.0f s", "\n" if is_terminal else "", label, time.monotonic() - started)
 
 
 # --------------------------------------------------------------------------------------------------------- caching
@@ -303,7 +312,8 @@ def cache_folder() -> Path:
 
 def _program_hash(text: str, where: Slice) -> str:
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
-    return hashlib.sha256("\n".join([where.topology_name, *versions, text]).encode()).hexdigest()[:32]
+    options = os.environ.get("LIBTPU_INIT_ARGS", "")
+    return hashlib.sha256("\n".join([where.topology_name, *versions, options, text]).encode()).hexdigest()[:32]
 
 
 def _read_cache(path: Path) -> Compiled | None:
@@ -374,8 +384,8 @@ def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | 
                     place = where
                     changed = _with_accumulation(start, factor * start.training.gradient_accumulation_steps)
                 found = _plan_one(phase._replace(config=changed), place, None if larger else dollars_per_hour, 0)
-            except UserError:  # the batch cannot be cut further, or no slice is that large
-                break
+            except UserError:  # the batch cannot be cut that far, or there is no slice of that size
+                continue
             jax.clear_caches()
             give_back_unused()
             if found.fits:

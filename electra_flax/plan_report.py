@@ -45,6 +45,8 @@ def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
     yield _row("step", f"{seconds:.3f} s")
     for part, part_seconds in plan.predicted_parts_seconds.items():
         yield _row(f"  {part}", f"{part_seconds * 1e3:8.1f} ms {part_seconds / seconds:5.0%}")
+    if once := plan.loops_counted_once:
+        yield _row("  counted once", f"{len(once)} loops whose trips are not known ({once[0]}): it takes longer")
     yield _row("throughput", f"{plan.predicted_tokens_per_second:,.0f} tokens/s, MFU {plan.predicted_mfu:.0%}")
     yield _row("all steps", f"{plan.num_steps:,}: {plan.predicted_days:,.1f} days")
     source = f"list price of {plan.prices_date}" if plan.prices_date else "the price given"

@@ -31,6 +31,9 @@ _FREE = frozenset({
     "optimization-barrier", "while", "conditional", "call",
 })  # fmt: skip
 
+# Calls of the compiler's own that say something and do nothing.
+_FREE_CALLS = frozenset({"ConcatBitcast", "AssumeGatherIndicesInBound"})
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -182,7 +185,7 @@ def _walk(program: Program, computation: str, trips: int, hardware: Hardware) ->
         if instruction.opcode == "while":
             body, condition = instruction.attribute("body"), instruction.attribute("condition")
             assert body and condition
-            inner = list(_walk(program, body, trips * trip_count(program, condition), hardware))
+            inner = list(_walk(program, body, trips * (trip_count(program, condition) or 1), hardware))
         elif instruction.opcode == "call":
             inner = list(_walk(program, instruction.attribute("to_apply") or "", trips, hardware))
         elif instruction.opcode == "conditional":
@@ -213,16 +216,27 @@ def _walk(program: Program, computation: str, trips: int, hardware: Hardware) ->
         yield from inner
 
 
-def trip_count(program: Program, condition: str) -> int:
-    """The bound that a loop's condition compares its counter with; loops of lax.scan and fori_loop start at 0."""
+def unbounded_loops(program: Program) -> tuple[str, ...]:
+    """The loops whose trips depend on data, which are costed as one trip: JAX's names of them, or the compiler's."""
+    return tuple(
+        instruction.op_name or instruction.name
+        for instructions in program.computations.values()
+        for instruction in instructions
+        if instruction.opcode == "while" and trip_count(program, instruction.attribute("condition") or "") is None
+    )
+
+
+def trip_count(program: Program, condition: str) -> int | None:
+    """The bound that a loop's condition compares its counter with; loops of lax.scan and fori_loop start at 0.
+
+    None where it compares with no constant.
+    """
     bounds = [
         int(match[1])
         for instruction in program.computations[condition]
         if instruction.opcode == "constant" and (match := re.search(r"constant\((\d+)\)", instruction.text))
     ]
-    if not bounds:
-        raise ValueError(f"the loop condition {condition} compares with no constant: its trip count is unknown")
-    return max(bounds)
+    return max(bounds, default=None)
 
 
 def _seconds(instruction: Instruction, by_name: Mapping[str, Instruction], hardware: Hardware) -> tuple[float, str]:
@@ -231,6 +245,9 @@ def _seconds(instruction: Instruction, by_name: Mapping[str, Instruction], hardw
     if instruction.opcode in COLLECTIVES:
         return collective_seconds(instruction, hardware), "collective"
     if instruction.opcode == "custom-call":
+        target = re.search(r'custom_call_target="(\w+)"', instruction.text)
+        if target and target[1] in _FREE_CALLS:
+            return 0.0, "bytes"
         kernel = kernel_name(instruction)
         if kernel is not None:
             if kernel not in hardware.kernel_cycles:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from electra_flax.errors import UserError
 
@@ -42,11 +43,6 @@ class Generation:
     link_bytes_per_second: float
     """One link, one direction."""
     dollars_per_chip_hour: float
-
-    @property
-    def compiler_options(self) -> dict[str, str]:
-        """What the compiler must be told beside the topology: both cores of a v4 chip are one device, as on a VM."""
-        return {"chip_config_name": "megacore"} if self.prefix == "v4" else {}
 
     @property
     def clock_hz(self) -> float:
@@ -94,6 +90,13 @@ class Slice:
         return f"{self.generation.compiler_name}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def compiler_options(self) -> dict[str, Any]:
+        """What the compiler must be told beside the topology: both cores of a v4 chip are one device, as on a VM; one
+        chip is a host by itself."""
+        options: dict[str, Any] = {"chip_config_name": "megacore"} if self.generation.prefix == "v4" else {}
+        return options | ({"chips_per_host_bounds": (1, 1, 1)} if self.num_chips == 1 else {})
+
+    @property
     def dollars_per_hour(self) -> float:
         return self.num_chips * self.generation.dollars_per_chip_hour
 
@@ -113,7 +116,8 @@ def parse_slice(accelerator_type: str, flag: str = "--topology") -> Slice:
     generation = next(generation for generation in GENERATIONS if generation.prefix == match[1])
     number = int(match[2])
     num_chips, rest = divmod(number, 2) if generation.counts_cores else (number, 0)
-    if rest or num_chips < 4 or num_chips & (num_chips - 1):
-        unit = "cores: 8, 16, 32, 64 ..." if generation.counts_cores else "chips: 4, 8, 16, 32 ..."
+    is_one_chip = num_chips == 1 and not generation.counts_cores
+    if rest or (num_chips < 4 and not is_one_chip) or num_chips & (num_chips - 1):
+        unit = "cores: 8, 16, 32, 64 ..." if generation.counts_cores else "chips: 1, 4, 8, 16, 32 ..."
         raise UserError(f"{flag} {accelerator_type}: {match[1]} slices have a power of two of {unit}")
     return Slice(accelerator_type, generation, num_chips)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from golden_tools import SPECIAL, tiny_config
 
-from electra_flax import kernel_schedule, program_cost, step
+from electra_flax import kernel_schedule, plan, program_cost, step
 from electra_flax.config import MeshConfig
 from electra_flax.config_io import load_config
 from electra_flax.errors import UserError
@@ -24,6 +25,7 @@ from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import load_task, load_training
+from electra_flax.flops import step_flops
 from electra_flax.program_cost import Hardware
 from electra_flax.sharding import batch_sharding, make_mesh, state_shardings
 from electra_flax.step import abstract_state
@@ -104,6 +106,46 @@ def test_collectives_cost_bytes_over_bandwidth(v3_devices):
     size = 1024 * 2048 * 2
     expected = 2 * size * 7 / 8 / V3.generation.link_bytes_per_second
     assert sum(cost.seconds for cost in collectives) == pytest.approx(expected, rel=0.02)
+
+
+@needs_compiler
+def test_a_loop_whose_trips_depend_on_data_counts_once_and_is_named(v3_devices):
+    def repeated(x, w):
+        times = jnp.abs(x).sum().astype(jnp.int32)
+        return jax.lax.fori_loop(0, times, lambda _, x: x @ w, x)
+
+    text = compile_for(v3_devices, repeated, (1024, 1024), (1024, 1024))
+    assert program_cost.unbounded_loops(program_cost.parse(text)) == ("jit(repeated)/while",)
+    once = 2 * 1024**3 / V3.generation.flops_per_second
+    assert once < seconds(text) < 5 * once
+
+
+def test_what_only_the_compiler_reads_costs_nothing():
+    def entry(target):
+        return (
+            "ENTRY %main (p: f32[1000]) -> f32[1000] {\n  %p = f32[1000]{0} parameter(0)\n"
+            f'  ROOT %c = f32[1000]{{0}} custom-call(%p), custom_call_target="{target}"\n}}'
+        )
+
+    assert seconds(entry("ConcatBitcast")) == seconds(entry("AssumeGatherIndicesInBound")) == 0
+    assert seconds(entry("TopK")) == pytest.approx(8000 / HARDWARE.hbm_bytes_per_second)
+
+
+def test_the_cache_knows_the_compilers_options(monkeypatch):
+    monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "1")
+    before = plan._program_hash("program", V3)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_enable_something=true")
+    assert plan._program_hash("program", V3) != before
+
+
+def test_the_clock_promises_no_end(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(plan, "_PLAIN_SECONDS", 0.01)
+    caplog.set_level("INFO", logger="electra_flax")
+    with plan._clock("compiling for v3-8", 0.0):
+        time.sleep(0.1)
+    shown = capsys.readouterr().err
+    assert "compiling for v3-8: 0 s so far\n" in shown and "%" not in shown and "left" not in shown
+    assert "took 0 s" in caplog.text
 
 
 def reduced_types(text):
@@ -196,15 +238,11 @@ def hand_count(config):
     ],
 )
 def test_flops_against_a_hand_count(preset):
-    from electra_flax.plan import step_flops
-
     config = load_config(CONFIGS / f"{preset}.yaml")
     assert step_flops(config) == pytest.approx(hand_count(config), rel=0.03)
 
 
 def test_flops_do_not_depend_on_accumulation():
-    from electra_flax.plan import step_flops
-
     whole, sliced = tiny_config(), tiny_config(training={"gradient_accumulation_steps": 4})
     assert step_flops(whole) == pytest.approx(step_flops(sliced), rel=1e-6)
 
@@ -213,7 +251,7 @@ def test_flops_do_not_depend_on_accumulation():
     ("name", "topology", "devices"),
     [("v2-8", "v2:2x2", 8), ("v3-8", "v3:2x2", 8), ("v3-32", "v3:4x4", 32), ("v3-128", "v3:8x8", 128),
      ("v4-8", "v4:2x2x1", 4), ("v4-32", "v4:2x2x4", 16), ("v5litepod-8", "v5e:2x4", 8), ("v5p-8", "v5p:2x2x1", 4),
-     ("v6e-8", "v6e:2x4", 8)],
+     ("v6e-8", "v6e:2x4", 8), ("v5litepod-1", "v5e:1x1", 1), ("v6e-1", "v6e:1x1", 1)],
 )  # fmt: skip
 def test_slices_as_they_are_rented(name, topology, devices):
     where = parse_slice(name)
@@ -225,15 +263,15 @@ def test_slices_as_they_are_rented(name, topology, devices):
 def test_slices_exist_for_the_compiler(v3_devices):
     from jax.experimental import topologies
 
-    for generation in GENERATIONS:
-        where = parse_slice(f"{generation.prefix}-8")
+    for name in (*(f"{generation.prefix}-8" for generation in GENERATIONS), "v5litepod-1", "v6e-1"):
+        where = parse_slice(name)
         described = topologies.get_topology_desc(
-            platform="tpu", topology_name=where.topology_name, **generation.compiler_options
+            platform="tpu", topology_name=where.topology_name, **where.compiler_options
         )
         assert len(described.devices) == where.num_devices
 
 
-@pytest.mark.parametrize("name", ["v3", "v3-7", "v3-48", "v9-8", "v3-8 ", "v5litepod-2"])
+@pytest.mark.parametrize("name", ["v3", "v3-7", "v3-48", "v9-8", "v3-8 ", "v5litepod-2", "v5p-1", "v4-2"])
 def test_no_slice_of_that_name(name):
     with pytest.raises(UserError, match="--topology"):
         parse_slice(name)
@@ -263,16 +301,15 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
         assert code == 0, err
         answers.append(json.loads(out))
     assert answers[0] == answers[1] == answers[2]
-    plan = answers[0]
-    assert plan["fits"] and plan["attention"] == "kernel"
-    assert plan["predicted_parts_seconds"]["attention kernel"] > 0
-    assert math.isclose(sum(plan["predicted_parts_seconds"].values()), plan["predicted_step_seconds"])
-    for operation in plan["costliest"]:
+    answer = answers[0]
+    assert answer["fits"] and answer["attention"] == "kernel"
+    assert answer["predicted_parts_seconds"]["attention kernel"] > 0
+    assert math.isclose(sum(answer["predicted_parts_seconds"].values()), answer["predicted_step_seconds"])
+    for operation in answer["costliest"]:
         assert operation["source"].startswith("electra_flax/") or not operation["source"]
-    assert any(operation["source"] for operation in plan["costliest"])
+    assert any(operation["source"] for operation in answer["costliest"])
 
     # Memory is what JAX itself says of the same program.
-    from electra_flax import plan as plan_module
     from electra_flax.attention_choice import choose_attention
 
     config = load_config(CONFIGS / "demo.yaml", _fields(SMALL))
@@ -282,10 +319,10 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, state_shardings(state, mesh),
     )  # fmt: skip
-    train_step = step.make_train_step(config, plan_module._SPECIAL, mesh, choose_attention(config, mesh, check=False))
+    train_step = step.make_train_step(config, plan._SPECIAL, mesh, choose_attention(config, mesh, check=False))
     batch = step.abstract_batch(config, batch_sharding(mesh))
     analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
-    memory = plan["memory"]
+    memory = answer["memory"]
     assert memory["arguments"] == analysis.argument_size_in_bytes
     assert memory["temporaries"] == analysis.temp_size_in_bytes
     assert memory["outputs"] == analysis.output_size_in_bytes - analysis.alias_size_in_bytes
