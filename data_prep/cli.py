@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from tqdm import tqdm
-
 from data_prep import inspect, vocab_report
 from data_prep.build import ShardJob
 from data_prep.clean import RECIPES, STEPS, Cleaner, CleaningOptions
-from data_prep.readers import READERS, Corpus, ReaderOptions
+from data_prep.readers import READERS, Corpus, ReaderOptions, is_encoding
 from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
+from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
+from electra_flax.console import console, print_json, progress, write_line
 from electra_flax.ending import run_command
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, escaped
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing
 
@@ -44,7 +42,7 @@ _RECIPES_HELP = "recipes:\n" + "\n".join(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line."""
     args = _parser().parse_args(argv)
-    return run_command("electra-data", lambda: args.run(args), getattr(args, "out", None))
+    return run_command("electra-data", lambda: args.run(args), getattr(args, "out", None), args.interrupted)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -67,7 +65,12 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("auto", *READERS), default="auto",
         help="auto looks at the first bytes; text: blank lines between documents, lines: a document a line, file: one",
     )  # fmt: skip
-    reading.add_argument("--encoding", default="utf-8", metavar="NAME", help="of text and JSON lines, such as cp949")
+    reading.add_argument(
+        "--encoding",
+        default="utf-8",
+        metavar="NAME",
+        help="of files without a byte order mark or declaration, such as cp949",
+    )
     reading.add_argument("--text-key", default="text", metavar="KEY", help="key or column that holds the text")
     reading.add_argument("--strict", action="store_true", help="end at a malformed Modu file instead of skipping it")
     cleaning = parser.add_argument_group("cleaning")
@@ -85,14 +88,14 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
 
 
 def _corpus(args: argparse.Namespace) -> Corpus:
-    try:
-        is_usable = "\n".encode(args.encoding) == b"\n"
-    except LookupError:
-        is_usable = False
-    if not is_usable:
-        raise UserError(f"--encoding {args.encoding}: expected a name that extends ASCII, such as utf-8 or cp949")
+    if not is_encoding(args.encoding):
+        raise UserError(f"--encoding {args.encoding}: unknown, expected a name such as utf-8, cp949 or utf-16")
     options = ReaderOptions(args.format, args.encoding, args.text_key, args.strict)
-    return Corpus(find_sources(args.corpus), options, lambda message: tqdm.write(f"warning: {message}", sys.stderr))
+    return Corpus(find_sources(args.corpus, _warn), options, _warn)
+
+
+def _warn(message: str) -> None:
+    write_line(f"warning: {escaped(message)}")
 
 
 def _cleaning(args: argparse.Namespace) -> CleaningOptions:
@@ -144,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     vocab.add_argument("--lower-case", action="store_true", help="lower-case the text (English, not Korean)")
     vocab.add_argument("--strip-accents", action="store_true", help="remove accents; refused for Hangul")
     _add_report(vocab)
-    vocab.set_defaults(run=_vocab)
+    vocab.set_defaults(run=_vocab, interrupted="nothing was kept")
 
     report = commands.add_parser(
         "report",
@@ -157,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     report.add_argument("--sample-mb", type=int, default=64, metavar="MB", help="most text that is split")
     _add_report(report)
-    report.set_defaults(run=_report)
+    report.set_defaults(run=_report, interrupted="nothing was kept")
 
     shard = commands.add_parser(
         "shard",
@@ -186,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         help="local: processes of this machine; the others: an Apache Beam pipeline (extra beam)",
     )  # fmt: skip
     shard.add_argument("--beam-options", default="", metavar="STR", help="for Beam, such as '--project=P --region=R'")
-    shard.set_defaults(run=_shard)
+    shard.set_defaults(run=_shard, interrupted="the same command goes on with what is done")
 
     show = commands.add_parser(
         "inspect",
@@ -196,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("folder", type=Path, metavar="DIR", help="folder of electra-data shard")
     show.add_argument("--examples", type=int, default=3, metavar="N", help="examples to show (3)")
     show.add_argument("--json", action="store_true", help="the manifest and totals as JSON, no examples")
-    show.set_defaults(run=_inspect)
+    show.set_defaults(run=_inspect, interrupted="")
     return parser
 
 
@@ -213,11 +216,11 @@ def _sample(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--sample-mb {args.sample_mb}: expected at least 1")
 
     def sentences() -> Iterator[str]:
-        with tqdm(total=corpus.total_bytes, desc="reading", unit="B", unit_scale=True, mininterval=1) as progress:
+        with progress(corpus.total_bytes, "reading", "B", scaled=True) as bar:
             for document in corpus.documents():
                 for paragraph in cleaner.clean(document.lines()):
                     yield from paragraph
-                progress.update(corpus.bytes_read - progress.n)
+                bar.update(corpus.bytes_read - bar.n)
 
     return sample_lines(sentences(), args.sample_mb << 20)
 
@@ -235,6 +238,12 @@ def _vocab(args: argparse.Namespace) -> None:
     else:
         vocabulary = train_vocabulary(lines, args.out, options, sys.stderr.isatty())
     unused = sum(token.startswith("[unused") for token in vocabulary.tokens)
+    if unused > max(args.unused, len(vocabulary.tokens) // 10) and not args.extend:
+        learned = len(vocabulary.tokens) - unused
+        _warn(
+            f"the corpus gave {learned:,} entries of the {args.size:,} of --size, the rest are [unused]: give "
+            f"more text (30 MB and more for 30,000), or --size {learned + args.unused}"
+        )
     print(f"{args.out / 'vocab.txt'}: {len(vocabulary.tokens):,} entries, {unused:,} of them [unused]")
     compare = [*args.compare, *([args.extend] if args.extend else [])]
     _show_report([args.out, *compare], lines[:2_000_000], args.out)
@@ -246,14 +255,10 @@ def _report(args: argparse.Namespace) -> None:
 
 def _show_report(folders: list[Path], lines: list[str], out: Path) -> None:
     usages = [vocab_report.measure(folder.name, folder, lines) for folder in folders]
-    vocab_report.show(usages, Console())
+    vocab_report.show(usages, console())
     print(", ".join(str(path) for path in vocab_report.write(usages, out)))
-    if usages[0].unk_rate > 0.01:
-        print(
-            f"warning: {usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: raise --size or "
-            "--limit-alphabet, or clean the corpus of foreign characters (--clean koelectra-v1)",
-            file=sys.stderr,
-        )
+    if usages[0].unk_rate > MOST_UNKNOWN:
+        _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: {why_unknown(folders[0], lines)}")
 
 
 def _shard(args: argparse.Namespace) -> None:
@@ -292,21 +297,36 @@ def _shard(args: argparse.Namespace) -> None:
         )
     if args.validation_fraction and not manifest.examples("validation"):
         documents = sum(int(source["documents"]) for source in manifest.sources)
-        print(
-            f"warning: none of {documents} documents was held out; raise --validation-fraction "
-            f"({args.validation_fraction}) to have held-out metrics",
-            file=sys.stderr,
+        _warn(
+            f"none of {documents} documents was held out; raise --validation-fraction "
+            f"({args.validation_fraction}) to have held-out metrics"
+        )
+    if manifest.unk_rate > MOST_UNKNOWN:
+        _warn(
+            f"{manifest.unk_rate:.1%} of the pieces are [UNK], of which nothing can be learned; below 1 % is usual: "
+            + why_unknown(args.vocab, _first_lines(args))
         )
     for step, count in manifest.cleaning["changed_or_dropped"].items():
         print(f"{step:17s} {count:,} texts")
     print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
 
 
+def _first_lines(args: argparse.Namespace) -> list[str]:
+    """Enough of the corpus, cleaned, to see what it is."""
+    corpus, cleaner = Corpus(find_sources(args.corpus), _corpus(args).options), Cleaner(_cleaning(args))
+    found: list[str] = []
+    for document in corpus.documents():
+        found += [sentence for paragraph in cleaner.clean(document.lines()) for sentence in paragraph]
+        if sum(map(len, found)) > 200_000:
+            break
+    return found
+
+
 def _inspect(args: argparse.Namespace) -> None:
     if args.json:
-        print(json.dumps(inspect.summarize(args.folder), ensure_ascii=False, indent=1))
+        print_json(inspect.summarize(args.folder))
     else:
-        inspect.show(args.folder, args.examples, Console())
+        inspect.show(args.folder, args.examples, console())
 
 
 if __name__ == "__main__":

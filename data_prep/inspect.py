@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, escaped
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 
 _SEGMENT_STYLES = ("cyan", "yellow")
@@ -46,7 +47,7 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
     for name, value in {**summary, **(manifest or {})}.items():
         if name not in ("splits", "sources", "cleaning"):
             shown = f"{value:,}" if type(value) is int else value
-            console.print(f"[bold]{name:19s}[/] {shown}", soft_wrap=True)
+            console.print(f"[bold]{name:19s}[/] {escape(escaped(shown))}", soft_wrap=True)
     if manifest is None:
         return
     _show_cleaning(manifest["cleaning"], console)
@@ -64,18 +65,20 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
 def _show_cleaning(cleaning: dict[str, Any], console: Console) -> None:
     if not cleaning:
         return
-    console.print(f"[bold]{'cleaning':19s}[/] {cleaning['recipe']}: {', '.join(cleaning['steps']) or 'no step'}")
+    steps = escape(f"{cleaning['recipe']}: {', '.join(cleaning['steps']) or 'no step'}")
+    console.print(f"[bold]{'cleaning':19s}[/] {steps}")
     for step, count in cleaning["changed_or_dropped"].items():
-        console.print(f"  {step:17s} {count:,} texts changed or dropped")
+        console.print(f"  {step:17s} {count:,} texts changed or dropped", markup=False)
     for path, reason in cleaning["malformed_files"].items():
-        console.print(f"  malformed: {path}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"  {path}: {reason}", markup=False, soft_wrap=True)
 
 
 def _show_sources(sources: list[dict[str, Any]], console: Console) -> None:
     console.print(f"[bold]{'sources':19s}[/] {len(sources)} files")
     largest = sorted(sources, key=lambda source: -source["documents"])[:_SHOWN_SOURCES]
     for source in largest:
-        console.print(f"  {source['documents']:>12,} documents  {source['bytes']:>15,} bytes  {source['path']}")
+        counts = f"  {source['documents']:>12,} documents  {source['bytes']:>15,} bytes  "
+        console.print(counts + escaped(source["path"]), markup=False)
     if len(sources) > _SHOWN_SOURCES:
         console.print(f"  and {len(sources) - _SHOWN_SOURCES} more")
 

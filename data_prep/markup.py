@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from electra_flax.errors import UserError
@@ -59,6 +61,24 @@ def _inside(code: Any, nodes: Any) -> str:
     return "".join(_wikipedia_text(node, nodes) for node in code.nodes)
 
 
+# Tags that WikiExtractor leaves: named, since <Parasite> may be a title in the text.
+_HTML_TAGS = re.compile(
+    r"(?i)</?(?:templatestyles|onlyinclude|noinclude|includeonly|nowiki|ref|references|span|div|sub|sup|small|big|b|i|"
+    r"u|s|p|em|strong|center|font|li|ul|ol|dl|dt|dd|table|tr|td|th|poem|gallery|section|code|del|ins|blockquote|"
+    r"h[1-6]|hr|cite|tt|var|math|mapframe|ruby|rt|rp|rb|abbr)(?:\s[^<>]*)?/?>"
+)
+_HTML_BREAK = re.compile(r"(?i)<br\s*/?>")
+
+
+def html_lines(text: str) -> list[str]:
+    """Lines of text with HTML's entities as characters and without its tags."""
+    if "&" in text:
+        text = html.unescape(text)
+    if "<" in text:
+        text = _HTML_TAGS.sub("", _HTML_BREAK.sub("\n", text))
+    return [line for raw in text.replace("\u00a0", " ").split("\n") if (line := " ".join(raw.split(" ")).strip())]
+
+
 _REDIRECT = re.compile(r"(?i)^#(?:redirect|넘겨주기)\s")
 # Namuwiki's syntax, in the order in which it is undone.
 _NAMU_RULES: list[tuple[re.Pattern[str], str]] = [
@@ -68,11 +88,13 @@ _NAMU_RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\[\[(?:파일|분류|file|category):[^\]]*\]\]", re.IGNORECASE), ""),
     (re.compile(r"\[\[[^\[\]|]*\|([^\[\]]*)\]\]"), r"\1"),
     (re.compile(r"\[\[([^\[\]|]*?)(?:#s-[\d.]+)?\]\]"), r"\1"),
-    (re.compile(r"\[\*[^\[\]]*\]"), ""),  # footnotes
+    (re.compile(r"\[\*(?:[^\[\]]|\[[^\[\]]*\])*\]"), ""),  # footnotes, which may hold macros and footnotes
+    (re.compile(r"(?i)\[ruby\(([^,\]]*)(?:,[^\]]*)?\)\]"), r"\1"),
     (re.compile(r"(?i)\[(?:br)\]"), "\n"),
     (re.compile(r"(?i)\[[a-z]+\([^\]]*\)\]"), ""),  # macros with arguments
-    (re.compile(r"(?i)\[(?:목차|각주|tableofcontents|footnote|clearfix|pagecount)\]"), ""),
-    (re.compile(r"'''|''|__|~~|--|\^\^|,,"), ""),
+    (re.compile(r"(?i)\[(?:목차|각주|tableofcontents|footnote|clearfix|pagecount|date|datetime)\]"), ""),
+    (re.compile(r"(?<![\d-])--(?=[^\s-])([^\n]*?[^\s-])--(?![\d-])"), r"\1"),  # struck out, not 2019--2020
+    (re.compile(r"'''|''|__|~~|\^\^|,,"), ""),
 ]  # fmt: skip
 _NAMU_SKIPPED_LINES = re.compile(r"^\s*(?:=+\s?#?.*#?\s?=+\s*$|\|\||##|-{4,}|#!)")
 _NAMU_LINE_MARKS = re.compile(r"^\s*(?:>+|\*+|(?:[1aAiI]\.)(?:#\d+)?)?\s*")
@@ -86,5 +108,16 @@ def namuwiki_lines(markup: str) -> list[str]:
     """Paragraphs, quotations and list items; tables, headings, footnotes, macros and files are left out."""
     for pattern, text in _NAMU_RULES:
         markup = pattern.sub(text, markup)
-    lines = (line for line in markup.split("\n") if not _NAMU_SKIPPED_LINES.match(line))
+    lines = (line for line in _without_cells(markup.split("\n")) if not _NAMU_SKIPPED_LINES.match(line))
     return [text for line in lines if (text := _NAMU_LINE_MARKS.sub("", line, count=1).strip())]
+
+
+def _without_cells(lines: list[str]) -> Iterator[str]:
+    """Lines outside of tables: a row goes on until a line ends with ||, or a blank one shows that it never does."""
+    is_cell = False
+    for line in lines:
+        stripped = line.strip()
+        begins = stripped.startswith("||")
+        if not begins and not (is_cell and stripped):
+            yield line
+        is_cell = (begins or is_cell) and bool(stripped) and not (stripped.endswith("||") and len(stripped) > 2)

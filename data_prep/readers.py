@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import functools
+import html
 import io
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -21,6 +23,7 @@ import ijson
 from data_prep import markup
 from data_prep.sources import Source, open_source
 from electra_flax.errors import UserError
+from electra_flax.text import Utf8Stream, marked_encoding, without_halves
 
 Markup = Literal["none", "wikipedia", "namuwiki"]
 # A document or a line beyond these is cut, so that no input grows without bound.
@@ -82,37 +85,56 @@ class Corpus:
         """All documents, file by file. Raises UserError for what cannot be read, naming file and place."""
         for number, source in enumerate(self.sources):
             for document in self._documents_of(source):
-                yield from _cut(document._replace(source=number, text=_without_halves(document.text)))
+                yield from _cut(document._replace(source=number, text=without_halves(document.text)))
 
     def _documents_of(self, source: Source) -> Iterator[Document]:
         if source.path.startswith("tfds:"):
             yield from _read_tfds(source.path)
             return
-        with open_source(source, self._count) as file:
+        with open_source(source, self._count) as packed:
+            file = _as_utf8(packed, source.name, self.options)
             name = self.options.format
             if name == "auto":
                 name = recognize(file.peek(_HEAD_BYTES)[:_HEAD_BYTES], self.options.text_key)
-            documents = READERS[name](_Input(source.path, file, self.options))
             try:
-                yield from documents
+                yield from READERS[name](_Input(source.name, file, self.options, self._leave_out))
             except _Malformed as error:
-                message = f"{source.path}: not a Modu corpus file: {error}"
-                if self.options.strict:
-                    raise UserError(message) from None
-                self.malformed[source.path] = str(error)
-                self.warn(message + "; skipped from there on (--strict ends here)")
+                self._leave_out(source.name, f"not a Modu corpus file: {error}; skipped from there on")
+
+    def _leave_out(self, path: str, problem: str) -> None:
+        """What a file holds that is no text is told and noted, or ends all (--strict)."""
+        if self.options.strict:
+            raise UserError(f"{path}: {problem.removesuffix('; skipped from there on')}")
+        self.malformed[path] = problem
+        self.warn(f"{path}: {problem} (--strict ends here)")
 
     def _count(self, num_bytes: int) -> None:
         self.bytes_read += num_bytes
 
 
-def _without_halves(text: str) -> str:
-    """JSON can name half a surrogate pair, which is no character: U+FFFD takes its place."""
+def _as_utf8(file: Any, path: str, options: ReaderOptions) -> Any:
+    """What readers read: UTF-8, whatever the file has. Its mark or its XML declaration knows better than --encoding."""
+    head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+    if options.format == "parquet" or (options.format == "auto" and head.startswith(b"PAR1")):
+        return file
+    encoding, mark = marked_encoding(head)
+    file.read(mark)
+    if encoding is None:
+        declared = re.match(rb"\s*<\?xml[^>]*\sencoding=[\"']([\w.:-]+)[\"']", head)
+        encoding = declared[1].decode() if declared else options.encoding
+        if not is_encoding(encoding):
+            raise UserError(f"{path}: declares the unknown encoding {encoding}: convert it to UTF-8")
+        # What calls itself EUC-KR holds the syllables of its superset.
+        encoding = "cp949" if codecs.lookup(encoding).name == "euc_kr" else encoding
+    return io.BufferedReader(Utf8Stream(file, path, encoding), _BLOCK_BYTES)
+
+
+def is_encoding(name: str) -> bool:
+    """Whether Python knows a text encoding of that name."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+        return isinstance("\n".encode(name), bytes)
+    except (LookupError, UnicodeError, ValueError):  # ValueError: a NUL in the name
+        return False
 
 
 class _Malformed(Exception):
@@ -123,24 +145,29 @@ class _Input(NamedTuple):
     path: str
     file: io.BufferedReader
     options: ReaderOptions
+    leave_out: Callable[[str, str], None]
+    """Called with the path and what of the file is no text."""
 
 
 def recognize(head: bytes, text_key: str) -> str:
     """The format of a file that begins with `head`: a key of READERS."""
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = head.lstrip()
     if head.startswith(b"PAR1"):
         return "parquet"
     if re.match(rb"(?:<\?xml[^>]*>\s*)?<mediawiki\b", start):
         return "wikipedia"
     if start.startswith(b"<doc "):
         return "wikiextractor"
-    if re.match(rb"\[\s*(?:\{|\]|$)", start):
+    if re.match(rb'\[\s*(?:[{\]]|$|"(?:[^"\\\n]|\\.)*"\s*(?:,|\]\s*$))', start):
         return "namuwiki" if b'"namespace"' in start else "json"
     if start.startswith(b"{"):
         key = json.dumps(text_key).encode()
         first_line = start.split(b"\n", 1)[0]
         is_modu = re.search(rb'"document"\s*:', start) and key + b":" not in re.sub(rb"\s+:", b":", first_line)
-        return "modu" if is_modu else "jsonl"
+        if is_modu:
+            return "modu"
+        # A line that opens more than it closes is the first of an object over many lines.
+        return "jsonl" if first_line.rstrip().endswith(b"}") or b"\n" not in start else "object"
     if re.match(rb" ?= [^=\n]+ =\s*\n", start):
         return "wikitext"
     return "text"
@@ -165,29 +192,13 @@ def _cut(document: Document) -> Iterator[Document]:
 
 
 def _lines(given: _Input) -> Iterator[str]:
-    """Stripped lines; as in the original only LF ends a line and every CR goes."""
-    encoding = given.options.encoding
-    decoder = codecs.getincrementaldecoder(encoding)()
-    number, rest, at_end = 1, "", False
+    """Stripped lines."""
+    rest, at_end = "", False
+    decoder = codecs.getincrementaldecoder("utf-8")()
     while not at_end:
         raw = given.file.read(_BLOCK_BYTES)
         at_end = not raw
-        try:
-            text = rest + decoder.decode(raw, final=at_end).replace("\r", "")
-        except UnicodeDecodeError as error:
-            before = error.object[: error.start]
-            start = before.rfind(b"\n") + 1
-            column = error.start - start + 1 + (0 if start else len(rest.encode(encoding)))
-            advice = _encoding_advice(error.object[start:].split(b"\n", 1)[0], encoding)
-            raise UserError(
-                f"{given.path} line {number + before.count(10)}: byte 0x{error.object[error.start]:02x} at column "
-                f"{column} is not {encoding.upper()}; {advice}"
-            ) from None
-        if (nul := text.find("\0")) >= 0:
-            number += text.count("\n", 0, nul)
-            raise UserError(f"{given.path} line {number}: a NUL byte: not a text file; expected text in {encoding}")
-        *lines, rest = text.split("\n")
-        number += len(lines)
+        *lines, rest = (rest + decoder.decode(raw, final=at_end)).split("\n")
         if at_end:
             lines.append(rest)
         elif len(rest) >= _MAX_LINE_CHARACTERS:
@@ -195,18 +206,6 @@ def _lines(given: _Input) -> Iterator[str]:
             lines.append(rest[:space])
             rest = rest[space:]
         yield from map(str.strip, lines)
-
-
-def _encoding_advice(raw: bytes, encoding: str) -> str:
-    if encoding.lower().replace("-", "") == "utf8":
-        try:
-            text = raw.decode("cp949")
-        except UnicodeDecodeError:
-            pass
-        else:
-            if re.search("[가-힣]", text):
-                return "it reads as Korean in CP949 (EUC-KR): give --encoding cp949"
-    return "give --encoding NAME, or convert the file, for example: iconv -f CP949 -t UTF-8"
 
 
 def _read_text(given: _Input, blank_line_closes: bool = True) -> Iterator[Document]:
@@ -244,20 +243,25 @@ def _read_wikitext(given: _Input) -> Iterator[Document]:
     yield _document(lines)
 
 
+_DOC_MARKS = re.compile(r"(<doc [^\n]*?>(?=\s|$|</doc>)|</doc>)")
+
+
 def _read_wikiextractor(given: _Input) -> Iterator[Document]:
     """`<doc id=... title=...>` to `</doc>`; the first line, which repeats the title, is left out."""
     lines: list[str] = []
-    title = ""
-    for line in _lines(given):
-        if line.startswith("<doc "):
-            found = re.search(r'title="([^"]*)"', line)
-            title, lines = found[1] if found else "", []
-        elif line == "</doc>":
-            yield _document(lines)
-            lines = []
-        elif line and not (not lines and line == title):
-            lines.append(line)
-    if lines:
+    title, is_inside = "", False
+    for raw in _lines(given):
+        for line in filter(None, map(str.strip, _DOC_MARKS.split(raw))):
+            if line.startswith("<doc "):
+                found = re.search(r'title="(.*)"\s*>$', line)
+                title, lines, is_inside = html.unescape(found[1]) if found else "", [], True
+            elif line == "</doc>":
+                yield _document(lines)
+                lines, is_inside = [], False
+            else:
+                texts = markup.html_lines(line)
+                lines += texts if lines or texts != [title] else []
+    if is_inside:
         raise UserError(f"{given.path}: ends inside a <doc>: truncated; copy the file again")
 
 
@@ -269,6 +273,8 @@ def _split(text: str) -> list[str]:
 
 
 def _text_of(row: Any, key: str, where: str) -> str:
+    if isinstance(row, str):  # an array of texts
+        return row
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with the key {key!r}, found {json.dumps(row)[:60]}")
     if key not in row:
@@ -297,29 +303,79 @@ def _read_jsonl(given: _Input) -> Iterator[Document]:
         number = 0
         while raw := given.file.readline(_MAX_JSON_LINE_BYTES):
             number += 1
-            where = f"{given.path} line {number}"
-            try:
-                line = raw.decode(given.options.encoding).removeprefix("\ufeff").rstrip()
-                if line:
-                    yield where, json.loads(line)
-            except UnicodeDecodeError as error:
-                advice = _encoding_advice(raw, given.options.encoding)
-                raise UserError(
-                    f"{where}: byte 0x{raw[error.start]:02x} is not {given.options.encoding.upper()}; {advice}"
-                ) from None
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{where} column {error.colno}: broken JSON: {error.msg}; expected an object a line"
-                ) from None
+            if line := raw.strip():
+                where = f"{given.path} line {number}"
+                yield where, _parsed(line, where, "an object a line")
 
     yield from _texts(rows(), given)
+
+
+def _read_object(given: _Input) -> Iterator[Document]:
+    """One object over many lines: a document, its text under --text-key."""
+    data = given.file.read(_MAX_JSON_LINE_BYTES)
+    row = _parsed(data, given.path, "one object, an array of objects, or an object a line")
+    yield from _texts([(given.path, row)], given)
+
+
+def _parsed(data: bytes, where: str, expected: str) -> Any:
+    try:
+        return json.loads(data, parse_int=float)  # numbers are not read, and an int has a limit of digits
+    except json.JSONDecodeError as error:
+        line = f" line {error.lineno}" if b"\n" in data else ""
+        raise UserError(f"{where}{line} column {error.colno}: broken JSON: {error.msg}; expected {expected}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deep to be read: remove it") from None
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2})|"
+    rb"u[0-9a-fA-F]{4}|[^u])",
+    re.DOTALL,
+)
+
+
+# ijson keeps a path for each level, each longer than the one above: gigabytes for what nobody means.
+_DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]{0,100}"\s*:\s*)?){5000}')
+
+
+class _WithoutHalves:
+    """JSON whose escapes of half a surrogate pair, of which ijson makes question marks, are U+FFFD."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file, self._rest = file, b""
+
+    def read(self, size: int = _BLOCK_BYTES) -> bytes:
+        more = self._file.read(size)
+        data = self._rest + more
+        cut = self._last_escape(data) if more else len(data)
+        data, self._rest = data[:cut], data[cut:]
+        if data.count(b"[") + data.count(b"{") >= 5000 and _DEEP.search(data):
+            raise ValueError("nested more than 5,000 levels deep")
+        if b"\\ud" in data or b"\\uD" in data:
+            data = _ESCAPE.sub(lambda found: b"\\ufffd" if found["half"] else found[0], data)
+        return data or (self.read(size) if self._rest else b"")  # nothing means the end to ijson
+
+    @staticmethod
+    def _last_escape(data: bytes) -> int:
+        """Where an escape begins that may go on in the next block, or the end."""
+        if data.rfind(b"\\", max(0, len(data) - 12)) < 0:
+            return len(data)
+        end = 0
+        for found in _ESCAPE.finditer(data):
+            if found["half"] and found.end() > len(data) - 6:
+                return found.start()
+            end = found.end()
+        cut = data.find(b"\\", max(end, len(data) - 12))
+        return len(data) if cut < 0 else cut
 
 
 def _items(given: _Input, prefix: str) -> Iterator[Any]:
     """The members of an array, one at a time. Raises UserError at the byte where the JSON breaks."""
     try:
-        yield from ijson.items(given.file, prefix, use_float=True)
-    except (ijson.JSONError, UnicodeDecodeError) as error:
+        yield from ijson.items(_WithoutHalves(given.file), prefix, use_float=True)
+    except (ijson.JSONError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(
             f"{given.path}: broken JSON before byte {given.file.tell():,}: {reason}; copy the file again"
@@ -341,31 +397,44 @@ def _read_namuwiki(given: _Input) -> Iterator[Document]:
 
 
 def _read_modu(given: _Input) -> Iterator[Document]:
-    """The Modu corpus of NIKL: news, written and web (paragraph), spoken and messenger (utterance), entities."""
-    found = False
+    """The Modu corpus of NIKL: news, written and web (paragraph), spoken and messenger (utterance), entities.
+
+    A document that is none is left out, and so is a form that is no text; both are counted.
+    """
+    found, problems, forms = False, list[str](), 0
     try:
         for item in _items(given, "document.item"):
             found = True
-            yield _document(_modu_lines(item))
+            try:
+                lines, empty = _modu_lines(item)
+            except _Malformed as error:
+                problems.append(str(error))
+                continue
+            forms += empty
+            yield _document(lines)
     except UserError as error:
         raise _Malformed(str(error).removeprefix(f"{given.path}: ")) from None
     if not found:
         raise _Malformed('no "document" array with members')
+    if problems:
+        given.leave_out(given.path, f"{len(problems)} documents left out, the first: {problems[0]}")
+    elif forms:
+        given.leave_out(given.path, f"{forms} forms left out, which are null")
 
 
-def _modu_lines(document: Any) -> list[str]:
+def _modu_lines(document: Any) -> tuple[list[str], int]:
+    """Lines of text, and how many forms are null."""
     try:
-        if "utterance" in document:
-            turns: list[tuple[Any, list[str]]] = []
-            for utterance in document["utterance"]:
-                if turns and turns[-1][0] == utterance.get("speaker_id"):
-                    turns[-1][1].append(utterance["form"])
-                else:
-                    turns.append((utterance.get("speaker_id"), [utterance["form"]]))
-            forms = [" ".join(filter(None, parts)) for _, parts in turns]
+        kinds = ("utterance", "paragraph", "sentence")
+        kind = next((kind for kind in kinds if document.get(kind) is not None), "sentence")
+        parts = [(part.get("speaker_id"), part["form"]) for part in document[kind]]
+        texts = [(speaker, form) for speaker, form in parts if form is not None]
+        if kind == "utterance":
+            turns = itertools.groupby(texts, key=lambda part: part[0])
+            forms = [" ".join(form for _, form in turn if form) for _, turn in turns]
         else:
-            forms = [part["form"] for part in document["paragraph" if "paragraph" in document else "sentence"]]
-        return [line for form in forms for line in _split(form)]
+            forms = [form for _, form in texts]
+        return [line for form in forms for line in _split(form)], len(parts) - len(texts)
     except (KeyError, TypeError, AttributeError) as error:
         name = document.get("id", "?") if isinstance(document, dict) else "?"
         raise _Malformed(f"document {name}: {type(error).__name__} {error}") from None
@@ -375,7 +444,8 @@ def _read_wikipedia(given: _Input) -> Iterator[Document]:
     """pages-articles XML: pages of the main namespace that are no redirects."""
     parents: list[Any] = []
     try:
-        for event, element in ElementTree.iterparse(given.file, events=("start", "end")):
+        parser = ElementTree.XMLParser(encoding="utf-8")  # whatever it declares: it was decoded
+        for event, element in ElementTree.iterparse(given.file, events=("start", "end"), parser=parser):
             if event == "start":
                 parents.append(element)
                 continue
@@ -447,6 +517,7 @@ READERS: dict[str, Callable[[_Input], Iterator[Document]]] = {
     "wikitext": _read_wikitext,
     "wikiextractor": _read_wikiextractor,
     "jsonl": _read_jsonl,
+    "object": _read_object,
     "json": _read_json,
     "wikipedia": _read_wikipedia,
     "namuwiki": _read_namuwiki,

@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.filesize import decimal
-from tqdm import tqdm
 
 from data_prep import chunks, pool
 from data_prep.build import SPLITS, RecordMaker, ShardJob
 from data_prep.chunks import CleanTask, chunk_path, write_whole
 from data_prep.duplicates import find_duplicates
 from data_prep.readers import Corpus
+from electra_flax.console import progress
 from electra_flax.errors import UserError
 from electra_flax.records import (
     FEATURES,
@@ -118,7 +118,7 @@ def make_manifest(
         discarded_tokens=discarded,
         sources=[
             {
-                "path": os.path.basename(source.path),
+                "path": os.path.basename(source.name),
                 "bytes": source.size,
                 "documents": documents_of_source.get(str(number), 0),
             }
@@ -136,7 +136,7 @@ def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, wo
         **dataclasses.asdict(job),
         "vocab_dir": vocabulary.sha256,
         "reading": dataclasses.asdict(corpus.options),
-        "sources": [list(source) for source in corpus.sources],
+        "sources": [[source.name, source.size, source.modified] for source in corpus.sources],
     }
     identity = json.loads(json.dumps(identity))
     path = work / "job.json"
@@ -198,14 +198,14 @@ class _Summary:
 
 
 def _bar(what: str, total: int, unit: str = "B") -> Any:
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, mininterval=1)
+    return progress(total, what, unit, scaled=True)
 
 
 def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
     folder = work / "chunks"
     complete = folder / "complete.json"
     if not complete.exists():
-        paths = tuple(source.path for source in corpus.sources)
+        paths = tuple(source.name for source in corpus.sources)
         number = -1
 
         def missing() -> Iterator[CleanTask]:
@@ -214,9 +214,9 @@ def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
                 number = chunk.number
                 if not chunks.is_finished(folder, number):
                     yield CleanTask(folder, job.cleaning, paths, chunk)
-                progress.update(corpus.bytes_read - progress.n)
+                bar.update(corpus.bytes_read - bar.n)
 
-        with _bar("1 of 4, reading and cleaning", corpus.total_bytes) as progress:
+        with _bar("1 of 4, reading and cleaning", corpus.total_bytes) as bar:
             for _ in run(chunks.clean_chunk, missing()):
                 pass
         write_whole(complete, json.dumps({"chunks": number + 1, "malformed": corpus.malformed}).encode())
@@ -230,10 +230,10 @@ def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]
         counts: dict[str, int] = {}
         on = [step for step in job.cleaning.steps if step.startswith("dedup") or step == "near-duplicates"]
         if on:
-            with _bar("2 of 4, duplicates", len(on), " steps") as progress:
+            with _bar("2 of 4, duplicates", len(on), " steps") as bar:
                 counts = find_duplicates(
                     work / "chunks", len(summary.chunks), job.cleaning.steps, job.cleaning.near_similarity,
-                    sum(chunk.sentences for chunk in summary.chunks), lambda _: progress.update(),
+                    sum(chunk.sentences for chunk in summary.chunks), lambda _: bar.update(),
                 )  # fmt: skip
         write_whole(path, json.dumps(counts).encode())
     return json.loads(path.read_bytes())
@@ -291,10 +291,10 @@ def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int],
         for number, chunk in enumerate(summary.chunks)
         if not is_built[number]
     )
-    with _bar("3 of 4, tokenizing", summary.bytes) as progress:
-        progress.update(sum(chunk.bytes for chunk, built in zip(summary.chunks, is_built, strict=True) if built))
+    with _bar("3 of 4, tokenizing", summary.bytes) as bar:
+        bar.update(sum(chunk.bytes for chunk, built in zip(summary.chunks, is_built, strict=True) if built))
         for task, _ in run(_build_chunk, tasks):
-            progress.update(summary.chunks[task.number].bytes)
+            bar.update(summary.chunks[task.number].bytes)
     arrays = [np.load(chunk_path(work / "records", number, "npz")) for number in range(len(summary.chunks))]
     pieces, unknown, discarded = sum(found["counts"] for found in arrays)
     return _Totals(
@@ -361,9 +361,9 @@ def _shuffle(
         for shard, (_, name) in enumerate(names)
         if not (work / "shards" / name).exists()
     )
-    with _bar("4 of 4, shuffling", int(totals.examples.sum()), " examples") as progress:
+    with _bar("4 of 4, shuffling", int(totals.examples.sum()), " examples") as bar:
         for task, _ in run(_write_shard, tasks):
-            progress.update(int(totals.examples[task.shard]))
+            bar.update(int(totals.examples[task.shard]))
     infos: dict[str, list[ShardInfo]] = {split: [] for split in counts}
     for shard, (split, name) in enumerate(names):
         size = (work / "shards" / name).stat().st_size

@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, escaped
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-SUFFIXES = (".txt", ".text", ".json", ".jsonl", ".xml", ".parquet", ".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = (
+    ".txt", ".text", ".json", ".jsonl", ".ndjson", ".xml", ".parquet", ".gz", ".bz2", ".xz", ".zst"
+)  # fmt: skip
 _UNPACKERS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -30,6 +32,7 @@ _UNPACKERS: dict[bytes, Callable[..., Any]] = {
     b"\x28\xb5\x2f\xfd": zstd.open,
 }
 _BUFFER_BYTES = 1 << 20
+_SHOWN = 5  # names in a message
 
 
 class Source(NamedTuple):
@@ -42,43 +45,72 @@ class Source(NamedTuple):
 
     @property
     def is_packed(self) -> bool:
-        return self.path.endswith((".gz", ".bz2", ".xz", ".zst", ".parquet"))
+        return self.path.lower().endswith((".gz", ".bz2", ".xz", ".zst", ".parquet"))
+
+    @property
+    def name(self) -> str:
+        """The path as it can be printed and written down: names need not be UTF-8."""
+        return escaped(self.path)
 
 
-def find_sources(patterns: Sequence[str]) -> list[Source]:
+def find_sources(patterns: Sequence[str], warn: Callable[[str], None] = lambda message: None) -> list[Source]:
     """Files, folders (every file below with one of SUFFIXES, WikiExtractor's wiki_00 too) and globs, sorted by path.
 
+    A file counts once, by whatever paths it is named; `warn` hears of those of a folder that are left out.
     Raises UserError where one of the patterns names nothing.
     """
     found: dict[str, Source] = {}
     for pattern in patterns:
         if pattern.startswith("tfds:"):
-            sources = [Source(pattern, 0, "")]
+            found[pattern] = Source(pattern, 0, "")
         elif pattern.startswith("gs://"):
-            sources = _find_remote(pattern)
+            found.update((source.path, source) for source in _find_remote(pattern))
         else:
-            sources = [Source(str(path), path.stat().st_size, str(path.stat().st_mtime_ns)) for path in _find(pattern)]
-        found.update((source.path, source) for source in sources)
-    return [found[path] for path in sorted(found)]
+            for path in _find(pattern, warn):
+                status = path.stat()
+                found.setdefault(os.path.realpath(path), Source(str(path), status.st_size, str(status.st_mtime_ns)))
+    return sorted(found.values())
 
 
-def _find(pattern: str) -> list[Path]:
+def _find(pattern: str, warn: Callable[[str], None]) -> list[Path]:
     path = Path(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = [file for file in path.rglob("*") if _is_corpus_file(file.name) and file.is_file()]
+        below = _files_below(path)
+        files = [file for file in below if _is_corpus_file(file.name)]
+        if files and len(files) < len(below):
+            left = sorted(file for file in below if not _is_corpus_file(file.name))
+            shown = ", ".join(escaped(file.relative_to(path)) for file in left[:_SHOWN])
+            warn(
+                f"--corpus {pattern}: {len(left)} files left out, whose names do not say that they are text: {shown}"
+                f"{', ...' if len(left) > _SHOWN else ''}; name them, or a glob, to read them"
+            )
     elif glob.has_magic(pattern):
         files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
     else:
-        raise UserError(f"--corpus {pattern}: no such file or folder")
+        what = "no file of text or folder of them" if path.exists() else "no such file or folder"
+        raise UserError(f"--corpus {pattern}: {what}")
     if not files:
         raise UserError(f"--corpus {pattern}: no corpus files there; expected names that end in {', '.join(SUFFIXES)}")
     return files
 
 
+def _files_below(folder: Path) -> list[Path]:
+    """All regular files, in linked folders too, each folder once; hidden ones are nobody's text."""
+    files, seen = [], set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [file for name in names if not name.startswith(".") and (file := Path(where, name)).is_file()]
+    return files
+
+
 def _is_corpus_file(name: str) -> bool:
-    return name.endswith(SUFFIXES) or name.startswith("wiki_")
+    return name.lower().endswith(SUFFIXES) or name.startswith("wiki_")
 
 
 def _find_remote(pattern: str) -> list[Source]:
@@ -88,7 +120,7 @@ def _find_remote(pattern: str) -> list[Source]:
             infos = list(storage.glob(pattern, detail=True).values())
         else:
             infos = list(storage.find(pattern, detail=True).values())
-            infos = [info for info in infos if _is_corpus_file(info["name"]) or len(infos) == 1]
+            infos = [info for info in infos if _is_corpus_file(os.path.basename(info["name"])) or len(infos) == 1]
     except Exception as error:  # whatever the client raises: network, permission, no such bucket
         raise UserError(f"--corpus {pattern}: cannot be listed: {error}") from None
     if not infos:

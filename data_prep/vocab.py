@@ -122,11 +122,9 @@ def extend_vocabulary(
 
 
 def _write(tokens: list[str], out: Path, casing: Casing) -> Vocabulary:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    vocabulary = Vocabulary.read(out / "vocab.txt")
+    vocabulary = Vocabulary.of(out / "vocab.txt", tokens)
+    check_vocabulary(vocabulary, casing)  # before anything is written
     save_tokenizer(vocabulary, casing, out, _MODEL_MAX_LENGTH)
-    check_vocabulary(vocabulary, casing)
     return vocabulary
 
 

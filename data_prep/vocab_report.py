@@ -14,10 +14,13 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from data_prep.vocab import ROUND_TRIP
+from electra_flax.files import write_whole
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, build_tokenizer
 
 _BATCH_LINES = 10_000
+MOST_UNKNOWN = 0.01
+"""Share of [UNK] beyond which a vocabulary hardly suits a text."""
 _SHOWN_CHARACTERS = 30
 
 
@@ -85,6 +88,33 @@ def measure(name: str, folder: Path, lines: Sequence[str]) -> Usage:
     )  # fmt: skip
 
 
+def why_unknown(folder: Path, lines: Sequence[str]) -> str:
+    """The likely cause of many [UNK]s in a text, and the fix."""
+    casing = Casing.read(folder)
+    text = "".join(lines)
+    jamo, syllables = sum("\u1100" <= c <= "\u11ff" for c in text), sum("가" <= c <= "힣" for c in text)
+    if jamo > syllables:
+        return "the text is decomposed Hangul (NFD): compose it with --with nfc"
+    tokens = Vocabulary.read(folder / "vocab.txt").tokens
+    for lower, strip in ((False, False), (True, False), (True, True)):
+        other = Casing(lower, strip)
+        if other != casing and _unk_rate(tokens, other, lines) < _unk_rate(tokens, casing, lines) / 2:
+            return (
+                f"the vocabulary suits do_lower_case {str(lower).lower()}, strip_accents {str(strip).lower()}: correct "
+                f"{folder / 'tokenizer_config.json'}"
+            )
+    return (
+        "the vocabulary is of other text, or too small: learn one from this corpus (electra-data vocab), or clean the "
+        "corpus of foreign characters (--clean koelectra-v1)"
+    )
+
+
+def _unk_rate(tokens: list[str], casing: Casing, lines: Sequence[str]) -> float:
+    encodings = build_tokenizer(tokens, casing).encode_batch(list(lines[:_BATCH_LINES]), add_special_tokens=False)
+    pieces = [token for encoding in encodings for token in encoding.tokens]
+    return pieces.count("[UNK]") / max(len(pieces), 1)
+
+
 def _round_trip(tokenizer: Tokenizer) -> str:
     pieces = tokenizer.encode(ROUND_TRIP, add_special_tokens=False).tokens
     if "[UNK]" in pieces:
@@ -124,7 +154,7 @@ def write(usages: Sequence[Usage], folder: Path) -> list[Path]:
         for usage in usages
     ]  # fmt: skip
     paths = [folder / "report.json"]
-    paths[0].write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(paths[0], json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(10, 3.5), layout="constrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import tempfile
@@ -13,12 +14,15 @@ from pathlib import Path
 from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
 
 
-def run_command(program: str, action: Callable[[], int | None], out: object = None) -> int:
+def run_command(program: str, action: Callable[[], int | None], out: object = None, interrupted: str = "") -> int:
     """What `action` returns (None: 0), or the exit code of what it raises, after one line on the standard error.
 
-    `out` is the folder that the command writes, named where a full disk does not say which it is. Names in the line
-    that hold line breaks or escapes are shown escaped.
+    `out` is the folder that the command writes, named where a full disk does not say which it is; `interrupted` says
+    what Ctrl-C leaves. Names in the line that hold line breaks or escapes are shown escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding that lacks a letter must not end a command
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = action() or 0
         sys.stdout.flush()
@@ -27,7 +31,7 @@ def run_command(program: str, action: Callable[[], int | None], out: object = No
         _forget_stdout()
         return 0
     except KeyboardInterrupt:
-        return _say(program, INTERRUPTED, "interrupted")
+        return _say(program, INTERRUPTED, f"interrupted: {interrupted}" if interrupted else "interrupted")
     except Preempted as error:
         return _say(program, error.exit_code, str(error))
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +134,21 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces the file in one step; text in UTF-8. Raises UserError where it cannot be written: it stays as it was."""
     with replaced(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_all(folder: Path, contents: dict[str, str | bytes]) -> None:
+    """Writes {name: content} into a folder, which is made: all files or, where one cannot be written, none.
+
+    Raises UserError as `write_whole` does.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}): name another folder") from None
+    with ExitStack() as all_of_them:
+        for name, content in contents.items():
+            unfinished = all_of_them.enter_context(replaced(folder / name))
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

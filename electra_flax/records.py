@@ -294,14 +294,23 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Raises UserError where there is no such file or it is not UTF-8 text."""
+        """Raises UserError where there is no such file or it is not text. A byte order mark and CRs are no content."""
         if not path.exists():
             raise UserError(
                 f"{path}: no such vocabulary; electra-data vocab --corpus SRC --out {path.parent} makes one"
             )
-        data = read_bytes(path)
-        tokens = [line.strip() for line in decode(data, path).removesuffix("\n").split("\n")]
-        return cls(path, tokens, hashlib.sha256(data).hexdigest())
+        text = decode(read_bytes(path), path).removesuffix("\n")
+        return cls.of(path, [line.strip() for line in text.split("\n")])
+
+    @classmethod
+    def of(cls, path: Path, tokens: list[str]) -> Vocabulary:
+        """That of `tokens`; the hash is of them, however a file ends its lines."""
+        return cls(path, tokens, hashlib.sha256(("\n".join(tokens) + "\n").encode()).hexdigest())
+
+    @property
+    def content(self) -> bytes:
+        """What a vocab.txt of these tokens holds."""
+        return ("\n".join(self.tokens) + "\n").encode()
 
     @property
     def special(self) -> SpecialTokens:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
+from typing import Any
 
 from electra_flax.errors import UserError
 
@@ -35,21 +37,95 @@ def decode(data: bytes, where: object, encoding: str = "utf-8") -> str:
     try:
         return data[skip:].decode(encoding)
     except UnicodeDecodeError as error:
-        before = error.object[: error.start]
-        line = before.count(b"\n") + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
+        rest = error.object[error.start :].split(b"\n", 1)[0]
         raise UserError(
             f"{where} line {line}: byte 0x{error.object[error.start]:02x} is not {encoding.upper()}; "
-            f"{encoding_advice(error.object, encoding)}"
+            f"{encoding_advice(rest, encoding)}"
         ) from None
 
 
-def encoding_advice(raw: bytes, encoding: str) -> str:
-    """What to do about bytes that are not in `encoding`; CP949 is recognized by the Hangul that it gives."""
-    if encoding.lower().replace("-", "") == "utf8":
-        text = raw.decode("cp949", "ignore")
-        if 4 * len(re.findall("[가-힣]", text)) > sum(octet > 0x7F for octet in raw):  # two bytes a syllable
-            return "it reads as Korean in CP949 (EUC-KR): convert it, for example: iconv -f CP949 -t UTF-8"
-    return "save it as UTF-8, for example: iconv -f ENCODING -t UTF-8"
+def encoding_advice(
+    raw: bytes,
+    encoding: str,
+    cp949: str = "convert it, for example: iconv -f CP949 -t UTF-8",
+    other: str = "save it as UTF-8, for example: iconv -f ENCODING -t UTF-8",
+) -> str:
+    """What to do about a line's bytes that are not in `encoding`; CP949 is recognized by the Hangul that it gives."""
+    if codecs.lookup(encoding).name == "utf-8":
+        try:
+            text = codecs.getincrementaldecoder("cp949")().decode(raw)  # the end may be half a letter
+        except UnicodeDecodeError:
+            return other
+        if re.search("[가-힣]", text):
+            return f"it reads as Korean in CP949 (EUC-KR): {cp949}"
+    return other
+
+
+class Utf8Stream(io.RawIOBase):
+    """A byte stream in any encoding as UTF-8: no byte order mark, LF alone ends lines, in constant memory.
+
+    Reading raises UserError, with line and column, for a byte that is not in the encoding, and for a NUL.
+    """
+
+    def __init__(self, file: Any, where: object, encoding: str, block_bytes: int = 1 << 20) -> None:
+        """`file` begins after a byte order mark, which has decided `encoding`."""
+        self._file, self._where, self._encoding, self._block_bytes = file, where, encoding, block_bytes
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._lines = io.IncrementalNewlineDecoder(None, translate=True)
+        self._is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        self._ready, self._at_end, self._given = memoryview(b""), False, 0
+        self._line, self._column = 1, 0  # of what was decoded
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._given
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and not self._at_end:
+            self._ready = memoryview(self._next())
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        self._given += count
+        return count
+
+    def _next(self) -> bytes:
+        raw = self._file.read(self._block_bytes)
+        self._at_end = not raw
+        try:
+            text = self._decoder.decode(raw, final=self._at_end)
+        except UnicodeDecodeError as error:
+            self._advance(error.object[: error.start].decode(self._encoding, "ignore"))
+            if b"\0" in error.object:
+                raise self._not_text() from None
+            rest = error.object[error.start :]
+            rest = rest[:1] + rest[1:].split(b"\n", 1)[0]
+            raise UserError(
+                f"{self._where} line {self._line}: byte 0x{rest[0]:02x} at column {self._column + 1} is not "
+                f"{self._encoding.upper()}; "
+                + encoding_advice(rest, self._encoding, "give --encoding cp949", "give --encoding NAME, or convert "
+                                  "the file, for example: iconv -f CP949 -t UTF-8")
+            ) from None  # fmt: skip
+        if "\0" in text:
+            self._advance(text[: text.index("\0")])
+            raise self._not_text()
+        self._advance(text)
+        if self._is_utf8 and b"\r" not in raw and not self._lines.getstate()[1]:
+            return raw if raw.isascii() else text.encode()
+        return self._lines.decode(text, final=self._at_end).encode()
+
+    def _not_text(self) -> UserError:
+        return UserError(
+            f"{self._where} line {self._line}: a NUL byte: not a text file in {self._encoding}; UTF-16 without a byte "
+            "order mark needs --encoding utf-16-le"
+        )
+
+    def _advance(self, text: str) -> None:
+        self._line += text.count("\n")
+        last = text.rfind("\n")
+        self._column = len(text) - last - 1 if last >= 0 else self._column + len(text)
 
 
 def without_halves(text: str) -> str:

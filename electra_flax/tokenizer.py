@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from electra_flax.errors import UserError
+from electra_flax.files import read_json, write_all
 from electra_flax.records import Vocabulary
 
 SPECIAL_TOKENS = {
@@ -39,15 +40,15 @@ class Casing(NamedTuple):
     def read(cls, folder: Path) -> Casing:
         """The flags in a tokenizer folder. Raises UserError where they are missing."""
         path = folder / "tokenizer_config.json"
-        try:
-            values = json.loads(path.read_bytes())
-            lower = values["do_lower_case"]
-        except (FileNotFoundError, KeyError, json.JSONDecodeError):
-            raise UserError(
-                f'{path}: missing or without "do_lower_case"; for a cased vocabulary write '
-                '{"do_lower_case": false, "strip_accents": false} there'
-            ) from None
-        strip = values.get("strip_accents")
+        fix = 'for a cased vocabulary write {"do_lower_case": false, "strip_accents": false} there'
+        if not path.exists():
+            raise UserError(f"{path}: missing, which says what is done to letters: {fix}")
+        values = read_json(path, dict[str, Any], fix)
+        lower, strip = values.get("do_lower_case"), values.get("strip_accents")
+        if not isinstance(lower, bool):
+            raise UserError(f"{path}: do_lower_case={lower!r}: expected true or false: {fix}")
+        if not isinstance(strip, bool | None):
+            raise UserError(f"{path}: strip_accents={strip!r}: expected true, false or null: {fix}")
         return cls(lower, lower if strip is None else strip)
 
 
@@ -87,10 +88,10 @@ def published_tokenizer(vocabulary: Vocabulary, casing: Casing) -> Tokenizer:
 
 
 def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_max_length: int) -> None:
-    """Writes vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_bytes(vocabulary.path.read_bytes())
-    published_tokenizer(vocabulary, casing).save(str(folder / "tokenizer.json"))
+    """Writes vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json: all of them or none.
+
+    Raises UserError where they cannot be written.
+    """
     settings = {
         "tokenizer_class": "ElectraTokenizer",
         "do_lower_case": casing.do_lower_case,
@@ -100,5 +101,12 @@ def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_m
         "model_max_length": model_max_length,
         **SPECIAL_TOKENS,
     }
-    for name, values in (("tokenizer_config.json", settings), ("special_tokens_map.json", SPECIAL_TOKENS)):
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+    write_all(
+        folder,
+        {
+            "vocab.txt": vocabulary.content,
+            "tokenizer.json": published_tokenizer(vocabulary, casing).to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+            "special_tokens_map.json": json.dumps(SPECIAL_TOKENS, indent=2) + "\n",
+        },
+    )
