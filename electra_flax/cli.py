@@ -16,6 +16,7 @@ from electra_flax.arguments import make_parser
 from electra_flax.ending import run_command
 from electra_flax.errors import Preempted, UserError
 from electra_flax.host_memory import restart_with_huge_pages
+from electra_flax.text import decode, without_halves
 
 if TYPE_CHECKING:
     from electra_flax.initial_weights import Start
@@ -259,10 +260,15 @@ def _fill(args: argparse.Namespace) -> None:
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
-    texts = args.texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    texts = [without_halves(text) for text in args.texts] or _lines_of_stdin()
     if not texts:
         raise UserError("no sentences: give them as arguments or on the standard input, one a line")
     return texts
+
+
+def _lines_of_stdin() -> list[str]:
+    """Those that are not blank. Raises UserError where they are in no encoding that can be told."""
+    return [line for line in decode(sys.stdin.buffer.read(), "standard input").splitlines() if line.strip()]
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from electra_flax.config import Config
 from electra_flax.errors import UserError
+from electra_flax.files import read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -32,11 +34,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:
-    """Fields of a dataclass, from a YAML file and `--field value` overrides. Raises UserError as `load_config` does."""
+    """Fields of a dataclass, from a YAML file and `--field value` overrides; an empty value is the default.
+
+    Raises UserError as `load_config` does.
+    """
+    values = read_yaml(Path(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected fields and their values, found {type(values).__name__}")
     try:
-        return _instantiate(cls, _parser(cls).parse_args(["--fields-from", str(path), *overrides]))
+        given = json.dumps(_without_empty(values))
+    except TypeError as error:  # dates and sets, which YAML has and no field
+        raise UserError(f"{path}: {error}: expected text, numbers, lists and mappings") from None
+    try:
+        return _instantiate(cls, _parser(cls).parse_args(["--fields-from", given, *overrides]))
     except ArgumentError as error:
         raise UserError(f"{path}: {_one_line(str(error), cls, help_command)}") from None
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_empty(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str], source: str, help_command: str) -> T:
@@ -71,7 +91,7 @@ def fields_help(cls: type) -> str:
 
 def config_fields(config: Config) -> dict[str, Any]:
     """{"model.hidden_size": 256, ...}"""
-    return dict(_flatten(dataclasses.asdict(config)))
+    return dict(flatten(dataclasses.asdict(config)))
 
 
 def config_differences(old: Config, new: Config) -> dict[str, str]:
@@ -106,10 +126,11 @@ def _instantiate(cls: type[T], namespace: Any) -> T:
     return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) of every leaf; an empty mapping is one."""
     for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

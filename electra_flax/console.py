@@ -20,9 +20,14 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """JSON that any encoding of the standard output can carry."""
+    """To the standard output."""
+    print(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """JSON that the standard output can carry, whatever its encoding."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, indent=1, ensure_ascii=not is_utf8))
+    return json.dumps(value, indent=1, ensure_ascii=not is_utf8)
 
 
 def progress(

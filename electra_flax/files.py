@@ -123,11 +123,25 @@ def parse_yaml(text: str, where: object) -> Any:
                 raise UserError(f"{where}: nested more than {_MOST_YAML_DEPTH} levels deep")
             if isinstance(event, AliasEvent):
                 raise UserError(f"{where}: *{event.anchor}: aliases are not supported: write the value out")
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())[:200]})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data; keys are text as it is written: 0, no and 07 are names of labels, no numbers or truth values."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key.start_mark)
+            if key.value in found:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            found[key.value] = self.construct_object(value, deep=deep)
+        return found
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -146,7 +146,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys):
     assert (out / "seeds/1/results.json").stat().st_mtime_ns == before
     arguments = ["finetune", "--task", "nsmc", "--model", str(root / "export"), "--data", str(root / "data/nsmc"),
                  "--out", str(out), *QUICK]  # fmt: skip
-    assert "holds another fine-tuning (training/epochs: 8 -> 2): name another" in refusal(capsys, arguments)
+    assert "holds another fine-tuning (training.epochs: 8 -> 2): name another" in refusal(capsys, arguments)
 
 
 @pytest.mark.slow
@@ -316,7 +316,7 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
     assert "no such folder" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path / "none")])
     assert "no task's files there" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path)])
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("국어 짧은\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(("국어 짧은\n").encode())))
     folder = tmp_path / "names"
     run(root, "naver-ner", folder, "--epochs", "6")
     capsys.readouterr()

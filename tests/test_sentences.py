@@ -117,18 +117,18 @@ def test_fill_says_what_transformers_says(there, capsys):
 
 
 def test_sentences_in_colour_and_from_the_standard_input(there, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{SENTENCE}\n\n짧은 문장\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((f"{SENTENCE}\n\n짧은 문장\n").encode())))
     assert main(["detect", "--model", str(there / "export")]) == 0
     legend, first, second = capsys.readouterr().out.splitlines()
     assert "looks replaced:" in legend and "\x1b[" in first  # with random weights about half of it is suspicious
-    monkeypatch.setattr("sys.stdin", io.StringIO(MASKED))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((MASKED).encode())))
     assert main(["fill", "--model", str(there / "export")]) == 0
     sentence, *masks = capsys.readouterr().out.splitlines()
     assert sentence == MASKED and len(masks) == 2 and all(line.count("%") == 5 for line in masks)
 
 
 def test_what_cannot_be_answered_is_one_line(there, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     model, generator = ["--model", str(there / "export")], ["--model", str(there / "export/generator")]
     for arguments, expected in (
         (["detect", *model], "no sentences: give them as arguments"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,16 +44,18 @@ def read_task_data(
     task: Task, folder: Path, training: Training, vocabulary: Vocabulary, casing: Casing, published_protocol: bool
 ) -> TaskData:
     """Reads and encodes the splits of a task. Raises UserError for files that are missing or of another layout."""
-    splits = {split: _read(task, split, folder) for split in ("train", "dev", "test")}
-    train, dev, test = splits.values()
+    train = _read(task, "train", folder)
     if train is None:
         raise UserError(f"--data {folder}: no training file of {task.title}: expected {_names(task, 'train')}")
+    labels = labels_of(task, train.examples)
+    # A label that nobody learned would be scored as another one: reading the other files refuses it.
+    known = dataclasses.replace(task, labels={label: task.labels.get(label, label) for label in labels})
+    dev, test = _read(known, "dev", folder), _read(known, "test", folder)
     scored = test or dev
     if scored is None:
         raise UserError(
             f"--data {folder}: no file to score {task.title} on: expected {_names(task, 'test') or _names(task, 'dev')}"
         )
-    labels = labels_of(task, train.examples)
     training_examples, choice = train.examples, Part("dev", dev.examples if dev else [], [])
     if published_protocol:
         choice = Part("the scored examples themselves", scored.examples, [])

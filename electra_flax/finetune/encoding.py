@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
-from tqdm import tqdm
 
+from electra_flax.console import progress
 from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.task import Task, Training
 
 IGNORED = -1
 """Target of a token that carries no tag."""
+LEAST_CONTEXT = 16
+"""Tokens of the context that a window has at least: a longer question is cut, as one beyond max_query_length is."""
 _BATCH = 10_000
 
 
@@ -54,9 +56,8 @@ def encode(
     """Rows of at most training.max_seq_length tokens, in the order of the examples."""
     numbers = {label: number for number, label in enumerate(labels)}
     rows: list[Row] = []
-    for begin in tqdm(
-        range(0, len(examples), _BATCH), "tokenizing", unit=f" x {_BATCH:,} examples", delay=5, leave=False
-    ):
+    bar = progress(len(examples), "tokenizing", " examples", delay=5)
+    for begin in range(0, len(examples), _BATCH):
         some = examples[begin : begin + _BATCH]
         if task.kind == "answers":
             rows += _question_rows([e for e in some if isinstance(e, QuestionExample)], begin, tokenizer, training)
@@ -65,6 +66,8 @@ def encode(
         else:
             texts = [e for e in some if isinstance(e, TextExample)]
             rows += _text_rows(task, texts, begin, numbers, tokenizer, training)
+        bar.update(len(some))
+    bar.close()
     return rows
 
 
@@ -159,7 +162,7 @@ def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Token
     questions = tokenizer.encode_batch([example.question for example in examples])
     for number, (example, question) in enumerate(zip(examples, questions, strict=True), begin):
         cls, *asked, sep = question.ids
-        asked = asked[: how.max_query_length]
+        asked = asked[: min(how.max_query_length, max(1, how.max_seq_length - 3 - LEAST_CONTEXT))]
         context = of_context[example.context]
         room = how.max_seq_length - len(asked) - 3
         first, last = _answer_tokens(example, context.offsets) or (-1, -1)

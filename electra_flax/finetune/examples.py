@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from electra_flax.errors import UserError
+from electra_flax.files import read_text
 from electra_flax.finetune.task import SPLITS, Task
+from electra_flax.text import without_halves
+
+log = logging.getLogger("electra_flax")
+T = TypeVar("T")
+
+
+_SHOWN = 5  # places in a message
 
 
 class TextExample(NamedTuple):
@@ -49,12 +58,25 @@ class QuestionExample(NamedTuple):
 Example = TextExample | TaggedExample | QuestionExample
 
 
+class Skipped(Counter[str]):
+    """{why: rows that were left out}, and the places of the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def add(self, reason: str, place: str) -> None:
+        self[reason] += 1
+        if len(self.places) < _SHOWN:
+            self.places.append(place.rpartition("/")[2])
+
+
 class Split(NamedTuple):
     """What was read."""
 
     files: list[Path]
     examples: list[Any]
-    skipped: Counter[str]
+    skipped: Skipped
     """{why: rows that were left out}."""
     rows: int
 
@@ -62,7 +84,8 @@ class Split(NamedTuple):
         """In one line, for people."""
         said = f"{len(self.examples):,} of {self.rows:,} rows of {', '.join(path.name for path in self.files)}"
         reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(self.skipped.items()))
-        return f"{said} (left out: {reasons})" if reasons else said
+        more = ", ..." if self.skipped.total() > len(self.skipped.places) else ""
+        return f"{said} (left out: {reasons}: {', '.join(self.skipped.places)}{more})" if reasons else said
 
 
 def find_files(task: Task, split: str, folder: Path) -> list[Path]:
@@ -96,7 +119,7 @@ def without_labels(task: Task, path: Path) -> Task:
 
 def read_files(task: Task, paths: list[Path]) -> Split:
     """The examples of files of a task. Raises UserError as `read_split` does."""
-    skipped: Counter[str] = Counter()
+    skipped = Skipped()
     examples: list[Any] = []
     rows = 0
     for path in paths:
@@ -117,7 +140,7 @@ def read_files(task: Task, paths: list[Path]) -> Split:
 # -------------------------------------------------------------------------------------------- texts with a label
 
 
-def _tsv(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TextExample | None]:
+def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | None]:
     lines = _lines(path)
     header: list[str] = []
     if task.has_header:
@@ -130,8 +153,13 @@ def _tsv(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TextExample 
         if not line:
             continue
         cells = line.split("\t")
+        if header and any(cell.strip() for cell in cells[len(header) :]):
+            raise UserError(
+                f"{path}:{line_number}: {len(cells)} cells, but the header names {len(header)}: a tab within a text? "
+                "Remove it"
+            )
         if len(cells) <= max(places.values()):
-            skipped[f"with {len(cells)} columns"] += 1
+            skipped.add(f"with {len(cells)} columns", f"{path.name}:{line_number}")
             yield None
             continue
         found = {name: cells[place].strip() for name, place in places.items()}
@@ -147,41 +175,58 @@ def _place(name: str, header: list[str], path: Path) -> int:
     return header.index(name)
 
 
-def _json(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TextExample | None]:
-    text = path.read_text(encoding="utf-8-sig").strip()
-    try:
-        rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}): copy it again") from None
+def _json(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | None]:
     columns = task.columns
-    for number, row in enumerate(rows):
+    nulls: list[str] = []
+    for number, (place, row) in enumerate(_json_rows(path)):
         found = {}
         for name in filter(None, (columns.text, columns.pair, columns.label)):
             value: Any = row
             for part in name.split("."):
                 if not isinstance(value, dict) or part not in value:
-                    raise UserError(
-                        f"{path}: row {number + 1} has no {name}; it has {', '.join(row)[:200]}: the file of another "
-                        "task?"
-                    )
+                    there = ", ".join(row)[:200] if isinstance(row, dict) else json.dumps(row)[:40]
+                    raise UserError(f"{place} has no {name}; it has {there}: the file of another task?")
                 value = value[part]
-            found[name] = str(value).strip()
-        found[columns.id] = str(row.get(columns.id, number))
-        yield _text_example(task, f"{path}: row {number + 1}", str(number), found, skipped)
+            if isinstance(value, dict | list):
+                raise UserError(f"{place}: {name} is {json.dumps(value)[:40]}, expected text or a number")
+            if value is None:
+                nulls.append(f"{place}: {name}")
+            found[name] = without_halves(str(value)).strip()
+        found[columns.id] = without_halves(str(row.get(columns.id, number)))
+        yield None if nulls else _text_example(task, place, str(number), found, skipped)
+    if nulls:
+        raise UserError(f"{nulls[0]} is null, one of {len(nulls):,}: remove these rows, or say what they are")
 
 
-def _text_example(
-    task: Task, place: str, number: str, found: dict[str, str], skipped: Counter[str]
-) -> TextExample | None:
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place for people, value) of a list's members, or of each line but blank ones."""
+    text = read_text(path).strip()
+    if text.startswith("["):
+        for number, row in enumerate(_parsed(text, path), start=1):
+            yield f"{path}: row {number}", row
+        return
+    for number, line in enumerate(text.split("\n"), start=1):  # texts hold other separators
+        if line.strip():
+            yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
+
+
+def _parsed(text: str, where: object) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits too
+        raise UserError(f"{where}: not JSON ({str(error)[:100]}): copy it again") from None
+
+
+def _text_example(task: Task, place: str, number: str, found: dict[str, str], skipped: Skipped) -> TextExample | None:
     columns = task.columns
     texts = [found[name] for name in (columns.text, columns.pair) if name]
     label = found.get(columns.label, "")
     if not all(texts):
-        skipped["with an empty text"] += 1
+        skipped.add("with an empty text", place)
     elif bad := next((text for text in texts if text in task.skipped_texts), ""):
-        skipped[f'with the text "{bad}"'] += 1
+        skipped.add(f'with the text "{bad}"', place)
     elif label in task.skipped_labels:
-        skipped[f'with the label "{label}"'] += 1
+        skipped.add(f'with the label "{label}"', place)
     else:
         if columns.label:
             _check_label(task, place, label)
@@ -206,18 +251,14 @@ def _check_label(task: Task, place: str, label: str) -> None:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines and their numbers from 1. Only LF ends a line: texts hold other separators."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}): convert it, for example with iconv") from None
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        yield number, line.rstrip("\r")
 
 
 # ------------------------------------------------------------------------------------------------------------- tags
 
 
-def _naver_ner(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedExample | None]:
+def _naver_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:
     """word word ... TAB tag tag ...; tags as TYPE-B, TYPE-I, O."""
     del task, skipped
     for number, (line_number, line) in enumerate(_lines(path)):
@@ -231,7 +272,7 @@ def _naver_ner(task: Task, path: Path, skipped: Counter[str]) -> Iterator[Tagged
         yield _tagged(str(number), words, [_prefixed(tag, f"{path}:{line_number}") for tag in tags])
 
 
-def _conll(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedExample | None]:
+def _conll(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:
     """A word a line, its tag the last of the columns; an empty line ends a sentence."""
     del task, skipped
     words: list[str] = []
@@ -257,7 +298,7 @@ def _tagged(number: str, words: list[str], tags: list[str]) -> TaggedExample:
     return TaggedExample(number, " ".join(words), units, tags)
 
 
-def _klue_ner(task: Task, path: Path, skipped: Counter[str]) -> Iterator[TaggedExample | None]:
+def _klue_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:
     """A character and its tag a line, spaces included; "## id TAB sentence" before each sentence.
 
     The tags of spaces are not used: KLUE's scorer has none.
@@ -296,36 +337,78 @@ def _prefixed(tag: str, place: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- answers
 
 
-def _squad(task: Task, path: Path, skipped: Counter[str]) -> Iterator[QuestionExample | None]:
+def _squad(task: Task, path: Path, skipped: Skipped) -> Iterator[QuestionExample | None]:
     del task
-    try:
-        articles = json.loads(path.read_text(encoding="utf-8-sig"))["data"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: not in the layout of SQuAD, {{"data": [...]}} ({error!r:.100})') from None
-    lost: list[str] = []
-    for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
-        context = paragraph["context"]
-        for question in paragraph["qas"]:
-            name = str(question.get("id", question.get("guid", "")))
-            answers = []
-            for answer in [] if question.get("is_impossible") else question.get("answers", []):
-                text, begin = answer["text"], answer["answer_start"]
-                if context[begin : begin + len(text)] != text:
-                    begin = context.find(text)
-                    if begin < 0 or not text:
+    whole = _parsed(read_text(path), path)
+    lost, moved = list[str](), list[str]()
+    for number, article in enumerate(_member(whole, "data", list, str(path))):
+        where = f"{path}: data[{number}]"
+        for paragraph in _member(article, "paragraphs", list, where):
+            context = without_halves(_member(paragraph, "context", str, where))
+            for question in _member(paragraph, "qas", list, where):
+                name = _name_of(question, where)
+                place = f"{path}: question {name}"
+                asked = without_halves(_member(question, "question", str, place))
+                answers = []
+                for answer in _answers_of(question, place):
+                    text = without_halves(_member(answer, "text", str, place))
+                    said = _member(answer, "answer_start", int, place)
+                    begin = _nearest(context, text, said)
+                    if begin is None:
                         lost.append(name)
-                        continue
-                answers.append((text, begin))
-            if not question["question"].strip():
-                skipped["with an empty question"] += 1
-                yield None
-            else:
-                yield QuestionExample(name, question["question"], context, answers)
+                    else:
+                        moved += [name] if begin != said else []
+                        answers.append((text, begin))
+                if asked.strip():
+                    yield QuestionExample(name, asked, context, answers)
+                else:
+                    skipped.add("with an empty question", f"question {name}")
+                    yield None
     if lost:
         raise UserError(
             f"{path}: {len(lost):,} answers are not in their contexts, the first of question {lost[0]}: mend or remove "
             "these questions"
         )
+    if moved:
+        log.warning(
+            "%s: %d answers do not stand where answer_start says (counted in UTF-16?), the first of question %s: the "
+            "nearest place in the context is taken", path.name, len(moved), moved[0],
+        )  # fmt: skip
+
+
+def _member(value: Any, name: str, kind: type[T], where: str) -> T:
+    """value[name]. Raises UserError where that is not there, or of another kind."""
+    word = {list: "a list", str: "text", int: "a number"}[kind]
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{where}: found {json.dumps(value)[:40]}, expected an object with {name}: not in the layout of SQuAD"
+        )
+    if not isinstance(value.get(name), kind) or isinstance(value.get(name), bool):
+        found = f"is {json.dumps(value[name])[:40]}" if name in value else f"is missing from {', '.join(value)[:80]}"
+        raise UserError(f"{where}: {name} {found}, expected {word}: not in the layout of SQuAD and KorQuAD 1")
+    return value[name]
+
+
+def _name_of(question: Any, where: str) -> str:
+    names = question if isinstance(question, dict) else {}
+    found = names.get("id", names.get("guid"))
+    if not isinstance(found, str | int):
+        raise UserError(f"{where}: a question without an id: not in the layout of SQuAD and KorQuAD 1")
+    return str(found)
+
+
+def _answers_of(question: dict[str, Any], place: str) -> list[Any]:
+    if question.get("is_impossible") or not ({"answers", "answer"} & question.keys()):
+        return []
+    return _member(question, "answers", list, place)
+
+
+def _nearest(context: str, text: str, begin: int) -> int | None:
+    """Where `text` stands, as near to `begin` as may be."""
+    if not text:
+        return None
+    places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
+    return min(places, key=lambda place: abs(place - begin), default=None)
 
 
 _READERS = {

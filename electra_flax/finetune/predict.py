@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from electra_flax.architecture import config_of, nested
 from electra_flax.config import MeshConfig
 from electra_flax.config_io import from_dict
+from electra_flax.console import json_text
 from electra_flax.errors import UserError
+from electra_flax.files import read_json
 from electra_flax.finetune.encoding import encode
 from electra_flax.finetune.examples import (
     Example,
@@ -27,13 +29,15 @@ from electra_flax.finetune.examples import (
 from electra_flax.finetune.heads import Batch, Outputs, make_head
 from electra_flax.finetune.metrics import entities
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction, decode
-from electra_flax.finetune.publish import SETTINGS, predictions_file
+from electra_flax.finetune.publish import SETTINGS, Recipe, predictions_file
 from electra_flax.finetune.step import Network, apply, make_predict_step, predict_rows
 from electra_flax.finetune.task import HELP, Task, Training
 from electra_flax.hugging_face import ModelFolder
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import make_mesh
 from electra_flax.tokenizer import Casing, published_tokenizer
+
+log = logging.getLogger("electra_flax")
 
 _BATCH = 32
 
@@ -45,7 +49,10 @@ def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool
     """
     tuned = FineTuned(folder)
     if file is not None:
-        examples = read_files(without_labels(tuned.task, file), [file]).examples
+        split = read_files(without_labels(tuned.task, file), [file])
+        if split.skipped:
+            log.warning("%s", split.summary())
+        examples = split.examples
         predictions = tuned.predict(examples)
         if not as_json:
             yield predictions_file(tuned.task, examples, predictions, tuned.null_threshold)[1].rstrip("\n")
@@ -55,7 +62,7 @@ def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool
         predictions = tuned.predict(examples)
     found = [tuned.describe(example, one) for example, one in zip(examples, predictions, strict=True)]
     if as_json:
-        yield json.dumps(found, indent=1, ensure_ascii=False)
+        yield json_text(found)
         return
     for one in found:
         yield _line(one)
@@ -66,17 +73,13 @@ class FineTuned:
 
     def __init__(self, folder: Path) -> None:
         path = folder / SETTINGS
-        try:
-            recipe = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            raise UserError(
-                f"--model {folder}: has no {SETTINGS}: expected a folder of electra-flax finetune"
-            ) from None
-        self.task = from_dict(Task, recipe["task"], str(path), HELP)
-        self.training = from_dict(Training, recipe["training"], str(path), HELP)
-        self.labels: list[str] = recipe["labels"]
-        threshold = recipe["null_threshold"]
-        self.null_threshold = math.inf if threshold is None else threshold
+        if not path.exists():
+            raise UserError(f"--model {folder}: has no {SETTINGS}: expected a folder of electra-flax finetune")
+        recipe = read_json(path, Recipe, "expected the file that electra-flax finetune wrote; copy it again")
+        self.task = from_dict(Task, recipe.task, str(path), HELP)
+        self.training = from_dict(Training, recipe.training, str(path), HELP)
+        self.labels = recipe.labels
+        self.null_threshold = math.inf if recipe.null_threshold is None else recipe.null_threshold
         weights = ModelFolder.open(str(folder))
         config = config_of(weights.shapes, weights.config, None)
         head = make_head(self.task, self.training.head, config.model, len(self.labels), dropout=0.0)

@@ -18,12 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax import model, processes
-from electra_flax.architecture import flat, nested
+from electra_flax.architecture import nested
 from electra_flax.config import Config, MeshConfig
+from electra_flax.config_io import flatten
 from electra_flax.errors import RunError, UserError
-from electra_flax.files import write_whole
+from electra_flax.files import read_json, write_whole
 from electra_flax.finetune import publish
 from electra_flax.finetune.data import TaskData, read_task_data
+from electra_flax.finetune.encoding import LEAST_CONTEXT
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.loop import SeedResult, finetune_seed
 from electra_flax.finetune.publish import to_json
@@ -81,7 +83,7 @@ def finetune(request: Request) -> dict[str, Any]:
         {
             "number of rows": f"{len(data.train.rows)} to learn from, {len(data.scored.rows)} scored",
             "--seeds": str(request.seeds),
-            **{name: str(value) for name, value in flat(_identity(request, run)).items()},
+            **{name: str(value) for name, value in flatten(_identity(request, run))},
         }
     )
     log.info(
@@ -138,6 +140,11 @@ def _read(request: Request) -> _Run:
     task = load_task(request.task)
     weights = find_encoder(request.model)
     training = load_training(request.task, task, request.preset, weights.config.model, request.overrides)
+    if task.kind == "answers" and training.max_seq_length < 4 * LEAST_CONTEXT:
+        raise UserError(
+            f"max_seq_length={training.max_seq_length}: a question and a part of its context need at least "
+            f"{4 * LEAST_CONTEXT} tokens; 384 and 512 are usual"
+        )
     config = encoder_config(weights, training)
     vocabulary, casing = weights.vocabulary, weights.casing
     if vocabulary is None or casing is None:
@@ -207,13 +214,12 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
     now = _identity(request, run)
     path = work.folder / "run.json"
     if path.exists():
-        before = flat(json.loads(path.read_bytes()))
-        after = flat(now)
-        changed = [
-            f"{name}: {before.get(name)} -> {value}" for name, value in after.items() if before.get(name) != value
-        ]
+        before = dict(flatten(read_json(path, dict[str, Any], "name another --out")))
+        after = dict(flatten(json.loads(to_json(now))))
+        changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
         if changed:
-            raise UserError(f"--out {work}: holds another fine-tuning ({changed[0]}): name another folder")
+            shown = f"{changed[0]}: {before.get(changed[0])} -> {after.get(changed[0])}"
+            raise UserError(f"--out {work}: holds another fine-tuning ({shown}): name another folder")
         return
     write_whole(path, to_json(now))
 
@@ -246,7 +252,8 @@ def _result(seed: int, task: Task, data: TaskData, result: SeedResult) -> dict[s
 
 def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict[str, Any]:
     """results.json over all seeds, and the best one's folder as `out` itself."""
-    seeds = [json.loads((_seed_folder(work, seed) / RESULTS).read_bytes()) for seed in request.seeds]
+    folders = [_seed_folder(work, seed) for seed in request.seeds]
+    seeds = [read_json(folder / RESULTS, dict[str, Any], f"remove {folder} and start again") for folder in folders]
     first = task.metrics[0]
     best = max(seeds, key=lambda found: -1.0 if found["chosen_by"][first] is None else found["chosen_by"][first])
     results = {
