@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 TPU_STAMP := $(VENV)/.installed-tpu
 CORPUS ?= data_prep/sample
 BENCH_CORPUS ?= $(CORPUS)
-DEMO := runs/demo
+# Your own text has a folder of its own, so that no other demo deletes its run.
+DEMO := runs/demo$(if $(filter-out file undefined default,$(origin CORPUS)),-of-$(notdir $(abspath $(CORPUS))))
 # A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
 TORCH := torch==2.13.0+cpu
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 
-_EXIT_CODES = (
-    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed; 75 asked to stop (SIGTERM, a spot machine taken "
-    "away) and saved; the same command continues a run"
-)
+from electra_flax.errors import EXIT_CODES
+
+_EXIT_CODES = "exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 _ENCODER = "an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint"
 _MODEL = "an export of both models, a model's own folder, or OWNER/NAME on the hub"
 
@@ -20,6 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"electra-flax {version('electra-flax')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     pretrain = commands.add_parser(

@@ -189,20 +189,17 @@ def _export(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     _use_devices(args)
-    from rich.console import Console
-
     from electra_flax import detections
+    from electra_flax.console import console
     from electra_flax.staging import stage
 
-    # Colours are what this command is for, also where its output is kept in a file or a CI log.
-    detections.show(detections.detect(args.model, stage(args.data, ""), args.examples), Console(force_terminal=True))
+    detections.show(detections.detect(args.model, stage(args.data, ""), args.examples), console())
 
 
 def _verify(args: argparse.Namespace) -> int:
     _use_devices(args)
-    from rich.console import Console
-
     from electra_flax import verify
+    from electra_flax.console import console
 
     found = verify.verify(args.model, args.against)
     compared = [(part, name, each) for part, hands in found.items() for name, each in hands.items() if each]
@@ -215,7 +212,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(json.dumps({"tolerance": args.tolerance, "within": not beyond, **plain}, indent=1))
     else:
         for part, hands in found.items():
-            Console().print(verify.table(part, hands, args.tolerance))
+            console().print(verify.table(part, hands, args.tolerance))
         print("; ".join(f"{part} in {name}: beyond {args.tolerance:g}" for part, name in beyond)
               or f"all within {args.tolerance:g}")  # fmt: skip
     return 1 if beyond else 0
@@ -223,9 +220,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _detect(args: argparse.Namespace) -> None:
     _use_devices(args)
-    from rich.console import Console
-
     from electra_flax import sentences
+    from electra_flax.console import console
 
     texts = _texts(args)
     answers = sentences.detect(args.model, texts)
@@ -234,10 +230,11 @@ def _detect(args: argparse.Namespace) -> None:
                  for text, pieces in zip(texts, answers, strict=True)]  # fmt: skip
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    console = Console(force_terminal=True)  # as show does
-    console.print(sentences.legend())
+    output = console()
+    if any(piece.probability >= 0.2 for pieces in answers for piece in pieces):
+        output.print(sentences.legend())
     for text, pieces in zip(texts, answers, strict=True):
-        console.print(sentences.coloured(text, pieces), soft_wrap=True)
+        output.print(sentences.coloured(text, pieces), soft_wrap=True)
 
 
 def _fill(args: argparse.Namespace) -> None:

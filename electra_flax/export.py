@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from electra_flax import model, names, parity
 from electra_flax.architecture import Shapes
 from electra_flax.config import Config, ModelConfig
+from electra_flax.console import progress
 from electra_flax.errors import UserError
 from electra_flax.files import replaced, write_whole
 from electra_flax.hugging_face import CONFIG, hugging_face_config
@@ -204,7 +204,7 @@ def _make_folder(folder: Path) -> None:
 @contextmanager
 def _progress(numbers: int, read: Callable[[str], np.ndarray]) -> Iterator[Callable[[str], np.ndarray]]:
     """`read`, with a bar that shows how many of the numbers went through it, and an ETA."""
-    with tqdm(total=numbers, desc="writing", unit=" numbers", unit_scale=True, mininterval=1.0, delay=1.0) as bar:
+    with progress(numbers, "writing", " numbers", scaled=True, delay=1.0) as bar:
 
         def reading(name: str) -> np.ndarray:
             value = read(name)

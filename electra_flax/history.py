@@ -36,7 +36,7 @@ class History:
         if not records:
             raise UserError(f"--workdir {work}: no numbers there yet (metrics.jsonl); let the run make some steps")
         return cls(
-            work.checkpoints.parent.name, work, config,
+            str(work), work, config,
             [record for record in records if record["split"] == "train"],
             [record for record in records if record["split"] == "validation"],
             _json_lines(work.folder / "events.jsonl"), sorted(checkpoint_steps(work.checkpoints)),

@@ -25,7 +25,7 @@ _FIX = "copy it again from the source of the weights"
 _FIELDS = dataclasses.fields(ModelConfig)
 # Of config.json, what is read and the types there: our sizes have Hugging Face's names.
 _READ: dict[str, Any] = {"model_type": str, **{field.name: field.type for field in _FIELDS}}
-_Settings = create_model("_Settings", **{name: (kind, None) for name, kind in _READ.items()})
+_Settings = create_model("_Settings", **{name: (kind, None) for name, kind in _READ.items()})  # type: ignore[call-overload]
 _FIXED = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 

@@ -1,4 +1,4 @@
-"""What ends a run from outside: SIGTERM, Google's word that the machine is taken away, and a step that never ends."""
+"""What ends a run from outside: SIGTERM, Ctrl-C, a machine that is taken away, and a step that never ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
+
+from electra_flax.errors import INTERRUPTED
 
 log = logging.getLogger("electra_flax")
 
@@ -20,19 +23,22 @@ _POLL_SECONDS = 5.0
 
 
 class Interruption:
-    """Inside its `with`, SIGTERM does not end the process but sets `requested`.
+    """Inside its `with`, SIGTERM and the first Ctrl-C do not end the process but set `requested`; the second does.
 
     Spot capacity gives some 30 s of notice: through SIGTERM, or only in the machine's metadata, which are asked every
     few seconds where `metadata_host` names their server.
     """
 
     def __init__(self, metadata_host: str | None) -> None:
-        self.requested = False
+        self.requested = self._is_second_ctrl_c = False
         self._host = metadata_host
+        self._before: dict[signal.Signals, Any] = {}
         self._ended = threading.Event()
 
     def __enter__(self) -> Interruption:
-        self._before = signal.signal(signal.SIGTERM, self._receive) if _is_main_thread() else None
+        handlers = {signal.SIGTERM: self._receive, signal.SIGINT: self._receive_ctrl_c}
+        if _is_main_thread():
+            self._before = {number: signal.signal(number, do) for number, do in handlers.items()}
         if self._host:
             threading.Thread(target=self._poll, daemon=True).start()
         return self
@@ -41,11 +47,18 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+    def _receive_ctrl_c(self, number: int, frame: FrameType | None) -> None:
+        if self._is_second_ctrl_c:
+            os._exit(INTERRUPTED)  # an exception could be caught, or wait for a device that hangs
+        self._is_second_ctrl_c = self.requested = True
+        # Not print: the signal may come while the buffer of the standard error is being written.
+        os.write(2, b"\nelectra-flax: saving and ending (Ctrl-C); again to end at once\n")
 
     def _poll(self) -> None:
         url = f"http://{self._host}/computeMetadata/v1/instance/preempted"

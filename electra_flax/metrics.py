@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +18,11 @@ from typing import Any
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 from electra_flax import losses
 from electra_flax.config import Config
 from electra_flax.config_io import config_fields
+from electra_flax.console import progress, write_line
 from electra_flax.records import frame
 
 log = logging.getLogger("electra_flax")
@@ -225,15 +224,8 @@ class Progress:
     """A progress bar with loss, tokens per second and ETA; plain lines where the output is not a terminal."""
 
     def __init__(self, total: int, initial: int, enabled: bool) -> None:
-        interactive = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total,
-            initial=initial,
-            disable=not enabled,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.2 if interactive else 20,
-        )
+        self._enabled = enabled
+        self._bar = progress(total, "training", "step", initial=initial, enabled=enabled)
 
     def advance(self) -> None:
         self._bar.update()
@@ -246,8 +238,8 @@ class Progress:
         self._bar.set_postfix_str(text, refresh=False)
 
     def print(self, line: str) -> None:
-        if not self._bar.disable:
-            self._bar.write(line, file=sys.stderr)
+        if self._enabled:
+            write_line(line)
 
     def __enter__(self) -> Progress:
         return self

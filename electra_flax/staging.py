@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from electra_flax.console import progress
 from electra_flax.errors import UserError
 from electra_flax.files import write_whole
 from electra_flax.storage import SCHEME, RemoteFolder, is_remote
@@ -87,7 +86,7 @@ def _update(
         remote.download(files[name], local / name)
         return name
 
-    bar = tqdm(total=size, desc=f"copying {remote.url}", unit="B", unit_scale=True, disable=size < 10_000_000)
+    bar = progress(size, f"copying {remote.url}", "B", scaled=True, enabled=size >= 10_000_000)
     with bar, ThreadPoolExecutor(_AT_ONCE) as pool:
         for name in pool.map(fetch, missing):
             done[name] = wanted[name]

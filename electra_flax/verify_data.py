@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from electra_flax.console import progress
 from electra_flax.files import write_whole
 from electra_flax.records import Shard
 
@@ -23,9 +22,9 @@ def verify_shards(shards: Sequence[Shard], memory: Path) -> None:
     stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in local}
     todo = [shard for shard in local if known.get(str(shard.path)) != stamps[str(shard.path)]]
     total = sum(len(shard) for shard in todo)
-    with tqdm(total=total, desc="checking shards", unit="example", disable=total < 100_000) as progress:
+    with progress(total, "checking shards", "example", enabled=total >= 100_000) as bar:
         for shard in todo:
             for number in range(len(shard)):
                 shard[number]
-            progress.update(len(shard))
+            bar.update(len(shard))
     write_whole(memory, json.dumps(stamps, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 from electra_flax.ending import run_command
 from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
 from electra_flax.files import parse_lines, parse_yaml, read_bytes, read_json, read_text
+from electra_flax.interruption import Interruption
 from electra_flax.text import decode, without_halves
 
 
@@ -180,3 +182,12 @@ def test_bytes_become_text_in_one_way(tmp_path):
     with pytest.raises(UserError, match=r"x line 1: byte 0xff is not UTF-8; save it as UTF-8"):
         decode(b"abc\xff", "x")
     assert without_halves("가\ud83d나 \U0001f600 \udcff") == "가\ufffd나 \U0001f600 \ufffd"
+
+
+def test_first_ctrl_c_asks_to_stop(capfd: pytest.CaptureFixture[str]) -> None:
+    with Interruption(None) as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.requested
+    assert "again to end at once" in capfd.readouterr().err
+    with pytest.raises(KeyboardInterrupt):  # outside, Ctrl-C is Python's again
+        signal.raise_signal(signal.SIGINT)

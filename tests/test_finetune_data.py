@@ -118,7 +118,7 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
     task = load_task(str(tmp_path / "mine.yaml"))
     found = read_split(task, "train", tmp_path)
     assert found.examples == [TextExample("0", "x", "", "b"), TextExample("1", '"y', "", "a")]
-    assert found.summary() == "2 of 3 rows of mine.tsv (left out: 1 with an empty text)"
+    assert found.summary() == "2 of 3 rows of mine.tsv (left out: 1 with an empty text: mine.tsv:4)"
     assert labels_of(task, found.examples) == ["a", "b"]
     assert load_training(str(tmp_path / "mine.yaml"), task, "", SIZES, ()).epochs == 4
     for line, wrong, expected in (
