@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from electra_flax.config import Config
 from electra_flax.errors import UserError
+from electra_flax.files import read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -33,6 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:
     """Fields of a dataclass, from a YAML file and `--field value` overrides. Raises UserError as `load_config` does."""
+    read_yaml(Path(path))  # its limits hold before jsonargparse expands what is in the file
     try:
         return _instantiate(cls, _parser(cls).parse_args(["--fields-from", str(path), *overrides]))
     except ArgumentError as error:
