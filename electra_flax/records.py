@@ -29,9 +29,8 @@ import google_crc32c
 import numpy as np
 
 from electra_flax.errors import UserError
-from electra_flax.files import parse_json, read_bytes
 from electra_flax.example_decoder import decode_records
-from electra_flax.files import read_bytes
+from electra_flax.files import parse_json, read_bytes
 from electra_flax.streaming import RemoteBytes, pointer_path
 from electra_flax.text import decode
 
