@@ -30,7 +30,7 @@ import numpy as np
 
 from electra_flax.errors import UserError
 from electra_flax.example_decoder import decode_records
-from electra_flax.files import read_bytes
+from electra_flax.files import parse_json, read_bytes
 from electra_flax.streaming import RemoteBytes, pointer_path
 from electra_flax.text import decode
 
@@ -364,17 +364,16 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         path = folder / "manifest.json"
-        try:
-            values = json.loads(path.read_bytes())
-            if values["format_version"] != FORMAT_VERSION:
-                raise UserError(
-                    f"{path}: format_version is {values['format_version']}, this release reads {FORMAT_VERSION}: "
-                    "make the shards again with electra-data shard"
-                )
-            splits = {name: [ShardInfo(**shard) for shard in shards] for name, shards in values["splits"].items()}
-            return cls(**{**values, "splits": splits})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a manifest of electra-data shard ({error})") from None
+        fix = "make the shards again with electra-data shard"
+        data = read_bytes(path)
+        version = parse_json(data, dict[str, Any], path, fix).get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}: {fix}")
+        manifest = parse_json(data, cls, path, fix)
+        for shard in itertools.chain.from_iterable(manifest.splits.values()):
+            if shard.file in ("", ".", "..") or Path(shard.file).name != shard.file:
+                raise UserError(f"{path}: file={shard.file!r}: expected a plain name inside the folder: {fix}")
+        return manifest
 
     def examples(self, split: str) -> int:
         return sum(shard.examples for shard in self.splits.get(split, []))
