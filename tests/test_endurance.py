@@ -214,7 +214,7 @@ checkpoint.Checkpoints.failure = fails
     first, second = in_two_processes(root, "gone", *PARTED, before=fails_at_12)
     assert end(second) == (3, "electra-flax: error: something here alone")
     error = first.communicate(timeout=240)[1]
-    assert first.returncode == 3, error
+    assert first.returncode == 70, error
     assert "Traceback" not in error and "one of them is gone" in error.strip().splitlines()[-1], error
     code, line = end(start(command(root, "gone", *PARTED)))
     assert code == 0, line
