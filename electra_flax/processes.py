@@ -171,7 +171,9 @@ def together() -> Iterator[None]:
     except UserError as error:
         problem = f"{error.exit_code} {error}"
     if problem := first_problem(problem):
-        who, code, what = re.fullmatch(r"(process \d+: )?(\d+) (.*)", problem, re.DOTALL).groups(default="")
+        match = re.fullmatch(r"(process \d+: )?(\d+) (.*)", problem, re.DOTALL)
+        assert match, problem
+        who, code, what = match.groups(default="")
         raise (Unavailable if int(code) == Unavailable.exit_code else UserError)(who + what)
 
 
