@@ -24,11 +24,11 @@ from orbax.checkpoint import checkpoint_managers as policies
 import electra_flax
 from electra_flax import processes, storage
 from electra_flax.config import CheckpointConfig
-from electra_flax.errors import RunError, UserError
+from electra_flax.errors import RunError, Unavailable, UserError
 from electra_flax.model import Params
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState
-from electra_flax.storage import patiently, reason
+from electra_flax.storage import is_away, is_remote, patiently, reason
 
 log = logging.getLogger("electra_flax")
 
@@ -180,7 +180,8 @@ class Checkpoints:
     def restore_newest(self, shapes: TrainState, mesh: Mesh) -> tuple[TrainState, Notes] | None:
         """The newest state that can be read and its notes, or None where there is no checkpoint at all.
 
-        Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning. Raises UserError where all are.
+        Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning. Raises UserError where all are,
+        Unavailable where a bucket is away: nothing of it may pass for damaged.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
@@ -188,6 +189,10 @@ class Checkpoints:
             if not problem:
                 self._set_aside(damaged)
                 return state, notes
+            if is_remote(str(self._path)) and is_away(problem):
+                raise Unavailable(
+                    f"{self._path / str(step)}: cannot be read for now ({problem}); run the same command again"
+                )
             damaged[step] = problem
         if damaged:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())

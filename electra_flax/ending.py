@@ -13,6 +13,12 @@ from pathlib import Path
 
 from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
 
+# What a disk or its network answers for a while, whatever the file's name.
+_PASSING = frozenset({
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EREMOTEIO,
+})  # fmt: skip
+
 
 def run_command(program: str, action: Callable[[], int | None], out: object = None, interrupted: str = "") -> int:
     """What `action` returns (None: 0), or the exit code of what it raises, after one line on the standard error.
@@ -45,9 +51,27 @@ def classify(error: Exception, out: object = None) -> tuple[int, str]:
     1: the user can fix it; every OSError that names a file, a full disk, memory that does not suffice. 3: the run
     failed. 70: whatever nobody foresaw (a device that halts, a network that is away); the traceback is kept in a file.
     """
-    if isinstance(error, UserError | RunError):
+    if foreseen := _foreseen(error, out):
+        return foreseen
+    text = str(error)
+    kept = traceback_note(error) or keep_traceback(error, _own_file(Path(tempfile.gettempdir())))
+    return UNFORESEEN, (
+        f"not foreseen: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
+        f"(traceback: {kept}); the same command may succeed"
+    )
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Whether the line says all: no traceback is kept."""
+    return _foreseen(error, None) is not None
+
+
+def _foreseen(error: Exception, out: object) -> tuple[int, str] | None:
+    if isinstance(error, UserError | RunError | Preempted):
         return error.exit_code, str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        if error.errno in _PASSING:
+            return None
         return UserError.exit_code, os_problem(error, out)
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX's word for a device's memory
@@ -55,10 +79,7 @@ def classify(error: Exception, out: object = None) -> tuple[int, str]:
             f"not enough memory ({text.splitlines()[0] if text else 'this machine has no more'}): make the batch or "
             "the model smaller, or raise training.gradient_accumulation_steps"
         )
-    return UNFORESEEN, (
-        f"not foreseen: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
-        f"(traceback: {keep_traceback(error, Path(tempfile.gettempdir()))}); the same command may succeed"
-    )
+    return None
 
 
 def os_problem(error: OSError, out: object = None) -> str:
@@ -71,9 +92,26 @@ def os_problem(error: OSError, out: object = None) -> str:
     return f"{path}: {reason}"
 
 
-def keep_traceback(error: BaseException, folder: Path) -> Path | str:
-    """Writes the traceback to a file in `folder`, for a report; its path."""
-    path = folder / f"electra-flax-error-{os.getpid()}.txt"
+_NOTE = "traceback: "
+
+
+def note_traceback(error: BaseException, where: object) -> None:
+    """Has the line that `error` ends with name this place, where its traceback is kept already."""
+    error.add_note(f"{_NOTE}{where}")
+
+
+def traceback_note(error: BaseException) -> str:
+    """The place that note_traceback named, or ""."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
+
+
+def _own_file(folder: Path) -> Path:
+    return folder / f"electra-flax-error-{os.getpid()}.txt"
+
+
+def keep_traceback(error: BaseException, path: Path) -> Path | str:
+    """Writes the traceback to a file, for a report; its path."""
     try:
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
     except OSError as problem:

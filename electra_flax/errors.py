@@ -7,7 +7,7 @@ EXIT_CODES = {
     1: "you can fix it: the last line says how",
     2: "usage",
     3: "the run failed (numbers that are not finite, damaged data, a step that never ends)",
-    70: "something nobody foresaw: the same command may succeed",
+    70: "something is away (another process, a bucket, a device) or nobody foresaw it: the same command may succeed",
     75: "asked to stop (SIGTERM, the first Ctrl-C, a spot machine taken away) and saved; the same command continues",
     130: "ended by Ctrl-C",
 }
@@ -18,6 +18,15 @@ class UserError(ValueError):
     """Something the user gave is wrong: one line saying what was given, what was expected and the fix."""
 
     exit_code = 1
+
+
+class Unavailable(UserError):
+    """What the command needs is away for now (another process, a bucket, the network): the same command may succeed.
+
+    Caught with what is wrong for good by those who go on without.
+    """
+
+    exit_code = UNFORESEEN
 
 
 class RunError(RuntimeError):

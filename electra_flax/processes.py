@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,8 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from electra_flax import __version__, storage
-from electra_flax.errors import Preempted, RunError, UserError
+from electra_flax import __version__, metadata, storage
+from electra_flax.ending import is_foreseen, keep_traceback, note_traceback, traceback_note
+from electra_flax.errors import Preempted, Unavailable, UserError
 from electra_flax.sharding import whole
 
 if TYPE_CHECKING:
@@ -26,33 +29,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("electra_flax")
 
-_SHOWN = 300  # bytes of a value that processes compare
+_SHOWN = 300  # bytes of a value that processes show each other, beside a digest of the whole
 _LEAVE_SECONDS = 30  # that a process waits, when it is done, for whatever is still going on
 
 
 @contextmanager
 def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
-    """As `join`; what JAX cannot do with the others inside is the run's failure, a RunError: one of them is gone."""
+    """As `join`; what JAX cannot do with the others inside is Unavailable: one of them is gone."""
     join(group)
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):  # memory is nobody else's fault
             raise
-        raise RunError(
+        kept = traceback_note(error)
+        raise Unavailable(
             f"process {jax.process_index()}: work with the other processes failed ({storage.reason(error)}): one of "
             "them is gone, and its log says why; the same command on all hosts continues from the last checkpoint"
+            + (f" (traceback: {kept})" if kept else "")
         ) from None
 
 
 def join(group: tuple[str, int, int] | None) -> None:
     """Connects this process with the others of the run. Must come before anything asks JAX for its devices.
 
-    On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere a run is one
-    process, unless `group` says where process 0 listens (HOST:PORT), how many there are, and which this is. Raises
-    UserError where the others cannot be reached, RunError where they are the hosts of a TPU.
+    On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere, also on a TPU
+    without metadata, a run is one process, unless `group` says where process 0 listens (HOST:PORT), how many there
+    are, and which this is. Raises Unavailable where the others cannot be reached, UserError for a `group` that is none.
     """
-    if group is None and not _on_tpu_vm():
+    if group is None and not (_on_tpu_vm() and metadata.names_hosts()):
         return
     # Interruptions are agreed on with everything else (Agreement), also where there is one process.
     jax.config.update("jax_enable_preemption_service", False)
@@ -61,11 +66,15 @@ def join(group: tuple[str, int, int] | None) -> None:
             jax.distributed.initialize(shutdown_timeout_seconds=2 * _LEAVE_SECONDS)
         else:
             jax.distributed.initialize(*group, shutdown_timeout_seconds=2 * _LEAVE_SECONDS)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+    except (RuntimeError, ValueError, OSError) as error:  # JAX's, and those of requests and sockets
+        reason = storage.reason(error)
         if group is None:  # nobody's mistake: a host of the pod is away
-            raise RunError(f"cannot join the other hosts of this TPU, as its metadata name them: {reason}") from None
-        raise UserError(
+            raise Unavailable(
+                f"cannot join the other hosts of this TPU, as its metadata name them: {reason}; the same command may "
+                "succeed"
+            ) from None
+        kind = UserError if isinstance(error, ValueError) else Unavailable
+        raise kind(
             f"cannot join the other processes (process 0 at {group[0]}): {reason}; start the command on all hosts"
         ) from None
     if jax.process_index():
@@ -127,13 +136,14 @@ def require_agreement(values: Mapping[str, str]) -> None:
         "number of devices": str(jax.local_device_count()),
         **values,
     }
-    texts = np.stack([_octets(text, _SHOWN) for text in values.values()])
+    texts = np.stack([_octets(f"{_digest(text)} {text}", _SHOWN) for text in values.values()])
     everyone = np.asarray(multihost_utils.process_allgather(texts))
     for process, theirs in enumerate(everyone):
         for number, name in enumerate(values):
             if (theirs[number] != everyone[0][number]).any():
-                ours, other = _text(everyone[0][number]), _text(theirs[number])
-                raise UserError(f"process {process} has another {name} than process 0: {other}, not {ours}")
+                ours, other = (_text(octets[number]).partition(" ")[2] for octets in (everyone[0], theirs))
+                differ = f"{other}, not {ours}" if other != ours else f"they differ after {ours}"
+                raise UserError(f"process {process} has another {name} than process 0: {differ}")
 
 
 def first_problem(problem: str) -> str:
@@ -159,9 +169,26 @@ def together() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        problem = str(error)
+        problem = f"{error.exit_code} {error}"
     if problem := first_problem(problem):
-        raise UserError(problem)
+        match = re.fullmatch(r"(process \d+: )?(\d+) (.*)", problem, re.DOTALL)
+        assert match, problem
+        who, code, what = match.groups(default="")
+        raise (Unavailable if int(code) == Unavailable.exit_code else UserError)(who + what)
+
+
+@contextmanager
+def traceback_kept(work: Workdir) -> Iterator[None]:
+    """Keeps the traceback of what nobody foresaw in the workdir, and has the last line name the file."""
+    try:
+        yield
+    except Exception as error:
+        name = f"error-{jax.process_index()}.txt"
+        if not is_foreseen(error) and isinstance(keep_traceback(error, work.folder / name), Path):
+            note_traceback(error, f"{work}/{name}")
+            if problem := push(work, everyone=True):
+                log.warning("the traceback is only in %s: %s", work.folder / name, problem)
+        raise
 
 
 @contextmanager
@@ -182,10 +209,10 @@ def only_here(work: Workdir) -> Iterator[None]:
                 log.warning("the newest files are only in %s: %s", work.folder, problem)
 
 
-def push(work: Workdir) -> str:
-    """Brings the small files to where the workdir is; returns why it could not be done, or ""."""
+def push(work: Workdir, everyone: bool = False) -> str:
+    """Brings the small files of process 0, or `everyone`, to where the workdir is; why it could not be done, or ""."""
     try:
-        if is_main():
+        if is_main() or everyone:
             work.push()
     except UserError as error:
         return str(error)
@@ -198,9 +225,14 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def _digest(text: str) -> str:
+    """Of the whole, where only the beginning of a value is sent."""
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:32]
+
+
 def _octets(text: str, length: int) -> np.ndarray:
     octets = np.zeros(length, np.uint8)
-    encoded = text.encode()[:length]
+    encoded = text.encode(errors="backslashreplace")[:length]
     octets[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     return octets
 

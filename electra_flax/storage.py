@@ -14,13 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from electra_flax.errors import UserError
+from electra_flax.errors import Unavailable, UserError
+from electra_flax.interruption import metadata_host
 
 log = logging.getLogger("electra_flax")
 
 SCHEME = "gs://"
 _SECONDS = 30.0  # that a request may be silent
 _PAUSES = (1.0, 4.0, 15.0)  # seconds
+_REFUSED = ("Forbidden", "PERMISSION_DENIED", "NOT_FOUND", "UNAUTHENTICATED")  # by gcsfs, by TensorStore
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Timeout", "timed out", "ConnectionError", "Connection reset",
+         "Connection refused", "Connection aborted", "Cannot connect", "ClientConnector", "ClientOSError",
+         "ServerDisconnected", "TransportError", "RetryError", "CURL error", "Service Unavailable", "Bad Gateway",
+         "HTTP response code: 5", "gaierror", "Name or service not known")  # fmt: skip
+_PASSING = (408, 429)  # of the answers that refuse, those that mean: later
 
 
 def is_remote(path: str | Path) -> bool:
@@ -38,28 +45,55 @@ def until_done(path: object, attempt: Callable[[], str]) -> str:
 
 
 def patiently(path: object, action: Callable[[], Any]) -> Any:
-    """What `action` gives; where `path` is in a bucket, tried again after pauses, and UserError in the end.
+    """What `action` gives; where `path` is in a bucket, tried again after pauses, and in the end problem_of.
 
     For what gcsfs does: it repeats a request that fails, but a deletion, for one, that succeeded unheard is then
     refused, because there is nothing left to delete.
     """
     if not is_remote(str(path)):
         return action()
-    found = None
+    found: Any = None
+    last: Exception | None = None
 
     def attempt() -> str:
-        nonlocal found
+        nonlocal found, last
         try:
             found = action()
         except UserError:
             raise
         except Exception as error:  # gcsfs, TensorStore and Orbax raise whatever they meet
+            last = error
             return reason(error)
+        last = None
         return ""
 
-    if problem := until_done(path, attempt):
-        raise UserError(f"{path}: cannot be used ({problem})")
+    until_done(path, attempt)
+    if last is not None:
+        raise problem_of(path, "cannot be used", last)
     return found
+
+
+def is_away(problem: str) -> bool:
+    """Whether `reason` tells of a bucket out of reach, as against something that is not there or damaged."""
+    return any(word in problem for word in _AWAY)
+
+
+def problem_of(path: object, what: str, error: Exception) -> UserError:
+    """Unavailable where a bucket is away for now; UserError where it says that this account may not, or has nothing."""
+    code = getattr(error, "code", None)
+    is_refused = (
+        isinstance(error, FileNotFoundError | PermissionError)
+        or (isinstance(code, int) and 400 <= code < 500 and code not in _PASSING)
+        or any(word in str(error) for word in _REFUSED)
+    )
+    # A VM gets its credentials from a server that may be away; elsewhere they have expired.
+    without_login = type(error).__name__ in ("DefaultCredentialsError", "RefreshError") and metadata_host() is None
+    if is_refused or without_login:
+        return UserError(
+            f"{path}: {what} ({reason(error)}): check the name of the bucket, the permissions of this account, and the "
+            "network"
+        )
+    return Unavailable(f"{path}: {what} for now ({reason(error)}); the same command may succeed")
 
 
 class RemoteFolder:
@@ -88,6 +122,8 @@ class RemoteFolder:
         except ValueError as error:
             raise UserError(f"{url}: {error}") from None
         except (GoogleAuthError, OSError) as error:
+            if metadata_host() is not None:  # which gives this machine its credentials
+                raise Unavailable(f"{url}: no Google credentials for now ({reason(error)})") from None
             raise UserError(
                 f"{url}: no Google credentials here ({reason(error)}): gcloud auth application-default login, or run "
                 "on a VM with a service account"
@@ -122,10 +158,7 @@ class RemoteFolder:
         try:
             return action()
         except (GoogleAPIError, GoogleAuthError, RequestException, ConnectionError) as error:
-            raise UserError(
-                f"{self.url}: cannot {what} ({reason(error)}): check the name of the bucket, the permissions of this "
-                "account, and the network"
-            ) from None
+            raise problem_of(self.url, f"cannot {what}", error) from None
 
 
 def move(url: str, target: str) -> None:

@@ -18,7 +18,7 @@ from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, Phase
 from electra_flax.config_io import config_fields
-from electra_flax.errors import Preempted, RunError, UserError
+from electra_flax.errors import Preempted, RunError, Unavailable, UserError
 from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.files import write_whole
@@ -53,12 +53,13 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, begin
     """Trains, or continues, the run in the workdir until config.training.num_steps.
 
     `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from.
-    Raises UserError for what the user can fix, RunError when the run itself fails, Preempted when it was asked to stop
-    and has saved.
+    Raises UserError for what the user can fix, Unavailable for what is away for now, RunError when the run itself
+    fails, Preempted when it was asked to stop and has saved; of anything else the traceback is kept in the workdir.
     """
     work = Workdir(workdir_name)
     report = work.folder / f"hang-{jax.process_index()}.txt"
     with (
+        processes.traceback_kept(work),
         processes.only_here(work),
         Interruption(metadata_host()) as interruption,
         Watchdog(config.training.hang_minutes, report) as watchdog,
@@ -191,6 +192,8 @@ def _train(
             try:
                 with window.waiting_for_input():
                     batch = next(batches)
+            except Unavailable:
+                raise
             except UserError as error:  # the shards were sound at the start
                 raise RunError(f"{error} (at step {step}; run the same command to continue)") from None
             state, sums = train_step(state, batch)

@@ -34,6 +34,7 @@ class JaxRuntimeError(RuntimeError):
         (MemoryError(), 1, "prog: error: not enough memory"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 17 GB"), 1, "prog: error: not enough memory (RESOURCE_EXHAUSTED: 17 GB)"),
         (JaxRuntimeError("INTERNAL: halted\nunexpectedly"), 70, "prog: error: not foreseen: JaxRuntimeError: INTERNAL"),
+        (OSError(errno.EIO, "Input/output error", "/x"), 70, "prog: error: not foreseen: OSError"),
         (ConnectionResetError(104, "reset"), 70, "prog: error: not foreseen: ConnectionResetError"),
         (KeyError("step"), 70, "prog: error: not foreseen: KeyError"),
         (UserError("a name\nof \x1b[31mtwo lines"), 1, r"prog: error: a name\nof \x1b[31mtwo lines"),

@@ -202,19 +202,19 @@ def test_where_one_of_two_processes_cannot_save_neither_hangs(root, full):
 def test_a_process_that_fails_alone_ends_the_other_in_its_step(root):
     """In one line, and not only in words: Python's own end would wait for XLA's threads, and these for the process."""
     fails_at_12 = """
-from electra_flax import checkpoint, config, processes
+from electra_flax import checkpoint, errors, processes
 processes._LEAVE_SECONDS = 10
 failure = checkpoint.Checkpoints.failure
 def fails(self):
     if self.steps[-1:] == [12] and sys.argv[sys.argv.index("--process-id") + 1] == "1":
-        raise config.RunError("something here alone")
+        raise errors.RunError("something here alone")
     return failure(self)
 checkpoint.Checkpoints.failure = fails
 """
     first, second = in_two_processes(root, "gone", *PARTED, before=fails_at_12)
     assert end(second) == (3, "electra-flax: error: something here alone")
     error = first.communicate(timeout=240)[1]
-    assert first.returncode == 3, error
+    assert first.returncode == 70, error
     assert "Traceback" not in error and "one of them is gone" in error.strip().splitlines()[-1], error
     code, line = end(start(command(root, "gone", *PARTED)))
     assert code == 0, line

@@ -185,3 +185,28 @@ def test_damage_under_way_stops_the_run_with_exit_3(run, capsys, monkeypatch):
     assert main(pretrain(run, "late_run", data=folder)) == 3
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("electra-flax: error:") and "is damaged" in error and "run the same command" in error
+
+
+def test_what_nobody_foresaw_ends_with_70_and_its_traceback_in_the_workdir(run, capsys, monkeypatch):
+    def halted(*arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: the accelerator has halted\nand more")
+
+    monkeypatch.setattr("electra_flax.train.compile_step", halted)
+    capsys.readouterr()
+    assert main(pretrain(run, "halted")) == 70
+    line = capsys.readouterr().err.splitlines()[-1]
+    kept = run / "halted/error-0.txt"
+    assert "the accelerator has halted" in line and f"traceback: {kept}" in line and "may succeed" in line
+    assert "in halted" in kept.read_text()
+    monkeypatch.undo()
+    assert main(pretrain(run, "halted")) == 0
+
+
+def test_chips_without_metadata_are_trained_on_by_one_host_alone(run, monkeypatch):
+    """As on Kaggle and Colab; the run is done already, so that this takes no time."""
+    monkeypatch.setattr("electra_flax.processes._on_tpu_vm", lambda: True)
+    monkeypatch.setenv("TPU_PROCESS_ADDRESSES", "local")
+    assert main(pretrain(run, "straight")) == 0
+    monkeypatch.delenv("TPU_PROCESS_ADDRESSES")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    assert main(pretrain(run, "straight")) == 0
