@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,7 +89,7 @@ class Pool:
         if self._num_workers == 1:
             yield from ((task, _call(function, task)) for task in tasks)
             return
-        executor = self._executor = self._executor or self._start()
+        executor = self._executor or self._start()
         waiting: deque[tuple[_Task, Future[_Result]]] = deque()
         try:
             for task in tasks:
@@ -112,13 +112,16 @@ class Pool:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["data_prep.shards"])
         executor = ProcessPoolExecutor(self._num_workers, context, _start_worker, (self._notes,))
-        # Ctrl-C goes to all processes; started while it is ignored, the workers ignore it and are ended by this one.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._executor = executor  # known to __exit__ from now on
+        # Ctrl-C goes to all processes; started while it is blocked, the workers never hear it and are ended by this
+        # one, which hears then of what was pressed meanwhile. The tracker's own start would unblock it: first.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(self._num_workers):
                 executor.submit(os.getpid)  # a process is started for each task that finds none idle
         finally:
-            signal.signal(signal.SIGINT, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._processes = multiprocessing.active_children()
         return executor
 

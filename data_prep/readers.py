@@ -124,6 +124,8 @@ def _as_utf8(file: Any, path: str, options: ReaderOptions) -> Any:
         encoding = declared[1].decode() if declared else options.encoding
         if not is_encoding(encoding):
             raise UserError(f"{path}: declares the unknown encoding {encoding}: convert it to UTF-8")
+        if declared and "<?xml".encode(encoding) != b"<?xml":  # its own bytes say that it is not, such as UTF-16
+            encoding = options.encoding
         # What calls itself EUC-KR holds the syllables of its superset.
         encoding = "cp949" if codecs.lookup(encoding).name == "euc_kr" else encoding
     return io.BufferedReader(Utf8Stream(file, path, encoding), _BLOCK_BYTES)
@@ -272,16 +274,20 @@ def _split(text: str) -> list[str]:
     return [line for raw in text.replace("\r", "").split("\n") if (line := raw.strip())]
 
 
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)[:60]
+
+
 def _text_of(row: Any, key: str, where: str) -> str:
     if isinstance(row, str):  # an array of texts
         return row
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object with the key {key!r}, found {json.dumps(row)[:60]}")
+        raise UserError(f"{where}: expected an object with the key {key!r}, found {_shown(row)}")
     if key not in row:
         raise UserError(f"{where}: no key {key!r} there, only {', '.join(sorted(row))}: give --text-key NAME")
     text = row[key]
     if text is not None and not isinstance(text, str):
-        raise UserError(f"{where}: {key!r} is not text but {json.dumps(text, default=str)[:60]}: give --text-key NAME")
+        raise UserError(f"{where}: {key!r} is not text but {_shown(text)}: give --text-key NAME")
     return text or ""
 
 
@@ -372,11 +378,17 @@ class _WithoutHalves:
 def _items(given: _Input, prefix: str) -> Iterator[Any]:
     """The members of an array, one at a time. Raises UserError at the byte where the JSON breaks."""
     try:
+        # Without use_float an integer of more than 4,300 digits ends Python itself.
         yield from ijson.items(_WithoutHalves(given.file), prefix, use_float=True)
     except (ijson.JSONError, UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split("\n")[0].split())
+        if "overflow" in reason:
+            raise UserError(
+                f"{given.path}: before byte {given.file.tell():,}: a number beyond 64 bits: put it in quotes, or give "
+                "the rows as JSON lines"
+            ) from None
         raise UserError(
             f"{given.path}: broken JSON before byte {given.file.tell():,}: {reason}; copy the file again"
         ) from None
@@ -391,6 +403,8 @@ def _read_json(given: _Input) -> Iterator[Document]:
 def _read_namuwiki(given: _Input) -> Iterator[Document]:
     """A dump of Namuwiki: one array of {namespace, title, text}; articles (namespace 0) that are no redirects."""
     for number, row in enumerate(_items(given, "item"), start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{given.path} object {number}: expected an article, found {_shown(row)}")
         text = _text_of(row, "text", f"{given.path} object {number}")
         if str(row.get("namespace")) == "0" and text and not markup.is_namuwiki_redirect(text):
             yield Document(0, text, "namuwiki")
@@ -416,19 +430,19 @@ def _read_modu(given: _Input) -> Iterator[Document]:
         raise _Malformed(str(error).removeprefix(f"{given.path}: ")) from None
     if not found:
         raise _Malformed('no "document" array with members')
-    if problems:
-        given.leave_out(given.path, f"{len(problems)} documents left out, the first: {problems[0]}")
-    elif forms:
-        given.leave_out(given.path, f"{forms} forms left out, which are null")
+    left = [f"{len(problems)} documents left out, the first: {problems[0]}"] if problems else []
+    left += [f"{forms} forms left out, which are no text"] if forms else []
+    if left:
+        given.leave_out(given.path, "; ".join(left))
 
 
 def _modu_lines(document: Any) -> tuple[list[str], int]:
-    """Lines of text, and how many forms are null."""
+    """Lines of text, and how many forms are none: null or a number."""
     try:
         kinds = ("utterance", "paragraph", "sentence")
         kind = next((kind for kind in kinds if document.get(kind) is not None), "sentence")
         parts = [(part.get("speaker_id"), part["form"]) for part in document[kind]]
-        texts = [(speaker, form) for speaker, form in parts if form is not None]
+        texts = [(speaker, form) for speaker, form in parts if isinstance(form, str)]
         if kind == "utterance":
             turns = itertools.groupby(texts, key=lambda part: part[0])
             forms = [" ".join(form for _, form in turn if form) for _, turn in turns]

@@ -64,7 +64,7 @@ def find_sources(patterns: Sequence[str], warn: Callable[[str], None] = lambda m
         if pattern.startswith("tfds:"):
             found[pattern] = Source(pattern, 0, "")
         elif pattern.startswith("gs://"):
-            found.update((source.path, source) for source in _find_remote(pattern))
+            found.update((source.path, source) for source in _find_remote(pattern, warn))
         else:
             for path in _find(pattern, warn):
                 status = path.stat()
@@ -79,13 +79,7 @@ def _find(pattern: str, warn: Callable[[str], None]) -> list[Path]:
     if path.is_dir():
         below = _files_below(path)
         files = [file for file in below if _is_corpus_file(file.name)]
-        if files and len(files) < len(below):
-            left = sorted(file for file in below if not _is_corpus_file(file.name))
-            shown = ", ".join(escaped(file.relative_to(path)) for file in left[:_SHOWN])
-            warn(
-                f"--corpus {pattern}: {len(left)} files left out, whose names do not say that they are text: {shown}"
-                f"{', ...' if len(left) > _SHOWN else ''}; name them, or a glob, to read them"
-            )
+        _tell_left(pattern, [str(file.relative_to(path)) for file in below if not _is_corpus_file(file.name)], warn)
     elif glob.has_magic(pattern):
         files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
     else:
@@ -94,6 +88,15 @@ def _find(pattern: str, warn: Callable[[str], None]) -> list[Path]:
     if not files:
         raise UserError(f"--corpus {pattern}: no corpus files there; expected names that end in {', '.join(SUFFIXES)}")
     return files
+
+
+def _tell_left(pattern: str, left: Sequence[str], warn: Callable[[str], None]) -> None:
+    if left:
+        shown = ", ".join(map(escaped, sorted(left)[:_SHOWN]))
+        warn(
+            f"--corpus {pattern}: {len(left)} files left out, whose names do not say that they are text: {shown}"
+            f"{', ...' if len(left) > _SHOWN else ''}; name them, or a glob, to read them"
+        )
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -113,14 +116,16 @@ def _is_corpus_file(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) or name.startswith("wiki_")
 
 
-def _find_remote(pattern: str) -> list[Source]:
+def _find_remote(pattern: str, warn: Callable[[str], None]) -> list[Source]:
     storage = google_storage()
     try:
         if glob.has_magic(pattern):
             infos = list(storage.glob(pattern, detail=True).values())
         else:
-            infos = list(storage.find(pattern, detail=True).values())
-            infos = [info for info in infos if _is_corpus_file(os.path.basename(info["name"])) or len(infos) == 1]
+            below = list(storage.find(pattern, detail=True).values())
+            infos = [info for info in below if _is_corpus_file(os.path.basename(info["name"])) or len(below) == 1]
+            kept = {info["name"] for info in infos}
+            _tell_left(pattern, [info["name"] for info in below if info["name"] not in kept], warn)
     except Exception as error:  # whatever the client raises: network, permission, no such bucket
         raise UserError(f"--corpus {pattern}: cannot be listed: {error}") from None
     if not infos:

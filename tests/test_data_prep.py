@@ -17,6 +17,7 @@ import pytest
 from data_prep.cli import main
 from data_prep.encode import Encoder
 from data_prep.examples import ExampleBuilder
+from data_prep.pool import Pool
 from data_prep.readers import Corpus
 from data_prep.sources import find_sources
 from electra_flax.records import FEATURES, DataFolder, Manifest, ShardedExamples, Vocabulary, decode_example
@@ -345,3 +346,22 @@ def test_stopped_by_hand_is_one_line(large_corpus, vocab_dir, tmp_path):
     error = process.communicate()[1]
     assert process.returncode == 130 and "Traceback" not in error, error
     assert error.strip().endswith("electra-data: interrupted: the same command goes on with what is done")
+
+
+def test_ctrl_c_while_workers_start_is_heard(tmp_path, monkeypatch):
+    class Executor:
+        def __init__(self, *_):
+            self.is_shut_down = False
+
+        def submit(self, _):
+            signal.raise_signal(signal.SIGINT)
+
+        def shutdown(self, **_):
+            self.is_shut_down = True
+
+    monkeypatch.setattr("data_prep.pool.ProcessPoolExecutor", Executor)
+    pool = Pool(2, tmp_path / "notes")
+    with pytest.raises(KeyboardInterrupt), pool:
+        next(pool.in_order(str, [1]))
+    assert pool._executor.is_shut_down
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -49,6 +49,10 @@ TRICKS = {
     "UTF-8 with a mark": (lambda text: text.encode("utf-8-sig"), "utf-8", GOOD),
     "mark and --encoding": (lambda text: text.encode("utf-8-sig"), "cp949", GOOD),
     "UTF-16 with a mark": (lambda text: text.encode("utf-16"), "utf-8", GOOD),
+    "UTF-16 said, no order": (lambda text: text.encode("utf-16-le"), "utf-16", GOOD),
+    "UTF-16 the other way": (lambda text: text.encode("utf-16-be"), "utf-16", GOOD),
+    "UTF-32 said, no order": (lambda text: text.encode("utf-32-be"), "utf-32", GOOD),
+    "UTF-8 marked twice": (lambda text: ("\ufeff\ufeff" + text).encode(), "utf-8", GOOD),
     "UTF-16 said": (lambda text: text.encode("utf-16-le"), "utf-16-le", GOOD),
     "UTF-16 not said": (lambda text: text.encode("utf-16-le"), "utf-8", "UTF-16 without a byte order mark needs --enc"),
     "UTF-32 with a mark": (lambda text: text.encode("utf-32"), "utf-8", GOOD),
@@ -100,6 +104,8 @@ def test_what_xml_declares_is_believed(tmp_path):
         text = f"<?xml version='1.0' encoding='{declared}'?>\n{_wikipedia([FIRST])}"
         path.write_bytes(text.encode(used))
         assert read(path)[0] == [FIRST]
+    path.write_text(f"<?xml version='1.0' encoding='UTF-16'?>\n{_wikipedia([FIRST])}")  # which it is not
+    assert read(path)[0] == [FIRST]
     path.write_bytes(b'<?xml version="1.0" encoding="klingon"?><mediawiki></mediawiki>')
     with pytest.raises(UserError, match="declares the unknown encoding klingon"):
         read(path)
@@ -113,6 +119,14 @@ def test_blocks_may_end_anywhere(tmp_path):
         path.write_bytes(data)
         with path.open("rb") as file:
             assert Utf8Stream(file, path, "utf-8", block_bytes).read() == f"{FIRST}\n{SECOND}\n{FIRST}\n".encode()
+
+
+def test_a_line_of_a_file_with_cr_is_counted(tmp_path):
+    for end in ("\r", "\r\n"):
+        for wrong, said in ((b"\xff\xc0", "line 3: byte 0xff at column 2 "), (b"\0", "line 3: a NUL byte")):
+            (tmp_path / "a.txt").write_bytes(f"가{end}나{end}다".encode() + wrong)
+            with pytest.raises(UserError, match=said):
+                read(tmp_path / "a.txt")
 
 
 def test_halves_of_pairs_are_found_wherever_blocks_end():
@@ -153,8 +167,9 @@ def test_json_as_people_have_it(content, expected, tmp_path):
     [
         ('{"x":' + "[" * 100_000 + "]" * 100_000 + ',"text":"본문."}\n', "line 1: JSON nested too deep"),
         ("[" * 100_000, "broken JSON|nested too deep|expected"),
-        ('[{"n": ' + "9" * 5000 + ', "text": 5}]', "broken JSON before byte"),
+        ('[{"n": ' + "9" * 5000 + ', "text": 5}]', "a number beyond 64 bits: put it in quotes"),
         ('{\n "data": [{"summary": "가"}]\n}', "no key 'text' there, only data: give --text-key"),
+        ('[{"namespace": "0", "text": "가"}, "나"]', 'object 2: expected an article, found "나"'),
         ('{\n "text": "가",\n}', "line 3 column 1: broken JSON"),
         ('[{"text": "가"', "broken JSON before byte"),
     ],
@@ -170,7 +185,7 @@ def test_json_that_cannot_be_read_is_one_line(content, said, tmp_path):
 def test_what_a_modu_file_holds_that_is_no_text_is_counted_and_the_rest_is_read(tmp_path):
     path = tmp_path / "a.json"
     documents = [
-        {"id": "1", "paragraph": [{"form": "하나."}, {"form": None}, {"form": "둘."}]},
+        {"id": "1", "paragraph": [{"form": "하나."}, {"form": 5}, {"form": "둘."}]},
         {"id": "2", "paragraph": [{"text": "form이 아니다."}]},
         {"id": "3", "utterance": [{"speaker_id": 1, "form": "셋."}, {"speaker_id": 1, "form": None},
                                   {"speaker_id": 2, "form": "넷."}]},
@@ -179,9 +194,10 @@ def test_what_a_modu_file_holds_that_is_no_text_is_counted_and_the_rest_is_read(
     found, corpus = read(path)
     assert found == ["하나.\n둘.", "셋.\n넷."]
     assert "1 documents left out, the first: document 2: KeyError 'form'" in corpus.malformed[str(path)]
+    assert corpus.malformed[str(path)].endswith("; 2 forms left out, which are no text")
     del documents[1]
     path.write_text(_json({"document": documents}))
-    assert read(path)[1].malformed == {str(path): "2 forms left out, which are null"}
+    assert read(path)[1].malformed == {str(path): "2 forms left out, which are no text"}
     with pytest.raises(UserError, match="2 forms left out"):
         read(path, strict=True)
 
