@@ -164,6 +164,7 @@ def _export(args: argparse.Namespace) -> None:
         raise UserError("--private is of the repositories that --push OWNER/NAME makes, which is not given")
     if args.to == "tf1" and args.push:
         raise UserError(f"--push {args.push}: the hub takes Hugging Face's form: leave out --to tf1")
+    publication = Publication(args.license, args.language, args.push)
     weights = find_weights(args.source or f"orbax:{args.workdir}", args.step, args.vocab)
     parts = parity.parts_of(weights.config)
     repositories = hub.repositories(args.push, parts) if args.push else {}
@@ -176,7 +177,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.to == "tf1":
         print(export_to_tf1(weights, args.out))
         return
-    report = export_to_hugging_face(weights, args.out, args.dtype, Publication(args.license, args.language, args.push))
+    report = export_to_hugging_face(weights, args.out, args.dtype, publication)
     for part, differences in report.items():
         found = ", ".join(
             f"{framework} {'not installed' if largest is None else format(largest, '.2g')}"

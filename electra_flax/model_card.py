@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any
 
 from electra_flax import hub
 from electra_flax.charts import LEARNING, draw
@@ -29,7 +32,29 @@ _CITATION = """```bibtex
 ```"""
 
 
-class Publication(NamedTuple):
+# What the hub takes in a card's header (its documentation, "Licenses"); huggingface_hub has no list of its own.
+_LICENSES = """
+apache-2.0 mit openrail openrail++ bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+creativeml-openrail-m deepfloyd-if-license afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause
+bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
+cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0
+eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr isc h-research intel-research
+lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib
+pddl fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other
+""".split()
+# ISO 639-1; ISO 639-3 has three letters, and the hub two words of its own.
+_LANGUAGES = """
+aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo
+es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg
+ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn
+no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta
+te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu code multilingual
+""".split()
+
+
+@dataclass(frozen=True)
+class Publication:
     """What only the publisher knows."""
 
     license: str = ""
@@ -38,6 +63,23 @@ class Publication(NamedTuple):
     """The code of a language, as ko; "" leaves it open."""
     repository: str = ""
     """OWNER/NAME on the hub, to which -discriminator and -generator are added; "" leaves the models unpublished."""
+
+    def __post_init__(self) -> None:
+        if self.license and self.license not in _LICENSES:
+            raise UserError(
+                f"--license {self.license}: not an identifier that the hub knows{_nearest(self.license, _LICENSES)}; "
+                "expected one such as apache-2.0, mit or cc-by-sa-4.0, or other"
+            )
+        if self.language and self.language not in _LANGUAGES and not re.fullmatch("[a-z]{3}", self.language):
+            raise UserError(
+                f"--language {self.language}: not a code of a language; expected two letters (ISO 639-1) such as ko or "
+                "en, three (ISO 639-3), or multilingual"
+            )
+
+
+def _nearest(given: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(re.sub(r"[\s_]+", "-", given.lower()), known, 1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
@@ -106,10 +148,10 @@ def _training(weights: Weights, history: History | None) -> list[str]:
         documents = sum(int(source["documents"]) for source in manifest.sources)
         size = sum(int(source["bytes"]) for source in manifest.sources)
         sections.append(
-            f"Data: {documents:,} documents in {len(manifest.sources):,} files ({size / 1e9:.3g} GB), of which "
+            f"Data: {documents:,} documents in {len(manifest.sources):,} files ({_readable(size)}), of which "
             f"{manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
             f"{manifest.examples('validation'):,} held out; {manifest.unk_rate:.2%} of the pieces are unknown. "
-            + (f"Cleaning: {', '.join(manifest.cleaning)}." if manifest.cleaning else "")
+            + _cleaning(manifest.cleaning)
         )
     optimizer, training = config.optimizer, config.training
     settings = {
@@ -137,6 +179,31 @@ def _training(weights: Weights, history: History | None) -> list[str]:
         shown = {name: f"{value:.4g}" for name, value in last.items() if isinstance(value, float) and name != "time"}
         sections += [f"Held-out metrics at step {last['step']:,}:", _table(shown)]
     return [*sections, f"![curves of training and held-out metrics]({CURVES})"]
+
+
+def _readable(size: float) -> str:
+    """A number of bytes as people say it: 60 KB."""
+    unit = "bytes"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}"
+
+
+def _cleaning(options: dict[str, Any]) -> str:
+    """The steps of a manifest's cleaning that were on, how often each changed or dropped a text, and their settings."""
+    steps, counts = options.get("steps", ()), options.get("changed_or_dropped", {})
+    if not steps:
+        return ""
+    settings = {"sentences": "splitter", "short": "min_characters", "near-duplicates": "near_similarity"}
+
+    def shown(step: str) -> str:
+        said = [f"{settings[step]} {options[settings[step]]}"] if settings.get(step) in options else []
+        said += [f"{counts[step]:,} texts"] if step in counts else []
+        return f"{step} ({', '.join(said)})" if said else step
+
+    return f"Cleaning, recipe {options.get('recipe', 'none')}: {', '.join(map(shown, steps))}."
 
 
 def _table(values: dict[str, object] | dict[str, str]) -> str:
