@@ -18,6 +18,10 @@ Logits = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 """(input_ids, attention_mask, token_type_ids), each [B, T] -> logits [B, T] or [B, T, V]."""
 
 
+# A sign beside the colour: in a pipe, a log and under NO_COLOR there is no other.
+_MARKS = {"found": ("+", "bold green"), "false alarm": ("!", "bold red"), "missed": ("-", "bold yellow")}
+
+
 class Detection(NamedTuple):
     """One held-out example; arrays [T] without padding."""
 
@@ -83,8 +87,9 @@ def detect_in(
 def show(detections: list[Detection], console: Console) -> None:
     """Of each example's n replaced tokens, which are among its n most suspicious ones?"""
     legend = Text("the n most suspicious tokens, n = number replaced: ")
-    legend.append("found", "bold green").append(", ").append("false alarm", "bold red")
-    console.print(legend.append(", ").append("missed", "bold yellow").append(" (original in brackets)"))
+    for name, (mark, style) in _MARKS.items():
+        legend.append(f"{mark}{name}", style).append(", ")
+    console.print(legend.append("the original in brackets"))
     for detection in detections:
         console.print(_coloured(detection))
     found = sum(int(d.is_replaced[most_suspicious(d)].sum()) for d in detections)
@@ -103,13 +108,14 @@ def _coloured(detection: Detection) -> Text:
     text = Text("  ")
     suspicious = set(most_suspicious(detection).tolist())
     for i, (token, original) in enumerate(zip(detection.corrupted, detection.original, strict=True)):
-        style = ""
+        name = ""
         if detection.is_replaced[i]:
-            style = "bold green" if i in suspicious else "bold yellow"
+            name = "found" if i in suspicious else "missed"
         elif i in suspicious:
-            style = "bold red"
+            name = "false alarm"
+        mark, style = _MARKS.get(name, ("", ""))
         glue = "" if token.startswith("##") or i == 0 else " "
-        text.append(glue).append(token.removeprefix("##"), style)
+        text.append(glue).append(mark + token.removeprefix("##"), style)
         if detection.is_replaced[i]:
             text.append(f"({original.removeprefix('##')})", "dim")
     return text
