@@ -25,7 +25,6 @@ from electra_flax.errors import RunError, UserError
 from electra_flax.files import read_json, write_whole
 from electra_flax.finetune import publish
 from electra_flax.finetune.data import TaskData, read_task_data
-from electra_flax.finetune.encoding import LEAST_CONTEXT
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.loop import SeedResult, finetune_seed
 from electra_flax.finetune.publish import to_json
@@ -140,11 +139,6 @@ def _read(request: Request) -> _Run:
     task = load_task(request.task)
     weights = find_encoder(request.model)
     training = load_training(request.task, task, request.preset, weights.config.model, request.overrides)
-    if task.kind == "answers" and training.max_seq_length < 4 * LEAST_CONTEXT:
-        raise UserError(
-            f"max_seq_length={training.max_seq_length}: a question and a part of its context need at least "
-            f"{4 * LEAST_CONTEXT} tokens; 384 and 512 are usual"
-        )
     config = encoder_config(weights, training)
     vocabulary, casing = weights.vocabulary, weights.casing
     if vocabulary is None or casing is None:
