@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from electra_flax.arguments import make_parser
+from electra_flax.console import print_json
 from electra_flax.ending import run_command
 from electra_flax.errors import Preempted, UserError
 from electra_flax.host_memory import restart_with_huge_pages
@@ -229,7 +230,7 @@ def _detect(args: argparse.Namespace) -> None:
     if args.json:
         found = [{"text": text, "pieces": [piece._asdict() for piece in pieces]}
                  for text, pieces in zip(texts, answers, strict=True)]  # fmt: skip
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print_json(found)
         return
     output = console()
     if any(piece.probability >= 0.2 for pieces in answers for piece in pieces):
@@ -249,7 +250,7 @@ def _fill(args: argparse.Namespace) -> None:
     if args.json:
         found = [{"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]}
                  for text, masks in zip(texts, answers, strict=True)]  # fmt: skip
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print_json(found)
         return
     for text, masks in zip(texts, answers, strict=True):
         print(text)
@@ -266,7 +267,8 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 def _lines_of_stdin() -> list[str]:
     """Those that are not blank. Raises UserError where they are in no encoding that can be told."""
-    return [line for line in decode(sys.stdin.buffer.read(), "standard input").splitlines() if line.strip()]
+    lines = decode(sys.stdin.buffer.read(), "standard input").split("\n")  # texts hold other separators
+    return [line.rstrip("\r") for line in lines if line.strip()]
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from finetune_tools import write_questions
 from electra_flax.config_io import load_config
 from electra_flax.errors import UserError
 from electra_flax.finetune.batches import collate, epoch_batches, padded_length
-from electra_flax.finetune.data import has_task
+from electra_flax.finetune.data import Part, TaskData, has_task
 from electra_flax.finetune.encoding import Answer, Row, best_answers, encode, labels_of, leaders, tags_of_units
 from electra_flax.finetune.examples import (
     QuestionExample,
@@ -23,6 +23,9 @@ from electra_flax.finetune.examples import (
     read_split,
     without_labels,
 )
+from electra_flax.finetune.loop import SeedResult
+from electra_flax.finetune.predictions import Labelled
+from electra_flax.finetune.publish import confusion_picture
 from electra_flax.finetune.task import METRICS_OF, load_task, load_training, task_names
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, published_tokenizer
@@ -231,6 +234,28 @@ def test_tags_of_words_and_of_characters(tokenizer):
     # 울 goes on with its token's entity, the space with that of which it is in the middle.
     assert tags_of_units(characters, encoding.offsets, predicted) == ["B-LC", "I-LC", "I-LC", "O", "I-LC", "I-LC", "O"]
     assert tags_of_units(words, encoding.offsets[:3], predicted) == ["B-LC", "O"], "a word that was cut off"
+
+
+def test_dollar_signs_in_a_picture_are_dollar_signs():
+    labels = {"0": "$x_{$", "1": "[/bold]"}
+    task = dataclasses.replace(load_task("nsmc"), title="$x_{$", labels=labels)
+    examples = [TextExample(str(i), "나라", "", str(i)) for i in range(2)]
+    predictions = [Labelled(str(i), [0.5, 0.5]) for i in range(2)]
+    data = TaskData(["0", "1"], *(Part("test", examples, []) for _ in range(3)))
+    result = SeedResult({}, 1, [], predictions, {}, 0.0, 0.0)
+    assert confusion_picture(task, data, result).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("length", "ends"), [(4, False), (5, True), (16, True), (64, True)])
+def test_a_question_never_leaves_a_context_without_room(length, ends, tokenizer):
+    example = QuestionExample("q", "서울은 " * 100, "크다 " * 30, [("크다", 0)])
+    how = load_training("squad1", load_task("squad1"), "", SIZES, ["--max_seq_length", str(length)])
+    if not ends:
+        with pytest.raises(UserError, match="max_seq_length=4: no room for a context"):
+            encode(load_task("squad1"), [example], [], tokenizer, how)
+        return
+    rows = encode(load_task("squad1"), [example], [], tokenizer, how)
+    assert all(len(row.input_ids) <= length and row.token_type_ids.sum() >= 2 for row in rows)
 
 
 def test_windows_cover_a_context_and_find_the_answer(tokenizer):

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from electra_flax.console import progress
+from electra_flax.errors import UserError
 from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.task import Task, Training
 
@@ -165,6 +166,11 @@ def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Token
         asked = asked[: min(how.max_query_length, max(1, how.max_seq_length - 3 - LEAST_CONTEXT))]
         context = of_context[example.context]
         room = how.max_seq_length - len(asked) - 3
+        if room < 1:  # windows would never come to an end
+            raise UserError(
+                f"max_seq_length={how.max_seq_length}: no room for a context beside a question; expected 5 at least, "
+                "384 and 512 are usual"
+            )
         first, last = _answer_tokens(example, context.offsets) or (-1, -1)
         for start in _windows(len(context.ids), room, how.doc_stride):
             ids = context.ids[start : start + room]

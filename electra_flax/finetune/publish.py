@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
 
 from electra_flax.architecture import flat
@@ -128,6 +129,8 @@ def confusion_picture(task: Task, data: TaskData, result: SeedResult) -> bytes:
         axis.set_xlabel("characters of the expected answer")
         axis.set_ylabel("characters of the predicted answer")
     axis.set_title(f"{task.title}, {data.scored.name}", loc="left", fontsize=11, fontweight="bold")
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a title or a label may hold dollar signs
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return buffer.getvalue()
