@@ -41,7 +41,7 @@ from electra_flax.kernel_schedule import schedule_cycles
 from electra_flax.program_cost import Cost, Hardware
 from electra_flax.records import SpecialTokens
 from electra_flax.sharding import batch_sharding, check_batch, make_mesh, state_shardings
-from electra_flax.tpus import PRICES_DATE, Slice, parse_slice
+from electra_flax.tpus import Slice, parse_slice
 
 log = logging.getLogger("electra_flax")
 
@@ -149,6 +149,8 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
     mesh = _mesh(config, where)
     attend = choose_attention(config, mesh, check=False)
     compiled = compile_step(config, where, mesh, attend)
+    price = where.price()
+    listed = where.num_chips * price.dollars_per_chip_hour
     abstract = step.abstract_state(config)
     training, generation = config.training, where.generation
     plan = Plan(
@@ -165,8 +167,8 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
         fits=compiled.memory is not None,
         memory={"needed": compiled.needed_bytes, "limit": generation.memory_bytes},
         num_steps=num_steps,
-        dollars_per_hour=where.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
-        prices_date=PRICES_DATE if dollars_per_hour is None else None,
+        dollars_per_hour=listed if dollars_per_hour is None else dollars_per_hour,
+        prices_date=price.date if dollars_per_hour is None else None,
     )
     if compiled.memory is None:
         return plan

@@ -13,9 +13,6 @@ from typing import Any
 
 from electra_flax.errors import UserError
 
-PRICES_DATE = "2025-11"
-"""List prices, on demand, us-central1 or the nearest region that has the generation; US dollars per chip and hour."""
-
 _GIB = 2**30
 
 
@@ -42,7 +39,6 @@ class Generation:
     memory_bytes_per_second: float
     link_bytes_per_second: float
     """One link, one direction."""
-    dollars_per_chip_hour: float
 
     @property
     def clock_hz(self) -> float:
@@ -55,14 +51,49 @@ def _gib(size: float) -> int:
 
 # fmt: off
 GENERATIONS = (
-    Generation("v2", "v2", "TPU v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9, 1.125),
-    Generation("v3", "v3", "TPU v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9, 2.0),
-    Generation("v4", "v4", "TPU v4", 3, 1, True, 275e12, 262144, _gib(30.5), 1228e9, 45e9, 3.22),
-    Generation("v5litepod", "v5e", "TPU v5 lite", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9, 1.2),
-    Generation("v5p", "v5p", "TPU v5", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9, 4.2),
-    Generation("v6e", "v6e", "TPU v6 lite", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9, 2.7),
+    Generation("v2", "v2", "TPU v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9),
+    Generation("v3", "v3", "TPU v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9),
+    Generation("v4", "v4", "TPU v4", 3, 1, True, 275e12, 262144, _gib(30.5), 1228e9, 45e9),
+    Generation("v5litepod", "v5e", "TPU v5 lite", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9),
+    Generation("v5p", "v5p", "TPU v5", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9),
+    Generation("v6e", "v6e", "TPU v6 lite", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9),
 )
 # fmt: on
+
+
+@dataclass(frozen=True)
+class Price:
+    """What Google asked for a chip and hour, in US dollars. Spot prices change about monthly."""
+
+    prefix: str
+    """Of the generation."""
+    region: str
+    """What its zones begin with."""
+    capacity: str
+    """"on-demand" (the list price) or "spot"."""
+    dollars_per_chip_hour: float
+    date: str
+    """When it was looked up."""
+    is_pod: bool | None = None
+    """Of slices of several machines alone, or of one alone; None: of both."""
+
+
+# The first of a generation is what a price without a zone means.
+PRICES = (
+    Price("v2", "us-", "on-demand", 1.125, "2025-11", is_pod=False),
+    Price("v2", "us-", "on-demand", 1.5, "2026-11", is_pod=True),
+    Price("v3", "us-", "on-demand", 2.0, "2025-11"),
+    Price("v3", "europe-", "on-demand", 2.2, "2026-11"),
+    Price("v3", "us-", "spot", 0.51, "2026-11"),
+    Price("v3", "europe-", "spot", 0.56, "2026-11"),
+    Price("v4", "us-", "on-demand", 3.22, "2025-11"),
+    Price("v4", "us-", "spot", 0.9225, "2026-11"),
+    Price("v5litepod", "us-central1", "on-demand", 1.2, "2025-11"),
+    Price("v5litepod", "us-central1", "spot", 0.245, "2026-11"),
+    Price("v5p", "us-", "on-demand", 4.2, "2025-11"),
+    Price("v6e", "us-central1", "on-demand", 2.7, "2025-11"),
+    Price("v6e", "us-central1", "spot", 0.5725, "2026-11"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,9 +127,16 @@ class Slice:
         options: dict[str, Any] = {"chip_config_name": "megacore"} if self.generation.prefix == "v4" else {}
         return options | ({"chips_per_host_bounds": (1, 1, 1)} if self.num_chips == 1 else {})
 
-    @property
-    def dollars_per_hour(self) -> float:
-        return self.num_chips * self.generation.dollars_per_chip_hour
+    def price(self, zone: str = "", capacity: str = "on-demand") -> Price:
+        """The nearest that is known. Of a spot price that is not, the list price, which it stays below; reserved
+        capacity is counted at it too."""
+        known = [
+            price
+            for price in PRICES
+            if price.prefix == self.generation.prefix and price.is_pod in (None, self.num_chips > 4)
+        ]
+        wanted = "spot" if capacity == "spot" else "on-demand"
+        return max(known, key=lambda price: (price.capacity == wanted, zone.startswith(price.region)))
 
 
 def peak_flops(device_kind: str) -> float | None:

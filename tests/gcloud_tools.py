@@ -3,6 +3,8 @@
 import fnmatch
 import json
 import shutil
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tpu.gcloud import Gcloud, GcloudError
@@ -15,7 +17,7 @@ def settings(**changes):
     """Of a run of the demo on a v3-8, in bucket `bucket`."""
     fields = {
         "project": "my-project", "zone": "us-central1-a", "bucket": "bucket", "data": "gs://bucket/shards",
-        "config": str(Path(__file__).parents[1] / "configs/demo.yaml"), "max_dollars": 100.0,
+        "config": str(Path(__file__).parents[1] / "configs/demo.yaml"), "max_dollars": 100.0, "dollars_per_hour": 8.0,
     }  # fmt: skip
     return Settings(**{**fields, **changes})
 
@@ -23,13 +25,22 @@ def settings(**changes):
 class StandIn(Gcloud):
     """Answers from a FakeTpuApi and a dict of objects, without gcloud: quick enough for hundreds of looks."""
 
-    def __init__(self, api, objects=None):
+    def __init__(self, api, objects=None, clock=time.time):
+        """`clock` is the bucket's."""
         super().__init__()
-        self.api = api
+        self.api, self.clock = api, clock
         self.objects = {} if objects is None else objects
+        self.written = {}
+        """When, by the bucket's clock."""
+        self.answers = {}
+        """What is printed instead, or the GcloudError raised, by the first words of a command."""
         self.asked = []
         self.failing = False
         """Whether Google cannot be reached."""
+
+    def put(self, url, text):
+        """As somebody else writes an object."""
+        self.objects[url], self.written[url] = text, self.clock()
 
     is_there = True
 
@@ -37,6 +48,11 @@ class StandIn(Gcloud):
         self.asked.append(command)
         if self.failing:
             raise GcloudError(command, "ERROR: connection reset")
+        for beginning, answer in self.answers.items():
+            if " ".join(command).startswith(beginning):
+                if isinstance(answer, str):
+                    return answer
+                raise GcloudError(command, *answer)
         words = [word for word in command if not word.startswith("--")]
         flags = dict(word[2:].partition("=")[::2] for word in command if word.startswith("--"))
         if words[0] == "storage":
@@ -57,13 +73,15 @@ class StandIn(Gcloud):
         code, answer = self.api.answer({"create": "POST", "delete": "DELETE"}.get(verb, "GET"), path, body)
         if code != 200:
             raise GcloudError(command, f"ERROR: {answer['error']['status']}: {answer['error']['message']}")
+        if verb == "create" and "error" in answer:
+            raise GcloudError(command, f"ERROR: (gcloud.x) {json.dumps(answer['error'], indent=2)}")
         return json.dumps(answer)
 
     def _storage(self, command, words, stdin):
         verb, *urls = words
         missing = GcloudError(command, "ERROR: The following URLs matched no objects or files")
         if verb == "cp" and urls[0] == "-":
-            self.objects[urls[1]] = stdin
+            self.put(urls[1], stdin)
         elif verb == "cp" and urls[0].startswith("gs://"):
             prefix, out = urls[0].removesuffix("*"), Path(urls[1])
             found = {name: text for name, text in self.objects.items() if name.startswith(prefix)}
@@ -75,6 +93,13 @@ class StandIn(Gcloud):
         elif verb == "cp":
             for path in urls[:-1]:
                 self.objects[urls[-1] + Path(path).name] = Path(path).read_bytes()
+        elif verb == "objects":  # list
+            found = [name for name in sorted(self.objects) if any(fnmatch.fnmatch(name, url) for url in urls[1:])]
+            times = {name: datetime.fromtimestamp(self.written.get(name, self.clock()), UTC) for name in found}
+            return json.dumps([
+                {"name": name.split("/", 3)[3], "update_time": f"{when:%Y-%m-%dT%H:%M:%S%z}"}
+                for name, when in times.items()
+            ])  # fmt: skip
         elif verb == "cat":
             names = sorted(name for name in self.objects if fnmatch.fnmatch(name, urls[0]))
             if not names:

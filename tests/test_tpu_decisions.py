@@ -1,15 +1,16 @@
-"""What the babysitter decides: a table of every state, health and word of a worker; and that money is guarded."""
+"""What the babysitter decides: a table of every state, health and word of a worker, and one of the trainer's exit
+codes."""
 
-import json
+import configparser
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from gcloud_tools import StandIn, settings
-from tpu_api import FakeTpuApi
+from gcloud_tools import settings
 
-from electra_flax.errors import RunError, UserError
-from tpu.babysitter import Babysitter, delete
+from electra_flax.errors import EXIT_CODES
 from tpu.decisions import Action, Seen, Worker, decide
-from tpu.history import History, Machine
 
 WAIT, CREATE, DELETE, STOP, FINISH = Action.WAIT, Action.CREATE, Action.DELETE, Action.STOP, Action.FINISH
 TRAINING = {0: Worker("training", 10.0, 500)}
@@ -57,6 +58,9 @@ TABLE = [
     (seen("READY", "SUSPENDING"), DELETE, "SUSPENDING"),
     (seen(None, "SUSPENDED"), DELETE, "SUSPENDED"),
     (seen(None, "FAILED", workers={}), DELETE, "FAILED"),
+    (seen(None, "FAILED", workers={}, refusals=["no quota"] * 2), DELETE, "FAILED: no quota"),
+    (seen(None, "FAILED", workers={}, refusals=["no quota"] * 3), STOP, "refused 3 machines in a row, the last: no qu"),
+    (seen(None, None, workers={}, refusals=["no quota"] * 3), STOP, "refused 3 machines in a row"),
     (seen("READY", "DELETING"), WAIT, "being deleted"),
     # a machine without a request (mode plain)
     (seen(request=None), WAIT, "training"),
@@ -65,6 +69,7 @@ TABLE = [
     (seen(health="UNHEALTHY_MAINTENANCE"), WAIT, "training"),
     (seen(health="UNHEALTHY_TENSORFLOW"), WAIT, "training"),
     (seen(health="TIMEOUT", workers={}, seconds=20 * 60), DELETE, "health is TIMEOUT"),
+    (seen(health="TIMEOUT", workers={}, seconds=20 * 60, health_reason="no answer"), DELETE, "TIMEOUT: no answer"),
     (seen(health="UNHEALTHY_MAINTENANCE", workers={}, seconds=5 * 60), WAIT, "0 of 1 workers"),
     (seen(health=""), WAIT, "training"),
     # what the workers say, or do not say
@@ -86,7 +91,13 @@ TABLE = [
     (seen(workers=one("exporting")), WAIT, "exporting"),
     (seen(workers=one("sick", message="4 devices, expected 8")), DELETE, "4 devices, expected 8"),
     (seen(workers=one("gave up", exit_code=-11)), DELETE, "-11 again and again"),
-    (seen(workers=one("gave up", exit_code=3, message="not finite")), STOP, "not finite"),
+    (seen(workers=one("gave up", exit_code=3, message="not finite")), DELETE, "not finite"),
+    (seen(workers=one("gave up", step=9, message="not finite"), gave_up_before=9), STOP, "at step 9, as on another"),
+    (seen(workers=one("gave up", step=9), gave_up_before=8), DELETE, "again and again at step 9"),
+    (seen(workers=one("crashed", step=9), gave_up_before=9), WAIT, "crashed"),
+    (seen(unreadable_seconds=20.0, workers={}), WAIT, "cut off"),
+    (seen(unreadable_seconds=20 * 60.0, workers={}), DELETE, "did not begin"),
+    (seen(unreadable_seconds=20.0, workers={}, spent=100.0), STOP, "max_dollars=100"),
     (seen(workers=one("failed", exit_code=1, message="no such file")), STOP, "no such file (exit code 1)"),
     (seen(workers=one("failed", exit_code=2)), STOP, "exit code 2"),
     (seen(workers=one("done")), FINISH, "all steps are done"),
@@ -129,190 +140,90 @@ def test_a_pod_is_as_well_as_its_worst_worker(workers, action, reason):
     assert reason in decision.reason
 
 
-# ------------------------------------------------------------------------------------ the loop, on a clock of its own
+# ------------------------------------------------------------------------- the trainer's exit codes, end to end
+
+# What worker.py tells and what the babysitter does: the first time; the third time in a row on one machine without a
+# step gained; and when that happens on the next machine too, at the same step. systemd starts it again while the
+# babysitter waits.
+ENDS = {
+    0: ("done", FINISH, "done", FINISH, FINISH),
+    1: ("failed", STOP, "failed", STOP, STOP),
+    2: ("failed", STOP, "failed", STOP, STOP),
+    3: ("crashed", WAIT, "gave up", DELETE, STOP),
+    70: ("crashed", WAIT, "gave up", DELETE, STOP),
+    75: ("preempted", WAIT, "preempted", WAIT, WAIT),
+    130: ("crashed", WAIT, "gave up", DELETE, STOP),
+    255: ("crashed", WAIT, "gave up", DELETE, STOP),
+    -6: ("crashed", WAIT, "gave up", DELETE, STOP),  # a check of the compiler or the driver failed
+    -9: ("crashed", WAIT, "gave up", DELETE, STOP),  # out of memory
+    -11: ("crashed", WAIT, "gave up", DELETE, STOP),
+}
 
 
-class World:
-    """Google, a bucket and a clock that moves when somebody sleeps."""
-
-    def __init__(self, created=lambda world, name, node: None, **changes):
-        self.now, self.each_look = 1e9, lambda world: None
-        self.settings = settings(**changes)
-        self.api = FakeTpuApi(lambda name, node: created(self, name, node))
-        self.gcloud = StandIn(self.api)
-        self.creations = []
-
-    def sleep(self, seconds):
-        self.now += seconds
-        self.each_look(self)
-
-    def status(self, phase, worker=0, **details):
-        node = self.api.nodes[self.settings.name]
-        status = {"machine": node["metadata"]["electra-machine"], "worker": worker, "phase": phase, "time": self.now}
-        self.gcloud.objects[f"{self.settings.run_url}/status/worker-{worker}.json"] = (
-            json.dumps(status | details) + "\n"
-        )
-
-    def watch(self):
-        Babysitter(self.settings, self.gcloud, "gs://bucket/code", 1000, 30.0, lambda: self.now, self.sleep).watch()
-
-    def history(self):
-        found = json.loads(self.gcloud.objects[f"{self.settings.run_url}/machines.json"])
-        return History([Machine(**machine) for machine in found["machines"]])
+@pytest.fixture(scope="module")
+def worker_module():
+    """worker.py, as it is on a machine, without one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("RUN", "gs://bucket/run"), ("CODE", "/code"), ("WORKER", "0"), ("WORKERS", "1")):
+            patch.setenv(f"ELECTRA_{name}", value)
+        yield importlib.import_module("tpu.worker")
 
 
-def test_a_run_goes_through_preemptions_to_its_models(tmp_path, capsys):
-    def created(world, name, node):
-        world.creations.append(world.now)
-        world.status("training", step=100 * len(world.creations))
+class TrainerEnds:
+    """A machine whose trainer ends again and again."""
 
-    def look(world):
-        if (node := world.api.nodes.get("electra")) is None:
-            return
-        if len(world.creations) < 4 and world.now - world.creations[-1] > 600:
-            node["state"] = "PREEMPTED"
-        elif len(world.creations) == 4:
-            world.status("done", step=1000)
+    def __init__(self, module, folder, patch):
+        self.module, self.folder, self.patch = module, folder, patch
+        self.stop_requested = SimpleNamespace(is_set=lambda: False)
+        folder.mkdir()
 
-    world = World(created, models=str(tmp_path / "models"))
-    world.gcloud.objects[f"{world.settings.run_url}/models/discriminator/config.json"] = "{}"
-    world.each_look = look
-    world.watch()
-    assert len(world.creations) == 4 and not world.api.nodes and not world.api.requests
-    assert (tmp_path / "models/discriminator/config.json").exists()
-    assert world.history().step == 1000 and not world.history().current
-    out = capsys.readouterr().out
-    assert "PREEMPTED" in out and "the machine electra is deleted" in out and "step 100 of 1,000" in out
+    def tell(self, phase, **details):
+        self.phase = phase
 
+    def place(self):
+        return self.at
 
-@pytest.mark.parametrize("mode", ["queued", "plain"])
-@pytest.mark.parametrize("state", ["PREEMPTED", "CREATING", "UNKNOWN", "READY"])
-def test_whatever_happens_only_so_many_machines_are_created(state, mode):
-    """Machines that are never any good: at most four within any hour, and then it gives up and says so."""
-
-    def created(world, name, node):
-        world.creations.append(world.now)
-        node["state"] = state
-
-    world = World(created, mode=mode, max_dollars=1e9, restarts_without_progress=12)
-    with pytest.raises(RunError, match="12 machines in a row gained no step; the machine electra is deleted"):
-        world.watch()
-    assert len(world.creations) == 12
-    assert all(sum(0 <= at - first < HOUR for at in world.creations) <= 4 for first in world.creations)
-    assert not world.api.nodes and not world.api.requests
+    def end(self, code, began=400, step=400, **more):
+        """What the babysitter does about it, and whether systemd starts the trainer again."""
+        self.at = self.module.Place(began, step)
+        self.patch.setattr(self.module, "FAILURES", self.folder / "failures.json")
+        self.patch.setattr(self.module, "finish", lambda teller, environment: teller.tell("done") or 0)
+        returned = self.module.ended(self, code, "the last line", {})
+        decision = decide(seen(workers=one(self.phase, step=step, exit_code=code), **more), settings())
+        return decision.action, returned not in (0, *_prevented())
 
 
-def test_refusals_of_google_count_as_creations_and_end_at_once_where_they_are_for_good():
-    world = World()
-    world.api.refusals = [(429, "RESOURCE_EXHAUSTED")] * 6 + [(403, "PERMISSION_DENIED")]
-    with pytest.raises(RunError, match="PERMISSION_DENIED"):
-        world.watch()
-    asked = [machine.asked for machine in world.history().machines]
-    assert len(asked) == 7 and asked[4] - asked[0] >= HOUR
-    assert not world.api.nodes
+def _prevented():
+    unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=")
+    unit.optionxform = str
+    unit.read(Path(__file__).parents[1] / "tpu/electra-flax.service")
+    assert unit["Service"]["Restart"] == "on-failure"
+    return [int(code) for code in unit["Service"]["RestartPreventExitStatus"].split()]
 
 
-def test_the_budget_ends_the_run_and_deletes_the_machine():
-    world = World(max_dollars=24.0)  # three hours of a v3-8
-    world.each_look = lambda world: world.api.nodes and world.status("training", step=int(world.now - 1e9))
-    with pytest.raises(RunError, match=r"about \$24.* are spent, max_dollars=24: raise it.*is deleted"):
-        world.watch()
-    assert 3 * HOUR <= world.now - 1e9 < 3.1 * HOUR
-    assert not world.api.nodes
+@pytest.mark.parametrize("code", ENDS)
+def test_every_exit_code_of_the_trainer_has_its_consequence(code, worker_module, tmp_path, monkeypatch):
+    first_phase, first, third_phase, third, next_machine = ENDS[code]
+    one_machine = TrainerEnds(worker_module, tmp_path / "one", monkeypatch)
+    assert one_machine.end(code) == (first, first is WAIT) and one_machine.phase == first_phase
+    assert one_machine.end(code) == (first, first is WAIT) and one_machine.phase == first_phase
+    assert one_machine.end(code) == (third, third is WAIT) and one_machine.phase == third_phase
+    another = TrainerEnds(worker_module, tmp_path / "another", monkeypatch)
+    for _ in range(3):
+        found = another.end(code, gave_up_before=400)
+    assert found == (next_machine, next_machine is WAIT)
+    elsewhere = decide(seen(workers=one(another.phase, step=400, exit_code=code), gave_up_before=300), settings())
+    assert elsewhere.action is third, "at another step it is another failure"
 
 
-def test_a_trainer_that_fails_stops_the_run_with_its_log(capsys):
-    world = World(lambda world, name, node: world.status("failed", exit_code=1, message="--data: no such folder"))
-    world.gcloud.objects[f"{world.settings.run_url}/logs/worker-0.log"] = "a line\nthe last line\n"
-    with pytest.raises(RunError, match="no such folder .exit code 1.; the machine electra is deleted"):
-        world.watch()
-    assert "the last line" in capsys.readouterr().err
+def test_every_exit_code_of_the_contract_is_in_the_table():
+    assert set(EXIT_CODES) <= set(ENDS)
 
 
-def test_a_machine_that_is_kept_is_named_with_its_price():
-    world = World(lambda world, name, node: world.status("failed", exit_code=1, message="no"), delete_when_done=False)
-    with pytest.raises(RunError, match=r"THE MACHINE electra IS STILL THERE \(READY\) and costs up to \$8.00 an hour"):
-        world.watch()
-    assert world.api.nodes
-
-
-def test_while_google_cannot_be_seen_nothing_is_done(capsys, tmp_path):
-    def look(world):
-        world.gcloud.failing = 1e9 + 300 < world.now < 1e9 + 2 * HOUR
-        if not world.gcloud.failing:
-            world.status("done" if world.now > 1e9 + 2 * HOUR else "training", step=1)
-
-    world = World(models=str(tmp_path))
-    world.gcloud.objects[f"{world.settings.run_url}/models/x"] = ""
-    world.each_look = look
-    world.watch()
-    assert len(world.history().machines) == 1
-    assert "connection reset; trying again" in capsys.readouterr().out
-
-
-def test_a_status_that_is_being_written_is_read_again(capsys):
-    """Half of it is no word of anybody's, and no reason to end or to delete."""
-
-    def look(world):
-        path = f"{world.settings.run_url}/status/worker-0.json"
-        if world.now < 1e9 + HOUR:
-            world.status("training", step=1)
-        else:
-            world.gcloud.objects[path] = world.gcloud.objects[path][:40]
-        if world.now > 1e9 + 2 * HOUR:
-            world.status("failed", exit_code=1, message="no")
-
-    world = World()
-    world.each_look = look
-    with pytest.raises(RunError, match="worker 0: no"):
-        world.watch()
-    assert len(world.history().machines) == 1 and world.now > 1e9 + 2 * HOUR
-    assert "cut off" in capsys.readouterr().out
-
-
-def test_a_second_babysitter_takes_over_and_the_first_ends():
-    world = World()
-    world.each_look = lambda world: world.api.nodes and world.status("training", step=1)
-
-    def usurp(world):
-        text = json.loads(world.gcloud.objects[f"{world.settings.run_url}/machines.json"])
-        text["babysitter"] = "another"
-        world.gcloud.objects[f"{world.settings.run_url}/machines.json"] = json.dumps(text)
-
-    world.each_look = usurp
-    with pytest.raises(RunError, match="another babysitter has taken over"):
-        world.watch()
-    assert world.api.nodes, "the machine is now the other's"
-
-
-def test_told_to_stop_it_deletes_what_it_created():
-    world = World()
-
-    def look(world):
-        world.gcloud.objects[f"{world.settings.run_url}/wish"] = "stop"
-        if world.api.nodes:
-            world.status("stopped" if world.now > 1e9 + 120 else "training", step=5)
-
-    world.each_look = look
-    with pytest.raises(RunError, match="make tpu-stop asked for it, and the run has saved; the machine electra is del"):
-        world.watch()
-    assert not world.api.nodes and not world.api.requests
-
-
-def test_what_another_left_behind_is_found_and_replaced():
-    """A machine of that name without a history: it is never paid for unseen."""
-    world = World(lambda world, name, node: world.creations.append(world.now), max_dollars=20.0)
-    world.gcloud.ask(["compute", "tpus", "tpu-vm", "create", "electra", "--metadata=electra-machine=old",
-                      "--accelerator-type=v3-8", "--zone=us-central1-a", "--project=my-project"])  # fmt: skip
-    with pytest.raises(RunError, match="max_dollars"):
-        world.watch()
-    assert world.history().machines[0].name == "unknown"
-    assert not world.api.nodes
-
-
-def test_deleting_what_is_not_there_is_no_error():
-    world = World()
-    delete(world.settings, world.gcloud)
-    world.gcloud.failing = True
-    with pytest.raises(UserError, match="connection reset"):
-        delete(world.settings, world.gcloud)
+def test_a_trainer_that_gains_steps_between_its_failures_may_fail_for_ever(worker_module, tmp_path, monkeypatch):
+    """A device that halts once a day costs the time since the last checkpoint, not the machine."""
+    machine = TrainerEnds(worker_module, tmp_path / "one", monkeypatch)
+    for day in range(20):
+        assert machine.end(70, began=400 + 100 * day, step=520 + 100 * day) == (WAIT, True)
+    # a step that never ends: the watchdog takes half an hour each time
+    assert [machine.end(3, began=2400, step=2420)[0] for _ in range(3)] == [WAIT, WAIT, DELETE]

@@ -17,6 +17,7 @@ from tpu_api import FakeTpuApi
 from electra_flax.config_io import load_config
 from electra_flax.errors import UserError
 from tpu import commands, launch
+from tpu.answers import Node, Request
 from tpu.babysitter import delete
 from tpu.gcloud import Gcloud, GcloudError
 from tpu.package import STARTUP_SCRIPT, build, upload
@@ -84,13 +85,13 @@ def test_each_generation_has_its_image_and_workers(accelerator, workers, image):
 @pytest.mark.parametrize("mode", ["queued", "plain"])
 def test_machines_are_created_seen_and_deleted(api, gcloud, mode):
     made = settings(mode=mode)
-    assert gcloud.describe(commands.describe_node(made)) is None
+    assert gcloud.describe(commands.describe_node(made), Node) is None
     gcloud.do(commands.create(made, "m1", "gs://bucket/runs/electra/code/abc", STARTUP_SCRIPT))
-    assert gcloud.describe(commands.describe_node(made))["state"] == "READY"
+    assert gcloud.describe(commands.describe_node(made), Node).state == "READY"
     if mode == "queued":
-        assert gcloud.describe(commands.describe_request(made))["state"] == {"state": "ACTIVE"}
+        assert gcloud.describe(commands.describe_request(made), Request).state.state == "ACTIVE"
     delete(made, gcloud)
-    assert gcloud.describe(commands.describe_node(made)) is None and not api.requests
+    assert gcloud.describe(commands.describe_node(made), Node) is None and not api.requests
 
 
 @pytest.mark.slow

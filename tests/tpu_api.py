@@ -16,7 +16,11 @@ class FakeTpuApi:
         self.refusals = []
         """(HTTP code, status) of the next creations, used up from the front."""
         self.types, self.images = ["v2-8", "v3-8", "v3-16", "v4-8"], ["tpu-ubuntu2204-base"]
-        self.services = ["tpu.googleapis.com", "storage.googleapis.com"]
+        self.services = ["tpu.googleapis.com", "storage.googleapis.com", "compute.googleapis.com"]
+        self.members = []
+        """Who may edit the project."""
+        self.operation_error = None
+        """{"code", "message"} that the operations of creations end with."""
         self._created, self._deleted, self._operations = created, deleted, {}
         api = self
 
@@ -71,8 +75,11 @@ class FakeTpuApi:
             return 200, {"name": "p", "commonInstanceMetadata": {"items": []}}
         if url.path.endswith("/services"):
             return 200, {"services": [{"name": f"x/{name}", "config": {"name": name}} for name in self.services]}
+        if url.path.endswith(":getIamPolicy"):
+            return 200, {"bindings": [{"role": "roles/editor", "members": self.members}], "etag": "x", "version": 1}
         if "/projects/" in url.path:
-            return 200, {"projectId": url.path.rsplit("/", 1)[-1], "lifecycleState": "ACTIVE"}
+            return 200, {"projectId": url.path.rsplit("/", 1)[-1], "lifecycleState": "ACTIVE",
+                         "projectNumber": "1234"}  # fmt: skip
         return _error(404, "NOT_FOUND", path)
 
     def _tpu(self, method, parent, kind, name, verb, query, body):
@@ -106,6 +113,11 @@ class FakeTpuApi:
         if self.refusals:
             return _error(*self.refusals.pop(0), "refused for a test")
         self.bodies.append((kind, body))
+        if self.operation_error:
+            operation = self._operation(parent, {})
+            operation.update(error=self.operation_error)
+            del operation["response"]
+            return 200, operation
         if kind == "nodes":
             name, node = query["nodeId"], body
         else:

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from electra_flax.errors import RunError, UserError
+from electra_flax.errors import RunError, UserError, escaped
 from tpu import commands, history
-from tpu.decisions import Action, Decision, Seen, Worker, decide
+from tpu.answers import Node, Request
+from tpu.board import read_board
+from tpu.decisions import Action, Decision, Seen, decide
 from tpu.gcloud import Gcloud, GcloudError
 from tpu.package import STARTUP_SCRIPT
 from tpu.settings import Settings
 
 GO_ON, STOP = "go on", "stop"
 _TELL_AGAIN = 600.0  # seconds after which an unchanged state is told again
-# What will not go away by itself when a machine is asked for; anything else, lack of capacity first, is tried again.
-_FOR_GOOD = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "FAILED_PRECONDITION", "unrecognized")
+_COPIES = 3  # attempts to bring the models here
 
 
 class Babysitter:
@@ -51,20 +52,31 @@ class Babysitter:
         settings = self._settings
         past = history.load(settings, self._gcloud)
         past.babysitter = self._me
+        past.judge_anew()
         history.save(settings, self._gcloud, past)
+        try:
+            self._watch()
+        except (RunError, UserError):
+            raise  # they say it
+        except Exception:  # whoever pays for a machine hears of it, whatever ends this
+            print(f"tpu: nobody watches any more: {remaining(settings, self._gcloud)}", file=sys.stderr, flush=True)
+            raise
+
+    def _watch(self) -> None:
+        settings = self._settings
         while True:
             try:
                 past = history.load(settings, self._gcloud)
                 if past.babysitter != self._me:
                     raise RunError(f"{settings.name}: another babysitter has taken over ({past.babysitter})")
-                seen = look(settings, self._gcloud, past, self._now())
+                seen = look(settings, self._gcloud, past)
                 decision = decide(seen, settings)
                 self._tell(decision.reason, seen, past)
                 if decision.action is Action.FINISH:
-                    return self._finish(past)
+                    return self._finish(seen, past)
                 if decision.action is Action.STOP:
                     self._stop(decision, seen, past)
-                self._act(decision, past)
+                self._act(decision, seen, past)
                 history.save(settings, self._gcloud, past)
             except GcloudError as error:
                 self._tell(f"{error}; trying again")
@@ -72,48 +84,69 @@ class Babysitter:
 
     # ---------------------------------------------------------------------------------------------------- acting
 
-    def _act(self, decision: Decision, past: history.History) -> None:
+    def _act(self, decision: Decision, seen: Seen, past: history.History) -> None:
         if decision.action is Action.DELETE:
             delete(self._settings, self._gcloud)
-            self._gone(past)
+            past.end(seen.now)
         elif decision.action is Action.CREATE:
-            self._gone(past)
+            past.end(seen.now)
             try:
-                create(self._settings, self._gcloud, self._code, past, self._now())
+                create(self._settings, self._gcloud, self._code, past, seen.now)
             except GcloudError as error:
-                self._gone(past)
+                if past.current and error.is_refusal:
+                    past.current.refused = str(error)
+                past.end(seen.now)
                 history.save(self._settings, self._gcloud, past)
-                if any(sign in error.said for sign in _FOR_GOOD):
+                if error.is_for_good:
                     raise RunError(f"{error}; no machine was created") from None
                 self._tell(f"{error}; trying again")
 
-    def _gone(self, past: history.History) -> None:
-        if past.current:
-            past.current.gone = self._now()
-
-    def _finish(self, past: history.History) -> None:
+    def _finish(self, seen: Seen, past: history.History) -> None:
+        """The models are in the bucket: what keeps them from coming here is no reason to pay for the machine."""
         settings = self._settings
-        out = Path(settings.models)
-        out.mkdir(parents=True, exist_ok=True)
-        self._gcloud.do(commands.download(f"{settings.run_url}/models", out))
-        print(f"the models are in {out}/discriminator and {out}/generator, and at {settings.run_url}/models")
-        print(self._remove(past))
+        out, there = Path(settings.models), f"{settings.run_url}/models"
+        problem = self._copy_models(there, out)
+        left = self._remove(seen, past)
+        if problem:
+            raise UserError(
+                f"the run is done and its models are at {there}, but they could not be copied to {out} ({problem}): "
+                f"gcloud storage cp --recursive '{there}/*' FOLDER; {left}"
+            )
+        print(f"the models are in {out}/discriminator and {out}/generator, and at {there}")
+        print(left)
+
+    def _copy_models(self, there: str, out: Path) -> str:
+        """Why they could not be copied, or ""."""
+        problem = ""
+        for attempt in range(_COPIES):
+            if attempt:
+                self._sleep(self._poll)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                self._gcloud.do(commands.download(there, out))
+                return ""
+            except OSError as error:
+                return f"{error.strerror}"
+            except GcloudError as error:
+                problem = str(error)
+                self._tell(f"{problem}; trying again")
+        return problem
 
     def _stop(self, decision: Decision, seen: Seen, past: history.History) -> None:
         for number, worker in sorted(seen.workers.items()):
             if worker.phase not in ("done", "stopped"):
                 print(f"--- the end of the log of worker {number} ({worker.phase})", file=sys.stderr)
                 print(log_tail(self._settings, self._gcloud, number), file=sys.stderr)
-        raise RunError(f"{decision.reason}; {self._remove(past)}")
+        raise RunError(f"{decision.reason}; {self._remove(seen, past)}")
 
-    def _remove(self, past: history.History) -> str:
+    def _remove(self, seen: Seen, past: history.History) -> str:
         """Deletes the machine, if it may; what is to be said about it and the bill."""
         settings = self._settings
         if settings.delete_when_done:
             delete(settings, self._gcloud)
-            self._gone(past)
+            past.end(seen.now)
             history.save(settings, self._gcloud, past)
-        return f"{remaining(settings, self._gcloud)} (about ${past.spent(self._now()):,.2f} spent on this run)"
+        return f"{remaining(settings, self._gcloud)} (about ${past.spent(seen.now):,.2f} spent on this run)"
 
     # --------------------------------------------------------------------------------------------------- telling
 
@@ -128,7 +161,7 @@ class Babysitter:
         if seen and past:
             parts += [self._progress(past, now)] if past.step else []
             parts.append(f"about ${seen.spent:,.2f} of ${self._settings.max_dollars:,.2f}")
-        print("  ".join(parts), flush=True)
+        print(escaped("  ".join(parts)), flush=True)
 
     def _progress(self, past: history.History, now: float) -> str:
         step, total = past.step, self._num_steps
@@ -142,47 +175,45 @@ class Babysitter:
         return line
 
 
-def look(settings: Settings, gcloud: Gcloud, past: history.History, now: float) -> Seen:
-    """The machine as it is; writes into `past` what is new: when it was first there, its step. Raises GcloudError."""
-    request = gcloud.describe(commands.describe_request(settings)) if settings.mode == "queued" else None
-    node = gcloud.describe(commands.describe_node(settings))
-    machine = past.current
+def look(settings: Settings, gcloud: Gcloud, past: history.History) -> Seen:
+    """The machine as it is; writes into `past` what is new: when it was first there, its step, why it was refused or
+    gave up. Raises GcloudError."""
+    request = gcloud.describe(commands.describe_request(settings), Request) if settings.mode == "queued" else None
+    node = gcloud.describe(commands.describe_node(settings), Node)
+    board = read_board(settings, gcloud, past.current.name if past.current else None)
+    now, machine = board.now, past.current
     if machine is None and (request or node):
         # Of a launcher that ended between asking for it and writing that down, or that somebody else made.
         past.begin(now, settings.price, "unknown")
         machine = past.current
-    assert machine is not None or not (request or node)
-    if machine is not None and node is not None and machine.there is None:
-        machine.there = now
-    if machine is not None and node is None and request is None and machine.there is not None:
-        machine.gone = now
-    workers = workers_of(settings, gcloud, machine.name, now) if machine else {}
     if machine is not None:
-        machine.last_step = max([machine.last_step, machine.first_step, *(each.step for each in workers.values())])
-    since = (machine.there or machine.asked) if machine else now
-    return Seen(
-        node=(node.get("state") or "STATE_UNSPECIFIED") if node is not None else None,
-        request=((request.get("state") or {}).get("state") or "STATE_UNSPECIFIED") if request is not None else None,
-        health=(node or {}).get("health", ""),
-        workers=workers,
-        seconds=now - since,
+        if node is not None and machine.there is None:
+            machine.there = now
+        if node is None and request is None and machine.there is not None:
+            machine.gone = now
+        if request is not None and request.state.state == "FAILED":
+            machine.refused = escaped(request.refusal or "Google gives no reason")
+    seen = Seen(
+        node=node.state if node is not None else None,
+        request=request.state.state if request is not None else None,
+        health=node.health if node is not None else "",
+        workers=board.workers,
+        seconds=now - (machine.there or machine.asked) if machine is not None else 0.0,
         creations=past.creations(now),
         spent=past.spent(now),
         idle_machines=past.idle_machines,
         stop_requested=gcloud.find(commands.read(wish(settings))).strip() == STOP,
+        refusals=past.refusals,
+        gave_up_before=past.gave_up_before,
+        unreadable_seconds=board.unreadable_seconds,
+        health_reason=escaped(node.healthDescription) if node is not None else "",
+        now=now,
     )
-
-
-def workers_of(settings: Settings, gcloud: Gcloud, machine: str, now: float) -> dict[int, Worker]:
-    """What the workers of this machine last wrote. Raises GcloudError."""
-    found = gcloud.find_json(commands.read(f"{settings.run_url}/status/*"))
-    return {
-        each["worker"]: Worker(
-            each["phase"], now - each["time"], each.get("step") or 0, each.get("exit_code"), each.get("message", "")
-        )
-        for each in found
-        if each["machine"] == machine
-    }
+    if machine is not None:
+        machine.last_step = max(machine.last_step, machine.first_step, seen.step)
+        if any(worker.phase == "gave up" for worker in seen.workers.values()):
+            machine.gave_up = seen.step
+    return seen
 
 
 def create(settings: Settings, gcloud: Gcloud, code: str, past: history.History, now: float) -> None:
@@ -206,16 +237,16 @@ def delete(settings: Settings, gcloud: Gcloud) -> None:
 def remaining(settings: Settings, gcloud: Gcloud) -> str:
     """Whether anything is left that costs, as a sentence."""
     try:
-        node = gcloud.describe(commands.describe_node(settings))
+        node = gcloud.describe(commands.describe_node(settings), Node)
     except UserError as error:
         return (
             f"whether the machine {settings.name} is still there could not be seen ({error}): it costs "
             f"${settings.price:,.2f} an hour if it is; look with make tpu-status"
         )
-    if node is None or node.get("state") == "DELETING":
+    if node is None or node.state == "DELETING":
         return f"the machine {settings.name} is deleted"
     return (
-        f"THE MACHINE {settings.name} IS STILL THERE ({node.get('state')}) and costs up to ${settings.price:,.2f} an "
+        f"THE MACHINE {settings.name} IS STILL THERE ({node.state}) and costs up to ${settings.price:,.2f} an "
         "hour: make tpu-delete deletes it"
     )
 
@@ -223,11 +254,10 @@ def remaining(settings: Settings, gcloud: Gcloud) -> str:
 def log_tail(settings: Settings, gcloud: Gcloud, worker: int, lines: int = 30) -> str:
     """The last lines that a worker sent; a reason where there are none."""
     try:
-        return "\n".join(
-            gcloud.ask(commands.read(f"{settings.run_url}/logs/worker-{worker}.log")).splitlines()[-lines:]
-        )
+        text = gcloud.ask(commands.read(f"{settings.run_url}/logs/worker-{worker}.log"))
     except UserError as error:
         return f"no log of worker {worker}: {error}"
+    return "\n".join(escaped(line.expandtabs()) for line in text.split("\n")[:-1][-lines:])
 
 
 def wish(settings: Settings) -> str:

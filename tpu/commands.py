@@ -17,7 +17,11 @@ Command = list[str]
 
 
 def create(settings: Settings, machine: str, code: str, startup_script: Path) -> Command:
-    """`machine` tells this machine from the ones before it, `code` is the folder of what it shall run."""
+    """`machine` tells this machine from the ones before it, `code` is the folder of what it shall run.
+
+    gcloud waits until Google has said yes or no (a request: seconds; a machine by itself: minutes), so that a refusal
+    comes with its reason.
+    """
     metadata = {
         "electra-run": settings.run_url,
         "electra-code": code,
@@ -39,11 +43,11 @@ def create(settings: Settings, machine: str, code: str, startup_script: Path) ->
         *where(settings),
     ]
     if settings.mode == "plain":
-        return [*TPU, "tpu-vm", "create", settings.name, f"--version={settings.image}", "--async", *shared]
+        return [*TPU, "tpu-vm", "create", settings.name, f"--version={settings.image}", *shared]
     minutes = max(1, round(60 * settings.queue_hours))
     return [
         *TPU, "queued-resources", "create", settings.name, f"--node-id={settings.name}",
-        f"--runtime-version={settings.image}", f"--valid-until-duration={minutes}m", "--async", *shared,
+        f"--runtime-version={settings.image}", f"--valid-until-duration={minutes}m", *shared,
     ]  # fmt: skip
 
 
@@ -87,6 +91,11 @@ def write(url: str) -> Command:
 def read(url: str) -> Command:
     """An object, or several by a pattern, one after the other."""
     return ["storage", "cat", url]
+
+
+def times(urls: list[str]) -> Command:
+    """When each object was last written, by the bucket's clock."""
+    return ["storage", "objects", "list", *urls, "--format=json(name,update_time)"]
 
 
 def download(folder: str, out: Path) -> Command:

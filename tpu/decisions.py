@@ -5,7 +5,7 @@ Sources: TPU.md sections 2 and 3 of the design notes (states, health, how launch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -27,9 +27,8 @@ _REQUEST = {
 }  # fmt: skip
 _WELL = ("", "HEALTHY", "HEALTH_UNSPECIFIED")
 _ENDED = ("done", "stopped")
-USER_CODES = (1, 2)
-"""Exit codes of the trainer after which the same command would fail again."""
-RUN_FAILED = 3
+MOST_REFUSALS = 3
+"""So many requests in a row that Google refused end the run: the reason does not go away by itself."""
 
 
 class Action(Enum):
@@ -61,6 +60,12 @@ class Worker(NamedTuple):
     message: str = ""
 
 
+# What a worker's phase means, and the exit code of the trainer that leads to it (worker.py):
+#   0 done | 1, 2 failed: the same command would fail again | 75 preempted, or stopped where that was asked for |
+#   anything else (3, 70, a signal) crashed: systemd starts it again, and after three failures in a row without a step
+#   gained it gave up: another machine, and where that one gives up at the same step, the end.
+
+
 class Seen(NamedTuple):
     """Everything that a decision rests on."""
 
@@ -79,6 +84,21 @@ class Seen(NamedTuple):
     idle_machines: int
     """How many machines in a row, the last ones that worked at all, gained no step."""
     stop_requested: bool = False
+    refusals: Sequence[str] = ()
+    """Google's reasons for refusing the last machines, in a row."""
+    gave_up_before: int | None = None
+    """The step at which the trainer gave up on an earlier machine."""
+    unreadable_seconds: float | None = None
+    """Since a worker wrote anything, where some of it is cut off or no status; None where all can be read."""
+    health_reason: str = ""
+    """Google's, where the machine is not well."""
+    now: float = 0.0
+    """Seconds since 1970, by the bucket's clock."""
+
+    @property
+    def step(self) -> int:
+        """The furthest that a worker of this machine has told of; of a pod, worker 0 alone counts them."""
+        return max((worker.step for worker in self.workers.values()), default=0)
 
 
 def decide(seen: Seen, settings: Settings) -> Decision:
@@ -111,8 +131,12 @@ def _trainer(seen: Seen, settings: Settings) -> Decision | None:
     for number, worker in sorted(seen.workers.items()):
         if worker.phase == "failed":
             return Decision(Action.STOP, f"worker {number}: {worker.message} (exit code {worker.exit_code})")
-        if worker.phase == "gave up" and worker.exit_code == RUN_FAILED:
-            return Decision(Action.STOP, f"worker {number} failed again and again: {worker.message} (exit code 3)")
+        if worker.phase == "gave up" and seen.step == seen.gave_up_before:
+            return Decision(
+                Action.STOP,
+                f"worker {number} failed again and again at step {seen.step:,}, as on another machine before: "
+                f"{worker.message} (exit code {worker.exit_code})",
+            )
     return None
 
 
@@ -125,7 +149,11 @@ def _state(seen: Seen, settings: Settings) -> Decision | None:
     if "going" in (request, node):
         return Decision(Action.WAIT, "the machine is being deleted")
     if request == "dead":
-        return Decision(Action.DELETE, f"the queued request is {seen.request}")
+        reason = f"the queued request is {seen.request}"
+        if seen.request == "FAILED" and seen.refusals:
+            reason += f": {seen.refusals[-1]}"
+            return _refused(reason, seen) or Decision(Action.DELETE, reason)
+        return Decision(Action.DELETE, reason)
     if node == "dead":
         return Decision(Action.DELETE, f"the machine is {seen.node}")
     if request is None and node is None:
@@ -149,11 +177,15 @@ def _workers(seen: Seen, settings: Settings) -> Decision:
     silent = 60 * settings.silent_minutes
     for number, worker in sorted(seen.workers.items()):
         if worker.phase in ("sick", "gave up"):
-            what = worker.message or f"the trainer ended with {worker.exit_code} again and again"
+            what = worker.message
+            if worker.phase == "gave up":
+                what = f"the trainer ended with {worker.exit_code} again and again at step {seen.step:,}: {what}"
             return Decision(Action.DELETE, f"worker {number} is sick: {what}")
         if worker.seconds > silent and worker.phase not in ("installing", *_ENDED):
             why = f"worker {number} has been silent for {worker.seconds / 60:.0f} minutes ({worker.phase})"
             return Decision(Action.DELETE, why)
+    if seen.unreadable_seconds is not None and seen.unreadable_seconds <= silent:
+        return Decision(Action.WAIT, "what a worker says is cut off, or no status; looking again")
     begun = [number for number, worker in seen.workers.items() if worker.phase != "installing"]
     missing = sorted(set(range(settings.num_workers)) - set(begun))
     if missing and seen.seconds > 60 * settings.boot_minutes:
@@ -161,7 +193,8 @@ def _workers(seen: Seen, settings: Settings) -> Decision:
         why = f"worker {which} did not begin within {settings.boot_minutes:g} minutes"
         return Decision(Action.DELETE, why)
     if seen.health not in _WELL and not seen.workers and seen.seconds > silent:
-        return Decision(Action.DELETE, f"the machine's health is {seen.health}")
+        why = f": {seen.health_reason}" if seen.health_reason else ""
+        return Decision(Action.DELETE, f"the machine's health is {seen.health}{why}")
     if missing:
         return Decision(Action.WAIT, f"{len(begun)} of {settings.num_workers} workers have begun")
     return Decision(Action.WAIT, ", ".join(sorted({worker.phase for worker in seen.workers.values()})))
@@ -169,6 +202,8 @@ def _workers(seen: Seen, settings: Settings) -> Decision:
 
 def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
     """A machine, where one may be had."""
+    if refused := _refused(reason, seen):
+        return refused
     if seen.idle_machines >= settings.restarts_without_progress:
         return Decision(Action.STOP, f"{seen.idle_machines} machines in a row gained no step")
     if seen.creations >= settings.max_creations_per_hour:
@@ -177,6 +212,15 @@ def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
         )
         return Decision(Action.WAIT, f"{reason}; {limit}")
     return Decision(Action.CREATE, reason)
+
+
+def _refused(reason: str, seen: Seen) -> Decision | None:
+    """The end, where Google refuses again and again."""
+    if len(seen.refusals) < MOST_REFUSALS:
+        return None
+    return Decision(
+        Action.STOP, f"{reason}; Google refused {len(seen.refusals)} machines in a row, the last: {seen.refusals[-1]}"
+    )
 
 
 def _exists(seen: Seen) -> bool:

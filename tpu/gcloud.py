@@ -7,10 +7,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from typing import Any
+from typing import TypeVar
 
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, escaped
+from electra_flax.files import parse_json
 from tpu.commands import Command
+
+T = TypeVar("T")
+# What will not go away by itself, in Google's words and numbers (google.rpc.Code); "unrecognized" is gcloud's.
+_FOR_GOOD = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "FAILED_PRECONDITION", "unrecognized")
+_FOR_GOOD_CODES = (3, 7, 9, 16)
+# What passes: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (no capacity now), UNAVAILABLE.
+_PASSING_CODES = (4, 8, 14)
 
 
 class GcloudError(UserError):
@@ -18,13 +26,44 @@ class GcloudError(UserError):
 
     def __init__(self, command: Command, said: str) -> None:
         self.said = said
-        lines = [line for line in said.splitlines() if line.strip()]
-        wrong = next((line for line in lines if "ERROR" in line), lines[-1] if lines else "it said nothing")
-        super().__init__(f"gcloud {' '.join(command[:4])}: {wrong.strip()}")
+        error = _operation_error(said)
+        self.code = error[0] if error else None
+        reason = error[1] if error else _error_line(said)
+        super().__init__(f"gcloud {' '.join(command[:4])}: {reason}")
 
     @property
     def is_not_found(self) -> bool:
         return any(sign in self.said for sign in ("NOT_FOUND", "was not found", "matched no objects"))
+
+    @property
+    def is_for_good(self) -> bool:
+        return self.code in _FOR_GOOD_CODES or any(sign in self.said for sign in _FOR_GOOD)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether an operation ended with a reason that does not pass like lack of capacity."""
+        return self.code is not None and self.code not in _PASSING_CODES
+
+
+def _error_line(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip()]
+    return next((line for line in lines if "ERROR" in line), lines[-1] if lines else "it said nothing").strip()
+
+
+def _operation_error(said: str) -> tuple[int, str] | None:
+    """(code, reason) where gcloud prints the error of an operation, JSON over several lines."""
+    _, sign, rest = said.partition("ERROR:")
+    start = rest.find("{")
+    if not sign or start < 0 or "\n" in rest[:start]:
+        return None
+    try:
+        found, _ = json.JSONDecoder().raw_decode(rest[start:])
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    code, message = found.get("code"), found.get("message")
+    if not isinstance(code, int) or not isinstance(message, str):
+        return None
+    return code, f"ERROR: {' '.join(message.split())} (code {code})"
 
 
 class Gcloud:
@@ -40,15 +79,16 @@ class Gcloud:
 
     def do(self, command: Command, stdin: str = "") -> str:
         """What changes something: printed, and run unless this is a dry run. Raises GcloudError."""
-        print("+", shlex.join([self._executable, *command]), file=sys.stderr, flush=True)
+        print("+", escaped(shlex.join([self._executable, *command])), file=sys.stderr, flush=True)
         return "" if self.dry_run else self.ask(command, stdin)
 
     def ask(self, command: Command, stdin: str = "") -> str:
         """Runs a command, also in a dry run; its output. Raises GcloudError."""
         try:
             found = subprocess.run(
-                [self._executable, *command], input=stdin, capture_output=True, text=True, check=False
-            )
+                [self._executable, *command], input=stdin, capture_output=True, encoding="utf-8", errors="replace",
+                check=False,
+            )  # fmt: skip
         except FileNotFoundError:
             raise UserError(
                 f"{self._executable}: not installed; it is part of the Google Cloud SDK: install that, then gcloud "
@@ -58,22 +98,23 @@ class Gcloud:
             raise GcloudError(command, found.stderr)
         return found.stdout
 
-    def find_json(self, command: Command) -> list[dict[str, Any]]:
-        """The JSON objects that a command finds, one after the other. Raises GcloudError, also for half of one: an
-        object that is written just then may come cut off, and the next look finds it whole."""
-        text, decoder, found = self.find(command).strip(), json.JSONDecoder(), []
-        while text:
-            try:
-                each, end = decoder.raw_decode(text)
-            except json.JSONDecodeError as error:
-                raise GcloudError(command, f"ERROR: cut off, or no JSON ({error})") from None
-            found.append(each)
-            text = text[end:].lstrip()
-        return found
+    def answer(self, command: Command, kind: type[T]) -> T:
+        """The JSON that a command prints, as a `kind`; it must be there. Raises GcloudError, also for half of it or
+        for something else: what is written just then may come cut off, and the next look finds it whole."""
+        text = self.ask(command)
+        try:
+            return parse_json(text, kind, "its answer", "try again, or update gcloud", is_ours=False)
+        except UserError as error:
+            raise GcloudError(command, f"ERROR: {error}") from None
 
-    def describe(self, command: Command) -> dict[str, Any] | None:
-        """What a describe command finds, or None where there is nothing of that name. Raises GcloudError."""
-        return next(iter(self.find_json(command)), None)
+    def describe(self, command: Command, kind: type[T]) -> T | None:
+        """As `answer`, or None where there is nothing of that name. Raises GcloudError."""
+        try:
+            return self.answer(command, kind)
+        except GcloudError as error:
+            if error.is_not_found:
+                return None
+            raise
 
     def find(self, command: Command) -> str:
         """The output of a command, "" where what it names is not there. Raises GcloudError."""
@@ -86,5 +127,5 @@ class Gcloud:
 
     def attached(self, command: Command) -> int:
         """Runs a command with this terminal (ssh); its exit code."""
-        print("+", shlex.join([self._executable, *command]), file=sys.stderr, flush=True)
+        print("+", escaped(shlex.join([self._executable, *command])), file=sys.stderr, flush=True)
         return 0 if self.dry_run else subprocess.run([self._executable, *command], check=False).returncode

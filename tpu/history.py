@@ -7,6 +7,8 @@ import json
 import time
 from dataclasses import dataclass, field
 
+from pydantic import FiniteFloat
+
 from tpu import commands
 from tpu.gcloud import Gcloud
 from tpu.settings import Settings
@@ -18,16 +20,20 @@ class Machine:
 
     name: str
     """Tells it from the others; status files carry it."""
-    asked: float
-    """Seconds since 1970."""
+    asked: FiniteFloat
+    """Seconds since 1970, by the bucket's clock, as all times here: launchers' clocks differ."""
     first_step: int
     """The run's step when it was asked for."""
-    price: float
+    price: FiniteFloat
     """US dollars an hour."""
-    there: float | None = None
+    there: FiniteFloat | None = None
     """When it was first seen, which is when it begins to cost."""
-    gone: float | None = None
+    gone: FiniteFloat | None = None
     last_step: int = 0
+    refused: str = ""
+    """Why Google refused it."""
+    gave_up: int | None = None
+    """The step that it had reached when the trainer failed there again and again."""
 
 
 @dataclass
@@ -37,6 +43,8 @@ class History:
     machines: list[Machine] = field(default_factory=list)
     babysitter: str = ""
     """Who watches: the last one that began to."""
+    judged_from: int = 0
+    """The first machine that counts where several in a row end a run: whoever starts it again has mended something."""
 
     @property
     def current(self) -> Machine | None:
@@ -51,11 +59,32 @@ class History:
     def idle_machines(self) -> int:
         """The last ones in a row that were there and gained no step."""
         count = 0
-        for machine in reversed([machine for machine in self.machines if machine.there and machine.gone]):
+        for machine in reversed([machine for machine in self._judged if machine.there and machine.gone]):
             if machine.last_step > machine.first_step:
                 break
             count += 1
         return count
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why Google refused the last machines in a row."""
+        reasons = [machine.refused for machine in self._judged]
+        accepted = max((number for number, reason in enumerate(reasons, start=1) if not reason), default=0)
+        return reasons[accepted:]
+
+    @property
+    def gave_up_before(self) -> int | None:
+        """The step at which the trainer gave up on the last machine before this one where it did."""
+        before = self._judged[:-1] if self.current else self._judged
+        return next((machine.gave_up for machine in reversed(before) if machine.gave_up is not None), None)
+
+    @property
+    def _judged(self) -> list[Machine]:
+        return self.machines[self.judged_from :]
+
+    def judge_anew(self) -> None:
+        """From the machine at hand on."""
+        self.judged_from = len(self.machines) - (1 if self.current else 0)
 
     def creations(self, now: float) -> int:
         """Within the hour before `now`."""
@@ -73,13 +102,15 @@ class History:
         self.machines.append(Machine(name, now, self.step, price))
         return name
 
+    def end(self, now: float) -> None:
+        """The machine at hand is gone, if there is one."""
+        if self.current:
+            self.current.gone = now
+
 
 def load(settings: Settings, gcloud: Gcloud) -> History:
-    """Raises GcloudError where the bucket cannot be asked."""
-    found = gcloud.describe(commands.read(_url(settings)))
-    if found is None:
-        return History()
-    return History([Machine(**machine) for machine in found["machines"]], found["babysitter"])
+    """Raises GcloudError where the bucket cannot be asked, or holds something else."""
+    return gcloud.describe(commands.read(_url(settings)), History) or History()
 
 
 def save(settings: Settings, gcloud: Gcloud, history: History) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from electra_flax.config import Config
 from electra_flax.config_io import fields_help, load_config, load_fields
-from electra_flax.errors import RunError, UserError
+from electra_flax.ending import run_command
+from electra_flax.errors import RunError, UserError, escaped
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
+from tpu.board import clock
 from tpu.gcloud import Gcloud
 from tpu.preflight import preflight
 from tpu.settings import Settings
@@ -24,33 +26,30 @@ _EVERY_FIELD = (
     "Every field of --settings can be given too (--zone us-central1-a): python -m tpu.launch fields lists them. "
 )
 _EPILOG = (
-    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed or was stopped; 130 left alone with Ctrl-C, the "
-    "machine goes on"
+    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed or was stopped; 70 nobody foresaw it, the same "
+    "command may succeed; 130 left alone with Ctrl-C, the machine goes on"
+)
+_LEFT_ALONE = (
+    "left alone: the machine, if there is one, goes on and costs; make tpu-train stays with it again, make tpu-stop "
+    "saves and ends, make tpu-delete deletes at once"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line."""
-    parser = _parser()
-    args, overrides = parser.parse_known_args(argv)
-    try:
-        if args.command == "fields":
-            print(fields_help(Settings))
-            return 0
-        if not Path(args.settings).is_file():
-            raise UserError(f"--settings {args.settings}: no such file: copy tpu/tpu.yaml and fill it in")
-        settings = load_fields(Settings, args.settings, overrides, "python -m tpu.launch fields")
-        return args.run(args, settings, Gcloud(args.gcloud, args.dry_run)) or 0
-    except (UserError, RunError) as error:
-        print(f"tpu: error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(
-            "\ntpu: left alone: the machine, if there is one, goes on and costs; make tpu-train stays with it again, "
-            "make tpu-stop saves and ends, make tpu-delete deletes at once",
-            file=sys.stderr,
-        )
-        return 130
+    args, overrides = _parser().parse_known_args(argv)
+    return run_command("tpu", lambda: _run(args, overrides), interrupted=_LEFT_ALONE)
+
+
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int | None:
+    if args.command == "fields":
+        print(fields_help(Settings))
+        return 0
+    if not Path(args.settings).exists():
+        raise UserError(f"--settings {args.settings}: no such file: copy tpu/tpu.yaml and fill it in")
+    settings = load_fields(Settings, args.settings, overrides, "python -m tpu.launch fields")
+    code: int | None = args.run(args, settings, Gcloud(args.gcloud, args.dry_run))
+    return code
 
 
 # ------------------------------------------------------------------------------------------------------- commands
@@ -65,7 +64,7 @@ def _create(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Non
     code = _upload(settings, config, gcloud)
     past = history.History() if gcloud.dry_run else history.load(settings, gcloud)
     gcloud.do(commands.write(wish(settings)), GO_ON)
-    create(settings, gcloud, code, past, time.time())
+    create(settings, gcloud, code, past, time.time() if gcloud.dry_run else clock(settings, gcloud))
     print(
         f"asked for {settings.name} ({settings.accelerator_type}, up to ${settings.price:,.2f} an hour once it is "
         "there); it trains by itself, but nobody recreates it: make tpu-train stays with it"
@@ -102,20 +101,20 @@ def _detach(args: argparse.Namespace, settings: Settings) -> None:
 
 def _status(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
     past = history.load(settings, gcloud)
-    now = time.time()
-    seen = look(settings, gcloud, past, now)
+    seen = look(settings, gcloud, past)
     if args.json:
         workers = {number: worker._asdict() for number, worker in seen.workers.items()}
         print(json.dumps({**seen._asdict(), "workers": workers, "step": past.step, "machines": len(past.machines)}))
         return
-    print(f"machine    {seen.node or 'none'}{f', health {seen.health}' if seen.health else ''}")
+    health = f", health {seen.health} {seen.health_reason}".rstrip() if seen.health else ""
+    print(f"machine    {seen.node or 'none'}{health}")
     if settings.mode == "queued":
-        print(f"request    {seen.request or 'none'}")
+        print(f"request    {seen.request or 'none'}{f': {seen.refusals[-1]}' if seen.refusals else ''}")
     for number, worker in sorted(seen.workers.items()):
         said = f"  {worker.message}" if worker.message else ""
-        print(f"worker {number}   {worker.phase}, step {worker.step:,}, {worker.seconds:.0f} s ago{said}")
+        print(f"worker {number}   {escaped(worker.phase)}, step {worker.step:,}, {worker.seconds:.0f} s ago{said}")
     print(f"run        step {past.step:,}, {len(past.machines)} machines so far, about ${seen.spent:,.2f} spent")
-    print(f"watched by {past.babysitter or 'nobody'}")
+    print(f"watched by {escaped(past.babysitter) or 'nobody'}")
     print(remaining(settings, gcloud))
 
 
@@ -132,7 +131,7 @@ def _stop(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> None:
     begun = time.time()
     while not gcloud.dry_run:
         past = history.load(settings, gcloud)
-        seen = look(settings, gcloud, past, time.time())
+        seen = look(settings, gcloud, past)
         is_gone = seen.node is None and seen.request is None
         phases = {number: worker.phase for number, worker in seen.workers.items()}
         if is_gone or (phases and set(phases.values()) <= {"stopped", "done"}):
@@ -156,7 +155,7 @@ def _delete(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Non
         return
     past = history.load(settings, gcloud)
     if past.current:
-        past.current.gone = time.time()
+        past.end(clock(settings, gcloud))
         history.save(settings, gcloud, past)
     print(remaining(settings, gcloud))
 
@@ -171,7 +170,7 @@ def _check(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Conf
         return config
     findings = preflight(settings, config, gcloud, with_plan=not args.no_plan)
     for finding in findings:
-        print(f"{finding.level:8s} {finding.text}", flush=True)
+        print(f"{finding.level:8s} {escaped(finding.text)}", flush=True)
     if problems := [finding for finding in findings if finding.level == "problem"]:
         raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)}, told above; nothing was created")
     return config
@@ -181,6 +180,21 @@ def _upload(settings: Settings, config: Config, gcloud: Gcloud) -> str:
     with tempfile.TemporaryDirectory(prefix="electra-flax-") as folder:
         name = package.build(settings, config, Path(folder))
         return package.upload(settings, gcloud, Path(folder), name)
+
+
+def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:
+    """A type of an option: a number within a range; what is none, is usage."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(-1)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number from {least:g} to {most:,.0f}")
+        return value
+
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,7 +213,9 @@ def _parser() -> argparse.ArgumentParser:
             "--dry-run", action="store_true", help="print the commands that change something; do nothing"
         )
         command.add_argument("--gcloud", default="gcloud", metavar="PATH", help="another gcloud than that on PATH")
-        command.add_argument("--poll-seconds", type=float, default=30.0, metavar="S", help="between two looks (30)")
+        command.add_argument(
+            "--poll-seconds", type=_number(float, 0.1, 3600), default=30.0, metavar="S", help="between two looks (30)"
+        )
         return command
 
     checked = [
@@ -218,11 +234,11 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", _logs, "the last lines of a worker's log")
     ssh = add("ssh", _ssh, "a shell on a worker, or a command")
     for command in (logs, ssh):
-        command.add_argument("--worker", type=int, default=0, metavar="N", help="which (0)")
-    logs.add_argument("--lines", type=int, default=50, metavar="N", help="how many (50)")
+        command.add_argument("--worker", type=_number(int, 0, 9999), default=0, metavar="N", help="which (0)")
+    logs.add_argument("--lines", type=_number(int, 1, 10**6), default=50, metavar="N", help="how many (50)")
     ssh.add_argument("--command", dest="command_there", default="", metavar="TEXT", help="for the shell there")
     stop = add("stop", _stop, "save, end and delete the machine; train goes on later")
-    stop.add_argument("--wait-minutes", type=float, default=20, metavar="M", help="for the save (20)")
+    stop.add_argument("--wait-minutes", type=_number(float, 0, 1440), default=20, metavar="M", help="for the save (20)")
     add("delete", _delete, "delete the machine at once, without a save")
     commands_.add_parser("fields", help="list the fields of --settings")
     return parser

@@ -39,7 +39,10 @@ def build(settings: Settings, config: Config, folder: Path) -> str:
         shutil.copyfile(path, folder / path.name)
     (folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     (folder / "python-version").write_text(PYTHON + "\n", encoding="utf-8")
-    run = {"data": settings.data, "long_data": settings.long_data}
+    run = {
+        "data": settings.data, "long_data": settings.long_data,
+        "environment": dict(pair.split("=", 1) for pair in settings.environment),
+    }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run) + "\n", encoding="utf-8")
     if settings.wheelhouse:
         _add_wheelhouse(folder)

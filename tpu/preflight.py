@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from electra_flax.config import Config
 from electra_flax.errors import UserError
-from tpu import commands
-from tpu.gcloud import Gcloud
+from electra_flax.files import parse_json
+from tpu import commands, history
+from tpu.answers import Bucket, Manifest, Named, PhasePlan
+from tpu.gcloud import Gcloud, GcloudError
+from tpu.identity import check_identity
 from tpu.settings import Settings
 
-SERVICES = ("tpu.googleapis.com", "storage.googleapis.com")
+# compute: machines of a TPU, their networks and default identity are its.
+SERVICES = ("tpu.googleapis.com", "storage.googleapis.com", "compute.googleapis.com")
 _DOLLARS_PER_GB = 0.02  # between regions of a continent, Google's list price; more between continents
+_DAY = 86400
 
 
 class Finding(NamedTuple):
@@ -30,12 +36,19 @@ def preflight(settings: Settings, config: Config, gcloud: Gcloud, with_plan: boo
     """Asks Google, the bucket and the compiler; creates nothing but a small object."""
     if not gcloud.is_there:
         return [Finding("problem", "gcloud is not installed: install the Google Cloud SDK, then gcloud auth login")]
-    found = []
-    for check in (_login, _project, _services, _accelerator, _image, _bucket, _writable, _data):
+    found: list[Finding] = []
+    failed: set[str] = set()
+    for check in _CHECKS:
         try:
-            found += check(settings, config, gcloud)
+            findings = check.run(settings, config, gcloud)
         except UserError as error:
-            found.append(Finding("problem", f"{_PURPOSE[check.__name__]}: {error}"))
+            if failed & set(check.needs):
+                continue  # of the same cause
+            findings = [Finding("problem", f"{check.name}: {error}")]
+            failed.add(check.name)
+        found += findings
+        if check is _CHECKS[0] and failed:  # nothing else can be asked
+            return found
     found.append(
         Finding(
             "ok",
@@ -44,19 +57,7 @@ def preflight(settings: Settings, config: Config, gcloud: Gcloud, with_plan: boo
             f"{settings.accelerator_type} has (console, IAM & Admin, Quotas); lent TPUs come with theirs",
         )
     )
-    return found + (_plan(settings) if with_plan else [])
-
-
-_PURPOSE = {
-    "_login": "login (gcloud auth login)",
-    "_project": "project",
-    "_services": "services",
-    "_accelerator": "accelerator type",
-    "_image": "runtime version",
-    "_bucket": "bucket",
-    "_writable": "bucket",
-    "_data": "data",
-}
+    return found + (_plan(settings, config, gcloud) if with_plan else [])
 
 
 def _login(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
@@ -89,10 +90,10 @@ def _image(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
 
 
 def _offered(settings: Settings, gcloud: Gcloud, kind: str, name: str) -> list[Finding]:
-    listed: list[dict[str, Any]] = json.loads(
-        gcloud.ask([*commands.TPU, "tpu-vm", kind, "list", *commands.where(settings), "--format=json"])
+    listed = gcloud.answer(
+        [*commands.TPU, "tpu-vm", kind, "list", *commands.where(settings), "--format=json"], list[Named]
     )
-    offered = sorted({each["name"].rsplit("/", 1)[-1] for each in listed})
+    offered = sorted({each.name.rsplit("/", 1)[-1] for each in listed})
     if name in offered:
         return [Finding("ok", f"{settings.zone} offers {name}")]
     shown = ", ".join(offered) or "none"
@@ -100,16 +101,25 @@ def _offered(settings: Settings, gcloud: Gcloud, kind: str, name: str) -> list[F
 
 
 def _bucket(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
-    found = json.loads(gcloud.ask(["storage", "buckets", "describe", f"gs://{settings.bucket}", "--format=json"]))
-    region, place = settings.zone.rsplit("-", 1)[0], str(found.get("location", "")).lower()
-    if place == region:
-        return [Finding("ok", f"bucket {settings.bucket} is in {place}")]
-    text = (
-        f"bucket {settings.bucket} is in {place or 'an unknown place'}, the machine would be in {region}: every "
-        f"checkpoint crosses, at about ${_DOLLARS_PER_GB:.2f} a GB or more, and slower; make one there: gcloud storage "
-        f"buckets create gs://NAME --location={region} --project={settings.project}"
-    )
-    return [Finding("warning", text)]
+    bucket = gcloud.answer(["storage", "buckets", "describe", f"gs://{settings.bucket}", "--format=json"], Bucket)
+    region, place = settings.zone.rsplit("-", 1)[0], bucket.location.lower()
+    found = [Finding("ok", f"bucket {settings.bucket} is in {place}")]
+    if place != region:
+        text = (
+            f"bucket {settings.bucket} is in {place or 'an unknown place'}, the machine would be in {region}: every "
+            f"checkpoint crosses, at about ${_DOLLARS_PER_GB:.2f} a GB or more, and slower; make one there: gcloud "
+            f"storage buckets create gs://NAME --location={region} --uniform-bucket-level-access "
+            f"--soft-delete-duration=0 --project={settings.project}"
+        )
+        found = [Finding("warning", text)]
+    kept = bucket.soft_delete_policy.retentionDurationSeconds
+    if days := int(kept) // _DAY if kept.isdecimal() else 0:
+        text = (
+            f"bucket {settings.bucket} keeps, and charges for, what is deleted for {days} days more, every checkpoint "
+            f"of a run: gcloud storage buckets update gs://{settings.bucket} --clear-soft-delete"
+        )
+        found.append(Finding("warning", text))
+    return found
 
 
 def _writable(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
@@ -125,11 +135,12 @@ def _data(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
             found.append(Finding("problem", "the configuration has a second phase (long_phase.steps): give long_data"))
             continue
         try:
-            manifest = json.loads(gcloud.ask(commands.read(f"{url}/manifest.json")))
-        except json.JSONDecodeError as error:
-            found.append(Finding("problem", f"{url}/manifest.json is no manifest ({error})"))
+            there = gcloud.answer(commands.read(f"{url}/manifest.json"), Manifest).max_seq_length
+        except GcloudError as error:
+            what = "is not there" if error.is_not_found else "is no manifest, or cannot be read"
+            found.append(Finding("problem", f"{url}/manifest.json {what} ({error}): electra-data shard makes one"))
             continue
-        if (there := manifest.get("max_seq_length")) != length:
+        if there != length:
             found.append(
                 Finding("problem", f"{url} has sequences of {there} tokens, the configuration {length}: change either")
             )
@@ -138,30 +149,78 @@ def _data(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
     return found
 
 
-def _plan(settings: Settings) -> list[Finding]:
-    """Whether the step fits, as the TPU's compiler says, and what the run may cost."""
+def _identity(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
+    return [Finding(*check_identity(settings, gcloud))]
+
+
+class _Check(NamedTuple):
+    name: str
+    run: Callable[[Settings, Config, Gcloud], list[Finding]]
+    needs: tuple[str, ...] = ()
+    """Checks without which this one fails of the same cause."""
+
+
+_CHECKS = (
+    _Check("login (gcloud auth login)", _login),
+    _Check("project", _project),
+    _Check("services", _services, ("project",)),
+    _Check("accelerator type", _accelerator, ("project", "services")),
+    _Check("runtime version", _image, ("project", "services", "accelerator type")),
+    _Check("bucket", _bucket),
+    _Check("writing to the bucket", _writable, ("bucket",)),
+    _Check("identity of the machines", _identity, ("project", "bucket")),
+    _Check("data", _data),
+)
+
+
+def _plan(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
+    """Whether the step fits, as the TPU's compiler says, and what the rest of the run may cost."""
     command = [
         str(Path(sys.executable).with_name("electra-flax")), "plan", "--config", settings.config, "--topology",
         settings.accelerator_type, "--price-per-hour", str(settings.price), "--json", *settings.overrides,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **dict(pair.split("=", 1) for pair in settings.environment)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+    unknown = [line for line in done.stderr.splitlines() if "Unknown command line flag" in line]
+    if unknown:  # the compiler is that of the machines: they would end the same way
+        return [Finding("problem", f"environment: LIBTPU_INIT_ARGS: {unknown[0].strip()}: remove it")]
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     if done.returncode or not done.stdout.strip():
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return [Finding("warning", f"electra-flax plan could not be made ({last}): whether it fits is not known")]
-    plan = json.loads(done.stdout)
-    phases = plan if isinstance(plan, list) else [plan]
+    text = done.stdout if done.stdout.lstrip().startswith("[") else f"[{done.stdout}]"  # of one phase, or several
+    phases = parse_json(text, list[PhasePlan], "electra-flax plan", "report it", is_ours=False)
     found = []
     for each in phases:
-        if not each["fits"]:
-            ways = "; ".join(way["change"] for way in each["ways_out"]) or "a larger slice"
+        if not each.fits:
+            ways = "; ".join(str(way["change"]) for way in each.ways_out) or "a larger slice"
             found.append(Finding("problem", f"the step does not fit into {settings.accelerator_type}: {ways}"))
-    dollars = sum(each["predicted_dollars"] or 0 for each in phases)
-    days = sum(each["predicted_days"] or 0 for each in phases)
-    text = f"predicted, not measured: {days:.1f} days, ${dollars:,.0f} at ${settings.price:,.2f} an hour"
-    if dollars > settings.max_dollars:
-        found.append(
-            Finding("warning", f"{text}; max_dollars={settings.max_dollars:g} will stop the run before its end")
+    dollars = sum(each.predicted_dollars or 0 for each in phases)
+    days = sum(each.predicted_days or 0 for each in phases)
+    return found + _budget(settings, dollars, days, config, history.load(settings, gcloud))
+
+
+def _budget(settings: Settings, dollars: float, days: float, config: Config, past: history.History) -> list[Finding]:
+    """Whether max_dollars are enough for the steps that are left."""
+    found = []
+    if not settings.price_is_known:
+        text = (
+            f"no price of {settings.capacity} {settings.accelerator_type} in {settings.zone} is known, counted is "
+            f"${settings.price:,.2f} an hour ({settings.price_source}): give dollars_per_hour"
         )
-    else:
-        found.append(Finding("ok", text))
-    return found
+        found.append(Finding("warning", text))
+    left = max(0.0, 1 - past.step / config.training.num_steps)
+    now = max((machine.gone or machine.there or machine.asked for machine in past.machines), default=0.0)
+    spent = past.spent(now)
+    needed = spent + left * dollars
+    text = f"predicted, not measured: {days:.1f} days, ${dollars:,.0f} at ${settings.price:,.2f} an hour " + (
+        f"({settings.price_source})"
+    )
+    if past.step:
+        text += f"; step {past.step:,} is reached, about ${spent:,.0f} are spent, ${left * dollars:,.0f} to go"
+    if needed <= settings.max_dollars:
+        return [*found, Finding("ok", text)]
+    text += (
+        f": max_dollars={settings.max_dollars:g} would end the run at {settings.max_dollars / needed:.0%} of that: "
+        f"raise it to {needed * 1.2:,.0f} or so (machines that are lost cost too), or --no-plan to begin all the same"
+    )
+    return [*found, Finding("problem", text)]

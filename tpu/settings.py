@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from electra_flax.errors import UserError
-from electra_flax.tpus import Slice, parse_slice
+from electra_flax.tpus import Price, Slice, parse_slice
 
 # The runtime images of Google's page "Cloud TPU software versions".
 _IMAGES = {
@@ -34,6 +33,15 @@ _ALLOWED = {
     "config": (r"[^\x00-\x1f]+", "a file of configs/"),
     "labels": (r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}", "KEY=VALUE of lower-case letters, digits, _ and -"),
     "overrides": (r"--[a-z_]+\.[a-z_]+=[^\x00-\x1f]*", "--section.field=value"),
+    "environment": (
+        r"(?!ELECTRA_)[A-Za-z_][A-Za-z0-9_]*=[^\x00-\x1f]*", "NAME=value, in one line; names with ELECTRA_ are taken",
+    ),
+}  # fmt: skip
+# The least and the most of each number. A budget of nan, or an hour of 10^30 minutes, would guard nothing.
+_RANGES = {
+    "max_dollars": (1e-9, 1e9), "dollars_per_hour": (0, 1e6), "max_creations_per_hour": (1, 60),
+    "queue_hours": (0.01, 8760), "boot_minutes": (1, 1440), "silent_minutes": (1, 1440),
+    "restarts_without_progress": (1, 1000),
 }  # fmt: skip
 
 
@@ -67,8 +75,11 @@ class Settings:
     """Shards of the second phase (long_phase.steps)."""
     overrides: list[str] = field(default_factory=list)
     """Fields of the configuration: ["--training.num_steps=1000"]."""
+    environment: list[str] = field(default_factory=list)
+    """Variables for the trainer: ["LIBTPU_INIT_ARGS=--xla_tpu_enable_latency_hiding_scheduler=true"]; no secrets: they
+    lie in the bucket as they are."""
     service_account: str = ""
-    """The machine's identity, with access to the bucket; "" for the project's default."""
+    """The machine's identity, with access to the bucket: its whole address; "" for the project's default."""
     network: str = ""
     """VPC network; "" for default."""
     subnetwork: str = ""
@@ -80,7 +91,7 @@ class Settings:
     labels: list[str] = field(default_factory=list)
     """For your bill: ["team=nlp"]."""
     dollars_per_hour: float = 0.0
-    """Of the whole slice; 0 for the list price on demand, which spot stays below."""
+    """Of the whole slice; 0 for Google's price of this zone and capacity, or the nearest that is known."""
     max_creations_per_hour: int = 4
     """More machines than that are never created within an hour, whatever happens."""
     queue_hours: float = 24.0
@@ -102,11 +113,9 @@ class Settings:
             for value in given if isinstance(given, list) else [given]:
                 if not re.fullmatch(pattern, value):
                     raise UserError(f"{name}={value!r}: expected {expected}")
-        for number in dataclasses.fields(self):
-            value = getattr(self, number.name)
-            least = 0 if number.name == "dollars_per_hour" else 1e-9
-            if number.type in ("float", "int") and value < least:
-                raise UserError(f"{number.name}={value}: expected more than 0")
+        for name, (least, most) in _RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)}: expected {least:g} to {most:,.0f}")
         self.slice  # noqa: B018 raises where there is no such accelerator type
 
     @property
@@ -127,7 +136,26 @@ class Settings:
     @property
     def price(self) -> float:
         """US dollars an hour."""
-        return self.dollars_per_hour or self.slice.dollars_per_hour
+        return self.dollars_per_hour or self.slice.num_chips * self._listed.dollars_per_chip_hour
+
+    @property
+    def price_source(self) -> str:
+        """Where the price comes from, in words."""
+        if self.dollars_per_hour:
+            return "dollars_per_hour"
+        kind = "spot" if self._listed.capacity == "spot" else "list price"
+        return f"{kind} in {self._listed.region.rstrip('-')}, {self._listed.date}"
+
+    @property
+    def price_is_known(self) -> bool:
+        """Whether it is that of this zone and capacity, not the nearest to it."""
+        wanted = "spot" if self.capacity == "spot" else "on-demand"
+        listed = self._listed
+        return bool(self.dollars_per_hour) or (listed.capacity == wanted and self.zone.startswith(listed.region))
+
+    @property
+    def _listed(self) -> Price:
+        return self.slice.price(self.zone, self.capacity)
 
     @property
     def run_url(self) -> str:

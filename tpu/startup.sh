@@ -17,7 +17,7 @@ exec > >(tee -a "$LOG") 2>&1
 exec 9>"$PLACE/lock"
 flock 9
 
-say() { echo "$(date -u +%FT%TZ) $*"; }
+say() { echo "$(date -u +%FT%TZ) $*" >&2; }
 
 # Tries a command until it succeeds, ten times, with growing pauses.
 patiently() {
@@ -31,14 +31,28 @@ patiently() {
   "$@"
 }
 
-metadata() { curl -sf --retry 10 --retry-connrefused --retry-delay 2 -H "Metadata-Flavor: Google" "$METADATA/attributes/$1"; }
+# An attribute of this machine, to the file answer. Only a 404 says that there is none, and then the second argument is
+# its value: a server that is away must not make every worker of a pod the first.
+ask() {
+  local code
+  code=$(curl -s -m 30 -o "$PLACE/answer" -w "%{http_code}" -H "Metadata-Flavor: Google" "$METADATA/attributes/$1") || return 1
+  case $code in
+  200) [ -s "$PLACE/answer" ] ;;
+  404) [ $# -eq 2 ] && echo "$2" >"$PLACE/answer" ;;
+  *) return 1 ;;
+  esac
+}
+
+metadata() {
+  patiently ask "$@" && cat "$PLACE/answer" # set -e is off in a substitution
+}
 
 run=$(metadata electra-run)
 code=$(metadata electra-code)
 machine=$(metadata electra-machine)
 devices=$(metadata electra-devices)
 workers=$(metadata electra-workers)
-worker=$(metadata agent-worker-number || echo 0)
+worker=$(metadata agent-worker-number 0)
 readonly run code machine devices workers worker
 
 # The bucket's status/worker-N.json; only words of ours go into it.
@@ -51,11 +65,12 @@ status() {
 step="starting"
 failed() {
   local ended=$?
+  [ "$ended" -ne 0 ] || return 0
   say "FAILED while $step (exit code $ended)"
   status sick "startup.sh failed while $step (exit code $ended); its log is in logs/startup-$worker.log" || true
   gcloud storage cp --quiet "$LOG" "$run/logs/startup-$worker.log" || true
 }
-trap failed ERR
+trap failed EXIT
 
 step="saying that it installs"
 status installing
@@ -89,15 +104,25 @@ bring_python() {
     tar -xzf "$folder/python.tar.gz" -C "$PLACE"
     return
   fi
-  python3 -m pip --version >/dev/null 2>&1 || { patiently apt update && patiently apt install python3-pip; }
+  if ! python3 -m pip --version >/dev/null 2>&1; then
+    patiently apt update
+    patiently apt install python3-pip
+  fi
   patiently python3 -m pip install --quiet --target "$PLACE/uv" "uv==$UV_VERSION"
   patiently "$PLACE/uv/bin/uv" python install --install-dir "$PLACE/pythons" "$python_version"
-  ln -sfn "$(dirname "$(dirname "$(find "$PLACE/pythons" -name "python$python_version" -path "*/bin/*" | head -n 1)")")" \
-    "$PLACE/python"
+  local found
+  found=$(find "$PLACE/pythons" -name "python$python_version" -path "*/bin/*" -print -quit)
+  [ -n "$found" ]
+  ln -sfn "$(dirname "$(dirname "$found")")" "$PLACE/python"
 }
 
 step="installing Python"
-python=$(python_there) || { bring_python && python=$(python_there); }
+# Not in a condition: there, a command that fails would not end bring_python.
+python=$(python_there || true)
+if [ -z "$python" ]; then
+  bring_python
+  python=$(python_there)
+fi
 
 # One environment for one lock and Python: another one makes another, the same one is never made twice.
 step="installing packages"
@@ -114,6 +139,12 @@ fi
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall "$folder"/electra_flax-*.whl
 
 step="starting the service"
+# As JAX asks for on TPU VMs: what is copied to the devices lies in large buffers.
+hugepages=/sys/kernel/mm/transparent_hugepage/enabled
+if [ -w "$hugepages" ]; then
+  echo always >"$hugepages"
+fi
+# Of JAX's processes: its own choice, 8482, is closed in networks that let through only what Google's rule for TPUs opens.
 cat >"$PLACE/environment" <<END
 ELECTRA_RUN=$run
 ELECTRA_CODE=$folder
@@ -121,6 +152,7 @@ ELECTRA_MACHINE=$machine
 ELECTRA_DEVICES=$devices
 ELECTRA_WORKERS=$workers
 ELECTRA_WORKER=$worker
+JAX_COORDINATOR_PORT=8476
 END
 ln -sfn "$venv" "$PLACE/venv"
 ln -sfn "$folder" "$PLACE/run"

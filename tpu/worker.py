@@ -1,7 +1,8 @@
 """Runs on every worker of a TPU, under systemd: checks the devices, trains, exports, and tells the bucket how it is.
 
 Not part of the package: startup.sh brings it here beside the configuration. What it tells lies in status/worker-N.json
-and logs/worker-N.log of the run. Exit codes are the trainer's (1 and 2: systemd does not start it again).
+and logs/worker-N.log of the run. Exit codes are the trainer's (1 and 2: systemd does not start it again; the machine
+is another's business then: tpu/decisions.py).
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from electra_flax.ending import run_command
 from electra_flax.errors import UserError
-from electra_flax.files import write_whole
+from electra_flax.files import parse_lines, read_json, write_whole
 from electra_flax.storage import RemoteFolder
 
 PLACE = Path(os.environ.get("ELECTRA_PLACE", "/opt/electra-flax"))
@@ -27,27 +30,69 @@ CODE = Path(os.environ["ELECTRA_CODE"])
 WORKER, WORKERS = int(os.environ["ELECTRA_WORKER"]), int(os.environ["ELECTRA_WORKERS"])
 BEAT_SECONDS = float(os.environ.get("ELECTRA_BEAT_SECONDS", "30"))
 LOG, FAILURES = PLACE / "worker.log", PLACE / "failures.json"
-MOST_FAILURES, WITHIN_SECONDS = 8, 3600
+MOST_FAILURES = 3
+"""In a row, without a step gained between them."""
+FINAL = (1, 2)
+"""Exit codes of the trainer after which the same command would fail again: the run is stopped."""
+SAVED = 75
 CHECK_SECONDS, CHECKS = 600, 3
 _BIN = Path(sys.executable).parent
 # "step 120 train: loss 41.3, ..." as the trainer prints it.
 _STEP = re.compile(r"\bstep (\d+) train: .*?\bloss ([\d.]+|nan)")
 _DONE_STEP = re.compile(r"continuing from step (\d+)")
 
-# Both hosts of a pod, and a single one, see all devices, or it is no machine to train on.
+# All hosts of a pod, and a single one, see all devices, each device here computes, and all of them add up what each
+# holds; or it is no machine to train on.
 _CHECK = """
 import os, sys
 from electra_flax import processes
 processes.use_cpu_where_there_is_nothing_else()
 processes.join(None)
-import jax
+import jax, numpy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 want, found = int(os.environ["ELECTRA_DEVICES"]), jax.device_count()
 if found != want:
     sys.exit(f"{found} devices, expected {want}")
-value = float(jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((128, 128))))
-if value != 128.0**3:
-    sys.exit(f"a matrix product came out as {value}")
+product = jax.jit(lambda x: (x @ x).sum())
+for device in jax.local_devices():
+    value = float(product(jax.device_put(numpy.ones((128, 128), numpy.float32), device)))
+    if value != 128.0**3:
+        sys.exit(f"a matrix product on {device} came out as {value}")
+mesh, numbers = Mesh(jax.devices(), "all"), numpy.arange(1, want + 1, dtype=numpy.float32)
+spread = jax.make_array_from_callback(
+    (want,), NamedSharding(mesh, PartitionSpec("all")), lambda place: numbers[place])
+value = float(jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))(spread))
+if value != numbers.sum():
+    sys.exit(f"a sum over all devices came out as {value}, expected {numbers.sum()}")
 """
+
+
+@dataclass
+class Run:
+    """run.json, as the launcher wrote it."""
+
+    data: str
+    long_data: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Failures:
+    """failures.json, of the trainer on this machine."""
+
+    step: int
+    """The furthest that it reached."""
+    in_a_row: int
+    """Without a step gained."""
+
+
+class Place(NamedTuple):
+    """Where the run is, as worker 0 knows it."""
+
+    began: int
+    """The step that the last attempt began from."""
+    step: int
+    """The furthest reached on this machine."""
 
 
 class Teller:
@@ -56,6 +101,8 @@ class Teller:
     def __init__(self) -> None:
         self._bucket, self._others = RemoteFolder(RUN), RemoteFolder(f"{RUN}/status")
         self._status: dict[str, Any] = {"phase": "checking"}
+        if past := last_failures():
+            self._status["step"] = past.step
         self._lock = threading.Lock()
         self._sent = 0
         self.stop_requested = threading.Event()
@@ -68,26 +115,44 @@ class Teller:
         self._send()
 
     def note(self, line: str) -> None:
-        """Takes step and loss out of a line of the trainer's."""
+        """Takes step and loss out of a line of the trainer's; what is done again is no new step."""
+        details: dict[str, Any] = {}
         if match := _STEP.search(line):
-            with self._lock:
-                self._status.update(step=int(match[1]), loss=float(match[2]))
+            details = {"step": int(match[1]), "loss": float(match[2])}
         elif match := _DONE_STEP.search(line):
+            details = {"step": int(match[1]), "began": int(match[1])}
+        if details:
             with self._lock:
-                self._status.update(step=int(match[1]))
+                details["step"] = max(details["step"], self._status.get("step", 0))
+                self._status.update(details)
+
+    def place(self) -> Place | None:
+        """Where the run is; None where worker 0, which counts the steps, cannot be asked."""
+        status: dict[str, Any] | None = self._status
+        if WORKER != 0:
+            status = self._statuses().get(0)
+        return Place(status.get("began", 0), status.get("step", 0)) if status else None
 
     def wait_for_others(self) -> None:
         """Until every worker of this machine has installed what it needs: they find each other for minutes only."""
         while True:
-            try:
-                found = self._others.files().values()
-                texts = [json.loads(self._others.try_to("be read", blob.download_as_bytes)) for blob in found]
-            except UserError:
-                texts = []  # the beat says so
-            here = [text for text in texts if text["machine"] == os.environ["ELECTRA_MACHINE"]]
-            if len([text for text in here if text["phase"] != "installing"]) >= WORKERS:
+            if len([each for each in self._statuses().values() if each["phase"] != "installing"]) >= WORKERS:
                 return
             time.sleep(BEAT_SECONDS / 3)
+
+    def _statuses(self) -> dict[int, dict[str, Any]]:
+        """What each worker of this machine last said; nothing where the bucket cannot be asked: the beat says so."""
+        try:
+            blobs = self._others.files().values()
+            texts = [self._others.try_to("be read", blob.download_as_bytes) for blob in blobs]
+        except UserError:
+            return {}
+        found = [status for text in texts for status in parse_lines(text, dict[str, Any])[0]]
+        return {
+            status["worker"]: status
+            for status in found
+            if status.get("machine") == os.environ["ELECTRA_MACHINE"] and {"worker", "phase"} <= set(status)
+        }
 
     def _beat(self) -> None:
         while True:
@@ -114,39 +179,52 @@ class Teller:
 
 
 def main() -> int:
+    run = read_json(CODE / "run.json", Run, "the launcher writes it")
+    environment = {**os.environ, **run.environment}
     teller = Teller()
     if teller.stop_requested.is_set():
         teller.tell("stopped")
         return 0
     teller.tell("checking")
     teller.wait_for_others()
-    if problem := check_devices():
+    if problem := check_devices(environment):
         teller.tell("sick", message=problem)
         return 1
     teller.tell("training", exit_code=None, message="")
-    code, last = train(teller)
+    return ended(teller, *train(teller, run, environment), environment)
+
+
+def ended(teller: Teller, code: int, last: str, environment: dict[str, str]) -> int:
+    """What becomes of a trainer that ended with `code` and the line `last`: told to the bucket; the exit code, which
+    tells systemd whether to start it again."""
     if code == 0:
-        return finish(teller)
-    if code == 75 and teller.stop_requested.is_set():
-        teller.tell("stopped", exit_code=code)
-        return 0
-    if code in (1, 2, 75):
-        teller.tell("preempted" if code == 75 else "failed", exit_code=code, message=last)
+        return finish(teller, environment)
+    if code == SAVED:
+        teller.tell("stopped" if teller.stop_requested.is_set() else "preempted", exit_code=code, message=last)
+        return 0 if teller.stop_requested.is_set() else code
+    return failed(teller, code, last)
+
+
+def failed(teller: Teller, code: int, last: str) -> int:
+    """As `ended`, of a trainer or an export that failed."""
+    if code in FINAL:
+        teller.tell("failed", exit_code=code, message=last)
         return code
-    gives_up = failures() >= MOST_FAILURES
+    gives_up = failures_in_a_row(teller) >= MOST_FAILURES
     teller.tell("gave up" if gives_up else "crashed", exit_code=code, message=last)
     return 1 if gives_up else 3
 
 
-def check_devices() -> str:
+def check_devices(environment: dict[str, str]) -> str:
     """What is wrong with them; "" where nothing is. Of a pod, the others may need minutes to see that one was away."""
     problem = ""
     for attempt in range(CHECKS):
         time.sleep(2 * BEAT_SECONDS if attempt else 0)
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _CHECK], capture_output=True, text=True, timeout=CHECK_SECONDS, check=False
-            )
+                [sys.executable, "-c", _CHECK], env=environment, capture_output=True, text=True, errors="replace",
+                timeout=CHECK_SECONDS, check=False,
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             problem = f"the devices did not answer within {CHECK_SECONDS // 60} minutes"
             continue
@@ -158,14 +236,15 @@ def check_devices() -> str:
     return problem
 
 
-def train(teller: Teller) -> tuple[int, str]:
+def train(teller: Teller, run: Run, environment: dict[str, str]) -> tuple[int, str]:
     """Runs the trainer to its end; its exit code and last line."""
-    run = json.loads((CODE / "run.json").read_text(encoding="utf-8"))
     command = [
-        str(_BIN / "electra-flax"), "pretrain", "--config", str(CODE / "config.yaml"), "--data", run["data"],
-        "--workdir", f"{RUN}/workdir", *(["--long-data", run["long_data"]] if run["long_data"] else []),
+        str(_BIN / "electra-flax"), "pretrain", "--config", str(CODE / "config.yaml"), "--data", run.data,
+        "--workdir", f"{RUN}/workdir", *(["--long-data", run.long_data] if run.long_data else []),
     ]  # fmt: skip
-    trainer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    trainer = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     signal.signal(signal.SIGTERM, lambda number, frame: trainer.send_signal(signal.SIGTERM))
 
     def stop_when_asked() -> None:
@@ -185,16 +264,24 @@ def train(teller: Teller) -> tuple[int, str]:
     return trainer.wait(), last
 
 
-def failures() -> int:
-    """How often the trainer has failed here within the hour, this time included."""
-    now = time.time()
-    times = json.loads(FAILURES.read_text()) if FAILURES.exists() else []
-    times = [when for when in times if now - when < WITHIN_SECONDS] + [now]
-    FAILURES.write_text(json.dumps(times))
-    return len(times)
+def last_failures() -> Failures | None:
+    """What is known of the attempts on this machine before this one."""
+    if not FAILURES.exists():
+        return None
+    return read_json(FAILURES, Failures, "delete it")
 
 
-def finish(teller: Teller) -> int:
+def failures_in_a_row(teller: Teller) -> int:
+    """How often in a row the trainer failed here without a step gained: 0 where it has gained one this time."""
+    past = last_failures() or Failures(0, 0)
+    place = teller.place() or Place(past.step, past.step)  # worker 0 cannot be asked: no word of a step
+    has_gained = place.step > max(past.step, place.began)
+    now = Failures(max(place.step, past.step), 0 if has_gained else past.in_a_row + 1)
+    write_whole(FAILURES, json.dumps({"step": now.step, "in_a_row": now.in_a_row}) + "\n")
+    return now.in_a_row
+
+
+def finish(teller: Teller, environment: dict[str, str]) -> int:
     """Worker 0 exports the models, on the CPU, whose arithmetic they are compared in, and brings them to the bucket."""
     if WORKER != 0:
         teller.tell("done")
@@ -202,15 +289,14 @@ def finish(teller: Teller) -> int:
     teller.tell("exporting")
     out = PLACE / "models"
     command = [str(_BIN / "electra-flax"), "export", "--workdir", f"{RUN}/workdir", "--out", str(out)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment.pop("JAX_FORCE_TPU_INIT", None)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    environment = {name: value for name, value in environment.items() if name != "JAX_FORCE_TPU_INIT"}
+    environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     with LOG.open("a", encoding="utf-8") as log:
         log.write(done.stdout + done.stderr)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        teller.tell("failed", exit_code=done.returncode, message=f"export: {lines[-1] if lines else 'no message'}")
-        return done.returncode
+        return failed(teller, done.returncode, f"export: {lines[-1] if lines else 'no message'}")
     bucket = RemoteFolder(RUN)
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         bucket.upload(path, f"models/{path.relative_to(out)}")
@@ -219,4 +305,4 @@ def finish(teller: Teller) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("worker", main))
