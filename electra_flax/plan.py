@@ -149,8 +149,6 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
     mesh = _mesh(config, where)
     attend = choose_attention(config, mesh, check=False)
     compiled = compile_step(config, where, mesh, attend)
-    price = where.price()
-    listed = where.num_chips * price.dollars_per_chip_hour
     abstract = step.abstract_state(config)
     training, generation = config.training, where.generation
     plan = Plan(
@@ -167,8 +165,8 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
         fits=compiled.memory is not None,
         memory={"needed": compiled.needed_bytes, "limit": generation.memory_bytes},
         num_steps=num_steps,
-        dollars_per_hour=listed if dollars_per_hour is None else dollars_per_hour,
-        prices_date=price.date if dollars_per_hour is None else None,
+        dollars_per_hour=where.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
+        prices_date=where.price().date if dollars_per_hour is None else None,
     )
     if compiled.memory is None:
         return plan

@@ -127,6 +127,11 @@ class Slice:
         options: dict[str, Any] = {"chip_config_name": "megacore"} if self.generation.prefix == "v4" else {}
         return options | ({"chips_per_host_bounds": (1, 1, 1)} if self.num_chips == 1 else {})
 
+    @property
+    def dollars_per_hour(self) -> float:
+        """At the list price."""
+        return self.num_chips * self.price().dollars_per_chip_hour
+
     def price(self, zone: str = "", capacity: str = "on-demand") -> Price:
         """The nearest that is known. Of a spot price that is not, the list price, which it stays below; reserved
         capacity is counted at it too."""

@@ -58,6 +58,11 @@ def gcloud(api, google_storage, tmp_path, monkeypatch):
         ("labels", ["a=b,c=d"]), ("labels", ["A=b"]), ("overrides", ["--training.num_steps 5"]),
         ("overrides", ["--config=/etc/passwd"]), ("service_account", "me"), ("accelerator_type", "v3-9"),
         ("max_dollars", 0.0), ("max_creations_per_hour", 0), ("runtime_version", "a b"), ("config", "a\nb"),
+        ("max_dollars", float("nan")), ("max_dollars", float("inf")), ("max_dollars", -1.0), ("boot_minutes", 1e30),
+        ("silent_minutes", float("nan")), ("queue_hours", 0.0), ("dollars_per_hour", -1.0),
+        ("max_creations_per_hour", 2**63), ("restarts_without_progress", 10**30), ("environment", ["A"]),
+        ("environment", ["A=b\nc"]), ("environment", ["A B=c"]), ("environment", ["ELECTRA_RUN=x"]),
+        ("environment", ["=x"]),
     ],
 )  # fmt: skip
 def test_what_could_be_misread_is_refused(field, value):
@@ -178,7 +183,7 @@ def test_preflight_tells_everything_at_once(api, gcloud, bucket):
         return [finding.text for finding in found if finding.level == level]
 
     assert told("problem", data="gs://bucket/good") == []
-    api.services, api.types, api.images = ["storage.googleapis.com"], ["v2-8"], []
+    api.services, api.types, api.images = ["storage.googleapis.com", "compute.googleapis.com"], ["v2-8"], []
     problems = "\n".join(told("problem", data="gs://bucket/long"))
     for expected in (
         "not enabled: tpu.googleapis.com: gcloud services enable tpu.googleapis.com --project=my-project",
@@ -190,19 +195,25 @@ def test_preflight_tells_everything_at_once(api, gcloud, bucket):
     assert any("no manifest" in text for text in told("problem", data="gs://bucket/bad"))
     problems = told("problem", data="gs://bucket/missing", bucket="elsewhere")
     assert sum("elsewhere" in text for text in problems) >= 1 and any("gs://bucket/missing" in t for t in problems)
-    (warning,) = told("warning", data="gs://bucket/good", zone="europe-west4-a")
+    (warning, identity) = told("warning", data="gs://bucket/good", zone="europe-west4-a")
     assert "would be in europe-west4" in warning and "--location=europe-west4" in warning
+    # the stand-in of the storage has no policies
+    assert "1234-compute@developer.gserviceaccount.com has no role" in identity and "cannot be read" in identity
+    api.members = ["serviceAccount:1234-compute@developer.gserviceaccount.com"]
+    assert not any("has no role" in text for text in told("warning", data="gs://bucket/good"))
     (only,) = preflight(settings(), DEMO, Gcloud("gcloud-that-is-not-there"))
     assert only.level == "problem" and "not installed" in only.text
 
 
 @pytest.mark.slow
-def test_the_plan_is_among_the_findings():
+def test_the_plan_is_among_the_findings(api):
     pytest.importorskip("libtpu", reason="NOT CHECKED: the TPU compiler is not installed here")
-    (found,) = _plan(settings(max_dollars=1e-6))
-    assert found.level == "warning" and "predicted, not measured" in found.text and "max_dollars=1e-06" in found.text
-    (found,) = _plan(settings(overrides=["--model.hidden_size=7"]))
+    (found,) = _plan(settings(max_dollars=1e-6), DEMO, StandIn(api))
+    assert found.level == "problem" and "predicted, not measured" in found.text and "max_dollars=1e-06" in found.text
+    (found,) = _plan(settings(overrides=["--model.hidden_size=7"]), DEMO, StandIn(api))
     assert "could not be made" in found.text and "hidden_size" in found.text
+    (found,) = _plan(settings(environment=["LIBTPU_INIT_ARGS=--xla_tpu_no_such_flag=true"]), DEMO, StandIn(api))
+    assert found.level == "problem" and "environment: LIBTPU_INIT_ARGS" in found.text, found
 
 
 # ------------------------------------------------------------------------------------------------- what is brought
@@ -249,7 +260,7 @@ def file(tmp_path):
     path = tmp_path / "tpu.yaml"
     path.write_text(
         f"{{project: my-project, zone: us-central1-a, bucket: bucket, data: 'gs://bucket/shards', max_dollars: 100, "
-        f"config: {ROOT / 'configs/demo.yaml'}}}\n"
+        f"dollars_per_hour: 8, config: {ROOT / 'configs/demo.yaml'}}}\n"
     )
     return path
 

@@ -138,7 +138,7 @@ class Rehearsal:
         return out
 
 
-def test_the_demo_survives_a_reboot_and_a_preemption_and_ends_with_its_models(
+def test_the_demo_survives_a_reboot_a_halted_accelerator_and_a_preemption_and_ends_with_its_models(
     tmp_path, sample_corpus, google_storage, monkeypatch
 ):
     for name, value in google_storage.items():
@@ -154,7 +154,9 @@ def test_the_demo_survives_a_reboot_and_a_preemption_and_ends_with_its_models(
     with run.training() as train:
         run.wait_for_step(random.randint(25, 60), train)
         run.machines[0].reboot()
-        run.wait_for_step(random.randint(100, 300), train)
+        run.wait_for_step(random.randint(80, 120), train)
+        assert run.machines[0].halt_accelerator()
+        run.wait_for_step(random.randint(160, 300), train)
         reached = run.step()
         run.preempt()
         assert train.wait(900) == 0, run.said()
@@ -162,9 +164,15 @@ def test_the_demo_survives_a_reboot_and_a_preemption_and_ends_with_its_models(
     assert "the queued request is SUSPENDED" in said or "the machine is PREEMPTED" in said
     assert "the machine preempted is deleted" in said and not run.api.nodes and not run.api.requests
     assert len(run.machines) == 2
-    for machine in run.machines:
+    for machine, times in zip(run.machines, (2, 1), strict=True):  # the first: after the reboot, and after the halt
         log = (machine.root / "opt/electra-flax/worker.log").read_text()
-        assert log.count("continuing from step") == 1, f"preempted at {reached}: {log}"
+        assert log.count("continuing from step") == times, f"preempted at {reached}: {log}"
+    assert (
+        "not foreseen: JaxRuntimeError: INTERNAL: Accelerator device halted prematurely"
+        in (run.machines[0].root / "opt/electra-flax/worker.log").read_text()
+    )
+    failures = json.loads((run.machines[0].root / "opt/electra-flax/failures.json").read_text())
+    assert failures["in_a_row"] == 0 and failures["step"] >= 80, "a step was gained before it: no word against it"
 
     straight = run.undisturbed(8)
     config = load_config(straight / "config.yaml")

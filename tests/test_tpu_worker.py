@@ -19,7 +19,9 @@ if [ "$1" = export ]; then
   exit 0
 fi
 trap 'echo saved; exit 75' TERM
+echo "continuing from step ${BEGAN-0}"
 echo "step 7 train: loss 12.5, generator_loss 3"
+echo "$LIBTPU_INIT_ARGS $JAX_COORDINATOR_PORT" >"$ELECTRA_PLACE/environment-seen"
 echo "the last line"
 if [ "$CODE" = 9 ]; then kill -KILL $$; fi
 if [ "$CODE" = forever ]; then while true; do sleep 0.1; done; fi
@@ -36,7 +38,10 @@ def worker(tmp_path, google_storage):
     (tmp_path / "bin/python").symlink_to(sys.executable)
     (tmp_path / "bin/electra-flax").write_text(TRAINER)
     (tmp_path / "bin/electra-flax").chmod(0o755)
-    (place / "run.json").write_text(json.dumps({"data": "gs://bucket/shards", "long_data": ""}))
+    (place / "run.json").write_text(json.dumps({
+        "data": "gs://bucket/shards", "long_data": "",
+        "environment": {"LIBTPU_INIT_ARGS": "--a=b --c='d e'", "JAX_COORDINATOR_PORT": "8476"},
+    }))  # fmt: skip
 
     def start(**more):
         environment = {
@@ -59,7 +64,7 @@ def status(worker):
 
 @pytest.mark.parametrize(
     ("code", "phase", "exits", "said"),
-    [("0", "done", 0, 0), ("1", "failed", 1, 1), ("75", "preempted", 75, 75), ("3", "crashed", 3, 3),
+    [("0", "done", 0, 0), ("1", "failed", 1, 1), ("75", "preempted", 75, 75), ("70", "crashed", 3, 70),
      ("9", "crashed", 3, -9)],
 )  # fmt: skip
 def test_every_end_of_the_trainer_is_told(worker, code, phase, exits, said):
@@ -69,14 +74,24 @@ def test_every_end_of_the_trainer_is_told(worker, code, phase, exits, said):
     found = status(worker)
     assert (found["phase"], found["exit_code"], found["step"], found["loss"]) == (phase, said, 7, 12.5)
     assert code == "0" or found["message"] == "the last line"
+    assert (worker.place / "environment-seen").read_text() == "--a=b --c='d e' 8476\n"
 
 
-def test_after_many_failures_it_gives_up(worker):
-    (worker.place / "failures.json").write_text(json.dumps([0.0] + [time.time()] * 7))
-    process = worker(CODE="3")
+@pytest.mark.parametrize(
+    ("before", "began", "after", "phase"),
+    [
+        ({"step": 7, "in_a_row": 2}, 0, {"step": 7, "in_a_row": 3}, "gave up"),
+        ({"step": 6, "in_a_row": 2}, 0, {"step": 7, "in_a_row": 0}, "crashed"),
+        ({"step": 6, "in_a_row": 2}, 7, {"step": 7, "in_a_row": 3}, "gave up"),
+    ],
+)
+def test_failures_in_a_row_without_a_step_gained_make_it_give_up(worker, before, began, after, phase):
+    (worker.place / "failures.json").write_text(json.dumps(before))
+    process = worker(CODE="70", BEGAN=str(began))
     process.communicate(timeout=120)
-    assert process.returncode == 1, "systemd does not start it again"
-    assert (status(worker)["phase"], status(worker)["exit_code"]) == ("gave up", 3)
+    assert process.returncode == (1 if phase == "gave up" else 3), "1: systemd does not start it again"
+    assert (status(worker)["phase"], status(worker)["exit_code"], status(worker)["step"]) == (phase, 70, 7)
+    assert json.loads((worker.place / "failures.json").read_text()) == after
 
 
 def test_an_export_that_fails_is_no_success(worker):
@@ -84,6 +99,24 @@ def test_an_export_that_fails_is_no_success(worker):
     process.communicate(timeout=120)
     assert process.returncode == 1
     assert status(worker)["phase"] == "failed" and "export: error: no room" in status(worker)["message"]
+
+
+def test_a_worker_of_a_pod_counts_the_steps_of_the_first_one(worker, tmp_path, monkeypatch, google_storage):
+    """It does not print them itself; what is damaged beside, hers or another machine's, is no word."""
+    for name, value in google_storage.items():
+        monkeypatch.setenv(name, value)
+    from electra_flax.storage import RemoteFolder
+
+    said = {"machine": "m1", "worker": 0, "phase": "crashed", "step": 900, "began": 800, "loss": float("nan")}
+    for name, text in (("worker-0.json", json.dumps(said)), ("worker-5.json", "[1]\n{"), ("worker-6.json", '{"a": 1}'),
+                       ("worker-7.json", json.dumps({**said, "machine": "m0", "step": 1}))):  # fmt: skip
+        (tmp_path / name).write_text(text + "\n")
+        RemoteFolder(f"gs://bucket/{tmp_path.name}").upload(tmp_path / name, f"status/{name}")
+    (worker.place / "failures.json").write_text("[damaged")
+    worker(CODE="70", ELECTRA_WORKER="1").communicate(timeout=120)
+    assert json.loads((worker.place / "failures.json").read_text()) == {"step": 900, "in_a_row": 0}
+    worker(CODE="70", ELECTRA_WORKER="1").communicate(timeout=120)
+    assert json.loads((worker.place / "failures.json").read_text()) == {"step": 900, "in_a_row": 1}
 
 
 def test_devices_that_are_missing_make_a_machine_sick(worker):

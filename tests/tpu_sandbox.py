@@ -11,6 +11,9 @@ from pathlib import Path
 from metadata_server import MetadataServer, pod_attributes
 
 PLACES = {"opt": "/opt", "units": "/etc/systemd/system", "log": "/var/log", "sbin": "/usr/local/sbin"}
+HUGEPAGES = Path("/sys/kernel/mm/transparent_hugepage")
+if HUGEPAGES.is_dir():  # this machine's stays as it is
+    PLACES["hugepages"] = str(HUGEPAGES)
 
 # Everything of systemd that startup.sh asks for and the unit says: starts it, starts it again after failures.
 SYSTEMCTL = """#!{python}
@@ -47,9 +50,14 @@ echo $((count + 1)) >/var/log/calls
 [ "$count" -ge 2 ] || {{ echo "ERROR: connection reset" >&2; exit 1; }}
 exec {gcloud} "$@"
 """
-# JAX asks no metadata where it finds no chips.
+# JAX asks no metadata where it finds no chips. SIGUSR1 halts the accelerator: what JAX then raises comes out of
+# whatever the trainer does.
 SITECUSTOMIZE = """
-import os
+import os, signal
+def halt(number, frame):
+    import jax
+    raise jax.errors.JaxRuntimeError("INTERNAL: Accelerator device halted prematurely")
+signal.signal(signal.SIGUSR1, halt)
 if os.environ.get("JAX_FORCE_TPU_INIT"):
     try:
         import jax
@@ -118,12 +126,16 @@ class Machine:
         self._end()
         self._boot()
 
-    def kill_trainer(self):
-        """SIGKILL to the trainer alone; whether it ran."""
+    def halt_accelerator(self):
+        """An exception inside of a training step; whether a trainer ran."""
+        return self.kill_trainer(signal.SIGUSR1)
+
+    def kill_trainer(self, number=signal.SIGKILL):
+        """A signal to the trainer alone; whether it ran."""
         listed = subprocess.run(["pgrep", "-f", "electra-flax pretrain"], capture_output=True, text=True).stdout.split()
         ours = [int(pid) for pid in listed if self._has(int(pid))]
         for pid in ours:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         return bool(ours)
 
     def _has(self, pid):

@@ -98,19 +98,19 @@ class Gcloud:
             raise GcloudError(command, found.stderr)
         return found.stdout
 
-    def answer(self, command: Command, kind: type[T]) -> T:
+    def answer(self, command: Command, kind: type[T], *, is_ours: bool = False) -> T:
         """The JSON that a command prints, as a `kind`; it must be there. Raises GcloudError, also for half of it or
         for something else: what is written just then may come cut off, and the next look finds it whole."""
         text = self.ask(command)
         try:
-            return parse_json(text, kind, "its answer", "try again, or update gcloud", is_ours=False)
+            return parse_json(text, kind, "its answer", "try again, or update gcloud", is_ours=is_ours)
         except UserError as error:
             raise GcloudError(command, f"ERROR: {error}") from None
 
-    def describe(self, command: Command, kind: type[T]) -> T | None:
+    def describe(self, command: Command, kind: type[T], *, is_ours: bool = False) -> T | None:
         """As `answer`, or None where there is nothing of that name. Raises GcloudError."""
         try:
-            return self.answer(command, kind)
+            return self.answer(command, kind, is_ours=is_ours)
         except GcloudError as error:
             if error.is_not_found:
                 return None

@@ -110,7 +110,7 @@ class History:
 
 def load(settings: Settings, gcloud: Gcloud) -> History:
     """Raises GcloudError where the bucket cannot be asked, or holds something else."""
-    return gcloud.describe(commands.read(_url(settings)), History) or History()
+    return gcloud.describe(commands.read(_url(settings)), History, is_ours=True) or History()
 
 
 def save(settings: Settings, gcloud: Gcloud, history: History) -> None:

@@ -268,7 +268,11 @@ def last_failures() -> Failures | None:
     """What is known of the attempts on this machine before this one."""
     if not FAILURES.exists():
         return None
-    return read_json(FAILURES, Failures, "delete it")
+    try:
+        return read_json(FAILURES, Failures, "it is begun anew")
+    except UserError as error:  # no reason not to train
+        print(f"worker: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def failures_in_a_row(teller: Teller) -> int:
