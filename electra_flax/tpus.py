@@ -152,10 +152,10 @@ def peak_flops(device_kind: str) -> float | None:
 def parse_slice(accelerator_type: str, flag: str = "--topology") -> Slice:
     """ "v3-8" -> its slice. Raises UserError for a name that is none, as a value of `flag`."""
     names = "|".join(generation.prefix for generation in GENERATIONS)
-    match = re.fullmatch(rf"({names})-(\d+)", accelerator_type)
+    match = re.fullmatch(rf"({names})-([0-9]{{1,9}})", accelerator_type)
     expected = "an accelerator type such as v2-8, v3-8, v3-32, v4-8, v5litepod-8, v5p-8 or v6e-8"
     if not match:
-        raise UserError(f"{flag} {accelerator_type}: expected {expected}")
+        raise UserError(f"{flag} {accelerator_type[:60]}: expected {expected}")
     generation = next(generation for generation in GENERATIONS if generation.prefix == match[1])
     number = int(match[2])
     num_chips, rest = divmod(number, 2) if generation.counts_cores else (number, 0)

@@ -62,13 +62,13 @@ def gcloud(api, google_storage, tmp_path, monkeypatch):
         ("silent_minutes", float("nan")), ("queue_hours", 0.0), ("dollars_per_hour", -1.0),
         ("max_creations_per_hour", 2**63), ("restarts_without_progress", 10**30), ("environment", ["A"]),
         ("environment", ["A=b\nc"]), ("environment", ["A B=c"]), ("environment", ["ELECTRA_RUN=x"]),
-        ("environment", ["=x"]),
+        ("environment", ["=x"]), ("accelerator_type", "v3-" + "1" * 5000), ("name", "a" * 100_000),
     ],
 )  # fmt: skip
 def test_what_could_be_misread_is_refused(field, value):
     with pytest.raises(UserError, match=field) as refused:
         settings(**{field: value})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -281,6 +281,9 @@ def test_mistakes_are_one_line(capsys, file, tmp_path):
         (["train", "--settings", str(file), "--config", "none.yaml", "--dry-run"], "none.yaml"),
         (["status", "--settings", str(file), "--gcloud", "/not/there"], "not installed"),
         (["train", "--settings", str(file), "--name", "x y"], "name='x y'"),
+        (["train", "--settings", str(file), "--max_dollars", "nan"], "max_dollars=nan: expected"),
+        (["train", "--settings", str(tmp_path)], "a folder, expected a file"),
+        (["status", "--settings", str(file), "--gcloud", str(file)], "cannot be run"),
     ):
         code, _, err = run(capsys, *arguments)
         assert code == 1 and err.count("\n") == 1 and err.startswith("tpu: error: ") and expected in err, err

@@ -76,7 +76,11 @@ class FakeTpuApi:
         if url.path.endswith("/services"):
             return 200, {"services": [{"name": f"x/{name}", "config": {"name": name}} for name in self.services]}
         if url.path.endswith(":getIamPolicy"):
-            return 200, {"bindings": [{"role": "roles/editor", "members": self.members}], "etag": "BwWWja0YfJA=", "version": 1}
+            return 200, {
+                "bindings": [{"role": "roles/editor", "members": self.members}],
+                "etag": "BwWWja0YfJA=",
+                "version": 1,
+            }
         if "/projects/" in url.path:
             return 200, {"projectId": url.path.rsplit("/", 1)[-1], "lifecycleState": "ACTIVE",
                          "projectNumber": "1234"}  # fmt: skip

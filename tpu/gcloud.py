@@ -94,13 +94,16 @@ class Gcloud:
                 f"{self._executable}: not installed; it is part of the Google Cloud SDK: install that, then gcloud "
                 "auth login"
             ) from None
+        except OSError as error:  # no processes to be had for now, or no program
+            raise GcloudError(command, f"ERROR: {self._executable} cannot be run ({error.strerror})") from None
         if found.returncode:
             raise GcloudError(command, found.stderr)
         return found.stdout
 
     def answer(self, command: Command, kind: type[T], *, is_ours: bool = False) -> T:
         """The JSON that a command prints, as a `kind`; it must be there. Raises GcloudError, also for half of it or
-        for something else: what is written just then may come cut off, and the next look finds it whole."""
+        for something else: what is written just then may come cut off, and the next look finds it whole. Unknown
+        fields are passed over as Google's, unless it `is_ours`."""
         text = self.ask(command)
         try:
             return parse_json(text, kind, "its answer", "try again, or update gcloud", is_ours=is_ours)

@@ -112,7 +112,8 @@ class Settings:
             given = getattr(self, name)
             for value in given if isinstance(given, list) else [given]:
                 if not re.fullmatch(pattern, value):
-                    raise UserError(f"{name}={value!r}: expected {expected}")
+                    shown = repr(value) if len(value) <= 100 else f"{value[:60]!r}..."
+                    raise UserError(f"{name}={shown}: expected {expected}")
         for name, (least, most) in _RANGES.items():
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"{name}={getattr(self, name)}: expected {least:g} to {most:,.0f}")
