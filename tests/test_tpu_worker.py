@@ -1,5 +1,6 @@
 """worker.py says in the bucket what becomes of the trainer, and tells systemd whether to start it again."""
 
+import importlib
 import json
 import os
 import site
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 WORKER = Path(__file__).parents[1] / "tpu/worker.py"
@@ -124,6 +126,34 @@ def test_devices_that_are_missing_make_a_machine_sick(worker):
     process.communicate(timeout=240)
     assert process.returncode == 1
     assert (status(worker)["phase"], status(worker)["message"]) == ("sick", "2 devices, expected 8")
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "a device", "the sum"])
+def test_the_check_asks_every_device_and_adds_up_over_all(wrong, monkeypatch):
+    """Run in this process, where one of its devices, or what connects them, gives a wrong answer."""
+    last, put, spread = jax.devices()[-1], jax.device_put, jax.make_array_from_callback
+    assert len(jax.devices()) > 1
+    if wrong == "a device":
+        monkeypatch.setattr(jax, "device_put", lambda x, device: put(x * (2 if device == last else 1), device))
+    if wrong == "the sum":
+        monkeypatch.setattr(
+            jax, "make_array_from_callback",
+            lambda *given: spread(*given[:2], lambda place: given[2](place) * (place[0].start != 1)),
+        )  # fmt: skip
+    monkeypatch.setenv("ELECTRA_DEVICES", str(len(jax.devices())))
+    for name in ("RUN", "CODE"):
+        monkeypatch.setenv(f"ELECTRA_{name}", "gs://bucket/run")
+    for name in ("WORKER", "WORKERS"):
+        monkeypatch.setenv(f"ELECTRA_{name}", "0")
+    check = importlib.import_module("tpu.worker")._CHECK
+    if wrong == "nothing":
+        exec(check, {})
+        return
+    with pytest.raises(SystemExit) as ended:
+        exec(check, {})
+    assert {"a device": f"a matrix product on {last} came out as", "the sum": "a sum over all devices"}[wrong] in str(
+        ended.value
+    )
 
 
 @pytest.mark.parametrize("by", ["wish", "SIGTERM"])
