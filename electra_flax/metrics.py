@@ -16,14 +16,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
-from electra_flax import losses
+from electra_flax import events, losses
 from electra_flax.config import Config
 from electra_flax.config_io import config_fields
 from electra_flax.console import progress, write_line
-from electra_flax.records import frame
 
 log = logging.getLogger("electra_flax")
 
@@ -43,7 +40,7 @@ class MetricWriter:
         self._jsonl = _GrowingFile(workdir / "metrics.jsonl")
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._tensorboard = _GrowingFile(workdir / "tensorboard" / name)
-        self._tensorboard.write(_framed(Event(file_version="brain.Event:2")))
+        self._tensorboard.write(events.version_event())
         self._wandb = _open_wandb(workdir, config) if config.logging.wandb_project else None
         self.go_back(start, is_evaluated)
 
@@ -53,8 +50,7 @@ class MetricWriter:
         record = {"step": step, "split": split, "time": round(time.time(), 3), **metrics}
         self._jsonl.write(json.dumps(record).encode() + b"\n")
         named = {f"{split}/{name}": value for name, value in metrics.items()}
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in named.items()]
-        self._tensorboard.write(_framed(Event(step=step, summary=Summary(value=values))))
+        self._tensorboard.write(events.scalars_event(step, named))
         if self._wandb is not None:
             self._wandb.log({"step": step, **named})  # not as wandb's own step, which cannot go back when the run does
 
@@ -62,8 +58,7 @@ class MetricWriter:
         """Takes back the records of later steps."""
         if self._enabled:
             self._jsonl.cut(lambda line: _is_before(line, step, is_evaluated))
-            restart = SessionLog(status=SessionLog.START)  # TensorBoard drops what it had read of this step and later
-            self._tensorboard.write(_framed(Event(step=step + 1, session_log=restart)))
+            self._tensorboard.write(events.restart_event(step))
 
     def close(self) -> None:
         if self._enabled:
@@ -96,11 +91,6 @@ class _GrowingFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _framed(event: Event) -> bytes:
-    event.wall_time = time.time()
-    return frame(event.SerializeToString())
 
 
 def _open_wandb(workdir: Path, config: Config) -> Any:

@@ -1,6 +1,8 @@
 """The direction of imports that docs/design.md promises, read off the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -62,3 +64,11 @@ def test_leaves_import_nothing_heavy():
     for name in ("config", "errors", "names"):
         roots = {module.split(".")[0] for module in imports(ROOT / f"electra_flax/{name}.py")}
         assert roots <= {"__future__", "collections", "dataclasses", "re", "typing", "electra_flax"}, name
+
+
+def test_a_trainer_loads_no_other_framework():
+    """Nor do the packages that it uses: tensorboardX would bring torch along where it is installed."""
+    others = "{'torch', 'tensorflow', 'transformers'}"
+    program = f"import sys, electra_flax.train; print(sorted({others} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
