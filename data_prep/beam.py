@@ -20,7 +20,8 @@ from typing import Any
 from data_prep.build import RecordMaker, ShardJob
 from data_prep.chunks import text_hash
 from data_prep.clean import Cleaner, CleaningOptions
-from data_prep.readers import Corpus, Document, ReaderOptions
+from data_prep.readers import Corpus
+from data_prep.reading import Document, ReaderOptions
 from data_prep.shards import make_manifest, refuse_occupied, shard_counts, write_metadata
 from data_prep.sources import Source
 from electra_flax.errors import UserError

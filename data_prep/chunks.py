@@ -19,7 +19,8 @@ import numpy as np
 
 from data_prep import pool
 from data_prep.clean import Cleaner, CleaningOptions
-from data_prep.readers import Corpus, Document
+from data_prep.readers import Corpus
+from data_prep.reading import Document
 from data_prep.sources import zstd
 
 _CHUNK_CHARACTERS = 1_000_000

@@ -12,7 +12,8 @@ from pathlib import Path
 from data_prep import inspect, vocab_report
 from data_prep.build import ShardJob
 from data_prep.clean import RECIPES, STEPS, Cleaner, CleaningOptions
-from data_prep.readers import READERS, Corpus, ReaderOptions, is_encoding
+from data_prep.readers import READERS, Corpus, is_encoding
+from data_prep.reading import ReaderOptions
 from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary

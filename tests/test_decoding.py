@@ -7,7 +7,9 @@ import unicodedata
 
 import pytest
 
-from data_prep.readers import READERS, Corpus, ReaderOptions, _WithoutHalves, recognize
+from data_prep.json_readers import WithoutHalves
+from data_prep.readers import READERS, Corpus, recognize
+from data_prep.reading import ReaderOptions
 from data_prep.sources import find_sources
 from electra_flax.errors import UserError
 from electra_flax.text import Utf8Stream
@@ -133,7 +135,7 @@ def test_halves_of_pairs_are_found_wherever_blocks_end():
     text = r'"\ud83d\ude00 \ud83d \\ud83d \ude00\ud83d\ude00\" \ud83dx"'
     expected = json.loads(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     for size in range(1, 40):
-        reader = _WithoutHalves(io.BytesIO(text.encode()))
+        reader = WithoutHalves(io.BytesIO(text.encode()))
         data = b"".join(iter(lambda reader=reader, size=size: reader.read(size), b""))
         assert json.loads(data) == expected, size
 

@@ -12,7 +12,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data_prep.readers import MAX_DOCUMENT_CHARACTERS, Corpus, Document, ReaderOptions
+from data_prep.readers import Corpus
+from data_prep.reading import MAX_DOCUMENT_CHARACTERS, Document, ReaderOptions
 from data_prep.sources import find_sources, zstd
 from electra_flax.errors import UserError
 

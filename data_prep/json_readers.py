@@ -1,0 +1,180 @@
+"""JSON in every shape that corpora have -> documents: lines, arrays, objects, Namuwiki's dump, the Modu corpus."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import ijson
+
+from data_prep import markup
+from data_prep.reading import (
+    BLOCK_BYTES,
+    Document,
+    Input,
+    Malformed,
+    as_document,
+    shown,
+    split_lines,
+    text_of,
+    texts_as_documents,
+)
+from electra_flax.errors import UserError
+
+_MAX_JSON_LINE_BYTES = 256 << 20
+
+
+def read_jsonl(given: Input) -> Iterator[Document]:
+    """An object a line, its text under --text-key; WikiExtractor's --json too."""
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        number = 0
+        while raw := given.file.readline(_MAX_JSON_LINE_BYTES):
+            number += 1
+            if line := raw.strip():
+                where = f"{given.path} line {number}"
+                yield where, _parsed(line, where, "an object a line")
+
+    yield from texts_as_documents(rows(), given)
+
+
+def read_object(given: Input) -> Iterator[Document]:
+    """One object over many lines: a document, its text under --text-key."""
+    data = given.file.read(_MAX_JSON_LINE_BYTES)
+    row = _parsed(data, given.path, "one object, an array of objects, or an object a line")
+    yield from texts_as_documents([(given.path, row)], given)
+
+
+def _parsed(data: bytes, where: str, expected: str) -> Any:
+    try:
+        return json.loads(data, parse_int=float)  # numbers are not read, and an int has a limit of digits
+    except json.JSONDecodeError as error:
+        line = f" line {error.lineno}" if b"\n" in data else ""
+        raise UserError(f"{where}{line} column {error.colno}: broken JSON: {error.msg}; expected {expected}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deep to be read: remove it") from None
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2})|"
+    rb"u[0-9a-fA-F]{4}|[^u])",
+    re.DOTALL,
+)
+
+
+# ijson keeps a path for each level, each longer than the one above: gigabytes for what nobody means.
+_DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]{0,100}"\s*:\s*)?){5000}')
+
+
+class WithoutHalves:
+    """JSON whose escapes of half a surrogate pair, of which ijson makes question marks, are U+FFFD."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file, self._rest = file, b""
+
+    def read(self, size: int = BLOCK_BYTES) -> bytes:
+        more = self._file.read(size)
+        data = self._rest + more
+        cut = self._last_escape(data) if more else len(data)
+        data, self._rest = data[:cut], data[cut:]
+        if data.count(b"[") + data.count(b"{") >= 5000 and _DEEP.search(data):
+            raise ValueError("nested more than 5,000 levels deep")
+        if b"\\ud" in data or b"\\uD" in data:
+            data = _ESCAPE.sub(lambda found: b"\\ufffd" if found["half"] else found[0], data)
+        return data or (self.read(size) if self._rest else b"")  # nothing means the end to ijson
+
+    @staticmethod
+    def _last_escape(data: bytes) -> int:
+        """Where an escape begins that may go on in the next block, or the end."""
+        if data.rfind(b"\\", max(0, len(data) - 12)) < 0:
+            return len(data)
+        end = 0
+        for found in _ESCAPE.finditer(data):
+            if found["half"] and found.end() > len(data) - 6:
+                return found.start()
+            end = found.end()
+        cut = data.find(b"\\", max(end, len(data) - 12))
+        return len(data) if cut < 0 else cut
+
+
+def _items(given: Input, prefix: str) -> Iterator[Any]:
+    """The members of an array, one at a time. Raises UserError at the byte where the JSON breaks."""
+    try:
+        # Without use_float an integer of more than 4,300 digits ends Python itself.
+        yield from ijson.items(WithoutHalves(given.file), prefix, use_float=True)
+    except (ijson.JSONError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split("\n")[0].split())
+        if "overflow" in reason:
+            raise UserError(
+                f"{given.path}: before byte {given.file.tell():,}: a number beyond 64 bits: put it in quotes, or give "
+                "the rows as JSON lines"
+            ) from None
+        raise UserError(
+            f"{given.path}: broken JSON before byte {given.file.tell():,}: {reason}; copy the file again"
+        ) from None
+
+
+def read_json(given: Input) -> Iterator[Document]:
+    """One array of objects, their text under --text-key."""
+    numbered = enumerate(_items(given, "item"), start=1)
+    yield from texts_as_documents(((f"{given.path} object {number}", row) for number, row in numbered), given)
+
+
+def read_namuwiki(given: Input) -> Iterator[Document]:
+    """A dump of Namuwiki: one array of {namespace, title, text}; articles (namespace 0) that are no redirects."""
+    for number, row in enumerate(_items(given, "item"), start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{given.path} object {number}: expected an article, found {shown(row)}")
+        text = text_of(row, "text", f"{given.path} object {number}")
+        if str(row.get("namespace")) == "0" and text and not markup.is_namuwiki_redirect(text):
+            yield Document(0, text, "namuwiki")
+
+
+def read_modu(given: Input) -> Iterator[Document]:
+    """The Modu corpus of NIKL: news, written and web (paragraph), spoken and messenger (utterance), entities.
+
+    A document that is none is left out, and so is a form that is no text; both are counted.
+    """
+    found, problems, forms = False, list[str](), 0
+    try:
+        for item in _items(given, "document.item"):
+            found = True
+            try:
+                lines, empty = _modu_lines(item)
+            except Malformed as error:
+                problems.append(str(error))
+                continue
+            forms += empty
+            yield as_document(lines)
+    except UserError as error:
+        raise Malformed(str(error).removeprefix(f"{given.path}: ")) from None
+    if not found:
+        raise Malformed('no "document" array with members')
+    left = [f"{len(problems)} documents left out, the first: {problems[0]}"] if problems else []
+    left += [f"{forms} forms left out, which are no text"] if forms else []
+    if left:
+        given.leave_out(given.path, "; ".join(left))
+
+
+def _modu_lines(document: Any) -> tuple[list[str], int]:
+    """Lines of text, and how many forms are none: null or a number."""
+    try:
+        kinds = ("utterance", "paragraph", "sentence")
+        kind = next((kind for kind in kinds if document.get(kind) is not None), "sentence")
+        parts = [(part.get("speaker_id"), part["form"]) for part in document[kind]]
+        texts = [(speaker, form) for speaker, form in parts if isinstance(form, str)]
+        if kind == "utterance":
+            turns = itertools.groupby(texts, key=lambda part: part[0])
+            forms = [" ".join(form for _, form in turn if form) for _, turn in turns]
+        else:
+            forms = [form for _, form in texts]
+        return [line for form in forms for line in split_lines(form)], len(parts) - len(texts)
+    except (KeyError, TypeError, AttributeError) as error:
+        name = document.get("id", "?") if isinstance(document, dict) else "?"
+        raise Malformed(f"document {name}: {type(error).__name__} {error}") from None

@@ -1,0 +1,46 @@
+"""Plain text -> documents: blank lines between them, a document a line, one file."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+
+from data_prep.reading import BLOCK_BYTES, MAX_DOCUMENT_CHARACTERS, Document, Input, as_document
+
+_MAX_LINE_CHARACTERS = 1 << 20
+
+
+def stripped_lines(given: Input) -> Iterator[str]:
+    """Stripped lines."""
+    rest, at_end = "", False
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while not at_end:
+        raw = given.file.read(BLOCK_BYTES)
+        at_end = not raw
+        *lines, rest = (rest + decoder.decode(raw, final=at_end)).split("\n")
+        if at_end:
+            lines.append(rest)
+        elif len(rest) >= _MAX_LINE_CHARACTERS:
+            space = rest.rfind(" ") + 1 or len(rest)
+            lines.append(rest[:space])
+            rest = rest[space:]
+        yield from map(str.strip, lines)
+
+
+def read_text(given: Input, blank_line_closes: bool = True) -> Iterator[Document]:
+    """A blank line or the end of the file closes a document."""
+    lines: list[str] = []
+    length = 0
+    for line in stripped_lines(given):
+        if line:
+            lines.append(line)
+            length += len(line)
+        if lines and (blank_line_closes and not line or length >= MAX_DOCUMENT_CHARACTERS):
+            yield as_document(lines)
+            lines, length = [], 0
+    yield as_document(lines)
+
+
+def read_lines(given: Input) -> Iterator[Document]:
+    """Every line is a document."""
+    yield from (Document(0, line) for line in stripped_lines(given) if line)
