@@ -22,7 +22,8 @@ from data_prep.chunks import text_hash
 from data_prep.clean import Cleaner, CleaningOptions
 from data_prep.readers import Corpus
 from data_prep.reading import Document, ReaderOptions
-from data_prep.shards import make_manifest, refuse_occupied, shard_counts, write_metadata
+from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
+from data_prep.shards import shard_counts
 from data_prep.sources import Source
 from electra_flax.errors import UserError
 from electra_flax.records import Manifest, ShardInfo, ShardWriter, Vocabulary, index_path, shard_name

@@ -15,12 +15,11 @@ import dataclasses
 import functools
 import gc
 import json
-import os
 import random
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,17 +32,10 @@ from data_prep.build import SPLITS, RecordMaker, ShardJob
 from data_prep.chunks import CleanTask, chunk_path, write_whole
 from data_prep.duplicates import find_duplicates
 from data_prep.readers import Corpus
+from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
 from electra_flax.console import progress
 from electra_flax.errors import UserError
-from electra_flax.records import (
-    FEATURES,
-    Manifest,
-    ShardInfo,
-    ShardWriter,
-    Vocabulary,
-    index_path,
-    shard_name,
-)
+from electra_flax.records import Manifest, ShardInfo, ShardWriter, Vocabulary, index_path, shard_name
 
 _SHARD_BYTES = 64 << 20  # of text
 _WORK_VERSION = 1  # raised when the same job would make other pieces: unfinished work of a former release is not mixed
@@ -69,14 +61,6 @@ def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> 
     return manifest
 
 
-def refuse_occupied(out: Path) -> None:
-    """Raises UserError where `out` is neither new nor an empty folder."""
-    if (out / "manifest.json").exists():
-        raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: the folder is not empty; choose a new one")
-
-
 def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path, run: Any) -> Manifest:
     summary = _clean(job, corpus, work, run)
     if not summary.documents:
@@ -98,35 +82,6 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
         cleaned=summary.cleaned | duplicates, malformed=summary.malformed,
         pieces=totals.pieces, unknown=totals.unknown, discarded=totals.discarded,
     )  # fmt: skip
-
-
-def make_manifest(
-    job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, infos: dict[str, list[ShardInfo]], *,
-    documents_of_source: Mapping[str, int], cleaned: dict[str, int], malformed: dict[str, str],
-    pieces: int, unknown: int, discarded: int,
-) -> Manifest:  # fmt: skip
-    """What was done, in the form that training checks."""
-    return Manifest(
-        max_seq_length=job.max_seq_length,
-        vocab_sha256=vocabulary.sha256,
-        vocab_size=len(vocabulary.tokens),
-        do_lower_case=job.casing.do_lower_case,
-        strip_accents=job.casing.strip_accents,
-        builder=job.builder,
-        seed=job.seed,
-        unk_rate=unknown / max(pieces, 1),
-        discarded_tokens=discarded,
-        sources=[
-            {
-                "path": os.path.basename(source.name),
-                "bytes": source.size,
-                "documents": documents_of_source.get(str(number), 0),
-            }
-            for number, source in enumerate(corpus.sources)
-        ],
-        splits=infos,
-        cleaning={**dataclasses.asdict(job.cleaning), "changed_or_dropped": cleaned, "malformed_files": malformed},
-    )
 
 
 def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path) -> None:
@@ -397,39 +352,3 @@ def _framed(data: bytes) -> Iterator[bytes]:
         end = position + 12 + length + 4
         yield data[position:end]
         position = end
-
-
-def write_metadata(manifest: Manifest, vocabulary: Vocabulary, folder: Path) -> None:
-    """vocab.txt, features.json and dataset_info.json, with which tfds opens the folder, and manifest.json."""
-    shutil.copyfile(vocabulary.path, folder / "vocab.txt")
-    prefix = "tensorflow_datasets.core.features"
-    tensor = {
-        "pythonClassName": f"{prefix}.tensor_feature.Tensor",
-        "tensor": {
-            "shape": {"dimensions": [str(manifest.max_seq_length)]},
-            "dtype": "int64",
-            "encoding": "none",
-        },
-    }
-    features = {
-        "pythonClassName": f"{prefix}.features_dict.FeaturesDict",
-        "featuresDict": {"features": dict.fromkeys(FEATURES, tensor)},
-    }
-    info = {
-        "name": "electra",
-        "version": "1.0.0",
-        "description": "ELECTRA pretraining examples made by electra-data shard",
-        "fileFormat": "tfrecord",
-        "splits": [
-            {
-                "name": split,
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "numBytes": str(sum(shard.bytes for shard in shards)),
-                "shardLengths": [str(shard.examples) for shard in shards],
-            }
-            for split, shards in manifest.splits.items()
-        ],
-    }
-    for name, values in (("features.json", features), ("dataset_info.json", info)):
-        (folder / name).write_text(json.dumps(values, indent=1) + "\n")
-    manifest.write(folder)

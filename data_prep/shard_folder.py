@@ -1,0 +1,88 @@
+"""A folder of shards beside the shards: manifest.json, the vocabulary and the metadata of tensorflow-datasets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_prep.build import ShardJob
+from data_prep.readers import Corpus
+from electra_flax.errors import UserError
+from electra_flax.records import FEATURES, Manifest, ShardInfo, Vocabulary
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raises UserError where `out` is neither new nor an empty folder."""
+    if (out / "manifest.json").exists():
+        raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: the folder is not empty; choose a new one")
+
+
+def make_manifest(
+    job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, infos: dict[str, list[ShardInfo]], *,
+    documents_of_source: Mapping[str, int], cleaned: dict[str, int], malformed: dict[str, str],
+    pieces: int, unknown: int, discarded: int,
+) -> Manifest:  # fmt: skip
+    """What was done, in the form that training checks."""
+    return Manifest(
+        max_seq_length=job.max_seq_length,
+        vocab_sha256=vocabulary.sha256,
+        vocab_size=len(vocabulary.tokens),
+        do_lower_case=job.casing.do_lower_case,
+        strip_accents=job.casing.strip_accents,
+        builder=job.builder,
+        seed=job.seed,
+        unk_rate=unknown / max(pieces, 1),
+        discarded_tokens=discarded,
+        sources=[
+            {
+                "path": os.path.basename(source.name),
+                "bytes": source.size,
+                "documents": documents_of_source.get(str(number), 0),
+            }
+            for number, source in enumerate(corpus.sources)
+        ],
+        splits=infos,
+        cleaning={**dataclasses.asdict(job.cleaning), "changed_or_dropped": cleaned, "malformed_files": malformed},
+    )
+
+
+def write_metadata(manifest: Manifest, vocabulary: Vocabulary, folder: Path) -> None:
+    """vocab.txt, features.json and dataset_info.json, with which tfds opens the folder, and manifest.json."""
+    shutil.copyfile(vocabulary.path, folder / "vocab.txt")
+    prefix = "tensorflow_datasets.core.features"
+    tensor = {
+        "pythonClassName": f"{prefix}.tensor_feature.Tensor",
+        "tensor": {
+            "shape": {"dimensions": [str(manifest.max_seq_length)]},
+            "dtype": "int64",
+            "encoding": "none",
+        },
+    }
+    features = {
+        "pythonClassName": f"{prefix}.features_dict.FeaturesDict",
+        "featuresDict": {"features": dict.fromkeys(FEATURES, tensor)},
+    }
+    info = {
+        "name": "electra",
+        "version": "1.0.0",
+        "description": "ELECTRA pretraining examples made by electra-data shard",
+        "fileFormat": "tfrecord",
+        "splits": [
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(sum(shard.bytes for shard in shards)),
+                "shardLengths": [str(shard.examples) for shard in shards],
+            }
+            for split, shards in manifest.splits.items()
+        ],
+    }
+    for name, values in (("features.json", features), ("dataset_info.json", info)):
+        (folder / name).write_text(json.dumps(values, indent=1) + "\n")
+    manifest.write(folder)
