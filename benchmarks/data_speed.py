@@ -25,7 +25,8 @@ from data_prep.cli import main as electra_data
 from data_prep.examples import ExampleBuilder
 from data_prep.readers import Corpus
 from data_prep.sources import find_sources
-from electra_flax.records import Manifest, ShardWriter, Vocabulary, frame
+from electra_flax.records import Manifest, Vocabulary
+from electra_flax.tfrecord import ShardWriter, frame
 
 LENGTH = 128
 # The slow tokenizer is timed on the first part only: it would take minutes a round.

@@ -26,7 +26,8 @@ from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadat
 from data_prep.shards import shard_counts
 from data_prep.sources import Source
 from electra_flax.errors import UserError
-from electra_flax.records import Manifest, ShardInfo, ShardWriter, Vocabulary, index_path, shard_name
+from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
+from electra_flax.tfrecord import ShardWriter, index_path
 
 try:
     import apache_beam as beam

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from data_prep.clean import CleaningOptions
 from data_prep.encode import Encoder
 from data_prep.examples import BuilderName, ExampleBuilder
-from electra_flax.records import Vocabulary, frame
+from electra_flax.records import Vocabulary
+from electra_flax.tfrecord import frame
 from electra_flax.tokenizer import Casing
 
 SPLITS = ("train", "validation")

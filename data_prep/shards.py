@@ -35,7 +35,8 @@ from data_prep.readers import Corpus
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
 from electra_flax.console import progress
 from electra_flax.errors import UserError
-from electra_flax.records import Manifest, ShardInfo, ShardWriter, Vocabulary, index_path, shard_name
+from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
+from electra_flax.tfrecord import ShardWriter, index_path
 
 _SHARD_BYTES = 64 << 20  # of text
 _WORK_VERSION = 1  # raised when the same job would make other pieces: unfinished work of a former release is not mixed

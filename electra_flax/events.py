@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from electra_flax.records import frame
+from electra_flax.tfrecord import frame
 
 # tensorboardX imports torch where it is installed, three seconds and 300 MB for a type's name, and does without it
 # where it is not.

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from electra_flax.errors import UserError
-from electra_flax.records import masked_crc
+from electra_flax.tfrecord import masked_crc
 
 _MAGIC = 0xDB4775248B80FB57  # at the end of a table
 _FOOTER_SIZE = 48

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from electra_flax.console import progress
 from electra_flax.files import write_whole
-from electra_flax.records import Shard
+from electra_flax.tfrecord import Shard
 
 
 def verify_shards(shards: Sequence[Shard], memory: Path) -> None:

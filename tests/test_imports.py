@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ALLOWED_IN_DATA_PREP = {f"electra_flax.{name}" for name in (
-    "compiled", "config", "console", "ending", "errors", "files", "records", "text", "tokenizer")}  # fmt: skip
+    "compiled", "config", "console", "ending", "errors", "files", "records", "text", "tfrecord", "tokenizer",
+)}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -6,17 +6,8 @@ import pytest
 
 from electra_flax.errors import UserError
 from electra_flax.example_decoder import decode_records, masked_crc
-from electra_flax.records import (
-    DataFolder,
-    Shard,
-    ShardedExamples,
-    ShardWriter,
-    Vocabulary,
-    decode_example,
-    encode_example,
-    frame,
-    index_path,
-)
+from electra_flax.records import DataFolder, ShardedExamples, Vocabulary, decode_example, encode_example
+from electra_flax.tfrecord import Shard, ShardWriter, frame, index_path
 
 
 @pytest.mark.parametrize(("folder", "length"), [("seeded_L128_p1", 128), ("seeded_L512_p1", 512)])
