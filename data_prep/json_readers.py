@@ -24,8 +24,10 @@ from data_prep.reading import (
     texts_as_documents,
 )
 from electra_flax.errors import UserError
+from electra_flax.text import without_halves
 
 _MAX_JSON_LINE_BYTES = 256 << 20
+_DECODER = json.JSONDecoder(parse_int=float)  # numbers are not read, and an int has a limit of digits
 
 
 def read_jsonl(given: Input) -> Iterator[Document]:
@@ -51,12 +53,15 @@ def read_object(given: Input) -> Iterator[Document]:
 
 def _parsed(data: bytes, where: str, expected: str) -> Any:
     try:
-        return json.loads(data, parse_int=float)  # numbers are not read, and an int has a limit of digits
+        row = _DECODER.decode(data.decode(errors="replace"))  # a line that was cut ends anywhere
     except json.JSONDecodeError as error:
         line = f" line {error.lineno}" if b"\n" in data else ""
         raise UserError(f"{where}{line} column {error.colno}: broken JSON: {error.msg}; expected {expected}") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deep to be read: remove it") from None
+    if isinstance(row, dict) and b"\\u" in data:
+        return {name: without_halves(value) if isinstance(value, str) else value for name, value in row.items()}
+    return row
 
 
 _ESCAPE = re.compile(
@@ -64,6 +69,18 @@ _ESCAPE = re.compile(
     rb"u[0-9a-fA-F]{4}|[^u])",
     re.DOTALL,
 )
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # found fast, and rare: 한 is \ud55c
+_PAIR_OR_HALF = re.compile(
+    rb"(?<!\\)(?P<before>(?:\\\\)*)(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|"
+    rb"\\u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
+
+
+def _whole_pairs(data: bytes) -> bytes:
+    """JSON with U+FFFD for escapes of half a surrogate pair, which are no characters."""
+    if not _SURROGATE.search(data):
+        return data
+    return _PAIR_OR_HALF.sub(lambda found: found["before"] + b"\\ufffd" if found["half"] else found[0], data)
 
 
 # ijson keeps a path for each level, each longer than the one above: gigabytes for what nobody means.
@@ -71,7 +88,7 @@ _DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]{0,100}"\s*:\s*)?){5000}')
 
 
 class WithoutHalves:
-    """JSON whose escapes of half a surrogate pair, of which ijson makes question marks, are U+FFFD."""
+    """JSON with `_whole_pairs`, of whose halves ijson makes question marks, read block by block."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._rest = file, b""
@@ -83,8 +100,7 @@ class WithoutHalves:
         data, self._rest = data[:cut], data[cut:]
         if data.count(b"[") + data.count(b"{") >= 5000 and _DEEP.search(data):
             raise ValueError("nested more than 5,000 levels deep")
-        if b"\\ud" in data or b"\\uD" in data:
-            data = _ESCAPE.sub(lambda found: b"\\ufffd" if found["half"] else found[0], data)
+        data = _whole_pairs(data)
         return data or (self.read(size) if self._rest else b"")  # nothing means the end to ijson
 
     @staticmethod
@@ -92,8 +108,8 @@ class WithoutHalves:
         """Where an escape begins that may go on in the next block, or the end."""
         if data.rfind(b"\\", max(0, len(data) - 12)) < 0:
             return len(data)
-        end = 0
-        for found in _ESCAPE.finditer(data):
+        end = data.rfind(b" ", 0, len(data) - 12) + 1  # no escape goes on over a space
+        for found in _ESCAPE.finditer(data, end):
             if found["half"] and found.end() > len(data) - 6:
                 return found.start()
             end = found.end()

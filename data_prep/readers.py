@@ -22,7 +22,7 @@ from data_prep.table_readers import read_parquet, read_tfds
 from data_prep.text_readers import read_lines, read_text
 from data_prep.wiki_readers import read_wikiextractor, read_wikipedia, read_wikitext
 from electra_flax.errors import UserError
-from electra_flax.text import Utf8Stream, marked_encoding, without_halves
+from electra_flax.text import Utf8Stream, marked_encoding
 
 _HEAD_BYTES = 1 << 16
 
@@ -50,18 +50,24 @@ class Corpus:
     def documents(self) -> Iterator[Document]:
         """All documents, file by file. Raises UserError for what cannot be read, naming file and place."""
         for number, source in enumerate(self.sources):
-            for document in self._documents_of(source):
-                yield from _cut(document._replace(source=number, text=without_halves(document.text)))
+            for _, text, kind in self._documents_of(source):
+                if len(text) > MAX_DOCUMENT_CHARACTERS:
+                    yield from (Document(number, part, kind) for part in _parts(text))
+                elif text:
+                    yield Document(number, text.removesuffix("\n"), kind)
 
     def _documents_of(self, source: Source) -> Iterator[Document]:
         if source.path.startswith("tfds:"):
             yield from read_tfds(source.path)
             return
         with open_source(source, self._count) as packed:
-            file = _as_utf8(packed, source.name, self.options)
-            name = self.options.format
-            if name == "auto":
-                name = recognize(file.peek(_HEAD_BYTES)[:_HEAD_BYTES], self.options.text_key)
+            name, head = self.options.format, packed.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+            if name == "parquet" or (name == "auto" and head.startswith(b"PAR1")):
+                name, file = "parquet", packed
+            else:
+                stream = _as_utf8(packed, head, source.name, self.options)
+                name = recognize(stream.head(), self.options.text_key) if name == "auto" else name
+                file = io.BufferedReader(stream, BLOCK_BYTES)
             try:
                 yield from READERS[name](Input(source.name, file, self.options, self._leave_out))
             except Malformed as error:
@@ -78,11 +84,9 @@ class Corpus:
         self.bytes_read += num_bytes
 
 
-def _as_utf8(file: Any, path: str, options: ReaderOptions) -> Any:
-    """What readers read: UTF-8, whatever the file has. Its mark or its XML declaration knows better than --encoding."""
-    head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-    if options.format == "parquet" or (options.format == "auto" and head.startswith(b"PAR1")):
-        return file
+def _as_utf8(file: Any, head: bytes, path: str, options: ReaderOptions) -> Utf8Stream:
+    """What readers read: UTF-8, whatever the file, which begins with `head`, has. Its mark or its XML declaration
+    knows better than --encoding."""
     encoding, mark = marked_encoding(head)
     file.read(mark)
     if encoding is None:
@@ -94,7 +98,7 @@ def _as_utf8(file: Any, path: str, options: ReaderOptions) -> Any:
             encoding = options.encoding
         # What calls itself EUC-KR holds the syllables of its superset.
         encoding = "cp949" if codecs.lookup(encoding).name == "euc_kr" else encoding
-    return io.BufferedReader(Utf8Stream(file, path, encoding), BLOCK_BYTES)
+    return Utf8Stream(file, path, encoding)
 
 
 def is_encoding(name: str) -> bool:
@@ -108,8 +112,6 @@ def is_encoding(name: str) -> bool:
 def recognize(head: bytes, text_key: str) -> str:
     """The format of a file that begins with `head`: a key of READERS."""
     start = head.lstrip()
-    if head.startswith(b"PAR1"):
-        return "parquet"
     if re.match(rb"(?:<\?xml[^>]*>\s*)?<mediawiki\b", start):
         return "wikipedia"
     if start.startswith(b"<doc "):
@@ -129,14 +131,14 @@ def recognize(head: bytes, text_key: str) -> str:
     return "text"
 
 
-def _cut(document: Document) -> Iterator[Document]:
-    """The document, or its parts where it is too long to be held many times over."""
-    text, start = document.text, 0
+def _parts(text: str) -> Iterator[str]:
+    """A document that is too long to be held many times over, cut at lines where there are any."""
+    start = 0
     while start < len(text):
         end = start + MAX_DOCUMENT_CHARACTERS
         if end < len(text):
             end = text.rfind("\n", start, end) + 1 or end
-        yield document._replace(text=text[start:end].removesuffix("\n"))
+        yield text[start:end].removesuffix("\n")
         start = end
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from data_prep import markup
 from electra_flax.errors import UserError
+from electra_flax.text import Utf8Stream
 
 Markup = Literal["none", "wikipedia", "namuwiki"]
 # A document or a line beyond these is cut, so that no input grows without bound.
@@ -56,6 +57,11 @@ class Input(NamedTuple):
     options: ReaderOptions
     leave_out: Callable[[str, str], None]
     """Called with the path and what of the file is no text."""
+
+    def texts(self) -> Iterator[str]:
+        """The whole file as text, block by block; nothing may have been read of it."""
+        assert isinstance(self.file.raw, Utf8Stream)
+        return self.file.raw.texts()
 
 
 def as_document(lines: list[str]) -> Document:

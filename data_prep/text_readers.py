@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 
-from data_prep.reading import BLOCK_BYTES, MAX_DOCUMENT_CHARACTERS, Document, Input, as_document
+from data_prep.reading import MAX_DOCUMENT_CHARACTERS, Document, Input, as_document
 
 _MAX_LINE_CHARACTERS = 1 << 20
 
 
 def stripped_lines(given: Input) -> Iterator[str]:
     """Stripped lines."""
-    rest, at_end = "", False
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    while not at_end:
-        raw = given.file.read(BLOCK_BYTES)
-        at_end = not raw
-        *lines, rest = (rest + decoder.decode(raw, final=at_end)).split("\n")
-        if at_end:
-            lines.append(rest)
-        elif len(rest) >= _MAX_LINE_CHARACTERS:
+    rest = ""
+    for text in given.texts():
+        *lines, rest = (rest + text).split("\n")
+        if len(rest) >= _MAX_LINE_CHARACTERS:
             space = rest.rfind(" ") + 1 or len(rest)
             lines.append(rest[:space])
             rest = rest[space:]
         yield from map(str.strip, lines)
+    yield rest.strip()
 
 
 def read_text(given: Input, blank_line_closes: bool = True) -> Iterator[Document]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from electra_flax.errors import UserError
@@ -80,6 +81,7 @@ class Utf8Stream(io.RawIOBase):
         self._lines = io.IncrementalNewlineDecoder(None, translate=True)
         self._is_utf8 = codecs.lookup(encoding).name == "utf-8"
         self._ready, self._at_end, self._given = memoryview(b""), False, 0
+        self._ready_text = ""  # of _ready, as long as nothing of it was read
         self._line, self._column = 1, 0  # of what was decoded
 
     def readable(self) -> bool:
@@ -88,47 +90,69 @@ class Utf8Stream(io.RawIOBase):
     def tell(self) -> int:
         return self._given
 
-    def readinto(self, buffer: Any) -> int:
+    def head(self) -> bytes:
+        """What comes next, at least a character where anything does; it stays unread."""
         while not self._ready and not self._at_end:
-            self._ready = memoryview(self._next())
+            text, own = self._next()
+            self._ready, self._ready_text = memoryview(text.encode() if own is None else own), text
+        return bytes(self._ready[:_HEAD_BYTES])
+
+    def texts(self) -> Iterator[str]:
+        """All of it as text, block by block; for readers of text, which would decode the bytes once more."""
+        text, self._ready, self._ready_text = self._ready_text, memoryview(b""), ""
+        yield text
+        while not self._at_end:
+            yield self._next(with_bytes=False)[0]
+
+    def readinto(self, buffer: Any) -> int:
+        self.head()
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        self._ready_text = ""
         self._given += count
         return count
 
-    def _next(self) -> bytes:
+    def _next(self, *, with_bytes: bool = True) -> tuple[str, bytes | None]:
+        """A block, and its bytes where those of the file are what is given on."""
+        before = self._pending()
         raw = self._file.read(self._block_bytes)
         self._at_end = not raw
-        data = self._pending() + raw
         try:
             text = self._decoder.decode(raw, final=self._at_end)
         except UnicodeDecodeError as error:
-            self._advance(_with_lf(error.object[: error.start].decode(self._encoding, "ignore")))
-            if b"\0" in error.object:
-                raise self._not_text() from None
-            rest = error.object[error.start :]
-            rest = rest[:1] + rest[1:].split(b"\n", 1)[0]
-            raise UserError(
-                f"{self._where} line {self._line}: byte 0x{rest[0]:02x} at column {self._column + 1} is not "
-                f"{self._encoding.upper()}; "
-                + encoding_advice(rest, self._encoding, "give --encoding cp949", "give --encoding NAME, or convert "
-                                  "the file, for example: iconv -f CP949 -t UTF-8")
-            ) from None  # fmt: skip
+            raise self._refusal(error) from None
         except UnicodeError as error:  # codecs that say no more, such as punycode
             raise UserError(f"{self._where} line {self._line}: not {self._encoding.upper()}: {error}") from None
-        # Bytes are searched and passed on much faster than text.
-        data = data[: len(data) - len(self._pending())] if self._is_utf8 else without_halves(text).encode()
-        if b"\0" in data:
+        # Bytes are searched much faster than text, and one byte much faster than three.
+        own = raw if self._is_utf8 else (text := without_halves(text)).encode()
+        if b"\0" in own:
             self._advance(_with_lf(text[: text.index("\0")]))
             raise self._not_text()
-        if b"\xef" in data and codecs.BOM_UTF8 in data:  # of files that were joined; one byte is found much faster
+        has_mark = (b"\xef" in own or before.startswith(b"\xef")) and "\ufeff" in text  # of files that were joined
+        if has_mark:
             text = text.replace("\ufeff", "")
-            data = text.encode()
-        if b"\r" in data or self._lines.getstate()[1]:
+        if b"\r" in own or self._lines.getstate()[1]:
             text = self._lines.decode(text, final=self._at_end)
-            data = text.encode()
-        self._advance(text, data.count(b"\n"))
-        return data
+            self._advance(text)
+            return text, None
+        self._advance(text, own.count(b"\n"))
+        if self._is_utf8 and with_bytes:
+            own = before + own
+            own = own[: len(own) - len(self._pending())]
+        return text, None if has_mark else own
+
+    def _refusal(self, error: UnicodeDecodeError) -> UserError:
+        self._advance(_with_lf(error.object[: error.start].decode(self._encoding, "ignore")))
+        if b"\0" in error.object:
+            return self._not_text()
+        rest = error.object[error.start :]
+        rest = rest[:1] + rest[1:].split(b"\n", 1)[0]
+        return UserError(
+            f"{self._where} line {self._line}: byte 0x{rest[0]:02x} at column {self._column + 1} is not "
+            f"{self._encoding.upper()}; "
+            + encoding_advice(rest, self._encoding, "give --encoding cp949", "give --encoding NAME, or convert "
+                              "the file, for example: iconv -f CP949 -t UTF-8")
+        )  # fmt: skip
 
     def _pending(self) -> bytes:
         """The beginning of a character that the next block goes on with."""

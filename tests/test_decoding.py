@@ -113,14 +113,19 @@ def test_what_xml_declares_is_believed(tmp_path):
         read(path)
 
 
-def test_blocks_may_end_anywhere(tmp_path):
-    """Within a character and a CRLF."""
-    data = f"{FIRST}\r\n{SECOND}\r{FIRST}\n".encode()
+@pytest.mark.parametrize("peeks", [False, True])
+def test_blocks_may_end_anywhere(tmp_path, peeks):
+    """Within a character, a CRLF and a mark; the same as bytes and as text, whether looked at before or not."""
+    data = f"{FIRST}\r\n{SECOND}\r\ufeff{FIRST}\n".encode()
+    expected = f"{FIRST}\n{SECOND}\n{FIRST}\n"
+    path = tmp_path / "a"
+    path.write_bytes(data)
     for block_bytes in range(1, 9):
-        path = tmp_path / "a"
-        path.write_bytes(data)
-        with path.open("rb") as file:
-            assert Utf8Stream(file, path, "utf-8", block_bytes).read() == f"{FIRST}\n{SECOND}\n{FIRST}\n".encode()
+        for read in (lambda stream: stream.read().decode(), lambda stream: "".join(stream.texts())):
+            with path.open("rb") as file:
+                stream = Utf8Stream(file, path, "utf-8", block_bytes)
+                assert not peeks or expected.encode().startswith(stream.head() or b"no character")
+                assert read(stream) == expected, block_bytes
 
 
 def test_a_line_of_a_file_with_cr_is_counted(tmp_path):
@@ -132,7 +137,7 @@ def test_a_line_of_a_file_with_cr_is_counted(tmp_path):
 
 
 def test_halves_of_pairs_are_found_wherever_blocks_end():
-    text = r'"\ud83d\ude00 \ud83d \\ud83d \ude00\ud83d\ude00\" \ud83dx"'
+    text = r'"\ud83d\ude00 \ud83d \\ud83d \\\ud83d \ude00\ud83d\ude00\"\ud55c\ud83d\uD55C\\\\\ud83d\ude00 \ud83dx"'
     expected = json.loads(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     for size in range(1, 40):
         reader = WithoutHalves(io.BytesIO(text.encode()))
