@@ -59,9 +59,11 @@ def _parsed(data: bytes, where: str, expected: str) -> Any:
         raise UserError(f"{where}{line} column {error.colno}: broken JSON: {error.msg}; expected {expected}") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deep to be read: remove it") from None
-    if isinstance(row, dict) and b"\\u" in data:
+    if b"\\u" not in data:
+        return row
+    if isinstance(row, dict):
         return {name: without_halves(value) if isinstance(value, str) else value for name, value in row.items()}
-    return row
+    return without_halves(row) if isinstance(row, str) else row
 
 
 _ESCAPE = re.compile(

@@ -80,22 +80,24 @@ def html_lines(text: str) -> list[str]:
 
 
 _REDIRECT = re.compile(r"(?i)^#(?:redirect|넘겨주기)\s")
-# Namuwiki's syntax, in the order in which it is undone.
-_NAMU_RULES: list[tuple[re.Pattern[str], str]] = [
+# Namuwiki's syntax, in the order in which it is undone; macros and footnotes come between the two.
+_NAMU_LINKS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?s)\{\{\{#!(?:syntax|html|folding|wiki)[^\n]*\n"), ""),
     (re.compile(r"\{\{\{(?:[+-]\d|#[\w,#]+)?\s?"), ""),
     (re.compile(r"\}\}\}"), ""),
     (re.compile(r"\[\[(?:파일|분류|file|category):[^\]]*\]\]", re.IGNORECASE), ""),
     (re.compile(r"\[\[[^\[\]|]*\|([^\[\]]*)\]\]"), r"\1"),
     (re.compile(r"\[\[([^\[\]|]*?)(?:#s-[\d.]+)?\]\]"), r"\1"),
-    (re.compile(r"\[\*(?:[^\[\]]|\[[^\[\]]*\])*\]"), ""),  # footnotes, which may hold macros and footnotes
-    (re.compile(r"(?i)\[ruby\(([^,\]]*)(?:,[^\]]*)?\)\]"), r"\1"),
+]
+_NAMU_MARKS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?i)\[(?:br)\]"), "\n"),
-    (re.compile(r"(?i)\[[a-z]+\([^\]]*\)\]"), ""),  # macros with arguments
     (re.compile(r"(?i)\[(?:목차|각주|tableofcontents|footnote|clearfix|pagecount|date|datetime)\]"), ""),
     (re.compile(r"(?<![\d-])--(?=[^\s-])([^\n]*?[^\s-])--(?![\d-])"), r"\1"),  # struck out, not 2019--2020
     (re.compile(r"'''|''|__|~~|\^\^|,,"), ""),
-]  # fmt: skip
+]
+_NAMU_MACRO = re.compile(r"(?i)\[([a-z]+)\(")
+_RUBY_ARGUMENTS = re.compile(r"(?i),\s*(?:ruby|color)\s*=")
+_MOST_MACRO_CHARACTERS = 5000
 _NAMU_SKIPPED_LINES = re.compile(r"^\s*(?:=+\s?#?.*#?\s?=+\s*$|\|\||##|-{4,}|#!)")
 _NAMU_LINE_MARKS = re.compile(r"^\s*(?:>+|\*+|(?:[1aAiI]\.)(?:#\d+)?)?\s*")
 
@@ -106,10 +108,56 @@ def is_namuwiki_redirect(markup: str) -> bool:
 
 def namuwiki_lines(markup: str) -> list[str]:
     """Paragraphs, quotations and list items; tables, headings, footnotes, macros and files are left out."""
-    for pattern, text in _NAMU_RULES:
+    for pattern, text in _NAMU_LINKS:
+        markup = pattern.sub(text, markup)
+    markup = _without_footnotes(_without_macros(markup))
+    for pattern, text in _NAMU_MARKS:
         markup = pattern.sub(text, markup)
     lines = (line for line in _without_cells(markup.split("\n")) if not _NAMU_SKIPPED_LINES.match(line))
     return [text for line in lines if (text := _NAMU_LINE_MARKS.sub("", line, count=1).strip())]
+
+
+def _without_macros(text: str) -> str:
+    """Macros with arguments go, whatever brackets these hold; of [ruby(text, ruby=reading)] the text stays."""
+    closings = _closings(text)
+    parts, position = list[str](), 0
+    for found in _NAMU_MACRO.finditer(text):
+        if found.start() < position:  # within the one before
+            continue
+        end = closings.get(found.start(), 0)
+        if text[end - 1 : end + 1] != ")]":  # brackets that are no pairs, as in [math([0, 1))]
+            end = text.find(")]", found.end(), found.end() + _MOST_MACRO_CHARACTERS) + 1
+        if end:
+            inside = text[found.end() : end - 1]
+            kept = _RUBY_ARGUMENTS.split(inside, maxsplit=1)[0] if found[1].lower() == "ruby" else ""
+            parts += [text[position : found.start()], kept]
+            position = end + 1
+    return "".join([*parts, text[position:]])
+
+
+def _without_footnotes(text: str) -> str:
+    """[* ...] and [*name ...] go, with what brackets they hold."""
+    closings = _closings(text)
+    parts, position = list[str](), 0
+    start = text.find("[*")
+    while start >= 0:
+        if start in closings:
+            parts.append(text[position:start])
+            position = closings[start] + 1
+        start = text.find("[*", max(start + 1, position))
+    return "".join([*parts, text[position:]])
+
+
+def _closings(text: str) -> dict[int, int]:
+    """{place of an opening bracket: place of the one that closes it}"""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    for bracket in re.finditer(r"[\[\]]", text):
+        if bracket[0] == "[":
+            opened.append(bracket.start())
+        elif opened:
+            found[opened.pop()] = bracket.start()
+    return found
 
 
 def _without_cells(lines: list[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import codecs
 import functools
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 from data_prep.json_readers import read_json, read_jsonl, read_modu, read_namuwiki, read_object
 from data_prep.reading import BLOCK_BYTES, MAX_DOCUMENT_CHARACTERS, Document, Input, Malformed, ReaderOptions
-from data_prep.sources import Source, open_source
+from data_prep.sources import Source, is_packed, open_source
 from data_prep.table_readers import read_parquet, read_tfds
 from data_prep.text_readers import read_lines, read_text
 from data_prep.wiki_readers import read_wikiextractor, read_wikipedia, read_wikitext
@@ -66,7 +67,8 @@ class Corpus:
                 name, file = "parquet", packed
             else:
                 stream = _as_utf8(packed, head, source.name, self.options)
-                name = recognize(stream.head(), self.options.text_key) if name == "auto" else name
+                if name == "auto":
+                    name = recognize(stream.head(), self.options.text_key, source.path)
                 file = io.BufferedReader(stream, BLOCK_BYTES)
             try:
                 yield from READERS[name](Input(source.name, file, self.options, self._leave_out))
@@ -109,15 +111,25 @@ def is_encoding(name: str) -> bool:
         return False
 
 
-def recognize(head: bytes, text_key: str) -> str:
-    """The format of a file that begins with `head`: a key of READERS."""
+# What XML may have before its first element; atomic, so that a thousand comments are tried in one way only.
+_BEFORE_XML = rb"(?>(?:\s*(?><\?.*?\?>|<!--.*?-->|<!DOCTYPE[^\[>]*(?:\[.*?\]\s*)?>))*)\s*"
+_MEDIAWIKI = re.compile(_BEFORE_XML + rb"<mediawiki\b", re.DOTALL)
+# Text may begin with a bracket too: an array is what goes on like one, or is called one.
+_ARRAY = re.compile(rb'\[\s*(?:[{\]]|$|"(?:[^"\\\n]|\\.)*"\s*(?:,|\]\s*$))')
+
+
+def recognize(head: bytes, text_key: str, path: str = "") -> str:
+    """The format of a file that begins with `head`: a key of READERS. The name decides where the bytes do not."""
     start = head.lstrip()
-    if re.match(rb"(?:<\?xml[^>]*>\s*)?<mediawiki\b", start):
+    name = os.path.splitext(path)[0] if is_packed(path) else path
+    if _MEDIAWIKI.match(start):
         return "wikipedia"
     if start.startswith(b"<doc "):
         return "wikiextractor"
-    if re.match(rb'\[\s*(?:[{\]]|$|"(?:[^"\\\n]|\\.)*"\s*(?:,|\]\s*$))', start):
+    if _ARRAY.match(start) or (start.startswith(b"[") and name.lower().endswith(".json")):
         return "namuwiki" if b'"namespace"' in start else "json"
+    if start.startswith((b"[", b'"')) and name.lower().endswith((".jsonl", ".ndjson")):
+        return "jsonl"
     if start.startswith(b"{"):
         key = json.dumps(text_key).encode()
         first_line = start.split(b"\n", 1)[0]

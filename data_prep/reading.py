@@ -80,11 +80,17 @@ def shown(value: Any) -> str:
 
 
 def text_of(row: Any, key: str, where: str) -> str:
-    """A row's text, "" for null. Raises UserError in the name of `where` for what has none."""
+    """The text of a row, which is one or holds it under `key`; "" for null there.
+
+    Raises UserError in the name of `where` for what has none.
+    """
     if isinstance(row, str):  # an array of texts
         return row
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object with the key {key!r}, found {shown(row)}")
+        raise UserError(
+            f"{where}: expected text or an object with the key {key!r}, found {shown(row)}: take it out, or give "
+            "--format text if the file is no JSON"
+        )
     if key not in row:
         raise UserError(f"{where}: no key {key!r} there, only {', '.join(sorted(row))}: give --text-key NAME")
     text = row[key]

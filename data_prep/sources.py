@@ -45,12 +45,17 @@ class Source(NamedTuple):
 
     @property
     def is_packed(self) -> bool:
-        return self.path.lower().endswith((".gz", ".bz2", ".xz", ".zst", ".parquet"))
+        return is_packed(self.path) or self.path.lower().endswith(".parquet")
 
     @property
     def name(self) -> str:
         """The path as it can be printed and written down: names need not be UTF-8."""
         return escaped(self.path)
+
+
+def is_packed(path: str) -> bool:
+    """Whether the name says that the file is compressed as a whole."""
+    return path.lower().endswith((".gz", ".bz2", ".xz", ".zst"))
 
 
 def find_sources(patterns: Sequence[str], warn: Callable[[str], None] = lambda message: None) -> list[Source]:

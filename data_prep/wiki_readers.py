@@ -29,7 +29,8 @@ def read_wikitext(given: Input) -> Iterator[Document]:
     yield as_document(lines)
 
 
-_DOC_MARKS = re.compile(r"(<doc [^\n]*?>(?=\s|$|</doc>)|</doc>)")
+# A title may hold quotes and a bracket, as the program writes it, but not one after the other.
+_DOC_MARKS = re.compile(r"(<doc [^\n]*?\"\s*>|<doc [^\n>]*>|</doc>)")
 
 
 def read_wikiextractor(given: Input) -> Iterator[Document]:

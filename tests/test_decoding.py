@@ -157,7 +157,7 @@ def test_a_mark_alone_is_an_empty_file(tmp_path):
     ("content", "expected"),
     [
         ('["문장 하나.", "문장 둘."]', ["문장 하나.", "문장 둘."]),
-        ('["인용"] 이라고 했다.', ['["인용"] 이라고 했다.']),
+        ('["문장 하나.", {"text": "문장 둘."}]', ["문장 하나.", "문장 둘."]),
         ('{\n "id": 1,\n "text": "본문."\n}\n', ["본문."]),
         ('{"n": ' + "9" * 5000 + ', "text": "본문."}\n', ["본문."]),
         ('{"text": "가"}\n\n{"text": "나\u2028다\x85라"}\n', ["가", "나\u2028다\x85라"]),
@@ -179,13 +179,18 @@ def test_json_as_people_have_it(content, expected, tmp_path):
         ('[{"namespace": "0", "text": "가"}, "나"]', 'object 2: expected an article, found "나"'),
         ('{\n "text": "가",\n}', "line 3 column 1: broken JSON"),
         ('[{"text": "가"', "broken JSON before byte"),
+        ("[1, 2]", "a.json object 1: expected text or an object with the key 'text', found 1: take it out, or give "),
+        ('[["가"], ["나"]]', "object 1: expected text or an object with the key .text., found ..가"),
+        ('["가", null]', "object 2: expected text or an object .* found null"),
+        ('[null, "가"]', "object 1: expected text or an object .* found null"),
+        ('["인용"] 이라고 했다.', "broken JSON"),
     ],
 )
 def test_json_that_cannot_be_read_is_one_line(content, said, tmp_path):
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(UserError, match=said) as refused:
-        read(path, format="json" if content.startswith("[[") else "auto")
+        read(path)
     assert "\n" not in str(refused.value)
 
 
@@ -250,8 +255,11 @@ def test_wikiextractor_leaves_text_only(tmp_path):
         '<doc id="2" url="u" title="R&amp;D">\nR&D\n\n연구이다.\n</doc><doc id="3" title="셋">\n셋\n'
         '가 &lt;br&gt; 나&nbsp;다 <templatestyles src="x"/>라 &lt;기생충&gt; 1 &lt; 2\n</doc>\n'
         '<doc id="4" title="빈">\n빈\n\n</doc>\n'
+        '<doc id="5" url="u" title="A -> B">A -> B\n바로 이어진 <b class="x">글</b>\n</doc>\n'
+        '<doc id="6" title="여섯">한 줄</doc><doc id="7" title="일곱">일곱</doc>\n'
     )
-    assert read(path)[0] == ["가수이다.", "연구이다.", "가\n나 다 라 <기생충> 1 < 2"]
+    expected = ["가수이다.", "연구이다.", "가\n나 다 라 <기생충> 1 < 2", "바로 이어진 글", "한 줄"]
+    assert read(path)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -265,6 +273,11 @@ def test_wikiextractor_leaves_text_only(tmp_path):
         ("2019--2020, 2021--2022", "2019--2020, 2021--2022"),
         ("--지운 말-- 남은 말", "지운 말 남은 말"),
         ("[Include(틀:넘겨주기, n1=아)]본문[anchor(가)]", "본문"),
+        ("[ruby(가[b]나, ruby=ga[na])]다", "가[b]나다"),
+        ("[Ruby(가, 나, color=red, ruby=x)]다", "가, 나다"),
+        ("식 [math(a[0] + f(b[c(1)]))]이다[math([0, 1))].", "식 이다."),
+        ("앞[* 각주 [math(a[i[0]])] [ruby([漢], ruby=[한])] [br] 끝]뒤", "앞뒤"),
+        ("닫지 않은 [* 각주 [math(a", "닫지 않은 [* 각주 [math(a"),
     ],
 )
 def test_namuwiki_leaves_text_only(markup, text):
@@ -278,3 +291,19 @@ def test_formats_are_seen_through_marks():
     assert recognize(b'["a"] said he', "text") == "text"
     assert recognize(b'{"text": "a"}', "text") == "jsonl"
     assert recognize(b'{\n "text": "a"}', "text") == "object"
+    assert recognize(b"[1] note", "text") == recognize(b"[1] note", "text", "notes.txt") == "text"
+    assert recognize(b"[1, 2]", "text", "a.JSON.gz") == recognize(b"[[", "text", "gs://b/a.json") == "json"
+    assert recognize(b'"a"\n"b"', "text", "a.jsonl") == recognize(b"[1]\n", "text", "a.ndjson.zst") == "jsonl"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        '<!DOCTYPE mediawiki SYSTEM "m.dtd">', '<?xml version="1.0"?>\n<!-- a > b -->\n<!DOCTYPE mediawiki>\n',
+        '<!DOCTYPE mediawiki [\n<!ENTITY a "b">\n] >', "<!-- -->" * 5000,
+    ],
+)  # fmt: skip
+def test_what_xml_may_begin_with(before, tmp_path):
+    (tmp_path / "a.xml").write_text(before + _wikipedia([FIRST, SECOND]))
+    assert read(tmp_path / "a.xml")[0] == [FIRST, SECOND]
+    assert recognize(before.encode() + b"<html>", "text") == "text"
