@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ALLOWED_IN_DATA_PREP = {f"electra_flax.{name}" for name in (
-    "compiled", "config", "console", "ending", "errors", "files", "records", "text", "tfrecord", "tokenizer",
+    "compiled", "config", "console", "ending", "errors", "files", "ranges", "records", "text", "tfrecord", "tokenizer",
 )}  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_the_launcher_starts_without_jax():
     """It runs on a laptop, and what it needs of the trainer is words and numbers."""
     allowed = {
         f"electra_flax.{name}"
-        for name in ("config", "config_io", "console", "ending", "errors", "files", "text", "tpus")
+        for name in ("config", "config_io", "console", "ending", "errors", "files", "ranges", "text", "tpus")
     }
     for path in (ROOT / "tpu").glob("*.py"):
         names = {name for name in imports(path) if name.startswith("electra_flax")}
