@@ -7,6 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from data_prep import inspect, vocab_report
@@ -21,6 +22,7 @@ from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
 from electra_flax.console import console, print_json, progress, write_line
 from electra_flax.ending import run_command
 from electra_flax.errors import UserError, escaped
+from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing
 
@@ -82,9 +84,15 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     )
     cleaning.add_argument("--without", nargs="+", choices=names, default=[], metavar="STEP", help="leave steps out")
     cleaning.add_argument("--splitter", choices=("rules", "kiwi"), default="rules", help="of the step `sentences`")
-    cleaning.add_argument("--min-characters", type=int, default=10, metavar="N", help="of the step `short`")
     cleaning.add_argument(
-        "--near-similarity", type=float, default=0.8, metavar="F", help="of `near-duplicates`, 0 to 1"
+        "--min-characters", type=in_range(int, 0, 10**6), default=10, metavar="N", help="of the step `short`"
+    )
+    cleaning.add_argument(
+        "--near-similarity",
+        type=in_range(float, 0, 1, "(]"),
+        default=0.8,
+        metavar="F",
+        help="of `near-duplicates`, 0 to 1",
     )
 
 
@@ -100,8 +108,6 @@ def _warn(message: str) -> None:
 
 
 def _cleaning(args: argparse.Namespace) -> CleaningOptions:
-    if not 0 < args.near_similarity <= 1:
-        raise UserError(f"--near-similarity {args.near_similarity}: expected more than 0 and at most 1")
     return CleaningOptions.of(
         args.clean, args.with_, args.without, args.splitter, args.min_characters, args.near_similarity
     )
@@ -112,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="electra-data",
         description="Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain.",
     )
+    parser.add_argument("--version", action="version", version=f"electra-data {version('electra-flax')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     vocab = commands.add_parser(
@@ -123,8 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_corpus(vocab)
     vocab.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    vocab.add_argument("--size", type=int, default=35_000, metavar="N", help="entries, [unused] slots included")
-    vocab.add_argument("--unused", type=int, default=200, metavar="N", help="[unused] slots for domain words")
+    vocab.add_argument(
+        "--size", type=in_range(int, 1, 2**24), default=35_000, metavar="N", help="entries, [unused] slots included"
+    )
+    vocab.add_argument(
+        "--unused", type=in_range(int, 0, 2**24), default=200, metavar="N", help="[unused] slots for domain words"
+    )
     vocab.add_argument(
         "--algorithm", choices=("wordpiece", "unigram", "bpe"), default="wordpiece",
         help="what learns the pieces; SentencePiece's unigram and bpe are converted to WordPiece",
@@ -135,16 +146,24 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     vocab.add_argument(
         "--limit-alphabet",
-        type=int,
+        type=in_range(int, 1, sys.maxunicode),
         metavar="N",
         help="most characters kept (default: 6000, a third of --size if less)",
     )
-    vocab.add_argument("--min-frequency", type=int, default=2, metavar="N", help="rarest pair that is merged")
+    vocab.add_argument(
+        "--min-frequency", type=in_range(int, 1, MOST_INT32), default=2, metavar="N", help="rarest pair that is merged"
+    )
     vocab.add_argument(
         "--extend", type=Path, metavar="DIR",
         help="fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay",
     )  # fmt: skip
-    vocab.add_argument("--sample-mb", type=int, default=1024, metavar="MB", help="most text that is kept to learn from")
+    vocab.add_argument(
+        "--sample-mb",
+        type=in_range(int, 1, 2**20),
+        default=1024,
+        metavar="MB",
+        help="most text that is kept to learn from",
+    )
     vocab.add_argument("--lower-case", action="store_true", help="lower-case the text (English, not Korean)")
     vocab.add_argument("--strip-accents", action="store_true", help="remove accents; refused for Hangul")
     _add_report(vocab)
@@ -159,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_corpus(report)
     report.add_argument("--vocab", type=Path, required=True, metavar="DIR", help="folder of electra-data vocab")
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    report.add_argument("--sample-mb", type=int, default=64, metavar="MB", help="most text that is split")
+    report.add_argument(
+        "--sample-mb", type=in_range(int, 1, 2**20), default=64, metavar="MB", help="most text that is split"
+    )
     _add_report(report)
     report.set_defaults(run=_report, interrupted="nothing was kept")
 
@@ -173,18 +194,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_corpus(shard)
     shard.add_argument("--vocab", type=Path, required=True, metavar="DIR", help="folder of electra-data vocab")
     shard.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new")
-    shard.add_argument("--max-seq-length", type=int, required=True, metavar="N", help="tokens an example")
-    shard.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     shard.add_argument(
-        "--validation-fraction", type=float, default=0.01, metavar="F", help="share of documents held out"
+        "--max-seq-length", type=in_range(int, 8, 2**20), required=True, metavar="N", help="tokens an example"
+    )
+    shard.add_argument(
+        "--workers", type=in_range(int, 1, 1024), default=os.cpu_count() or 1, metavar="N", help="processes"
+    )
+    shard.add_argument(
+        "--validation-fraction",
+        type=in_range(float, 0, 1, "[)"),
+        default=0.01,
+        metavar="F",
+        help="share of documents held out",
     )
     shard.add_argument(
         "--builder", choices=("carry", "original"), default="carry",
         help="carry loses no token; original cuts examples exactly as the original code does",
     )  # fmt: skip
-    shard.add_argument("--num-shards", type=int, metavar="N", help="training shards (default: one per 64 MB of text)")
-    shard.add_argument("--hosts", type=int, default=1, metavar="N", help="the number of shards is a multiple of it")
-    shard.add_argument("--seed", type=int, default=0, metavar="N", help="seed of segments and split")
+    shard.add_argument(
+        "--num-shards",
+        type=in_range(int, 1, 10**5),
+        metavar="N",
+        help="training shards (default: one per 64 MB of text)",
+    )
+    shard.add_argument(
+        "--hosts", type=in_range(int, 1, 2**16), default=1, metavar="N", help="the number of shards is a multiple of it"
+    )
+    shard.add_argument(
+        "--seed", type=in_range(int, 0, MOST_UINT32), default=0, metavar="N", help="seed of segments and split"
+    )
     shard.add_argument(
         "--runner", choices=("local", "direct", "dataflow", "flink", "spark"), default="local",
         help="local: processes of this machine; the others: an Apache Beam pipeline (extra beam)",
@@ -198,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints the manifest, the counts and a few decoded examples in colour.",
     )
     show.add_argument("folder", type=Path, metavar="DIR", help="folder of electra-data shard")
-    show.add_argument("--examples", type=int, default=3, metavar="N", help="examples to show (3)")
+    show.add_argument("--examples", type=in_range(int, 0, 10**6), default=3, metavar="N", help="examples to show (3)")
     show.add_argument("--json", action="store_true", help="the manifest and totals as JSON, no examples")
     show.set_defaults(run=_inspect, interrupted="")
     return parser
@@ -213,8 +251,6 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _sample(args: argparse.Namespace) -> list[str]:
     """Cleaned sentences of the corpus, as many as --sample-mb holds."""
     corpus, cleaner = _corpus(args), Cleaner(_cleaning(args))
-    if args.sample_mb < 1:
-        raise UserError(f"--sample-mb {args.sample_mb}: expected at least 1")
 
     def sentences() -> Iterator[str]:
         with progress(corpus.total_bytes, "reading", "B", scaled=True) as bar:
@@ -263,15 +299,6 @@ def _show_report(folders: list[Path], lines: list[str], out: Path) -> None:
 
 
 def _shard(args: argparse.Namespace) -> None:
-    if args.max_seq_length < 8:
-        raise UserError(f"--max-seq-length {args.max_seq_length}: expected at least 8; 128 and 512 are usual")
-    if not 0 <= args.validation_fraction < 1:
-        raise UserError(f"--validation-fraction {args.validation_fraction}: expected at least 0 and less than 1")
-    for name, value in (
-        ("--workers", args.workers), ("--num-shards", args.num_shards), ("--hosts", args.hosts)
-    ):  # fmt: skip
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value}: expected at least 1")
     job = ShardJob(
         args.vocab,
         Casing.read(args.vocab),

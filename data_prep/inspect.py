@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from electra_flax.errors import UserError, escaped
+from electra_flax.errors import escaped
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 
 _SEGMENT_STYLES = ("cyan", "yellow")
@@ -40,8 +40,6 @@ def summarize(folder: Path) -> dict[str, Any]:
 
 def show(folder: Path, num_examples: int, console: Console) -> None:
     """Prints the summary, sources, lengths and a few examples: segments in colours, masked tokens reversed."""
-    if num_examples < 0:
-        raise UserError(f"--examples {num_examples}: expected 0 or more")
     summary = summarize(folder)
     manifest = summary.pop("manifest")
     for name, value in {**summary, **(manifest or {})}.items():

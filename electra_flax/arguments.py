@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from electra_flax.errors import EXIT_CODES
+from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 
 _EXIT_CODES = "exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 _ENCODER = "an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint"
@@ -73,7 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run")
     evaluate.add_argument("--data", metavar="DIR", help="other shards than the run's own")
-    evaluate.add_argument("--step", type=int, metavar="N", help="checkpoint (default: the newest)")
+    evaluate.add_argument(
+        "--step", type=in_range(int, 0, MOST_INT32), metavar="N", help="checkpoint (default: the newest)"
+    )
     _add_devices(evaluate)
 
     export = commands.add_parser(
@@ -91,7 +94,9 @@ def make_parser() -> argparse.ArgumentParser:
     given.add_argument("--from", dest="source", metavar="SOURCE", help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     export.add_argument("--to", choices=("hf", "tf1"), default="hf", help="Hugging Face's form (hf) or the original's")
-    export.add_argument("--step", type=int, metavar="N", help="checkpoint of a run (default: the newest)")
+    export.add_argument(
+        "--step", type=in_range(int, 0, MOST_INT32), metavar="N", help="checkpoint of a run (default: the newest)"
+    )
     export.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt, where none is beside the weights")
     export.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the tensors (float32)"
@@ -119,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of electra-flax export")
     show.add_argument("--data", required=True, metavar="DIR", help="shards with a validation split")
-    show.add_argument("--examples", type=int, default=4, metavar="N", help="examples to show (4)")
+    show.add_argument("--examples", type=in_range(int, 1, 10_000), default=4, metavar="N", help="examples to show (4)")
     _add_devices(show)
 
     verify = commands.add_parser(
@@ -135,7 +140,9 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--against", metavar="SOURCE", help="what should be the same model: DIR, hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"
     )
-    verify.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="largest difference (1e-4)")
+    verify.add_argument(
+        "--tolerance", type=in_range(float, 0, 10**6), default=1e-4, metavar="X", help="largest difference (1e-4)"
+    )
     verify.add_argument("--json", action="store_true", help="print JSON instead of the table")
     _add_devices(verify)
 
@@ -161,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     fill.add_argument("--model", required=True, metavar="DIR", help=_MODEL)
     fill.add_argument("texts", nargs="*", metavar="SENTENCE", help="with [MASK]; none: lines of the standard input")
-    fill.add_argument("--top", type=int, default=5, metavar="N", help="candidates to show (5)")
+    fill.add_argument("--top", type=in_range(int, 1, 10_000), default=5, metavar="N", help="candidates to show (5)")
     fill.add_argument("--json", action="store_true", help="print JSON")
     _add_devices(fill)
 
@@ -205,11 +212,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file of configs/")
     plan.add_argument("--topology", required=True, metavar="TYPE", help="accelerator type: v3-8, v4-8, v5litepod-8 ...")
-    plan.add_argument("--batch", metavar="N", help="short for --training.batch_size N")
-    plan.add_argument("--dtype", metavar="TYPE", help="short for --training.compute_dtype TYPE")
-    plan.add_argument("--price-per-hour", type=float, metavar="USD", help="of the whole slice (default: a dated list)")
+    plan.add_argument("--batch", type=in_range(int, 1, 2**24), metavar="N", help="short for --training.batch_size N")
+    plan.add_argument("--dtype", choices=("float32", "bfloat16"), help="short for --training.compute_dtype")
     plan.add_argument(
-        "--explain", type=int, nargs="?", const=20, default=0, metavar="N", help="list the N (20) costliest operations"
+        "--price-per-hour",
+        type=in_range(float, 0, 10**6, "(]"),
+        metavar="USD",
+        help="of the whole slice (default: a dated list)",
+    )
+    plan.add_argument(
+        "--explain",
+        type=in_range(int, 1, 10_000),
+        nargs="?",
+        const=20,
+        default=0,
+        metavar="N",
+        help="list the N (20) costliest operations",
     )
     plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser
@@ -274,7 +292,9 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run each (0)")
+    parser.add_argument(
+        "--seeds", type=in_range(int, 0, MOST_UINT32), nargs="+", default=[0], metavar="N", help="one run each (0)"
+    )
     parser.add_argument("--preset", default="", metavar="NAME", help="koelectra, paper or original (the task's own)")
     parser.add_argument(
         "--random-weights", action="store_true", help="not its weights: fresh ones, to see what pretraining is worth"
@@ -290,7 +310,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
 def _add_devices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--simulate-devices",
-        type=int,
+        type=in_range(int, 1, 1024),
         metavar="N",
         help="run on N simulated CPU devices instead of real ones",
     )
@@ -301,8 +321,8 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
         "several processes", "on a TPU they find each other; elsewhere each is told, with the same command otherwise"
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
+    group.add_argument("--num-processes", type=in_range(int, 1, 2**16), metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=in_range(int, 0, 2**16 - 1), metavar="I", help="which this is, from 0")
 
 
 class _HelpWithFields(argparse.Action):

@@ -86,8 +86,6 @@ def _use_devices(args: argparse.Namespace) -> None:
 
     use_cpu_where_there_is_nothing_else()
     if args.simulate_devices is not None:
-        if args.simulate_devices < 1:
-            raise UserError(f"--simulate-devices {args.simulate_devices}: expected at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.simulate_devices)
 
@@ -131,7 +129,7 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax.kernel_schedule import COMPILER_ENVIRONMENT
 
     short = {"--training.batch_size": args.batch, "--training.compute_dtype": args.dtype}
-    given = [part for name, value in short.items() if value is not None for part in (name, value)]
+    given = [part for name, value in short.items() if value is not None for part in (name, str(value))]
     config = load_config(args.config, [*overrides, *given])
     os.environ.update(COMPILER_ENVIRONMENT)  # before JAX is imported
     from electra_flax.plan import make_plan
@@ -243,8 +241,6 @@ def _fill(args: argparse.Namespace) -> None:
     _use_devices(args)
     from electra_flax import sentences
 
-    if args.top < 1:
-        raise UserError(f"--top {args.top}: expected at least 1")
     texts = _texts(args)
     answers = sentences.fill(args.model, texts, args.top)
     if args.json:

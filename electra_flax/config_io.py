@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from electra_flax.config import Config
 from electra_flax.errors import UserError
 from electra_flax.files import read_yaml
+from electra_flax.ranges import Range, ranges, short
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -43,12 +44,9 @@ def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_c
         raise UserError(f"{path}: expected fields and their values, found {type(values).__name__}")
     try:
         given = json.dumps(_without_empty(values))
-    except TypeError as error:  # dates and sets, which YAML has and no field
+    except (TypeError, ValueError) as error:  # dates and sets, which YAML has and no field; 0xff... without end
         raise UserError(f"{path}: {error}: expected text, numbers, lists and mappings") from None
-    try:
-        return _instantiate(cls, _parser(cls).parse_args(["--fields-from", given, *overrides]))
-    except ArgumentError as error:
-        raise UserError(f"{path}: {_one_line(str(error), cls, help_command)}") from None
+    return _made(cls, ["--fields-from", given, *overrides], str(path), overrides, help_command)
 
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
@@ -65,18 +63,30 @@ def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str
     Raises UserError as `load_config` does.
     """
     given = [f"--{name}={value}" for name, value in values.items()]
-    try:
-        return _instantiate(cls, _parser(cls).parse_args([*given, *overrides]))
-    except ArgumentError as error:
-        raise UserError(f"{source}: {_one_line(str(error), cls, help_command)}") from None
+    return _made(cls, [*given, *overrides], source, overrides, help_command)
 
 
 def from_dict(cls: type[T], values: dict[str, Any], source: str, help_command: str) -> T:
     """A dataclass from what dataclasses.asdict made of it. Raises UserError as `load_config` does."""
+    return _made(cls, _without_empty(values), source, (), help_command)
+
+
+def _made(
+    cls: type[T], given: list[str] | dict[str, Any], source: str, overrides: Sequence[str], help_command: str
+) -> T:
+    """The dataclass of arguments or values. Raises UserError that names the place where the wrong one was given."""
+    parser = _parser(cls)
     try:
-        return _instantiate(cls, _parser(cls).parse_object(values))
+        namespace = parser.parse_object(given) if isinstance(given, dict) else parser.parse_args(given)
+        found = parser.instantiate(namespace)
+        return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    except UserError as error:
+        message = str(error)
+    except OverflowError as error:  # from jsonargparse, which does not say where
+        message = f"a number of hundreds of digits: {error}"
     except ArgumentError as error:
-        raise UserError(f"{source}: {_one_line(str(error), cls, help_command)}") from None
+        message = _one_line(str(error), cls, help_command)
+    raise UserError(_placed(message, source, overrides))
 
 
 def config_to_yaml(config: Config) -> str:
@@ -121,11 +131,6 @@ def _parser(cls: type) -> ArgumentParser:
 _parsers: dict[type, ArgumentParser] = {}
 
 
-def _instantiate(cls: type[T], namespace: Any) -> T:
-    found = _parser(cls).instantiate(namespace)
-    return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """("a.b", value) of every leaf; an empty mapping is one."""
     for name, value in values.items():
@@ -135,20 +140,24 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _field_names(cls: type) -> list[str]:
-    return [
-        (f"{name}.{field.name}" if isinstance(field, dataclasses.Field) else name)
-        for name, kind in get_type_hints(cls).items()
-        for field in (dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else [name])
-    ]
+def _fields(cls: type, prefix: str = "") -> dict[str, Range | None]:
+    """{"section.field": its range}"""
+    found: dict[str, Range | None] = {}
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            found |= _fields(cast(type, kind), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = ranges(cls).get(name)
+    return found
 
 
 _UNKNOWN_FIELD = (
-    re.compile(r"unrecognized arguments: --(?P<name>[\w.]+)"),
-    re.compile(r"Group '(?P<section>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
-    re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
+    re.compile(r"unrecognized arguments: --(?P<name>[^\s=]+)"),
+    re.compile(r"Group '(?P<section>[\w.]+)' does not accept option '(?P<name>[^']+)'"),
+    re.compile(r"Option '(?P<name>[^']+)' is not accepted"),
 )
-_WRONG_VALUE = re.compile(r'Parser key "(?P<name>[\w.]+)": Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)')
+_PROBLEM = re.compile(r'(?:Parser key "|argument --)(?P<name>[\w.]+)"?: (?P<problem>.*)')
+_WRONG_VALUE = re.compile(r"Expected an? (?P<type>.+?)\. Got value: ?(?P<value>.*)")
 
 
 def _one_line(message: str, cls: type, help_command: str) -> str:
@@ -158,11 +167,42 @@ def _one_line(message: str, cls: type, help_command: str) -> str:
         if match := pattern.search(message):
             groups = match.groupdict()
             name = ".".join(filter(None, (groups.get("section"), groups["name"])))
-            nearest = difflib.get_close_matches(name, _field_names(cls), n=1, cutoff=0.5)
-            hint = f"the nearest is {nearest[0]}" if nearest else f"{help_command} lists all fields"
-            return f"unknown field {name}; {hint}"
-    if match := _WRONG_VALUE.search(message):
-        expected = re.sub(r"<class '(\w+)'>", r"\1", match["type"])
-        expected = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected)
-        return f"{match['name']}={match['value']}: expected {expected}"
-    return message
+            nearest = _nearest(name, list(_fields(cls)))
+            return f"{name}: unknown field; " + (nearest or f"{help_command} lists all fields")
+    if match := _PROBLEM.search(message):
+        name, problem = match.groups()
+        if "Unable to load config" in problem:
+            return f"{name}: expected fields and their values, or each as --{name}.FIELD VALUE"
+        if wrong := _WRONG_VALUE.search(problem):
+            expected = re.sub(r"<class '(\w+)'>", r"\1", wrong["type"])
+            expected = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected)
+            allowed = _fields(cls).get(name)
+            return f"{name}={short(wrong['value'])}: expected {expected}{f', {allowed}' if allowed else ''}"
+        return f"{name}: {short(problem.replace('expected one argument', 'expected a value after it'))}"
+    return message.replace("the following arguments are required:", "required and not given:")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """The known names that are meant, in words: the same but for the section and hyphens, or else the most alike."""
+    last = name.replace("-", "_").rpartition(".")[2]
+    found = [known for known in names if known.rpartition(".")[2] == last]
+    found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"the nearest is {' or '.join(found)}" if found else ""
+
+
+def _placed(message: str, source: str, overrides: Sequence[str]) -> str:
+    """`message`, in which fields are named as they were given: with -- where an override did, else after `source`."""
+    given = {each[2:].partition("=")[0] for each in overrides if each.startswith("--")}
+    from_source = 0
+
+    def named(match: re.Match[str]) -> str:
+        nonlocal from_source
+        from_source += match[0] not in given
+        return f"--{match[0]}" if match[0] in given else match[0]
+
+    message, number = _FIELD.subn(named, message)
+    is_override = (number and not from_source) or message.startswith("unrecognized arguments")
+    return message if is_override else f"{source}: {message}"
+
+
+_FIELD = re.compile(r"^[A-Za-z_][\w.-]*(?=[:=])|(?<= )[A-Za-z_][\w.-]*(?==)")

@@ -1,7 +1,7 @@
 """Numbers and the ranges they must lie in: of the fields of a dataclass, and of a command's flags.
 
 A field is declared with its range: `seed: Annotated[int, Range(0, 2**32 - 1)] = 0`; `check_numbers` in __post_init__
-holds every way in (files, overrides, a checkpoint's configuration) to it. A flag is `type=number(int, 1, 9999)`.
+holds every way in (files, overrides, a checkpoint's configuration) to it. A flag is `type=in_range(int, 1, 9999)`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ class Range:
 
 def check_numbers(values: object, section: str = "") -> None:
     """Raises UserError for the first field of a dataclass whose value lies outside the Range of its annotation."""
-    for name, allowed in _ranges(type(values)).items():
+    cls: type = type(values)
+    for name, allowed in ranges(cls).items():
         value = getattr(values, name)
         if value not in allowed:
             raise UserError(f"{f'{section}.' if section else ''}{name}={short(value)}: expected {allowed}")
 
 
 @cache
-def _ranges(cls: type) -> dict[str, Range]:
+def ranges(cls: type) -> dict[str, Range]:
+    """Those of the fields that have one."""
     return {
         name: each
         for name, kind in get_type_hints(cls, include_extras=True).items()
@@ -70,7 +72,7 @@ def _ranges(cls: type) -> dict[str, Range]:
     }
 
 
-def number(kind: type[Number], least: float, most: float, ends: Literal["[]", "(]", "[)", "()"] = "[]") -> (
+def in_range(kind: type[Number], least: float, most: float, ends: Literal["[]", "(]", "[)", "()"] = "[]") -> (
     Callable[[str], Number]
 ):  # fmt: skip
     """A `type` for argparse: a number within a Range. What is none is an error of usage that says what is expected."""
@@ -88,6 +90,24 @@ def number(kind: type[Number], least: float, most: float, ends: Literal["[]", "(
         return value
 
     return parse
+
+
+def check(ok: bool, message: str) -> None:
+    """Raises UserError where it is not so."""
+    if not ok:
+        raise UserError(message)
+
+
+def check_positive(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        check(value > 0, f"{section}.{name}={value} must be greater than 0")
+
+
+def check_probability(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        check(0 <= value < 1, f"{section}.{name}={value} must be at least 0 and less than 1")
 
 
 def short(value: object) -> str:

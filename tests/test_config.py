@@ -1,8 +1,10 @@
 """Every preset loads and is what its name says; whatever is wrong is refused with the field and the value."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import jax
 import pytest
@@ -12,6 +14,7 @@ from electra_flax import model
 from electra_flax.config import Config
 from electra_flax.config_io import config_differences, config_to_yaml, fields_help, from_dict, load_config
 from electra_flax.errors import UserError
+from electra_flax.ranges import ranges
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
@@ -90,24 +93,94 @@ def test_parameters_are_the_originals(golden, option, preset):
     assert config.max_predictions_per_seq == expected["max_predictions_per_seq"]
 
 
+DEMO_CONFIG = load_config(CONFIGS / "demo.yaml")
+DEMO = f"{CONFIGS / 'demo.yaml'}: "
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["--model.hiden_size", "64"], "unknown field model.hiden_size; the nearest is model.hidden_size"),
-        (["--model.hidden_size", "wide"], "model.hidden_size=wide: expected int"),
-        (["--training.compute_dtype", "float16"], "expected one of 'float32', 'bfloat16'"),
-        (["--model.hidden_size", "129"], "multiple of model.num_attention_heads=2"),
-        (["--data.max_seq_length", "1024"], "at most model.max_position_embeddings"),
-        (["--training.num_steps", "10"], "optimizer.warmup_steps=40 must be at most training.num_steps=10"),
-        (["--generator.untied_generator", "false"], "generator.hidden_size=64 must equal model.hidden_size=128"),
-        (["--masking.mask_prob", "1.5"], "masking.mask_prob=1.5"),
-        (["--training.gradient_accumulation_steps", "3"], "must be a multiple"),
+        # Names: an override is named as it was given, with what it may have meant.
+        (["--model.hiden_size", "64"], "--model.hiden_size: unknown field; the nearest is model.hidden_size"),
+        (["--optimizer.learning_rat", "1"], "--optimizer.learning_rat: unknown field; the nearest is optimizer"),
+        (["--learning-rate", "1"], "--learning-rate: unknown field; the nearest is optimizer.learning_rate"),
+        (["--seed=1"], "--seed: unknown field; the nearest is training.seed or evaluation.seed"),
+        (["--zzz", "1"], "--zzz: unknown field; electra-flax pretrain --help lists all fields"),
+        (["--model", "{hiden_size: 3}"], f"{DEMO}model.hiden_size: unknown field; the nearest is model.hidden_size"),
+        (["--training.seed", "1", "stray"], "unrecognized arguments: stray"),
+        (["--training.seed"], "--training.seed: expected a value after it"),
+        # Values.
+        (["--model.hidden_size", "wide"], "--model.hidden_size=wide: expected int, 1 to 1,048,576"),
+        (["--training.compute_dtype", "float16"], "--training.compute_dtype=float16: expected one of 'float32'"),
+        (["--model", "3"], "--model: expected fields and their values, or each as --model.FIELD VALUE"),
+        (["--training.seed", "9" * 5000], "--training.seed: Exceeds the limit"),
+        (["--optimizer.learning_rate", "9" * 400], f"{DEMO}a number of hundreds of digits"),
+        # Relations: what is the file's is named without --.
+        (["--model.hidden_size", "129"], f"{DEMO}--model.hidden_size=129 must be a multiple of model.num_attention"),
+        (["--data.max_seq_length", "1024"], f"{DEMO}--data.max_seq_length=1024 must be at most model.max_position_emb"),
+        (["--training.num_steps", "10"], f"{DEMO}optimizer.warmup_steps=40 must be at most --training.num_steps=10"),
+        (["--generator.untied_generator", "false"], f"{DEMO}generator.hidden_size=64 must equal model.hidden_size=128"),
+        (["--training.gradient_accumulation_steps", "3"], f"{DEMO}training.batch_size=64 must be a multiple of --"),
+        (["--mesh.data=-1", "--mesh.fsdp=-1", "--mesh.tensor=1"], "--mesh.data=-1, --mesh.fsdp=-1, --mesh.tensor=1: "),
     ],
-)
-def test_refusals_name_field_and_value(overrides, expected):
+)  # fmt: skip
+def test_refusals_name_the_place_the_field_and_the_value(overrides, expected):
     with pytest.raises(UserError) as error:
         load_config(CONFIGS / "demo.yaml", overrides)
-    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(expected) and "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
+def test_refusals_name_the_file_where_the_field_stands_there(tmp_path):
+    path = tmp_path / "c.yaml"
+    text = (CONFIGS / "demo.yaml").read_text()
+    for line, expected in (
+        (
+            "optimizer: {learning_rat: 1}",
+            "optimizer.learning_rat: unknown field; the nearest is optimizer.learning",
+        ),
+        (
+            "training: {batch_size: 64, num_steps: 4294967296}",
+            "training.num_steps=4294967296: expected 1 to 2,147",
+        ),
+        ("data: {max_seq_length: .nan}", "data.max_seq_length=NaN: expected int, 1 to 1,048,576"),
+        ("training: {batch_size: 64, num_steps: 0x" + "f" * 6000 + "}", "Exceeds the limit (4300 digits)"),
+    ):
+        section = line.partition(":")[0]
+        path.write_text(re.sub(rf"^{section}:\n(  .*\n)+", f"{line}\n", text, flags=re.MULTILINE))
+        with pytest.raises(UserError) as error:
+            load_config(path, ["--training.seed", "1"] if section != "training" else [])
+        assert str(error.value).startswith(f"{path}: {expected}")
+
+
+ALWAYS_WRONG = (10**400, float("nan"), float("inf"), float("-inf"))
+OFTEN_WRONG = (0, -1, 2**31, 2**63, 10**30)
+FIELDS = [
+    (section.name, field.name)
+    for section in dataclasses.fields(Config)
+    for field in dataclasses.fields(section.type)
+    if get_type_hints(section.type)[field.name] in (int, float)
+]
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_every_number_has_a_range(section, name):
+    """The same line for an override and for what a checkpoint holds; a file is read as an override is."""
+    kind = {field.name: field.type for field in dataclasses.fields(Config)}[section]
+    allowed = ranges(kind)[name]
+    good = getattr(DEMO_CONFIG, section)
+    for value in (*ALWAYS_WRONG, *(value for value in OFTEN_WRONG if value not in allowed)):
+        with pytest.raises(UserError) as error:
+            dataclasses.replace(good, **{name: value})
+        assert str(error.value).startswith(f"{section}.{name}=") and str(error.value).endswith(f": expected {allowed}")
+    value = 10**30 if get_type_hints(kind)[name] is int else -1.5
+    checkpoint = {section: dataclasses.asdict(good) | {name: value}}
+    for place, refused in (
+        ("--", lambda: load_config(CONFIGS / "demo.yaml", [f"--{section}.{name}={value}"])),
+        ("checkpoint 7: ", lambda: from_dict(Config, dataclasses.asdict(DEMO_CONFIG) | checkpoint, "checkpoint 7", "")),
+    ):
+        with pytest.raises(UserError) as error:
+            refused()
+        assert str(error.value) == f"{place}{section}.{name}={value}: expected {allowed}"
 
 
 def test_generator_size_has_no_default(tmp_path):

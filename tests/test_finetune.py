@@ -338,7 +338,7 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
         ({"--max_seq_length": "100"}, "the model has 64 positions: add --max_seq_length 64"),
         ({"--batch_size": "12"}, "must be a multiple of 8"),
         ({"--preset": "mine"}, "--preset mine: there are koelectra, paper, original"),
-        ({"--lr": "1"}, "unknown field lr"),
+        ({"--lr": "1"}, "--lr: unknown field"),
         ({"--dev_fraction": "0.001"}, "dev_fraction=0.001 of its 64 training examples are 0"),
         ({"--task": "korsts", "--data": "data/nsmc"}, "no training file of KorSTS"),
     ],

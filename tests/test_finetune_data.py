@@ -95,7 +95,7 @@ def test_overrides_and_their_mistakes():
     task = load_task("nsmc")
     assert load_training("nsmc", task, "", SIZES, ["--epochs", "3"]).epochs == 3
     for given, expected in (
-        (["--epoch", "3"], "unknown field epoch; the nearest is epochs"),
+        (["--epoch", "3"], "^--epoch: unknown field; the nearest is epochs"),
         (["--epochs", "x"], "epochs=x: expected int"),
         (["--epochs", "0"], "training.epochs=0 must be greater than 0"),
         (["--dropout", "1"], "training.dropout=1.0 must be at least 0 and less than 1"),
@@ -127,7 +127,11 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
     for line, wrong, expected in (
         ("metrics: [macro_f1, accuracy]", "metrics: [pearson]", "metrics: pearson is not of kind classification"),
         ("kind: classification", "kind: sorting", "kind=.*expected"),
-        ("columns: {text: body, label: topic}", "column: {text: body}", "unknown field column"),
+        (
+            "columns: {text: body, label: topic}",
+            "column: {text: body}",
+            "wrong.yaml: column.text: unknown field; the nearest is columns",
+        ),
         ("columns: {text: body, label: topic}", "columns: {label: topic}", "columns.text must be named"),
     ):
         (tmp_path / "wrong.yaml").write_text(OWN.replace(line, wrong))

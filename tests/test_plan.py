@@ -338,7 +338,7 @@ def test_mistakes_are_one_line(tmp_path):
     for arguments, complaint in (
         (("--topology", "v3-9"), "v3 slices have a power of two of cores"),
         (("--topology", "v3-8", "--batch", "100"), "must be a multiple of 8"),
-        (("--topology", "v3-8", "--model.hidden_siz", "3"), "unknown field model.hidden_siz"),
+        (("--topology", "v3-8", "--model.hidden_siz", "3"), "--model.hidden_siz: unknown field"),
     ):
         if "100" in arguments and importlib.util.find_spec("libtpu") is None:
             continue

@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 
 from electra_flax.errors import UserError
-from electra_flax.ranges import Range, check_numbers, number
+from electra_flax.ranges import Range, check_numbers, in_range
 
 OUTSIDE_ANY = (float("nan"), float("inf"), float("-inf"), 10**400, -(10**30), None, "3")
 
@@ -50,7 +50,7 @@ def test_a_field_names_itself_its_value_and_its_range(field, inside, outside, ex
     ],
 )
 def test_a_flag_says_what_it_expects(kind, inside, outside, expected):
-    parse = number(kind, 1, 9999)
+    parse = in_range(kind, 1, 9999)
     assert [parse(text) for text in inside] == [kind(text) for text in inside]
     for text in outside:
         with pytest.raises(argparse.ArgumentTypeError, match=expected) as error:

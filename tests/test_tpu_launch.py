@@ -276,7 +276,7 @@ def test_a_dry_run_prints_the_commands_and_runs_none(capsys, file):
 def test_mistakes_are_one_line(capsys, file, tmp_path):
     for arguments, expected in (
         (["status", "--settings", str(tmp_path / "none.yaml")], "no such file: copy tpu/tpu.yaml"),
-        (["status", "--settings", str(file), "--zoen", "x"], "unknown field zoen; the nearest is zone"),
+        (["status", "--settings", str(file), "--zoen", "x"], "--zoen: unknown field; the nearest is zone"),
         (["status", "--settings", str(file), "--capacity", "spott"], "expected"),
         (["train", "--settings", str(file), "--config", "none.yaml", "--dry-run"], "none.yaml"),
         (["status", "--settings", str(file), "--gcloud", "/not/there"], "not installed"),

@@ -278,7 +278,7 @@ def test_what_nobody_foresaw_is_one_line_and_70(ends):
 def test_numbers_out_of_range_are_usage(ends, number, capsys):
     with pytest.raises(SystemExit) as refused:
         ends(KeyboardInterrupt(), "--poll-seconds", number)
-    assert refused.value.code == 2 and "expected a number from 0.1 to 3,600" in capsys.readouterr().err
+    assert refused.value.code == 2 and "expected a number, 0.1 to 3,600" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

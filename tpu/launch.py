@@ -15,6 +15,7 @@ from electra_flax.config import Config
 from electra_flax.config_io import fields_help, load_config, load_fields
 from electra_flax.ending import run_command
 from electra_flax.errors import RunError, UserError, escaped
+from electra_flax.ranges import in_range
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.board import clock
@@ -182,21 +183,6 @@ def _upload(settings: Settings, config: Config, gcloud: Gcloud) -> str:
         return package.upload(settings, gcloud, Path(folder), name)
 
 
-def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:
-    """A type of an option: a number within a range; what is none, is usage."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = kind(-1)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a number from {least:g} to {most:,.0f}")
-        return value
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tpu.launch", description=__doc__, epilog=_EPILOG, allow_abbrev=False
@@ -214,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--gcloud", default="gcloud", metavar="PATH", help="another gcloud than that on PATH")
         command.add_argument(
-            "--poll-seconds", type=_number(float, 0.1, 3600), default=30.0, metavar="S", help="between two looks (30)"
+            "--poll-seconds", type=in_range(float, 0.1, 3600), default=30.0, metavar="S", help="between two looks (30)"
         )
         return command
 
@@ -234,11 +220,13 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", _logs, "the last lines of a worker's log")
     ssh = add("ssh", _ssh, "a shell on a worker, or a command")
     for command in (logs, ssh):
-        command.add_argument("--worker", type=_number(int, 0, 9999), default=0, metavar="N", help="which (0)")
-    logs.add_argument("--lines", type=_number(int, 1, 10**6), default=50, metavar="N", help="how many (50)")
+        command.add_argument("--worker", type=in_range(int, 0, 9999), default=0, metavar="N", help="which (0)")
+    logs.add_argument("--lines", type=in_range(int, 1, 10**6), default=50, metavar="N", help="how many (50)")
     ssh.add_argument("--command", dest="command_there", default="", metavar="TEXT", help="for the shell there")
     stop = add("stop", _stop, "save, end and delete the machine; train goes on later")
-    stop.add_argument("--wait-minutes", type=_number(float, 0, 1440), default=20, metavar="M", help="for the save (20)")
+    stop.add_argument(
+        "--wait-minutes", type=in_range(float, 0, 1440), default=20, metavar="M", help="for the save (20)"
+    )
     add("delete", _delete, "delete the machine at once, without a save")
     commands_.add_parser("fields", help="list the fields of --settings")
     return parser

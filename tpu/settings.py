@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from electra_flax.errors import UserError
+from electra_flax.ranges import Range, check_numbers
 from electra_flax.tpus import Price, Slice, parse_slice
 
 # The runtime images of Google's page "Cloud TPU software versions".
@@ -37,12 +38,6 @@ _ALLOWED = {
         r"(?!ELECTRA_)[A-Za-z_][A-Za-z0-9_]*=[^\x00-\x1f]*", "NAME=value, in one line; names with ELECTRA_ are taken",
     ),
 }  # fmt: skip
-# The least and the most of each number. A budget of nan, or an hour of 10^30 minutes, would guard nothing.
-_RANGES = {
-    "max_dollars": (1e-9, 1e9), "dollars_per_hour": (0, 1e6), "max_creations_per_hour": (1, 60),
-    "queue_hours": (0.01, 8760), "boot_minutes": (1, 1440), "silent_minutes": (1, 1440),
-    "restarts_without_progress": (1, 1000),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ class Settings:
     """Shards of electra-data shard: gs://BUCKET/..."""
     config: str
     """A file of configs/."""
-    max_dollars: float
+    max_dollars: Annotated[float, Range(0, 10**9, "(]")]
     """When so much is spent, by the estimate, the machine is deleted and the run stops; it can go on later."""
     name: str = "electra"
     """Of the run and of its machine: the same name continues the same run."""
@@ -90,17 +85,17 @@ class Settings:
     """Uploads Python and all packages (half a GB; needs uv here), so that machines need no internet."""
     labels: list[str] = field(default_factory=list)
     """For your bill: ["team=nlp"]."""
-    dollars_per_hour: float = 0.0
+    dollars_per_hour: Annotated[float, Range(0, 10**6)] = 0.0
     """Of the whole slice; 0 for Google's price of this zone and capacity, or the nearest that is known."""
-    max_creations_per_hour: int = 4
+    max_creations_per_hour: Annotated[int, Range(1, 60)] = 4
     """More machines than that are never created within an hour, whatever happens."""
-    queue_hours: float = 24.0
+    queue_hours: Annotated[float, Range(0.01, 8760)] = 24.0
     """How long a queued request waits for capacity before it is made anew."""
-    boot_minutes: float = 40.0
+    boot_minutes: Annotated[float, Range(1, 1440)] = 40.0
     """Within which every worker must have begun to train, installing included; else the machine is replaced."""
-    silent_minutes: float = 15.0
+    silent_minutes: Annotated[float, Range(1, 1440)] = 15.0
     """After which a worker without a sign of life makes the machine be replaced."""
-    restarts_without_progress: int = 5
+    restarts_without_progress: Annotated[int, Range(1, 1000)] = 5
     """So many machines in a row that gained no step stop the run."""
     models: str = "models"
     """Local folder for the exported models."""
@@ -114,9 +109,7 @@ class Settings:
                 if not re.fullmatch(pattern, value):
                     shown = repr(value) if len(value) <= 100 else f"{value[:60]!r}..."
                     raise UserError(f"{name}={shown}: expected {expected}")
-        for name, (least, most) in _RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"{name}={getattr(self, name)}: expected {least:g} to {most:,.0f}")
+        check_numbers(self)
         self.slice  # noqa: B018 raises where there is no such accelerator type
 
     @property

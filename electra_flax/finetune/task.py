@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import yaml
 
-from electra_flax.config import ModelConfig, check, check_positive, check_probability
+from electra_flax.config import ModelConfig
 from electra_flax.config_io import fields_from, load_fields
 from electra_flax.errors import UserError
+from electra_flax.ranges import check, check_positive, check_probability
 
 HELP = "electra-flax finetune --help"
 SPLITS = ("train", "dev", "test")
