@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _nothing_to_save)
     restart_with_huge_pages()
     code = _run(args, overrides)
+    for number in (signal.SIGTERM, signal.SIGINT):  # all is said: what still waits for threads may be cut short
+        signal.signal(number, lambda *unused: os._exit(code))
     if "jax" in sys.modules:  # else nothing was begun that could keep it
         from electra_flax import processes
 
@@ -73,7 +75,7 @@ def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _nothing_to_save(number: int, frame: object) -> None:
-    """SIGTERM before the run began or after it ended: the same answer as within, at once."""
+    """SIGTERM before the run began: the same answer as within, at once."""
     print("electra-flax: asked to stop with nothing to save; the same command continues", file=sys.stderr, flush=True)
     os._exit(Preempted.exit_code)
 
@@ -92,14 +94,17 @@ def _use_devices(args: argparse.Namespace) -> None:
 
 def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax.config_io import load_config
+    from electra_flax.interruption import Interruption, metadata_host
 
-    config = load_config(args.config, overrides)
-    _use_devices(args)
-    from electra_flax import processes
-    from electra_flax.train import pretrain
+    config, begin_with, group = load_config(args.config, overrides), _start(args), _group(args)
+    paths = [args.data, args.long_data] if args.long_data else [args.data]
+    with Interruption(metadata_host()) as interruption:
+        _use_devices(args)
+        from electra_flax import processes
+        from electra_flax.train import pretrain
 
-    with processes.joined(_group(args)):
-        pretrain(config, [args.data, args.long_data] if args.long_data else [args.data], args.workdir, _start(args))
+        with processes.joined(group):
+            pretrain(config, paths, args.workdir, interruption, begin_with)
 
 
 def _start(args: argparse.Namespace) -> Start | None:
@@ -304,13 +309,14 @@ def _finetune(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from electra_flax import processes
     from electra_flax.finetune.run import Request, finetune
     from electra_flax.finetune.scoreboard import summary
+    from electra_flax.interruption import Interruption, metadata_host
 
     request = Request(
         args.task, args.model, args.data, args.out, args.preset, overrides, args.seeds,
         published_protocol=args.published_protocol, random_weights=args.random_weights,
     )  # fmt: skip
-    with processes.joined(_group(args)):
-        results = finetune(request)
+    with Interruption(metadata_host()) as interruption, processes.joined(_group(args)):
+        results = finetune(request, interruption)
     if processes.is_main():
         print(summary(results))
         print(args.out)
@@ -320,10 +326,11 @@ def _scoreboard(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     _use_devices(args)
     from electra_flax import processes
     from electra_flax.finetune.scoreboard import Protocol, scoreboard
+    from electra_flax.interruption import Interruption, metadata_host
 
     protocol = Protocol(args.preset, overrides, args.seeds, args.published_protocol, args.random_weights)
-    with processes.joined(_group(args)):
-        table = scoreboard(args.model, args.data, args.tasks, args.out, protocol)
+    with Interruption(metadata_host()) as interruption, processes.joined(_group(args)):
+        table = scoreboard(args.model, args.data, args.tasks, args.out, protocol, interruption)
     if processes.is_main():
         print(table)
 

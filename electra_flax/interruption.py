@@ -6,6 +6,7 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,24 +22,34 @@ log = logging.getLogger("electra_flax")
 
 _POLL_SECONDS = 5.0
 
+_SAVES = "saving and ending (Ctrl-C); again to end at once"
+_NOTHING_TO_SAVE = "ending before the next step, nothing is lost (Ctrl-C); again to end at once"
+_AT_ONCE = "ended at once (Ctrl-C); the same command continues from what was saved before"
+
 
 class Interruption:
     """Inside its `with`, SIGTERM and the first Ctrl-C do not end the process but set `requested`; the second does.
 
     Spot capacity gives some 30 s of notice: through SIGTERM, or only in the machine's metadata, which are asked every
-    few seconds where `metadata_host` names their server.
+    few seconds where `metadata_host` names their server. `saves` says what the first Ctrl-C is answered with.
     """
 
     def __init__(self, metadata_host: str | None) -> None:
-        self.requested = self._is_second_ctrl_c = False
+        self.requested = self.saves = False
         self._host = metadata_host
         self._before: dict[signal.Signals, Any] = {}
         self._ended = threading.Event()
 
     def __enter__(self) -> Interruption:
-        handlers = {signal.SIGTERM: self._receive, signal.SIGINT: self._receive_ctrl_c}
         if _is_main_thread():
-            self._before = {number: signal.signal(number, do) for number, do in handlers.items()}
+            # Python runs handlers between two lines of the main thread, which a compiler or a device that hangs may
+            # keep for minutes; the number of the signal is written to this socket at once.
+            self._heard, self._told = socket.socketpair()
+            self._told.setblocking(False)
+            self._wakeup_before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._listener = threading.Thread(target=self._listen, daemon=True)
+            self._listener.start()
         if self._host:
             threading.Thread(target=self._poll, daemon=True).start()
         return self
@@ -49,16 +60,26 @@ class Interruption:
         self._ended.set()
         for number, before in self._before.items():
             signal.signal(number, before)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._told.close()  # which ends the listener, after what it was told
+            self._listener.join()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
-    def _receive_ctrl_c(self, number: int, frame: FrameType | None) -> None:
-        if self._is_second_ctrl_c:
-            os._exit(INTERRUPTED)  # an exception could be caught, or wait for a device that hangs
-        self._is_second_ctrl_c = self.requested = True
-        # Not print: the signal may come while the buffer of the standard error is being written.
-        os.write(2, b"\nelectra-flax: saving and ending (Ctrl-C); again to end at once\n")
+    def _listen(self) -> None:
+        """Answers each Ctrl-C, whatever the main thread does."""
+        asked = 0
+        while numbers := self._heard.recv(16):
+            self.requested = True
+            for _ in range(numbers.count(signal.SIGINT)):
+                asked += 1
+                if asked > 1:
+                    _write(_AT_ONCE)
+                    os._exit(INTERRUPTED)  # an exception could be caught, or wait for a device that hangs
+                _write(_SAVES if self.saves else _NOTHING_TO_SAVE)
+        self._heard.close()
 
     def _poll(self) -> None:
         url = f"http://{self._host}/computeMetadata/v1/instance/preempted"
@@ -82,6 +103,11 @@ def metadata_host() -> str | None:
     product = Path("/sys/class/dmi/id/product_name")
     is_google = product.exists() and product.read_text().startswith("Google")
     return "metadata.google.internal" if is_google else None
+
+
+def _write(line: str) -> None:
+    """Not print: the buffer of the standard error may be locked by a thread that waits."""
+    os.write(2, f"\nelectra-flax: {line}\n".encode())
 
 
 def _is_main_thread() -> bool:

@@ -157,6 +157,12 @@ def first_problem(problem: str) -> str:
     return ""
 
 
+def end_if_asked(asked: bool, place: str) -> None:
+    """Raises Preempted, in all processes, where one was `asked` to stop at a place where nothing is to be saved."""
+    if first_problem("asked" if asked else ""):
+        raise Preempted(f"asked to stop {place}; the same command continues")
+
+
 def as_process_0(values: np.ndarray) -> np.ndarray:
     """What process 0 gives, in all of them."""
     return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))

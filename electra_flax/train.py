@@ -25,7 +25,7 @@ from electra_flax.files import write_whole
 from electra_flax.flops import step_flops
 from electra_flax.initial_weights import Start, apply_start, check_start
 from electra_flax.input_pipeline import open_split, read_vocabulary, training_batches
-from electra_flax.interruption import Interruption, Watchdog, metadata_host
+from electra_flax.interruption import Interruption, Watchdog
 from electra_flax.metrics import MetricWriter, Progress, Window
 from electra_flax.processes import Agreement, Wishes
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
@@ -49,10 +49,17 @@ class _Input(NamedTuple):
     held_out: ShardedExamples
 
 
-def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, begin_with: Start | None = None) -> None:
+def pretrain(
+    config: Config,
+    data_paths: Sequence[str],
+    workdir_name: str,
+    interruption: Interruption,
+    begin_with: Start | None = None,
+) -> None:
     """Trains, or continues, the run in the workdir until config.training.num_steps.
 
-    `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from.
+    `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from. `interruption`,
+    entered before, says when to stop.
     Raises UserError for what the user can fix, Unavailable for what is away for now, RunError when the run itself
     fails, Preempted when it was asked to stop and has saved; of anything else the traceback is kept in the workdir.
     """
@@ -61,12 +68,12 @@ def pretrain(config: Config, data_paths: Sequence[str], workdir_name: str, begin
     with (
         processes.traceback_kept(work),
         processes.only_here(work),
-        Interruption(metadata_host()) as interruption,
         Watchdog(config.training.hang_minutes, report) as watchdog,
     ):
         set_up_compiler(config.training.compilation_cache)
         # Everything that can be refused is refused before anything is compiled.
         inputs = _open_all(config, data_paths, work, begin_with, watchdog)
+        processes.end_if_asked(interruption.requested, "before the first step of this start")
         for phase, phase_input in zip(config.phases, inputs, strict=True):
             _train(phase, phase_input, work, begin_with, interruption, watchdog)
         if processes.is_main():
@@ -98,10 +105,12 @@ def _train(
         log.info("fresh start; which sharding rule took what:\n%s", coverage_report(state.params))
         if begin_with:
             state = apply_start(begin_with, config, vocabulary, mesh, state)
-    start, num_steps = int(state.step), phase.end
+    start, num_steps, total = int(state.step), phase.end, config.training.num_steps
     if start >= phase.end and phase.end < config.training.num_steps:  # that of the next phase
         checkpoints.close()
         return
+    place = "before the first step" if restored is None else f"at step {start} of {total}, which is saved"
+    processes.end_if_asked(interruption.requested, place)
     if restored is not None:
         log.info("continuing from step %d%s", start, "; its first weights are there" if begin_with else "")
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -118,6 +127,8 @@ def _train(
     peak = tpus.peak_flops(jax.devices()[0].device_kind)
     least_seconds = step_flops(config) / (peak * jax.device_count()) if peak else None
 
+    processes.end_if_asked(interruption.requested, place)
+    interruption.saves = True
     batches = training_batches(config, examples, mesh, start - phase.start)
     agreement, clock, faults = (
         Agreement(mesh),
@@ -246,7 +257,7 @@ def _train(
             f"the checkpoint of step {step} could not be written ({problem}): make room, then the same command "
             f"continues from step {saved[-1] if saved else 0}"
         )
-    total = config.training.num_steps
+    interruption.saves = False
     events.add("stop" if step < total else "done", step)
     if step < num_steps:
         raise Preempted(f"asked to stop: saved at step {step} of {total}; the same command continues")

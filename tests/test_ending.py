@@ -185,10 +185,36 @@ def test_bytes_become_text_in_one_way(tmp_path):
     assert without_halves("가\ud83d나 \U0001f600 \udcff") == "가\ufffd나 \U0001f600 \ufffd"
 
 
-def test_first_ctrl_c_asks_to_stop(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("saves", "said"), [(True, "saving and ending"), (False, "nothing is lost")])
+def test_first_ctrl_c_asks_to_stop(saves: bool, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     with Interruption(None) as interruption:
+        interruption.saves = saves
         signal.raise_signal(signal.SIGINT)
         assert interruption.requested
-    assert "again to end at once" in capfd.readouterr().err
+    assert f"{said} (Ctrl-C); again to end at once" in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):  # outside, Ctrl-C is Python's again
         signal.raise_signal(signal.SIGINT)
+
+
+def test_each_ctrl_c_is_answered_at_once_whatever_the_main_thread_does():
+    """A compiler or a device that hangs keeps Python from running handlers, as this one long call does."""
+    program = """
+import hashlib
+from electra_flax.interruption import Interruption
+with Interruption(None):
+    print("in", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "in\n"
+        for said in ("again to end at once", "ended at once"):
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.readline() == "\n"
+            assert said in process.stderr.readline()
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        process.communicate()

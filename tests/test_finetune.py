@@ -39,10 +39,10 @@ def root(tmp_path_factory):
     return root
 
 
-def run(root, task, out, *overrides, seeds=(0,), **changes):
+def run(root, task, out, *overrides, seeds=(0,), interruption=None, **changes):
     request = Request(task, str(root / "export"), root / "data" / task, out, "koelectra", [*QUICK, *overrides], seeds,
                       **changes)  # fmt: skip
-    return finetune(request)
+    return finetune(request, interruption or Interruption(None))
 
 
 # What transformers makes of a folder: the class, and our output of the same inputs.
@@ -162,9 +162,8 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
         return real(*arguments)
 
     monkeypatch.setattr(loop, "make_batch", make_batch)
-    monkeypatch.setattr("electra_flax.finetune.run.Interruption", lambda host: interruption)
     with pytest.raises(Preempted, match="saved at step 3 of 8"):
-        run(root, "nsmc", tmp_path / "again", *how)
+        run(root, "nsmc", tmp_path / "again", *how, interruption=interruption)
     monkeypatch.undo()
     again = run(root, "nsmc", tmp_path / "again", *how)
     for name in ("scores", "history", "chosen_step"):

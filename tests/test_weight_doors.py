@@ -19,6 +19,7 @@ from electra_flax.config import MeshConfig
 from electra_flax.finetune.run import find_encoder
 from electra_flax.finetune.scoreboard import Protocol, scoreboard
 from electra_flax.initial_weights import Start, apply_start, check_start
+from electra_flax.interruption import Interruption
 from electra_flax.sharding import make_mesh
 from electra_flax.step import TrainState
 from electra_flax.weights import find_weights
@@ -313,7 +314,7 @@ def test_scoreboard_and_finetune_take_what_has_an_encoder(models, tmp_path, capl
     data, out = write_sentiment(tmp_path / "nsmc", rows=8), str(tmp_path / "out")
     table = scoreboard(
         [str(models / name) for name in ("buffers", "classifier")], [f"nsmc={data}"], [], out,
-        Protocol("", [*QUICK, "--epochs", "1", "--batch_size", "8"], (0,), True, False),
+        Protocol("", [*QUICK, "--epochs", "1", "--batch_size", "8"], (0,), True, False), Interruption(None),
     )  # fmt: skip
     assert "buffers" in table and "classifier" in table
     assert "an encoder alone, its other head left out (classifier/dense/bias" in caplog.text

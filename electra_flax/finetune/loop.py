@@ -103,6 +103,7 @@ def finetune_seed(
         return agreement.receive(sent).stop
 
     step = int(state.step)
+    interruption.saves = True
     agreement = Agreement(network.mesh)
     pending: tuple[jax.Array, Any] | None = None
     with Progress(num_steps, step, enabled=is_main()) as progress:
@@ -142,6 +143,7 @@ def finetune_seed(
 
     # ---------------------------------------------------------------------------------------------------- the end
     check(checkpoints.wait())
+    interruption.saves = False
     kept = [found for found in history if found["step"] in checkpoints.steps]  # of equally good ones not all are
     best = max(kept, key=lambda found: _comparable(found[task.metrics[0]]))
     state = checkpoints.restore(steps.shapes, network.mesh, best["step"])

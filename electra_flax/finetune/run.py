@@ -31,7 +31,7 @@ from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.hugging_face import HEADS
-from electra_flax.interruption import Interruption, metadata_host
+from electra_flax.interruption import Interruption
 from electra_flax.model import Params
 from electra_flax.records import Vocabulary
 from electra_flax.sentences import find_part
@@ -67,12 +67,12 @@ class Request:
     """The model's architecture, from fresh weights: what pretraining is worth."""
 
 
-def finetune(request: Request) -> dict[str, Any]:
+def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
     """Fine-tunes with each seed and writes `out`: a model folder (the seed that was best on dev), predictions,
     results.json, which is returned (by process 0; {} by others), and seeds/N with each seed's own.
 
-    The same call goes on with what is there. Raises UserError for what the user can fix, RunError and Preempted as
-    pretraining does.
+    The same call goes on with what is there; `interruption`, entered before, says when to stop. Raises UserError for
+    what the user can fix, RunError and Preempted as pretraining does.
     """
     with processes.together():
         run = _read(request)
@@ -96,12 +96,13 @@ def finetune(request: Request) -> dict[str, Any]:
     shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
     steps = make_steps(network, training, num_steps, shapes)
     work = Workdir(request.out)
-    with processes.only_here(work), Interruption(metadata_host()) as interruption:
+    with processes.only_here(work):
         with processes.together():
             if processes.is_main():
                 _claim_out(work, request, run)
         there = np.asarray([(_seed_folder(work, seed) / RESULTS).exists() for seed in request.seeds])
         for seed, is_done in zip(request.seeds, processes.as_process_0(there), strict=True):
+            processes.end_if_asked(interruption.requested, f"before seed {seed}; those before it are kept")
             if is_done:
                 log.info("seed %d: done before", seed)
                 continue

@@ -19,6 +19,7 @@ from electra_flax.finetune.data import has_task
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.task import load_task, task_names
+from electra_flax.interruption import Interruption
 from electra_flax.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
@@ -43,7 +44,14 @@ class Protocol(NamedTuple):
     random_weights: bool
 
 
-def scoreboard(models: Sequence[str], data: Sequence[str], names: Sequence[str], out: str, protocol: Protocol) -> str:
+def scoreboard(
+    models: Sequence[str],
+    data: Sequence[str],
+    names: Sequence[str],
+    out: str,
+    protocol: Protocol,
+    interruption: Interruption,
+) -> str:
     """Fine-tunes each model on each task that is found, writes out/table.md, .json and .png; returns the table (""
     where this is not process 0).
 
@@ -61,7 +69,7 @@ def scoreboard(models: Sequence[str], data: Sequence[str], names: Sequence[str],
                 protocol.seeds, protocol.published_protocol, protocol.random_weights,
             )  # fmt: skip
             log.info("--- %s, %s", model, load_task(name).title)
-            rows[model][name] = finetune(request)
+            rows[model][name] = finetune(request, interruption)
     if not processes.is_main():
         return ""
     table, work = _markdown(rows, list(folders), protocol), Workdir(out)
