@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -151,6 +153,32 @@ def run_with_kills(begin, kills, seconds, rng):
         assert code == 0, line
         return killed
     raise AssertionError
+
+
+def run_with_ctrl_c(root, workdir, times, seconds, rng):
+    """Starts a run of STEPS steps again and again until it ends by itself, with SIGINT after a time drawn from
+    `seconds`, at most `times` times; returns how often. What was done stays done at each of them."""
+    for asked in range(times + 1):
+        process = start(command(root, workdir))
+        try:
+            process.wait(rng.uniform(*seconds) if asked < times else 300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=240)[1].strip()
+        line = (error.splitlines() or [""])[-1]
+        if process.returncode == 0:
+            return asked
+        done = re.findall(r"^step (\d+) (?:train|validation)", error, re.MULTILINE)
+        if line == "electra-flax: interrupted":  # while Python was being imported
+            assert process.returncode == 130 and not done, error
+            continue
+        assert process.returncode == 75 and "(Ctrl-C); again to end at once" in error, error
+        folder = Workdir(place(root, workdir)).checkpoints
+        newest = max(checkpoint_steps(folder), default=0) if folder.exists() else 0
+        assert newest >= max(map(int, done), default=0), error
+        saved = re.search(r"asked to stop(?:: saved)? at step (\d+) of", line)
+        assert int(saved[1]) == newest if saved else "before the first step" in line, error
+    raise AssertionError("it does not end")
 
 
 def in_two_processes(root, workdir, *extra, second=(), data="shards", before="", **environment):

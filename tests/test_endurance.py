@@ -22,6 +22,7 @@ from run_tools import (
     in_two_processes,
     make_shards,
     records,
+    run_with_ctrl_c,
     run_with_kills,
     start,
     state_at,
@@ -72,6 +73,16 @@ def test_sigkill_at_any_moment_changes_nothing(root, kills):
         name = f"killed{kills}-{runs}"
         killed += run_with_kills(lambda name=name: start(command(root, name)), kills - killed, (4, 12), rng)
         assert_undisturbed(root, name)
+        runs += 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_loses_no_step(root):
+    rng = random.Random(0)
+    asked = runs = 0
+    while asked < 10:
+        asked += run_with_ctrl_c(root, f"asked-{runs}", 10 - asked, (2, 12), rng)
+        assert_undisturbed(root, f"asked-{runs}")
         runs += 1
 
 
