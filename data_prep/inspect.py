@@ -44,8 +44,7 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
     manifest = summary.pop("manifest")
     for name, value in {**summary, **(manifest or {})}.items():
         if name not in ("splits", "sources", "cleaning"):
-            shown = f"{value:,}" if type(value) is int else value
-            console.print(f"[bold]{name:19s}[/] {escape(escaped(shown))}", soft_wrap=True)
+            console.print(f"[bold]{name:19s}[/] {escape(escaped(_shown(name, value)))}")
     if manifest is None:
         return
     _show_cleaning(manifest["cleaning"], console)
@@ -58,6 +57,14 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
     for number, (ids, mask, segments) in enumerate(examples.read(range(min(num_examples, len(examples))))):
         console.print(f"\n[bold]example {number}[/], {mask.sum()} tokens; reversed: as training might mask it")
         console.print(_coloured(vocabulary, ids[mask == 1], segments, rng))
+
+
+def _shown(name: str, value: Any) -> str:
+    if name.endswith("_rate"):
+        return f"{value:.2%}"
+    if name.endswith("sha256"):
+        return f"{value[:12]}..."  # all of it, with its name, fits into no line of 80
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _show_cleaning(cleaning: dict[str, Any], console: Console) -> None:

@@ -35,6 +35,7 @@ from data_prep.readers import Corpus
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
 from electra_flax.console import progress
 from electra_flax.errors import UserError
+from electra_flax.progress_bar import Bar
 from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
 from electra_flax.tfrecord import ShardWriter, index_path
 
@@ -153,7 +154,7 @@ class _Summary:
         return dict(sum((Counter(chunk.cleaned) for chunk in self.chunks), Counter[str]()))
 
 
-def _bar(what: str, total: int, unit: str = "B") -> Any:
+def _bar(what: str, total: int, unit: str = "B") -> Bar:
     return progress(total, what, unit, scaled=True)
 
 
@@ -186,7 +187,7 @@ def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]
         counts: dict[str, int] = {}
         on = [step for step in job.cleaning.steps if step.startswith("dedup") or step == "near-duplicates"]
         if on:
-            with _bar("2 of 4, duplicates", len(on), " steps") as bar:
+            with _bar("2 of 4, duplicates", len(on), "steps") as bar:
                 counts = find_duplicates(
                     work / "chunks", len(summary.chunks), job.cleaning.steps, job.cleaning.near_similarity,
                     sum(chunk.sentences for chunk in summary.chunks), lambda _: bar.update(),
@@ -317,7 +318,7 @@ def _shuffle(
         for shard, (_, name) in enumerate(names)
         if not (work / "shards" / name).exists()
     )
-    with _bar("4 of 4, shuffling", int(totals.examples.sum()), " examples") as bar:
+    with _bar("4 of 4, shuffling", int(totals.examples.sum()), "examples") as bar:
         for task, _ in run(_write_shard, tasks):
             bar.update(int(totals.examples[task.shard]))
     infos: dict[str, list[ShardInfo]] = {split: [] for split in counts}

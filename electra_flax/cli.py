@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from electra_flax.arguments import make_parser
-from electra_flax.console import print_json
+from electra_flax.console import LogHandler, print_json, print_text
 from electra_flax.ending import run_command
 from electra_flax.errors import Preempted, UserError
 from electra_flax.host_memory import restart_with_huge_pages
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser.parse_known_args(argv)
     if overrides and not (args.command in _WITH_CONFIGURATION and overrides[0].startswith("--")):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LogHandler()])
     logging.getLogger("electra_flax").setLevel(logging.INFO)
     # Orbax explains its own options at every start, and prints the traceback of what it raises too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -138,14 +139,14 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(args.config, [*overrides, *given])
     os.environ.update(COMPILER_ENVIRONMENT)  # before JAX is imported
     from electra_flax.plan import make_plan
-    from electra_flax.plan_report import report
+    from electra_flax.plan_report import INDENT, report
 
     plans = [make_plan(phase, args.topology, args.price_per_hour, args.explain) for phase in config.phases]
     if args.json:
         printed = [plan.to_dict() for plan in plans]
         print(json.dumps(printed if len(plans) > 1 else printed[0], indent=1))
     else:
-        print("\n\n".join(map(report, plans)))
+        print_text("\n\n".join(map(report, plans)), INDENT)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -236,10 +237,10 @@ def _detect(args: argparse.Namespace) -> None:
         print_json(found)
         return
     output = console()
-    if any(piece.probability >= 0.2 for pieces in answers for piece in pieces):
+    if any(map(sentences.is_marked, itertools.chain.from_iterable(answers))):
         output.print(sentences.legend())
     for text, pieces in zip(texts, answers, strict=True):
-        output.print(sentences.coloured(text, pieces), soft_wrap=True)
+        output.print(sentences.coloured(text, pieces))
 
 
 def _fill(args: argparse.Namespace) -> None:
@@ -298,7 +299,8 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(json.dumps([finding._asdict() for finding in found], indent=1))
     else:
         for finding in found:
-            print(f"- {finding.problem}\n  {finding.advice}")
+            print_text(f"- {finding.problem}")
+            print_text(f"  {finding.advice}", indent=0)
         if not found:
             print("nothing stands out")
     return 1 if found else 0

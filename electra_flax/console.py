@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
-import time
-from types import TracebackType
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
-from tqdm import tqdm
 
-_PLAIN_SECONDS = 30.0  # between two lines of progress where no terminal reads them
+from electra_flax import progress_bar
+from electra_flax.progress_bar import Bar
 
 
 def console() -> Console:
@@ -31,63 +32,70 @@ def json_text(value: Any) -> str:
 
 
 def progress(
-    total: float, what: str, unit: str = "", *, scaled: bool = False, initial: float = 0, delay: float = 0.0,
+    total: float, what: str, unit: str, *, scaled: bool = False, initial: float = 0, delay: float = 0.0,
     enabled: bool = True,
-) -> Any:  # fmt: skip
-    """A bar with an ETA on a terminal; elsewhere a line every half minute. Has `update(n)`, `n`, `close`, `with`.
+) -> Bar:  # fmt: skip
+    """A bar with an ETA on a terminal; elsewhere a line every half minute.
 
-    `scaled`: counts are shown as 1.2M; `delay`: seconds before anything is shown.
+    `unit` is a plural; `scaled`: counts are shown as 1.2M; `delay`: seconds before anything is shown.
     """
-    if enabled and not sys.stderr.isatty():
-        return PlainProgress(total, what, unit, scaled=scaled, initial=initial)
-    return tqdm(
-        total=total, desc=what, unit=unit, unit_scale=scaled, initial=initial, delay=delay, dynamic_ncols=True,
-        mininterval=0.5, disable=not enabled,
-    )  # fmt: skip
+    return Bar(total, what, unit, scaled=scaled, initial=initial, delay=delay, columns=columns if enabled else None)
 
 
 def write_line(line: str) -> None:
-    """A line on the standard error that does not break a bar."""
-    tqdm.write(line, file=sys.stderr)
+    """To the standard error, without breaking a bar, or a word at the edge of a terminal."""
+    progress_bar.write(fitted(line, columns(sys.stderr)))
 
 
-class PlainProgress:
-    """A line of progress every half minute, without escapes and carriage returns."""
+def print_text(text: str, indent: int = 2) -> None:
+    """To the standard output, without breaking a word at the edge of a terminal; `indent` as in `fitted`."""
+    print(fitted(text, columns(sys.stdout), indent))
 
-    def __init__(
-        self, total: float, what: str, unit: str, *, scaled: bool = False, initial: float = 0,
-        file: TextIO | None = None,
-    ) -> None:  # fmt: skip
-        self.total, self.n = total, initial
-        self._what, self._unit, self._scaled, self._initial = what, unit, scaled, initial
-        self._file = file
-        self._postfix = ""
-        self._begin = self._last = time.monotonic()
 
-    def update(self, n: float = 1) -> None:
-        self.n += n
-        now = time.monotonic()
-        if now - self._last >= _PLAIN_SECONDS:
-            self._last = now
-            line = tqdm.format_meter(
-                self.n, self.total, now - self._begin, ncols=0, prefix=self._what, unit=self._unit,
-                unit_scale=self._scaled, initial=self._initial, postfix=self._postfix,
-            )  # fmt: skip
-            print(line, file=self._file or sys.stderr, flush=True)
+def columns(stream: TextIO) -> int | None:
+    """How wide the terminal is that reads the stream, or None where none does."""
+    if not stream.isatty():
+        return None
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    return os.get_terminal_size(stream.fileno()).columns or 80
 
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        self._postfix = text
 
-    def refresh(self) -> None:
-        return
+def fitted(text: str, width: int | None, indent: int = 2) -> str:
+    """The text with lines of at most `width` cells, broken between words and continued `indent` cells further in than
+    they begin; a word that is longer stays whole. As it is where `width` is None."""
+    if width is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        begin = " " * (len(line) - len(line.lstrip(" ")) + indent)
+        while cell_len(line) > width and (place := _break(line, width)) > 0:
+            lines.append(line[:place].rstrip())
+            line = begin + line[place:].lstrip(" ")
+        lines.append(line.rstrip() if len(line) > len(begin) else line)
+    return "\n".join(lines)
 
-    def close(self) -> None:
-        return
 
-    def __enter__(self) -> PlainProgress:
-        return self
+def _break(line: str, width: int) -> int:
+    """At which space to break a line: the last one within the width, else the first one; 0 where there is none."""
+    cells = place = 0
+    has_begun = False
+    for i, letter in enumerate(line):
+        if cells > width and place:
+            break
+        if letter == " " and has_begun:
+            place = i
+        has_begun |= letter != " "
+        cells += cell_len(letter)
+    return place
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+
+class LogHandler(logging.Handler):
+    """Log lines on the standard error, as write_line writes them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            write_line(self.format(record))
+        except Exception:
+            self.handleError(record)

@@ -86,10 +86,11 @@ def detect_in(
 
 def show(detections: list[Detection], console: Console) -> None:
     """Of each example's n replaced tokens, which are among its n most suspicious ones?"""
-    legend = Text("the n most suspicious tokens, n = number replaced: ")
-    for name, (mark, style) in _MARKS.items():
-        legend.append(f"{mark}{name}", style).append(", ")
-    console.print(legend.append("the original in brackets"))
+    if any(detection.is_replaced.any() for detection in detections):
+        legend = Text("the n most suspicious tokens, n = number replaced: ")
+        for name, (mark, style) in _MARKS.items():
+            legend.append(f"{mark}{name}", style).append(", ")
+        console.print(legend.append("the original in brackets"))
     for detection in detections:
         console.print(_coloured(detection))
     found = sum(int(d.is_replaced[most_suspicious(d)].sum()) for d in detections)

@@ -204,7 +204,7 @@ def _make_folder(folder: Path) -> None:
 @contextmanager
 def _progress(numbers: int, read: Callable[[str], np.ndarray]) -> Iterator[Callable[[str], np.ndarray]]:
     """`read`, with a bar that shows how many of the numbers went through it, and an ETA."""
-    with progress(numbers, "writing", " numbers", scaled=True, delay=1.0) as bar:
+    with progress(numbers, "writing", "numbers", scaled=True, delay=1.0) as bar:
 
         def reading(name: str) -> np.ndarray:
             value = read(name)

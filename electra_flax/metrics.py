@@ -211,21 +211,20 @@ class Window:
 
 
 class Progress:
-    """A progress bar with loss, tokens per second and ETA; plain lines where the output is not a terminal."""
+    """The loop's bar, with loss, tokens per second and ETA, and what is printed beside it."""
 
     def __init__(self, total: int, initial: int, enabled: bool) -> None:
         self._enabled = enabled
-        self._bar = progress(total, "training", "step", initial=initial, enabled=enabled)
+        self._bar = progress(total, "training", "steps", initial=initial, enabled=enabled)
 
     def advance(self) -> None:
         self._bar.update()
 
     def go_back(self, step: int) -> None:
-        self._bar.n = step
-        self._bar.refresh()
+        self._bar.go_back(step)
 
     def show(self, text: str) -> None:
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.note(text)
 
     def print(self, line: str) -> None:
         if self._enabled:

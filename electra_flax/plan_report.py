@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from electra_flax.plan import Plan
 
 _GIB = 2**30
+INDENT = 25
+"""Where values begin, and so where lines that are too long go on."""
 
 
 def report(plan: Plan) -> str:
@@ -72,7 +74,7 @@ def _ways_out(plan: Plan) -> Iterator[str]:
 
 
 def _row(name: str, value: str) -> str:
-    return f"{name:24s} {value}"
+    return f"{name:{INDENT - 1}s} {value}"
 
 
 def _gib(size: int) -> str:

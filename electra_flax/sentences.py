@@ -120,14 +120,20 @@ def coloured(text: str, pieces: Sequence[Piece]) -> Text:
         shown.append(text[position : piece.start])
         style = next((style for least, style in _STYLES if piece.probability >= least), "")
         shown.append(text[piece.start : piece.end], style)
-        if piece.probability >= 0.5:
+        if is_marked(piece):
             shown.append(f"({piece.probability:.0%})", "dim")
         position = piece.end
     return shown.append(text[position:])
 
 
+def is_marked(piece: Piece) -> bool:
+    """Whether it looks replaced enough to be shown so."""
+    return piece.probability >= _STYLES[-1][0]
+
+
 def legend() -> Text:
-    shown = Text("looks replaced: ")
+    """What the marks mean: the number, where there are no colours."""
+    shown = Text("in brackets, how likely it is that what stands before was replaced: ")
     for (least, style), glue in zip(reversed(_STYLES), (", ", ", ", ""), strict=True):
         shown.append(f"{least:.0%} or more", style).append(glue)
     return shown

@@ -97,15 +97,21 @@ def rule_for(name: str) -> tuple[str, PartitionSpec]:
 
 
 def coverage_report(params: Any) -> str:
-    """Which rule took how many parameters, a line each."""
+    """Which rule took how many parameters, a line each: pattern, axes, arrays, numbers."""
     counts: dict[str, list[int]] = {}
     leaves = zip(jax.tree.leaves(tree_names(params)), jax.tree.leaves(params), strict=True)
     for name, leaf in leaves:
         counts.setdefault(rule_for(name)[0], []).append(leaf.size)
     specs = dict(SHARDING_RULES)
-    return "\n".join(
-        f"  {pattern:55s} {str(specs[pattern]):38s} {len(sizes):4d} arrays {sum(sizes):12,d} numbers"
+    rows = [
+        (pattern, ", ".join(str(axis or "-") for axis in specs[pattern]) or "whole", f"{len(sizes):,}",
+         f"{sum(sizes):,}")
         for pattern, sizes in counts.items()
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"  {pattern:{widths[0]}} {axes:{widths[1]}} {arrays:>{widths[2]}} {numbers:>{widths[3]}}"
+        for pattern, axes, arrays, numbers in rows
     )
 
 

@@ -102,7 +102,9 @@ def _train(
     restored = checkpoints.restore_newest(abstract_state(config), mesh)
     state, notes = restored or (init_state(config, mesh), {})
     if restored is None:
-        log.info("fresh start; which sharding rule took what:\n%s", coverage_report(state.params))
+        log.info(
+            "fresh start; sharding rules: pattern, axes, arrays and numbers of each\n%s", coverage_report(state.params)
+        )
         if begin_with:
             state = apply_start(begin_with, config, vocabulary, mesh, state)
     start, num_steps, total = int(state.step), phase.end, config.training.num_steps

@@ -22,7 +22,7 @@ def verify_shards(shards: Sequence[Shard], memory: Path) -> None:
     stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in local}
     todo = [shard for shard in local if known.get(str(shard.path)) != stamps[str(shard.path)]]
     total = sum(len(shard) for shard in todo)
-    with progress(total, "checking shards", "example", enabled=total >= 100_000) as bar:
+    with progress(total, "checking shards", "examples", enabled=total >= 100_000) as bar:
         for shard in todo:
             for number in range(len(shard)):
                 shard[number]

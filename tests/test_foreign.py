@@ -26,7 +26,7 @@ FOREIGN = Path(__file__).parent / "foreign"
 ROOT = Path(__file__).parents[1]
 TORCH, TENSORFLOW = "torch==2.13.0+cpu", ("tensorflow-cpu==2.21.0",)
 # What data_prep imports.
-DATA_PREP = ("backports.zstd", "google-crc32c", "ijson", "numba", "pydantic", "PyYAML", "rich", "tokenizers", "tqdm")
+DATA_PREP = ("backports.zstd", "google-crc32c", "ijson", "numba", "pydantic", "PyYAML", "rich", "tokenizers")
 
 
 def environment(*requirements: str) -> Path:

@@ -57,7 +57,7 @@ def encode(
     """Rows of at most training.max_seq_length tokens, in the order of the examples."""
     numbers = {label: number for number, label in enumerate(labels)}
     rows: list[Row] = []
-    bar = progress(len(examples), "tokenizing", " examples", delay=5)
+    bar = progress(len(examples), "tokenizing", "examples", delay=5)
     for begin in range(0, len(examples), _BATCH):
         some = examples[begin : begin + _BATCH]
         if task.kind == "answers":

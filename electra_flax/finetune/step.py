@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from electra_flax import model, randomness
 from electra_flax.config import Config, OptimizerConfig
+from electra_flax.console import progress
 from electra_flax.finetune.batches import collate, sorted_batches
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import Batch, Head, Outputs
@@ -163,9 +163,11 @@ def predict_rows(
     """The outputs of each row, in the order of the rows."""
     found: list[dict[str, np.ndarray]] = [{}] * len(rows)
     batches = sorted_batches(rows, batch_size)
-    for indices in tqdm(batches, "predicting", unit="batch", delay=5, leave=False, disable=not is_main()):
-        batch = make_batch(network, rows, indices, batch_size, longest)
-        outputs = jax.device_get(predict_step(params, batch))
-        for place, index in enumerate(indices):
-            found[index] = {name: value[place] for name, value in outputs.items()}
+    with progress(len(batches), "predicting", "batches", delay=5, enabled=is_main()) as bar:
+        for indices in batches:
+            batch = make_batch(network, rows, indices, batch_size, longest)
+            outputs = jax.device_get(predict_step(params, batch))
+            for place, index in enumerate(indices):
+                found[index] = {name: value[place] for name, value in outputs.items()}
+            bar.update()
     return found

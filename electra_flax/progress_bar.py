@@ -1,0 +1,151 @@
+"""Progress on the standard error: a line that is drawn anew on a terminal, elsewhere a line every half minute."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import TextIO
+
+from rich.cells import cell_len
+
+_PLAIN_SECONDS = 30.0  # between two lines where no terminal reads them
+_DRAWN_SECONDS = 0.5
+_SURE_UPDATES, _SURE_SHARE = 100, 0.01  # after one of which a rate foretells something
+_BAR_CELLS = (10, 30)
+
+_lock = threading.RLock()
+_drawn: Bar | None = None  # the one that a terminal shows
+
+
+class Bar:
+    """How far something is, how fast it goes and how long it takes. Nothing is shown where `columns` is None.
+
+    `columns` tells how wide the terminal is that reads a stream (None: no terminal reads it).
+    """
+
+    def __init__(
+        self, total: float, what: str, unit: str, *, scaled: bool, initial: float, delay: float,
+        columns: Callable[[TextIO], int | None] | None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.total, self.n = total, initial
+        self._what, self._scaled, self._clock, self._columns = what, scaled, clock, columns
+        self._unit = unit
+        self._of = unit if unit == "B" else f" {unit}"
+        self._note = ""
+        self._from = self._since = clock(), initial  # where counting began; the first update, from which rates count
+        self._updates = 0
+        self._next = clock() + delay if columns and columns(sys.stderr) else clock() + _PLAIN_SECONDS
+        self._cells = 0  # that are drawn now
+
+    def update(self, n: float = 1) -> None:
+        """So much more was done."""
+        self.n += n
+        self._updates += 1
+        now = self._clock()
+        if self._updates == 1:  # what came before it, a file that is opened or a first step, comes once
+            self._since = now, self.n
+        if now >= self._next and self._columns:
+            self._show(now)
+
+    def go_back(self, n: float) -> None:
+        """It goes on from `n`."""
+        self.n, self._updates = n, 0
+        self._from = self._since = self._clock(), n
+
+    def note(self, text: str) -> None:
+        """Shown behind the numbers from the next update on."""
+        self._note = text
+
+    def close(self) -> None:
+        global _drawn
+        with _lock:
+            if _drawn is self:
+                self.clear()
+                _drawn = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _show(self, now: float) -> None:
+        global _drawn
+        width = self._columns(sys.stderr) if self._columns else None
+        if width is None:
+            self._next = now + _PLAIN_SECONDS
+            print(self.line(None), file=sys.stderr, flush=True)
+            return
+        self._next = now + _DRAWN_SECONDS
+        with _lock:
+            _drawn = self
+            self.draw()
+
+    def draw(self) -> None:
+        """On the terminal, over what is drawn there."""
+        line = self.line(self._columns(sys.stderr) if self._columns else None)
+        cells = cell_len(line)
+        print(f"\r{line}{' ' * (self._cells - cells)}", end="", file=sys.stderr, flush=True)
+        self._cells = cells
+
+    def clear(self) -> None:
+        """Takes it from the terminal."""
+        print(f"\r{' ' * self._cells}\r", end="", file=sys.stderr, flush=True)
+        self._cells = 0
+
+    def line(self, width: int | None) -> str:
+        """What is shown, in fewer than `width` cells; what matters least is left out where it does not fit."""
+        share = min(self.n / self.total, 1.0) if self.total else 1.0
+        head = f"{self._what} {share:.0%}"
+        each = self._unit if self._unit == "B" else ""
+        counts = f"{self._count(self.n)}{each} of {self._count(self.total)}{self._of}"
+        rate, left = self._rate(), ""
+        if rate:
+            left = f"{timedelta(seconds=round(max(self.total - self.n, 0) / rate))} to go"
+        parts = [head, counts, left, self._speed(rate) if rate else "", self._note]
+        while True:
+            line = ", ".join(filter(None, parts))
+            room = width - 1 - cell_len(line) if width is not None else 0
+            if room >= 0 or len(parts) == 1:
+                break
+            parts.pop()
+        if room < _BAR_CELLS[0] + 3:
+            return line
+        cells = min(room - 3, _BAR_CELLS[1])
+        filled = int(share * cells)
+        return line.replace(head, f"{head} [{'#' * filled}{'.' * (cells - filled)}]", 1)
+
+    def _rate(self) -> float | None:
+        """In a second, or None while it is not known."""
+        seconds, count = self._clock() - self._since[0], self.n - self._since[1]
+        is_sure = self._updates > _SURE_UPDATES or count >= _SURE_SHARE * (self.total - self._from[1])
+        return count / seconds if is_sure and count > 0 and seconds > 0 else None
+
+    def _speed(self, rate: float) -> str:
+        if rate < 1 and not self._scaled:
+            return f"{1 / rate:.3g} s each" if rate > 0.01 else f"{timedelta(seconds=round(1 / rate))} each"
+        return f"{self._count(rate)}{self._of}/s" if rate >= 100 or self._scaled else f"{rate:.3g}{self._of}/s"
+
+    def _count(self, number: float) -> str:
+        if not self._scaled:
+            return f"{number:,.0f}"
+        for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if number >= 0.9995 * factor:
+                return f"{number / factor:.3g}{letter}"
+        return f"{number:.0f}"
+
+
+def write(line: str) -> None:
+    """A line on the standard error, above what is drawn there."""
+    with _lock:
+        if _drawn is not None:
+            _drawn.clear()
+        print(line, file=sys.stderr, flush=True)
+        if _drawn is not None:
+            _drawn.draw()
