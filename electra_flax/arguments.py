@@ -189,14 +189,17 @@ def make_parser() -> argparse.ArgumentParser:
         "doctor",
         help="what is wrong with a run or a configuration, and what to change",
         description="Looks at the numbers of a run (--workdir), or at a configuration before its first step (--config, "
-        "--data), and says what stands out and what to change. Fields are overridden by --section.field VALUE.",
+        "with --data and --workdir as for pretrain): everything that pretrain would refuse, all at once, and what else "
+        "stands out and what to change. Fields are overridden by --section.field VALUE.",
         epilog="exit codes: 0 nothing found; 1 something found, or you can fix it; 2 usage",
         allow_abbrev=False,
     )
     doctor.add_argument("--workdir", metavar="DIR", help="a run")
     doctor.add_argument("--config", type=Path, metavar="YAML", help="a file of configs/")
     doctor.add_argument("--data", metavar="DIR", help="shards of electra-data shard")
+    doctor.add_argument("--long-data", metavar="DIR", help="shards of the second phase (long_phase.steps)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    _add_devices(doctor)
 
     _add_finetune(commands)
 

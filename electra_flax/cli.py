@@ -283,18 +283,23 @@ def _report(args: argparse.Namespace) -> None:
 
 def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from electra_flax.config_io import load_config
-    from electra_flax.doctor import diagnose, diagnose_config
+    from electra_flax.doctor import diagnose, diagnose_config, diagnose_refusals
     from electra_flax.history import History
-    from electra_flax.records import DataFolder
-    from electra_flax.staging import stage
 
-    if (args.workdir is None) == (args.config is None):
-        raise UserError("doctor needs a run (--workdir DIR) or a configuration (--config YAML), one of them")
-    if args.workdir is not None:
+    if args.config is None:
+        if args.workdir is None:
+            raise UserError("doctor needs a run (--workdir DIR) or a configuration (--config YAML)")
+        if args.data or args.long_data or overrides:
+            raise UserError("--data, --long-data and fields belong to --config YAML, which is not given")
         found = diagnose(History.read(args.workdir))
     else:
-        manifest = DataFolder.open(stage(args.data, "")).manifest if args.data else None
-        found = diagnose_config(load_config(args.config, overrides), manifest)
+        config = load_config(args.config, overrides)
+        _use_devices(args)
+        from electra_flax.inputs import examine
+
+        paths = [path for path in (args.data, args.long_data) if path]
+        refused, manifest = examine(config, paths, args.workdir)
+        found = [*diagnose_refusals(refused), *diagnose_config(config, manifest)]
     if args.json:
         print(json.dumps([finding._asdict() for finding in found], indent=1))
     else:

@@ -21,10 +21,13 @@ class Finding(NamedTuple):
 def diagnose(run: History) -> list[Finding]:
     """Everything found in a run's numbers and configuration; nothing for a healthy run."""
     rules: Sequence[Callable[[History], Iterator[Finding]]] = (
-        _first_loss, _generator_stuck, _discriminator_blind, _discriminator_at_chance, _not_finite, _input_bound,
-        _checkpoints_too_rare,
+        _first_loss, _generator_stuck, _not_finite, _input_bound, _checkpoints_too_rare,
     )  # fmt: skip
-    return [*diagnose_config(run.config), *(found for rule in rules for found in rule(run))]
+    return [
+        *_discriminator_at_base_rate(run),
+        *diagnose_config(run.config),
+        *(found for rule in rules for found in rule(run)),
+    ]
 
 
 def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Finding]:
@@ -41,6 +44,11 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
     return found
 
 
+def diagnose_refusals(refused: Sequence[str]) -> list[Finding]:
+    """What pretrain would say, one at a time."""
+    return [Finding(problem, "electra-flax pretrain refuses to begin with this") for problem in refused]
+
+
 # What the paper and KoELECTRA pair: (hidden size, batch size, peak learning rate).
 _KNOWN_RATES = ((256, 128, 5e-4), (768, 256, 2e-4), (1024, 2048, 2e-4))
 
@@ -54,15 +62,18 @@ def _configuration(config: Config) -> Iterator[Finding]:
         )
     if config.optimizer.algorithm == "lamb":  # its rates are of another kind
         return
-    width, batch, rate = min(_KNOWN_RATES, key=lambda known: abs(math.log(known[0] / config.model.hidden_size)))
+    ours = config.model.hidden_size
+    width, batch, published = min(_KNOWN_RATES, key=lambda known: abs(math.log(known[0] / ours)))
+    rate = published * width / ours  # as Adam's rate goes with the width (Yang et al. 2022, Tensor Programs V)
     # Between square root and linear scaling all is plausible.
     factor = config.training.batch_size / batch
     low, high = sorted((rate * factor**0.5, rate * factor))
-    ours = config.optimizer.learning_rate
-    if not low / 3 <= ours <= high * 3:
+    given = config.optimizer.learning_rate
+    if not low / 3 <= given <= high * 3:
+        like = "" if width == ours else f", which is {rate:.2g} at this width"
         yield Finding(
-            f"optimizer.learning_rate={ours:g} for batches of {config.training.batch_size}: published models of about "
-            f"this width ({width}) use {rate:g} for {batch}",
+            f"optimizer.learning_rate={given:g} for width {ours} and batches of {config.training.batch_size}: "
+            f"published models of width {width} use {published:g} for {batch}{like}",
             f"try {rate * factor**0.5:.1g} (scaled with the square root of the batch)",
         )
 
@@ -99,23 +110,27 @@ def _generator_stuck(run: History) -> Iterator[Finding]:
         )
 
 
-def _discriminator_blind(run: History) -> Iterator[Finding]:
-    precision, recall = run.recent("discriminator_precision"), run.recent("discriminator_recall")
-    if precision is not None and recall is not None and _is_past_warmup(run) and max(precision, recall) < 0.01:
-        yield Finding(
-            "the discriminator flags nothing (precision and recall are 0): it answers the base rate for every token",
-            "lower optimizer.learning_rate (5e-4 for small models), or make the generator smaller; early in a run it "
-            "is normal",
-        )
-
-
-def _discriminator_at_chance(run: History) -> Iterator[Finding]:
-    auc = run.recent("discriminator_auc")
-    if auc is not None and _is_past_warmup(run) and auc < 0.55:
-        yield Finding(
-            f"the discriminator's AUC is {auc:.2f} after {run.step:,} steps; 0.5 is chance",
-            "lower optimizer.learning_rate; check objective.discriminator_weight (the paper: 50)",
-        )
+def _discriminator_at_base_rate(run: History) -> Iterator[Finding]:
+    """Of the held-out numbers, or of the last steps where there are none."""
+    held_out = next((record for record in reversed(run.validation) if "discriminator_auc" in record), {})
+    names = ("discriminator_auc", "discriminator_recall", "discriminator_accuracy", "replaced_rate")
+    auc, recall, accuracy, replaced = (held_out.get(name, run.recent(name)) for name in names)
+    if auc is None or recall is None:
+        return
+    if auc < 0.55 and run.step > run.config.optimizer.warmup_steps:
+        problem = "is at the base rate: it tells replaced tokens from original ones no better than chance"
+    elif recall < 0.01 and _is_past_warmup(run):
+        problem = "flags nothing, though it ranks tokens better than chance"
+    else:
+        return
+    shown = f"AUC {auc:.2f} (0.5 is chance), recall {recall:.3f}"
+    if accuracy is not None and replaced is not None:
+        shown += f", accuracy {accuracy:.3f} (the share of original tokens is {1 - replaced:.3f})"
+    yield Finding(
+        f"the discriminator {problem}: {shown}, after {run.step:,} steps",
+        "early in a run it is normal; later, lower optimizer.learning_rate, check objective.discriminator_weight (the "
+        "paper: 50), give more text or more steps",
+    )
 
 
 def _not_finite(run: History) -> Iterator[Finding]:

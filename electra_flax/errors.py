@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_CODES = {
     0: "done",
     1: "you can fix it: the last line says how",
@@ -27,6 +30,25 @@ class Unavailable(UserError):
     """
 
     exit_code = UNFORESEEN
+
+
+class Refusals:
+    """What is wrong with what a user gave: raised at once, or kept in `found` where it `collects`."""
+
+    def __init__(self, *, collects: bool = False) -> None:
+        self.found: list[UserError] = []
+        self._collects = collects
+
+    @contextmanager
+    def each(self, name: str = "") -> Iterator[None]:
+        """One check inside its `with`; `name` begins what is said of it."""
+        try:
+            yield
+        except UserError as error:
+            named = type(error)(f"{name}{error}")
+            if not self._collects:
+                raise named from None
+            self.found.append(named)
 
 
 class RunError(RuntimeError):

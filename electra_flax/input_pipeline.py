@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax.config import Config
-from electra_flax.errors import UserError
+from electra_flax.errors import Refusals, UserError
 from electra_flax.masking import Batch
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 from electra_flax.sharding import batch_sharding, rows_of_this_process
@@ -28,36 +28,50 @@ _ENDLESS = 1 << 40  # batches
 
 
 def read_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
-    """The vocabulary of the shards, checked against the configuration before anything compiles.
+    """The vocabulary of the shards. Raises UserError where length or vocabulary differ from the configuration."""
+    vocabulary = find_vocabulary(config, data)
+    check_vocabulary(config, data, vocabulary, Refusals())
+    return vocabulary
 
-    Raises UserError where length or vocabulary differ from the configuration.
-    """
+
+def find_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
+    """The vocabulary of the shards, unchecked."""
     if data.manifest is None and config.data.vocab_file is None:
         raise UserError(
             f"{data.path} has no manifest.json (shards of the original code): name their vocabulary with "
             "--data.vocab_file PATH"
         )
-    path = data.vocab_path or Path(str(config.data.vocab_file))
-    vocabulary = Vocabulary.read(path)
-    if len(vocabulary.tokens) != config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size={config.model.vocab_size}, but {path} has {len(vocabulary.tokens)} entries: set "
-            f"model.vocab_size to {len(vocabulary.tokens)}, or make shards with a vocabulary of "
-            f"{config.model.vocab_size}"
-        )
-    if (manifest := data.manifest) is not None:
+    return Vocabulary.read(data.vocab_path or Path(str(config.data.vocab_file)))
+
+
+def check_vocabulary(
+    config: Config, data: DataFolder, vocabulary: Vocabulary, refusals: Refusals, name: str = ""
+) -> None:
+    """Refuses shards and vocabulary that are not those of the configuration, or not of each other."""
+    path, manifest, size = vocabulary.path, data.manifest, len(vocabulary.tokens)
+    with refusals.each(name):
+        vocabulary.special  # noqa: B018 refuses what is no vocabulary for ELECTRA
+    with refusals.each(name):
+        if size != config.model.vocab_size:
+            raise UserError(
+                f"model.vocab_size={config.model.vocab_size}, but {path} has {size} entries: set model.vocab_size to "
+                f"{size}, or make shards with a vocabulary of {config.model.vocab_size}"
+            )
+    if manifest is None:
+        return
+    with refusals.each(name):
         if manifest.max_seq_length != config.data.max_seq_length:
             raise UserError(
                 f"data.max_seq_length={config.data.max_seq_length}, but the shards in {data.path} have "
                 f"{manifest.max_seq_length} tokens an example: set data.max_seq_length to "
                 f"{manifest.max_seq_length}, or make shards with --max-seq-length {config.data.max_seq_length}"
             )
+    with refusals.each(name):
         if manifest.vocab_sha256 != vocabulary.sha256:
             raise UserError(
                 f"{path} is not the vocabulary of these shards: its sha256 is {vocabulary.sha256[:12]}..., "
                 f"manifest.json says {manifest.vocab_sha256[:12]}...: put the right vocab.txt back"
             )
-    return vocabulary
 
 
 def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:

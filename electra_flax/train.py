@@ -2,51 +2,40 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from electra_flax import losses, processes, tpus, workdir
 from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, Phase
 from electra_flax.config_io import config_fields
-from electra_flax.errors import Preempted, RunError, Unavailable, UserError
+from electra_flax.errors import Preempted, Refusals, RunError, Unavailable, UserError
 from electra_flax.evaluate import held_out_metrics
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.files import write_whole
 from electra_flax.flops import step_flops
-from electra_flax.initial_weights import Start, apply_start, check_start
-from electra_flax.input_pipeline import open_split, read_vocabulary, training_batches
+from electra_flax.initial_weights import Start, apply_start
+from electra_flax.input_pipeline import training_batches
+from electra_flax.inputs import Input, identity, open_all
 from electra_flax.interruption import Interruption, Watchdog
 from electra_flax.metrics import MetricWriter, Progress, Window
 from electra_flax.processes import Agreement, Wishes
-from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
-from electra_flax.sharding import batch_sharding, check_batch, coverage_report, make_mesh
-from electra_flax.staging import stage
+from electra_flax.records import Vocabulary
+from electra_flax.sharding import batch_sharding, coverage_report, make_mesh
 from electra_flax.startup import compile_step, set_up_compiler
 from electra_flax.step import abstract_batch, abstract_state, init_state, make_eval_step, make_norms, make_train_step
-from electra_flax.storage import patiently
 from electra_flax.tokenizer import save_tokenizer
 from electra_flax.verify_data import verify_shards
 from electra_flax.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
-
-
-class _Input(NamedTuple):
-    """What a phase reads."""
-
-    vocabulary: Vocabulary
-    examples: ShardedExamples
-    held_out: ShardedExamples
 
 
 def pretrain(
@@ -84,7 +73,7 @@ def pretrain(
 
 def _train(
     phase: Phase,
-    phase_input: _Input,
+    phase_input: Input,
     work: Workdir,
     begin_with: Start | None,
     interruption: Interruption,
@@ -93,7 +82,7 @@ def _train(
     """From the newest checkpoint to the end of the phase; nothing where that is reached."""
     begin = time.perf_counter()
     is_main = processes.is_main()
-    config, (vocabulary, examples, held_out) = phase.config, phase_input
+    config, (_, vocabulary, examples, held_out) = phase.config, phase_input
     mesh = make_mesh(config.mesh)
     watchdog.alive("reading the checkpoint")
 
@@ -267,58 +256,30 @@ def _train(
 
 def _open_all(
     config: Config, data_paths: Sequence[str], work: Workdir, begin_with: Start | None, watchdog: Watchdog
-) -> list[_Input]:
+) -> list[Input]:
     """What each phase reads, checked; the workdir, prepared. The same answer in all processes."""
-    opened: list[tuple[DataFolder, _Input]] = []
     with processes.together():
-        mesh = make_mesh(config.mesh)
-        if config.logging.wandb_project and importlib.util.find_spec("wandb") is None:
-            raise UserError(
-                f"logging.wandb_project={config.logging.wandb_project} needs wandb: pip install 'electra-flax[wandb]'"
-            )
-        if len(data_paths) != len(config.phases):
-            expected = "--long-data too" if len(config.phases) > 1 else "no --long-data"
-            raise UserError(f"long_phase.steps={config.long_phase.steps}: expected {expected}")
-        for phase, path in zip(config.phases, data_paths, strict=True):
-            try:
-                opened.append(_open(phase.config, path, mesh, watchdog))
-            except UserError as error:
-                raise UserError(f"{phase.name}{error}") from None
-        if len({found.vocabulary.sha256 for _, found in opened}) > 1:
-            raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
-        if begin_with and not patiently(work.checkpoints, work.checkpoints.exists):
-            check_start(begin_with, config, opened[0][1].vocabulary)
-    inputs = [found for _, found in opened]
-    identity = "; ".join(workdir.data_identity(data, found.vocabulary) for data, found in opened)
+        inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive)
+    shards = identity(inputs)
     processes.require_agreement(
         {
-            "shards": identity,
+            "shards": shards,
             "first weights": str(begin_with),
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
     with processes.together():
         if processes.is_main():
-            for note in workdir.prepare(work, config, data_paths, identity):
+            for note in workdir.prepare(work, config, data_paths, shards):
                 log.info("changed since the last start: %s", note)
-            data, (vocabulary, *_) = opened[0]
+            data, vocabulary = inputs[0].data, inputs[0].vocabulary
             casing = workdir.casing(data, vocabulary)
             save_tokenizer(vocabulary, casing, work.folder / "tokenizer", config.model.max_position_embeddings)
             if data.manifest is not None:
                 data.manifest.write(work.folder)  # what the model card says of the data
-        shards = [shard for found in inputs for shard in (*found.examples.shards, *found.held_out.shards)]
-        verify_shards(shards, work.folder / f"verified_shards-{jax.process_index()}.json")
+        memory = work.folder / f"verified_shards-{jax.process_index()}.json"
+        verify_shards([shard for found in inputs for shard in found.shards], memory)
     return inputs
-
-
-def _open(config: Config, path: str, mesh: Mesh, watchdog: Watchdog) -> tuple[DataFolder, _Input]:
-    check_batch(config.training.batch_size, config.training.gradient_accumulation_steps, mesh)
-    data = DataFolder.open(stage(path, config.data.staging_folder, watchdog.alive))
-    vocabulary = read_vocabulary(config, data)
-    examples, held_out = open_split(config, data, "train"), open_split(config, data, "validation")
-    if not len(examples):
-        raise UserError(f"{path}: the train split has no examples; make shards from a larger corpus")
-    return data, _Input(vocabulary, examples, held_out)
 
 
 def _not_finite(

@@ -11,13 +11,13 @@ from electra_flax.files import write_whole
 from electra_flax.tfrecord import Shard
 
 
-def verify_shards(shards: Sequence[Shard], memory: Path) -> None:
+def verify_shards(shards: Sequence[Shard], memory: Path | None) -> None:
     """Checks the CRC32C of all records; shards already checked at this size and time are skipped.
 
     Those in a bucket are left out: each of their records is checked when it is read. `memory` is the JSON file that
-    remembers. Raises UserError naming the damaged shard and record.
+    remembers (None: nothing is known, and nothing remembered). Raises UserError naming the damaged shard and record.
     """
-    known = json.loads(memory.read_text()) if memory.exists() else {}
+    known = json.loads(memory.read_text()) if memory and memory.exists() else {}
     local = [shard for shard in shards if not shard.is_remote]
     stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in local}
     todo = [shard for shard in local if known.get(str(shard.path)) != stamps[str(shard.path)]]
@@ -27,4 +27,5 @@ def verify_shards(shards: Sequence[Shard], memory: Path) -> None:
             for number in range(len(shard)):
                 shard[number]
             bar.update(len(shard))
-    write_whole(memory, json.dumps(stamps, indent=1) + "\n")
+    if memory:
+        write_whole(memory, json.dumps(stamps, indent=1) + "\n")

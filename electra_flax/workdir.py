@@ -116,17 +116,7 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
     `identity` tells the shards apart, `paths` says where they are. Raises UserError where the workdir cannot be
     written, or belongs to a run with another model or other data.
     """
-    notes: list[str] = []
-    if (work.folder / "config.yaml").exists():
-        differences = config_differences(work.read_config(), config)
-        changed = {name: change for name, change in differences.items() if name.startswith(_IDENTITY)}
-        known = _read_run(work.folder)["data"]
-        if known != identity:
-            changed["the shards"] = f"{known} -> {identity}"
-        if changed:
-            shown = "; ".join(f"{name}: {change}" for name, change in changed.items())
-            raise UserError(f"{work} belongs to another run ({shown}): use another --workdir, or undo the change")
-        notes = [f"{name}: {change}" for name, change in differences.items()]
+    notes = check_identity(work, config, identity)
     absolute = [path if is_remote(path) else str(Path(path).resolve()) for path in paths]
     run = {"data_paths": absolute, "data": identity}
     try:
@@ -136,6 +126,24 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
     write_whole(work.folder / "run.json", json.dumps(run, indent=1) + "\n")
     write_whole(work.folder / "config.yaml", config_to_yaml(config))  # the last one: it makes the folder a workdir
     return notes
+
+
+def check_identity(work: Workdir, config: Config, identity: str | None) -> list[str]:
+    """The harmless differences from the run that is there, a line each. Raises UserError where it is another run.
+
+    An `identity` of None is not compared.
+    """
+    if not (work.folder / "config.yaml").exists():
+        return []
+    differences = config_differences(work.read_config(), config)
+    changed = {name: change for name, change in differences.items() if name.startswith(_IDENTITY)}
+    known = _read_run(work.folder)["data"]
+    if identity is not None and known != identity:
+        changed["the shards"] = f"{known} -> {identity}"
+    if changed:
+        shown = "; ".join(f"{name}: {change}" for name, change in changed.items())
+        raise UserError(f"{work} belongs to another run ({shown}): use another --workdir, or undo the change")
+    return [f"{name}: {change}" for name, change in differences.items()]
 
 
 def _lock(workdir: Path) -> IO[str]:

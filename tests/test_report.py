@@ -6,12 +6,17 @@ import re
 from dataclasses import replace
 
 import pytest
-from run_tools import make_shards, pretrain
+from run_tools import make_shards, pretrain, refusal
 
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.doctor import diagnose, diagnose_config
 from electra_flax.history import History
+
+BROKEN = [
+    "--optimizer.learning_rate", "10", "--optimizer.warmup_steps", "0", "--optimizer.max_grad_norm", "1e9",
+    "--generator.untied_generator_embeddings", "true", "--model.initializer_range", "3",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +24,7 @@ def root(tmp_path_factory, sample_corpus):
     """Shards, and a run of six steps that no one should make."""
     root = tmp_path_factory.mktemp("report")
     make_shards(root, sample_corpus)
-    broken = [
-        "--optimizer.learning_rate", "10", "--optimizer.warmup_steps", "0", "--optimizer.max_grad_norm", "1e9",
-        "--generator.untied_generator_embeddings", "true", "--model.initializer_range", "3",
-    ]  # fmt: skip
-    assert main(pretrain(root, "broken", *broken)) == 0
+    assert main(pretrain(root, "broken", *BROKEN)) == 0
     return root
 
 
@@ -42,20 +43,66 @@ def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
 def test_doctor_looks_at_a_configuration_before_the_first_step(root, capsys):
     shards = ["--config", "configs/koelectra_small_v3.yaml", "--data", str(root / "shards")]
     assert main(["doctor", *shards, "--optimizer.learning_rate", "0.1"]) == 1
-    assert "published models of about this width (256) use 0.0005 for 128" in capsys.readouterr().out
+    assert "for width 256 and batches of 128: published models of width 256 use 0.0005" in capsys.readouterr().out
     assert main(["doctor", *shards]) == 1
-    assert re.search(r"\d+\.\d% of the pieces in the shards are \[UNK\]", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"\d+\.\d% of the pieces in the shards are \[UNK\]", said)
+    assert "model.vocab_size=35000" in said and "data.max_seq_length=128, but" in said, "all at once"
     assert main(["doctor", *shards[:2]]) == 0
     assert "nothing stands out" in capsys.readouterr().out
 
 
 PRESETS = ("koelectra_base_v1", "koelectra_small_v1", "electra_base", "electra_small", "electra_large",
-           "koelectra_base_v3", "electra_small_pp")  # fmt: skip
+           "koelectra_base_v3", "electra_small_pp", "demo", "tiny")  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_doctor_finds_nothing_wrong_with_the_presets(preset):
     assert not diagnose_config(load_config(f"configs/{preset}.yaml"))
+
+
+OTHER = ["--training.batch_size", "100", "--model.vocab_size", "700", "--mesh.tensor", "3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        (["--data", "nowhere"], ["--data nowhere: no such folder"]),
+        (["--training.batch_size", "100"], ["training.batch_size=100 must be a multiple of 8 = 8 devices",
+                                            "belongs to another run (training.batch_size: 16 -> 100)"]),
+        (OTHER, ["mesh.tensor=3 does not fit 8 devices", "model.vocab_size=700, but", "model.vocab_size: 600 -> 700"]),
+        (["--data.max_seq_length", "64", "--long-data", "x"], ["expected no --long-data", "have 32 tokens an example",
+                                                               "data.max_seq_length: 32 -> 64"]),
+        (["--long_phase.steps", "2", "--long_phase.batch_size", "12", "--long_phase.max_seq_length", "64"], [
+            "expected --long-data too", "long phase: training.batch_size=12 must be", "long_phase.steps: 0 -> 2"]),
+        (["--model.initializer_range", "1", "--optimizer.learning_rate", "1"], ["initializer_range: 3.0 -> 1.0"]),
+    ],
+)  # fmt: skip
+def test_doctor_names_all_at_once_what_pretrain_refuses(root, capsys, given, expected):
+    """In the words of pretrain, which names them one at a time; nothing is written."""
+    arguments = ["--config", str(root / "tiny.yaml"), "--data", str(root / "shards"),
+                 "--workdir", str(root / "broken"), *BROKEN, *given]  # fmt: skip
+    before = {path: path.stat().st_mtime_ns for path in (root / "broken").rglob("*")}
+    capsys.readouterr()
+    main(["doctor", *arguments, "--json"])
+    assert before == {path: path.stat().st_mtime_ns for path in (root / "broken").rglob("*")}
+    found = [each["problem"] for each in json.loads(capsys.readouterr().out) if "refuses" in each["advice"]]
+    assert len(found) == len(expected), found
+    assert all(part in problem for part, problem in zip(expected, found, strict=True)), found
+    if expected:
+        assert found[0] in refusal(capsys, ["pretrain", *arguments])
+
+
+def test_a_discriminator_at_the_base_rate_is_the_first_finding():
+    config = load_config("configs/demo.yaml", ["--optimizer.learning_rate", "0.5"])
+    numbers = {"discriminator_auc": 0.51, "discriminator_recall": 0.0, "discriminator_precision": 0.0}
+    train = [{"step": step, "split": "train", **HEALTHY, **numbers} for step in range(20, 401, 20)]
+    held_out = [{"step": 400, "split": "validation", **numbers, "discriminator_accuracy": 0.9, "replaced_rate": 0.1}]
+    first, second = diagnose(History("run", None, config, train, held_out))
+    assert "is at the base rate" in first.problem
+    assert "accuracy 0.900 (the share of original tokens is 0.900)" in first.problem
+    assert "for width 128 and batches of 64" in second.problem
 
 
 HEALTHY = {
@@ -70,7 +117,11 @@ HEALTHY = {
         ({}, None),
         ({"generator_loss": 10.3}, r"loss is 10\.30 after 50,000 steps, near where it started \(10\.46\)"),
         ({"discriminator_precision": 0.0, "discriminator_recall": 0.0}, "flags nothing"),
-        ({"discriminator_auc": 0.505}, r"AUC is 0\.5. after 50,000 steps"),
+        (
+            {"discriminator_auc": 0.505, "discriminator_recall": 0.0, "discriminator_accuracy": 0.87,
+             "replaced_rate": 0.13},
+            r"at the base rate: .* AUC 0\.5. .* recall 0\.000, accuracy 0\.870 \(.* 0\.870\), after 50,000 steps",
+        ),
         ({"skipped_steps": 1}, "500 of 50,000 steps were not finite"),
         ({"input_wait": 0.31}, "wait for input 31% of the time"),
         ({"steps_per_sec": 0.2}, r"30 minutes of work are lost"),
