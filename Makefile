@@ -6,8 +6,11 @@ STAMP := $(VENV)/.installed
 TPU_STAMP := $(VENV)/.installed-tpu
 CORPUS ?= data_prep/sample
 BENCH_CORPUS ?= $(CORPUS)
-# Your own text has a folder of its own, so that no other demo deletes its run.
-DEMO := runs/demo$(if $(filter-out file undefined default,$(origin CORPUS)),-of-$(notdir $(abspath $(CORPUS))))
+# Each text has a folder of its own, named after it and a sum of all its path, so that no other demo deletes its run.
+quoted = '$(subst ','\'',$(1))'
+DEMO := runs/demo$(if $(filter-out file undefined default,$(origin CORPUS)),$(shell \
+	printf -- '-of-%s-%s' "$$(basename -- $(call quoted,$(CORPUS)) | LC_ALL=C tr -c '[:alnum:]._\n\200-\377-' _)" \
+	"$$(printf %s $(call quoted,$(CORPUS)) | cksum | cut -d ' ' -f 1)"))
 # A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
 TORCH := torch==2.13.0+cpu
 

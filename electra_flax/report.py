@@ -54,7 +54,8 @@ def _summary(runs: Sequence[History]) -> str:
     rows: dict[str, list[str]] = {}
     for run in runs:
         config, left = run.config, run.seconds_left
-        state = "done" if run.is_done else f"at step {run.step:,} of {config.training.num_steps:,}"
+        at = f"at step {run.step:,} of {config.training.num_steps:,}"
+        state = "done" if run.is_done else f"stopped {at}" if run.has_stopped else at
         if not run.is_done and left is not None:
             state += f", {timedelta(seconds=round(left))} to go at this speed"
         last = run.validation[-1] if run.validation else {}

@@ -162,7 +162,7 @@ def _train(
                 progress.show(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
                 window = Window()
                 if problem := checkpoints.failure():
-                    warn_of_save(problem)
+                    warn_of_save(step, problem)
             return agreement.receive(sent)
 
         def save_now(step: int, is_evaluated: bool, held_out_loss: float | None) -> None:
@@ -172,12 +172,13 @@ def _train(
             with window.saving():
                 problem = processes.first_problem(processes.push(work)) or checkpoints.save(state, *last)
             if problem:
-                warn_of_save(problem)
+                warn_of_save(step, problem)
             else:
                 clock.saved()
                 events.add("save", step)
 
-        def warn_of_save(problem: str) -> None:
+        def warn_of_save(step: int, problem: str) -> None:
+            """At the step at which it is known, which the loop may have passed."""
             clock.failed()
             events.add("save failed", step, reason=problem)
             kept = ", ".join(map(str, checkpoints.steps)) or "none yet"

@@ -29,9 +29,11 @@ from run_tools import (
     wait_for_step,
 )
 
+from electra_flax import processes
 from electra_flax.checkpoint import Checkpoints, fingerprint
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
+from electra_flax.errors import UserError
 from electra_flax.faults import SaveClock, SkippedSteps
 from electra_flax.input_pipeline import GlobalOrder
 from electra_flax.sharding import make_mesh
@@ -293,6 +295,33 @@ def test_a_few_skipped_steps_are_counted(root, monkeypatch):
     assert main(command(root, "few")) == 0
     train = records(root, "few", "train")
     assert train[12]["skipped_steps"] == 2 and train[16]["skipped_steps"] == 0 and np.isfinite(train[12]["loss"])
+
+
+@pytest.mark.slow
+def test_a_failed_save_is_logged_at_the_step_at_which_it_is_known(root, monkeypatch, capsys):
+    """The numbers of step 8 are taken when step 9 was begun."""
+    answers = iter(["", "No space left on device"])  # to the records of step 4 and 8
+    monkeypatch.setattr(Checkpoints, "failure", lambda self: next(answers, ""))
+    assert main(command(root, "noticed")) == 0
+    events = [json.loads(line) for line in (root / "noticed/events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "save failed"] == [8]
+    assert "a checkpoint could not be written (No space left on device); those of steps: 6" in capsys.readouterr().err
+
+
+def test_values_that_differ_late_are_told_apart(monkeypatch):
+    """Processes show each other the beginning of a value beside a digest of it all."""
+    sent = []
+
+    def process_allgather(texts):
+        sent.append(texts)
+        return np.stack([sent[0], texts])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", process_allgather)
+    for _ in range(2):
+        processes.require_agreement({"shards": "x" * 1000 + "of process 0"})
+    with pytest.raises(UserError, match="process 1 has another shards than process 0: they differ after x{200}"):
+        processes.require_agreement({"shards": "x" * 1000 + "of process 1"})
 
 
 @pytest.mark.slow

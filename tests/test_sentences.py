@@ -120,7 +120,7 @@ def test_sentences_marked_without_escapes_and_from_the_standard_input(there, cap
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((f"{SENTENCE}\n\n짧은 문장\n").encode())))
     assert main(["detect", "--model", str(there / "export")]) == 0
     legend, first, second = capsys.readouterr().out.splitlines()
-    assert "looks replaced:" in legend and "%)" in first  # with random weights about half of it is suspicious
+    assert "how likely" in legend and "%)" in first  # with random weights about half of it is suspicious
     assert "\x1b" not in legend + first + second  # no terminal reads it
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((MASKED).encode())))
     assert main(["fill", "--model", str(there / "export")]) == 0

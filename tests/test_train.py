@@ -1,5 +1,6 @@
 """The commands end to end on the sample corpus, with real processes: resume, exports, and every refusal."""
 
+import io
 import json
 import shutil
 
@@ -9,7 +10,8 @@ import pytest
 from flax.serialization import msgpack_restore
 from run_tools import make_shards, pretrain, records, refusal, start, state_at
 
-from electra_flax import parity
+from data_prep.cli import main as data_main
+from electra_flax import parity, progress_bar
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.input_pipeline import GlobalOrder
@@ -114,6 +116,35 @@ def test_export_reports_parity_and_its_own_sizes(exported):
     discriminator = json.loads((exported / "discriminator/config.json").read_text())
     assert (generator["hidden_size"], discriminator["hidden_size"]) == (16, 32)
     assert generator["embedding_size"] == discriminator["embedding_size"] == 16
+
+
+def test_files_hold_no_escapes_and_no_carriage_returns(run, exported, sample_corpus, monkeypatch, tmp_path):
+    """Also not those of progress, which is shown here at every update."""
+    monkeypatch.setattr(progress_bar, "_PLAIN_SECONDS", 0.0)
+    model, shards = ["--model", str(exported)], str(run / "shards")
+    source = ["--corpus", str(sample_corpus)]
+    said = {}
+    for name, command, arguments in (
+        ("pretrain", main, pretrain(run, "in_files")),
+        ("shard", data_main, ["shard", *source, "--vocab", str(run / "vocab"), "--out", str(tmp_path / "shards"),
+                              "--max-seq-length", "32", "--workers", "1"]),
+        ("vocab", data_main, ["vocab", *source, "--size", "300", "--out", str(tmp_path / "vocab")]),
+        ("export", main, ["export", "--workdir", str(run / "straight"), "--out", str(tmp_path / "export")]),
+        ("evaluate", main, ["evaluate", "--workdir", str(run / "straight")]),
+        ("detect", main, ["detect", *model, "새벽 시장은 도시가 아직 잠들어 있을 때"]),
+        ("show", main, ["show", *model, "--data", shards]),
+        ("inspect", data_main, ["inspect", shards]),
+    ):  # fmt: skip
+        with (tmp_path / name).open("w+b") as file:
+            with monkeypatch.context() as patch, io.TextIOWrapper(file, encoding="utf-8", write_through=True) as text:
+                patch.setattr("sys.stdout", text)
+                patch.setattr("sys.stderr", text)
+                with jax.numpy_rank_promotion("allow"):
+                    assert command(arguments) == 0
+        said[name] = (tmp_path / name).read_bytes()
+    assert all(said.values())
+    assert not {name for name, octets in said.items() if b"\x1b" in octets or b"\r" in octets}
+    assert b"training 100%, 6 of 6 steps" in said["pretrain"] and b"writing" in said["export"]
 
 
 def damaged_copy(run, name, change):
