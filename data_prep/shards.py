@@ -33,9 +33,8 @@ from data_prep.chunks import CleanTask, chunk_path, write_whole
 from data_prep.duplicates import find_duplicates
 from data_prep.readers import Corpus
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
-from electra_flax.console import progress
+from electra_flax.console import Bar, progress
 from electra_flax.errors import UserError
-from electra_flax.progress_bar import Bar
 from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
 from electra_flax.tfrecord import ShardWriter, index_path
 

@@ -34,7 +34,7 @@ def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
     found = json.loads(capsys.readouterr().out)
     problems = " | ".join(finding["problem"] for finding in found)
     assert "untied_generator_embeddings=true" in problems
-    assert "optimizer.learning_rate=10 for batches of 16" in problems
+    assert "optimizer.learning_rate=10 for width 32 and batches of 16" in problems
     first = re.search(r"the first generator loss is ([\d.]+); guessing gives 6.40", problems)
     assert first and float(first[1]) > 7
     assert all(finding["advice"] for finding in found)
@@ -43,11 +43,11 @@ def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
 def test_doctor_looks_at_a_configuration_before_the_first_step(root, capsys):
     shards = ["--config", "configs/koelectra_small_v3.yaml", "--data", str(root / "shards")]
     assert main(["doctor", *shards, "--optimizer.learning_rate", "0.1"]) == 1
-    assert "for width 256 and batches of 128: published models of width 256 use 0.0005" in capsys.readouterr().out
+    assert "for width 256 and batches of 512: published models of width 256 use 0.0005" in capsys.readouterr().out
     assert main(["doctor", *shards]) == 1
     said = capsys.readouterr().out
     assert re.search(r"\d+\.\d% of the pieces in the shards are \[UNK\]", said)
-    assert "model.vocab_size=35000" in said and "data.max_seq_length=128, but" in said, "all at once"
+    assert "model.vocab_size=35000" in said and "data.max_seq_length=512, but" in said, "all at once"
     assert main(["doctor", *shards[:2]]) == 0
     assert "nothing stands out" in capsys.readouterr().out
 
