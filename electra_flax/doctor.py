@@ -112,7 +112,7 @@ def _generator_stuck(run: History) -> Iterator[Finding]:
 
 def _discriminator_at_base_rate(run: History) -> Iterator[Finding]:
     """Of the held-out numbers, or of the last steps where there are none."""
-    held_out = next((record for record in reversed(run.validation) if "discriminator_auc" in record), {})
+    held_out: dict[str, float] = next((r for r in reversed(run.validation) if "discriminator_auc" in r), {})
     names = ("discriminator_auc", "discriminator_recall", "discriminator_accuracy", "replaced_rate")
     auc, recall, accuracy, replaced = (held_out.get(name, run.recent(name)) for name in names)
     if auc is None or recall is None:
