@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from electra_flax.console import write_line
 from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
 
 # What a disk or its network answers for a while, whatever the file's name.
@@ -120,7 +121,7 @@ def keep_traceback(error: BaseException, path: Path) -> Path | str:
 
 
 def _say(program: str, code: int, message: str) -> int:
-    print(f"{program}: {escaped(message)}", file=sys.stderr, flush=True)
+    write_line(f"{program}: {escaped(message)}")
     return code
 
 

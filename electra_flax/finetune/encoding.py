@@ -57,18 +57,19 @@ def encode(
     """Rows of at most training.max_seq_length tokens, in the order of the examples."""
     numbers = {label: number for number, label in enumerate(labels)}
     rows: list[Row] = []
-    bar = progress(len(examples), "tokenizing", "examples", delay=5)
-    for begin in range(0, len(examples), _BATCH):
-        some = examples[begin : begin + _BATCH]
-        if task.kind == "answers":
-            rows += _question_rows([e for e in some if isinstance(e, QuestionExample)], begin, tokenizer, training)
-        elif task.kind == "tagging":
-            rows += _tagged_rows([e for e in some if isinstance(e, TaggedExample)], begin, numbers, tokenizer, training)
-        else:
-            texts = [e for e in some if isinstance(e, TextExample)]
-            rows += _text_rows(task, texts, begin, numbers, tokenizer, training)
-        bar.update(len(some))
-    bar.close()
+    with progress(len(examples), "tokenizing", "examples", delay=5) as bar:
+        for begin in range(0, len(examples), _BATCH):
+            some = examples[begin : begin + _BATCH]
+            if task.kind == "answers":
+                rows += _question_rows([e for e in some if isinstance(e, QuestionExample)], begin, tokenizer, training)
+            elif task.kind == "tagging":
+                rows += _tagged_rows(
+                    [e for e in some if isinstance(e, TaggedExample)], begin, numbers, tokenizer, training
+                )
+            else:
+                texts = [e for e in some if isinstance(e, TextExample)]
+                rows += _text_rows(task, texts, begin, numbers, tokenizer, training)
+            bar.update(len(some))
     return rows
 
 
