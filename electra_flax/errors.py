@@ -11,8 +11,8 @@ EXIT_CODES = {
     2: "usage",
     3: "the run failed (numbers that are not finite, damaged data, a step that never ends)",
     70: "something is away (another process, a bucket, a device) or nobody foresaw it: the same command may succeed",
-    75: "asked to stop (SIGTERM, the first Ctrl-C, a spot machine taken away) and saved what there was to save; the same "
-    "command continues",
+    75: "asked to stop (SIGTERM, the first Ctrl-C, a spot machine taken away) and saved what was new; the same command "
+    "continues",
     130: "ended by Ctrl-C",
 }
 UNFORESEEN, INTERRUPTED = 70, 130
