@@ -1,8 +1,8 @@
 """Shards -> deterministic, per-process, resumable global batches.
 
 The order is a shuffle of all examples, drawn anew each epoch; global batch k is entry k of an endless list, so the
-position of the input is the number of steps made. A process reads only its own rows of each batch, in the same place
-of the global batch whatever the number of processes.
+position of the input is the number of steps made. A process reads only the rows that its devices hold, and each row's
+place in the global batch is the same for any number of processes and any order of their devices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grain
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,7 +20,7 @@ from electra_flax.config import Config
 from electra_flax.errors import Refusals, UserError
 from electra_flax.masking import Batch
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
-from electra_flax.sharding import batch_sharding, rows_of_this_process
+from electra_flax.sharding import global_batch, rows_of_process
 
 _PREFETCH = 8  # batches decoded ahead
 _ENDLESS = 1 << 40  # batches
@@ -85,10 +84,10 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
 def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start: int) -> Iterator[Batch]:
     """Endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
     order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
-    rows = rows_of_this_process(config.training.batch_size)
+    rows = rows_of_process(mesh, config.training.batch_size)
     numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
-    batches = numbers.map(lambda chosen: _to_device(_by_feature(examples.read(chosen)), mesh))
+    batches = numbers.map(lambda chosen: _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size))
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
     return iterator
@@ -130,20 +129,16 @@ def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
     """The split in file order; the last batch is filled up with empty rows, which count for nothing."""
     batch_size = config.training.batch_size
-    rows = rows_of_this_process(batch_size)
+    rows = rows_of_process(mesh, batch_size)
     for start in range(0, min(len(examples), max_batches * batch_size), batch_size):
-        numbers = np.arange(start, min(start + batch_size, len(examples)))[rows]
-        array = np.zeros((rows.stop - rows.start, 3, config.data.max_seq_length), np.int32)
+        numbers = start + rows[rows < len(examples) - start]
+        array = np.zeros((len(rows), 3, config.data.max_seq_length), np.int32)
         array[: len(numbers)] = examples.read(numbers)
-        yield _to_device(_by_feature(array), mesh)
+        yield _to_devices(array, rows, mesh, batch_size)
 
 
-def _by_feature(rows: np.ndarray) -> np.ndarray:
-    """int32 [rows, 3, T] -> [3, rows, T], each feature in one piece."""
-    return np.ascontiguousarray(rows.swapaxes(0, 1))
-
-
-def _to_device(features: np.ndarray, mesh: Mesh) -> Batch:
-    """int32 [3, local rows, T] -> the model's inputs under Hugging Face's names."""
+def _to_devices(array: np.ndarray, rows: np.ndarray, mesh: Mesh, batch_size: int) -> Batch:
+    """int32 [these rows, 3, T] -> the model's inputs under Hugging Face's names, each in one piece."""
+    features = np.ascontiguousarray(array.swapaxes(0, 1))
     names = ("input_ids", "attention_mask", "token_type_ids")
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), dict(zip(names, features, strict=True)))
+    return global_batch(mesh, batch_size, rows, dict(zip(names, features, strict=True)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from electra_flax.config import MeshConfig
@@ -47,7 +49,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             "set one of them to -1 to take what is left"
         )
     # Auto: the compiler propagates shardings; make_mesh's default (Explicit) would make Linen modules spell them.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # an axis is none of the torus's own, such as tensor=2 of 4x4 chips
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
 
 
 def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
@@ -68,10 +75,34 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
-def rows_of_this_process(batch_size: int) -> slice:
-    """Which rows of a global batch this process puts on its devices."""
-    local = batch_size // jax.process_count()
-    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+def rows_of_process(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
+    """Which rows of a global batch the devices of a process hold (None: of this one), ascending.
+
+    A mesh follows the links between chips, so on many slices these rows are not one block: v4-16 has its two
+    processes' devices in turn.
+    """
+    process = jax.process_index() if process is None else process
+    is_held = np.zeros(batch_size, bool)
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((batch_size,)).items():
+        if device.process_index == process:
+            is_held[rows] = True
+    return np.flatnonzero(is_held)
+
+
+def global_batch(
+    mesh: Mesh, batch_size: int, rows: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> dict[str, jax.Array]:
+    """The arrays of a batch over the mesh; this process gives of each those `rows` that rows_of_process names."""
+
+    def whole_of(array: np.ndarray) -> jax.Array:
+        def part(place: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = place[0].indices(batch_size)
+            first = np.searchsorted(rows, start)
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), batch_sharding(mesh), part)
+
+    return {name: whole_of(array) for name, array in arrays.items()}
 
 
 def whole(mesh: Mesh) -> NamedSharding:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from electra_flax import losses, processes, tpus, workdir
+from electra_flax.attention import Attend
 from electra_flax.attention_choice import choose_attention
 from electra_flax.checkpoint import Checkpoints
 from electra_flax.config import Config, Phase
@@ -62,9 +63,11 @@ def pretrain(
         set_up_compiler(config.training.compilation_cache)
         # Everything that can be refused is refused before anything is compiled.
         inputs = _open_all(config, data_paths, work, begin_with, watchdog)
+        watchdog.alive("checking the attention of all phases")
+        attends = [choose_attention(phase.config, make_mesh(config.mesh)) for phase in config.phases]
         processes.end_if_asked(interruption.requested, "before the first step of this start")
-        for phase, phase_input in zip(config.phases, inputs, strict=True):
-            _train(phase, phase_input, work, begin_with, interruption, watchdog)
+        for phase, phase_input, attend in zip(config.phases, inputs, attends, strict=True):
+            _train(phase, phase_input, attend, work, begin_with, interruption, watchdog)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
         if problem := processes.push(work):
@@ -74,6 +77,7 @@ def pretrain(
 def _train(
     phase: Phase,
     phase_input: Input,
+    attend: Attend,
     work: Workdir,
     begin_with: Start | None,
     interruption: Interruption,
@@ -111,7 +115,6 @@ def _train(
     )  # fmt: skip
 
     watchdog.alive("compiling")
-    attend = choose_attention(config, mesh)
     train_step = make_train_step(config, vocabulary.special, mesh, attend)
     train_step = compile_step("train step", train_step, state, abstract_batch(config, batch_sharding(mesh)))
     eval_step = make_eval_step(config, vocabulary.special, mesh, attend)

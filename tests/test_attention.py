@@ -66,25 +66,57 @@ def test_shapes_that_the_kernel_does_not_take():
 SPEC = Spec(num_heads=2, head_size=64, tokens=128, rate=0.1, matmul_dtype=jnp.float32, interpret=True)
 
 
-def test_self_check_accepts_the_kernel():
-    assert attention_choice.find_problem(SPEC) is None
-    assert attention_choice.find_problem(dataclasses.replace(SPEC, rate=0.0)) is None
+@pytest.mark.parametrize(("rate", "dtype"), [(0.1, "bfloat16"), (0.0, "float32")])
+def test_self_check_accepts_the_kernel(rate, dtype):
+    spec = dataclasses.replace(SPEC, rate=rate, matmul_dtype=jnp.dtype(dtype))
+    assert attention_choice.find_problem(spec, dtype, num_heads=4) is None
 
 
 @pytest.mark.parametrize(
     ("name", "broken", "complaint"),
     [
         ("_scores", lambda good: lambda *args: good(*args) * 1.1, "values differ"),
-        ("_keep", lambda good: lambda *args: good(*args) | True, "dropout zeroes"),
+        ("_keep", lambda good: lambda *args: good(*args) | True, "dropout zeroes a share"),
+        ("_keep", lambda good: lambda spec, seeds, first, head: good(spec, seeds, [0], head), "same weights in two"),
         ("_NT", lambda good: ((0,), (1,)), "gradients of|Error"),
         ("_dot", lambda good: None, "TypeError"),
     ],
 )
 def test_self_check_finds_a_broken_kernel(monkeypatch, name, broken, complaint):
     monkeypatch.setattr(attention_kernel, name, broken(getattr(attention_kernel, name)))
-    problem = attention_choice.find_problem(SPEC)
+    problem = attention_choice.find_problem(SPEC, "float32", num_heads=4)
     assert problem is not None
     assert re.search(complaint, problem), problem
+
+
+def test_a_run_checks_every_form_of_the_kernel_that_it_uses(monkeypatch, caplog):
+    """Both models, the lengths of all phases, dropout and none, in the compute dtype; one that fails is told."""
+    asked, fails = [], lambda spec: False
+
+    def find_problem(spec, dtype, num_heads):
+        asked.append((spec.num_heads, num_heads, spec.tokens, spec.rate, dtype))
+        return "it is wrong" if fails(spec) else None
+
+    monkeypatch.setattr(attention_choice, "find_problem", find_problem)
+    config = tiny_config(
+        model={"attention_probs_dropout_prob": 0.1, "num_attention_heads": 4, "hidden_size": 64,
+               "max_position_embeddings": 256},
+        generator={"num_attention_heads": 2, "hidden_size": 32}, training={"compute_dtype": "bfloat16"},
+        data={"max_seq_length": 128}, long_phase={"steps": 2, "max_seq_length": 256, "batch_size": 8},
+    )  # fmt: skip
+    mesh = make_mesh(dataclasses.replace(config.mesh, data=-1, tensor=2))
+    choose = lambda: [attention_choice.choose_attention(phase.config, mesh) for phase in config.phases]  # noqa: E731
+    assert choose() == [xla_attention] * 2 and not asked, "no TPU"
+    monkeypatch.setattr(attention_choice, "_has_kernel", lambda *unused: True)
+    assert xla_attention not in choose() and not caplog.messages
+    assert sorted(asked) == [
+        (heads, 2 * heads, tokens, rate, "bfloat16") for heads in (1, 2) for tokens in (128, 256) for rate in (0.0, 0.1)
+    ]
+    fails = lambda spec: (spec.num_heads, spec.tokens, spec.rate) == (1, 256, 0.0)  # noqa: E731
+    short, long = choose()
+    assert short is not xla_attention and long is xla_attention
+    (line,) = caplog.messages
+    assert "with 2 heads of 16, 256 tokens and dropout 0 in bfloat16, it is wrong; plain attention is slower" in line
 
 
 def test_bits_are_even_and_streams_differ():

@@ -35,7 +35,8 @@ from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.errors import UserError
 from electra_flax.faults import SaveClock, SkippedSteps
-from electra_flax.input_pipeline import GlobalOrder
+from electra_flax.input_pipeline import GlobalOrder, open_split
+from electra_flax.records import DataFolder
 from electra_flax.sharding import make_mesh
 from electra_flax.step import abstract_state
 from electra_flax.workdir import Workdir
@@ -117,52 +118,76 @@ os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no c
     assert events[0]["devices"].startswith("8 x") and events[0]["processes"] == 2
 
 
-# Writes down which examples each process reads for which global batch.
-WRITE_IDS = """
-import contextlib
+# Writes down which rows of each global batch lie on the devices of this process.
+WRITE_ROWS = """
 import json
-from electra_flax import input_pipeline
-def batch(self, number, batch=input_pipeline.GlobalOrder.batch):
-    ids = batch(self, number)
-    with open(os.environ["IDS"] + str(os.getpid()), "a") as file:
-        rows = input_pipeline.rows_of_this_process(len(ids))
-        file.write(json.dumps([number, rows.start, ids[rows].tolist()]) + "\\n")
-    return ids
-input_pipeline.GlobalOrder.batch = batch
+import numpy as np
+from electra_flax import train
+def training_batches(config, examples, mesh, start, batches=train.training_batches):
+    for number, batch in enumerate(batches(config, examples, mesh, start), start=start):
+        with open(os.environ["ROWS"] + str(os.getpid()), "a") as file:
+            for shard in batch["input_ids"].addressable_shards:
+                first = shard.index[0].indices(config.training.batch_size)[0]
+                file.write(json.dumps([number, first, np.asarray(shard.data).tolist()]) + "\\n")
+        yield batch
+train.training_batches = training_batches
+"""
+# The order of v4-16: the processes' devices in turn. Other slices have others (tests/test_sharding.py).
+IN_TURN = """
+make_mesh = jax.make_mesh
+def in_turn(*shape, devices, **more):
+    return make_mesh(*shape, devices=[device for start in range(4) for device in devices[start::4]], **more)
+jax.make_mesh = in_turn
+"""
+# The attention kernel in the interpreter, as on a TPU; of process 1 it does not pass.
+KERNEL_FAILS_IN_ONE = """
+from electra_flax import attention_choice
+attention_choice._has_kernel = lambda *unused: True
+is_first = sys.argv[sys.argv.index("--process-id") + 1] == "0"
+attention_choice.find_problem = lambda *unused: None if is_first else "it is wrong here"
 """
 
 
-def examples_read(folder):
-    """{batch number: its example ids}, after a check that no two processes or starts disagree."""
+def rows_read(folder):
+    """{batch number: {row: its token ids}}, after a check that no two devices or starts disagree."""
     found = {}
     for path in folder.iterdir():
         for line in path.read_text().splitlines():
-            number, first, ids = json.loads(line)
-            for row, example in enumerate(ids, start=first):
-                assert found.setdefault(number, {}).setdefault(row, example) == example
-    return {number: [rows[row] for row in sorted(rows)] for number, rows in found.items()}
+            number, first, rows = json.loads(line)
+            for row, ids in enumerate(rows, start=first):
+                assert found.setdefault(number, {}).setdefault(row, ids) == ids
+    return found
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_and_may_become_one(root, tmp_path, monkeypatch):
-    """Stopped through the second process, continued by one process with four devices, then with eight."""
-    monkeypatch.setenv("IDS", str(tmp_path / "ids"))
-    first, second = in_two_processes(root, "pair", "--logging.every_steps", "1", before=WRITE_IDS)
+    """Stopped through the second process, continued by one process with four devices, then with eight.
+
+    The two have their devices in turn in the mesh, and one of them an attention kernel that does not work.
+    """
+    monkeypatch.setenv("ROWS", str(tmp_path / "rows"))
+    before = WRITE_ROWS + IN_TURN + KERNEL_FAILS_IN_ONE
+    first, second = in_two_processes(root, "pair", "--logging.every_steps", "1", before=before)
     wait_for_step(first, root, "pair", 6)
     second.send_signal(signal.SIGTERM)
-    ends = [end(process) for process in (first, second)]
-    assert [code for code, _ in ends] == [75, 75], ends
+    said = [process.communicate(timeout=240)[1] for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [75, 75], said
+    (line,) = [line for text in said for line in text.splitlines() if "attention kernel" in line]
+    assert "is not used on this cpu: process 1: with 2 heads of 16" in line and "it is wrong here" in line
     stopped_at = Checkpoints(root / "pair" / "checkpoints").steps[-1]
-    assert all(f"saved at step {stopped_at} of" in line for _, line in ends)
-    process = start(command(root, "pair", "--logging.every_steps", "1"), WRITE_IDS, DEVICES="4")
+    assert all(f"saved at step {stopped_at} of" in text.strip().splitlines()[-1] for text in said)
+    process = start(command(root, "pair", "--logging.every_steps", "1"), WRITE_ROWS, DEVICES="4")
     wait_for_step(process, root, "pair", stopped_at + 6)
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == 75
-    assert end(start(command(root, "pair", "--logging.every_steps", "1"), WRITE_IDS))[0] == 0
+    assert end(start(command(root, "pair", "--logging.every_steps", "1"), WRITE_ROWS))[0] == 0
     assert main(command(root, "alone", "--logging.every_steps", "1")) == 0
-    read, order = examples_read(tmp_path), GlobalOrder(NUM_EXAMPLES, 16, 0)
-    assert all(read[number] == order.batch(number).tolist() for number in range(STEPS))
-    in_order = [example for number in range(STEPS) for example in read[number]]
+    config, order = load_config(root / "tiny.yaml"), GlobalOrder(NUM_EXAMPLES, 16, 0)
+    examples = open_split(config, DataFolder.open(root / "shards"), "train")
+    found = rows_read(tmp_path)
+    for number in range(STEPS):
+        assert [found[number][row] for row in range(16)] == examples.read(order.batch(number))[:, 0].tolist()
+    in_order = np.concatenate([order.batch(number) for number in range(STEPS)])
     assert sorted(in_order[:NUM_EXAMPLES]) == list(range(NUM_EXAMPLES)), "an epoch repeats or skips examples"
     found, expected = records(root, "pair", "train"), records(root, "alone", "train")
     assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))

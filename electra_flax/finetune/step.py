@@ -22,7 +22,7 @@ from electra_flax.finetune.task import Training
 from electra_flax.model import Params
 from electra_flax.optimizer import make_optimizer, scale_by_layer
 from electra_flax.processes import is_main
-from electra_flax.sharding import batch_sharding, rows_of_this_process, state_shardings, whole
+from electra_flax.sharding import batch_sharding, global_batch, rows_of_process, state_shardings, whole
 from electra_flax.step import TrainState, sum_over_slices
 
 _BELOW_TOP = {"paper": 1, "original": 2}
@@ -146,10 +146,8 @@ def apply(network: Network, params: Params, batch: Batch) -> Outputs:
 def make_batch(network: Network, rows: Sequence[Row], indices: np.ndarray, batch_size: int, longest: int) -> Batch:
     """These rows on the mesh; every process gives its part of them."""
     batch = collate(rows, indices, batch_size, longest, network.pad_id, network.is_tagging)
-    own = rows_of_this_process(batch_size)
-    return jax.make_array_from_process_local_data(
-        batch_sharding(network.mesh), {name: values[own] for name, values in batch.items()}
-    )
+    own = rows_of_process(network.mesh, batch_size)
+    return global_batch(network.mesh, batch_size, own, {name: values[own] for name, values in batch.items()})
 
 
 def predict_rows(
