@@ -1,8 +1,9 @@
-"""Stands between a client and a server on loopback and gets in the way: 503s, cut connections, silence."""
+"""Stands between a client and a server on loopback and gets in the way: 503s, cut connections, silence, an end."""
 
 import contextlib
 import http.client
 import random
+import re
 import socket
 import threading
 import time
@@ -17,11 +18,12 @@ class _Server(ThreadingHTTPServer):
 class FaultyProxy:
     """Inside its `with`, `address` answers as `server` does, but for a share `rate` of the requests.
 
-    `counts` says how many were refused, cut off before or after the server had them, or kept waiting.
+    `counts` says how many were refused, cut off before or after the server had them, or kept waiting. From the first
+    request on whose path matches `away_from` all are refused, until that changes.
     """
 
     def __init__(self, server: str, rate: float, silence: float, seed: int = 0) -> None:
-        self.rate = rate
+        self.rate, self.away_from = rate, ""
         self.counts = {"503": 0, "cut before": 0, "cut after": 0, "silence": 0, "passed": 0}
         rng, lock = random.Random(seed), threading.Lock()
         finished: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}  # answers to uploads, by their session
@@ -33,9 +35,12 @@ class FaultyProxy:
             def handle_any(self) -> None:
                 body = self._body()
                 with lock:
+                    if proxy.away_from and re.search(proxy.away_from, self.path):
+                        proxy.away_from = "."
                     fault = (
                         rng.choice(("503", "cut before", "cut after", "silence")) if rng.random() < proxy.rate else ""
                     )
+                    fault = "503" if proxy.away_from == "." else fault
                     proxy.counts[fault or "passed"] += 1
                 if fault == "503":
                     return self._answer(503, [], b"try again")

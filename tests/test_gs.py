@@ -1,5 +1,6 @@
 """Workdir and shards on gs://: real gcsfs, TensorStore and Google's client, through a proxy that gets in the way."""
 
+import asyncio
 import os
 import random
 import shutil
@@ -180,6 +181,39 @@ def test_a_damaged_newest_checkpoint_in_the_bucket_gives_way(root, finished, cap
     assert f"checkpoint of step {STEPS} is damaged" in caplog.text and "continuing from step 36" in caplog.text
     assert any(name.startswith("damaged/") for name in copy.files())
     assert_undisturbed(root, workdir)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """What is tried for two minutes is tried for seconds."""
+    monkeypatch.setattr(DEFAULT_RETRY, "_timeout", 2.0)
+    monkeypatch.setattr(storage, "_PAUSES", (0.1,))
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", lambda seconds, sleep=asyncio.sleep: sleep(min(seconds, 0.1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "away_from"),
+    [("pretrain", "."), ("pretrain", "upload.*lock"), ("pretrain", "prefix=runs"), ("pretrain", "prefix=shards"),
+     ("pretrain", "checkpoints"), ("pretrain", "ocdbt"), ("export", "."), ("export", "ocdbt"), ("evaluate", "ocdbt")],
+)  # fmt: skip
+def test_a_bucket_that_is_away_at_a_restart_is_no_mistake(
+    root, finished, proxy, impatient, capsys, tmp_path, command, away_from
+):
+    """For longer than requests are repeated, from some moment of the start on: 70, never 1, nothing damaged."""
+    arguments = {
+        "pretrain": remote_command(root, finished, "--training.num_steps", "45"),
+        "export": ["export", "--workdir", finished, "--out", str(tmp_path / "out")],
+        "evaluate": ["evaluate", "--workdir", finished],
+    }[command]
+    proxy.away_from = away_from
+    try:
+        code = main(arguments)
+    finally:
+        was_away, proxy.away_from = proxy.away_from == ".", ""
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert was_away and code == 70 and "for now" in line, (code, line)
+    assert not any(name.startswith("damaged/") for name in RemoteFolder(finished).files())
 
 
 # --------------------------------------------------------------------------------------------------------- lock

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from golden_tools import SPECIAL, tiny_config
 
-from electra_flax import kernel_schedule, plan, program_cost, step
+from electra_flax import kernel_schedule, plan_compile, program_cost, step
 from electra_flax.config import MeshConfig
 from electra_flax.config_io import load_config
 from electra_flax.errors import UserError
@@ -132,16 +132,16 @@ def test_what_only_the_compiler_reads_costs_nothing():
 
 
 def test_the_cache_knows_the_compilers_options(monkeypatch):
-    monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "1")
-    before = plan._program_hash("program", V3)
+    monkeypatch.setattr(plan_compile.importlib.metadata, "version", lambda name: "1")
+    before = plan_compile._program_hash("program", V3)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_enable_something=true")
-    assert plan._program_hash("program", V3) != before
+    assert plan_compile._program_hash("program", V3) != before
 
 
 def test_the_clock_promises_no_end(monkeypatch, capsys, caplog):
-    monkeypatch.setattr(plan, "_PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr(plan_compile, "_PLAIN_SECONDS", 0.01)
     caplog.set_level("INFO", logger="electra_flax")
-    with plan._clock("compiling for v3-8", 0.0):
+    with plan_compile._clock("compiling for v3-8", 0.0):
         time.sleep(0.1)
     shown = capsys.readouterr().err
     assert "compiling for v3-8: 0 s so far\n" in shown and "%" not in shown and "left" not in shown
@@ -319,7 +319,7 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, state_shardings(state, mesh),
     )  # fmt: skip
-    train_step = step.make_train_step(config, plan._SPECIAL, mesh, choose_attention(config, mesh, check=False))
+    train_step = step.make_train_step(config, plan_compile._SPECIAL, mesh, choose_attention(config, mesh, check=False))
     batch = step.abstract_batch(config, batch_sharding(mesh))
     analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
     memory = answer["memory"]
