@@ -15,17 +15,11 @@ from electra_flax.errors import UserError
 from electra_flax.finetune.batches import collate, epoch_batches, padded_length
 from electra_flax.finetune.data import Part, TaskData, has_task
 from electra_flax.finetune.encoding import Answer, Row, best_answers, encode, labels_of, leaders, tags_of_units
-from electra_flax.finetune.examples import (
-    QuestionExample,
-    TaggedExample,
-    TextExample,
-    read_files,
-    read_split,
-    without_labels,
-)
+from electra_flax.finetune.examples import QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.loop import SeedResult
 from electra_flax.finetune.predictions import Labelled
 from electra_flax.finetune.publish import confusion_picture
+from electra_flax.finetune.splits import read_files, read_split, without_labels
 from electra_flax.finetune.task import METRICS_OF, load_task, load_training, task_names
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, published_tokenizer

@@ -12,7 +12,7 @@ import numpy as np
 
 from electra_flax.errors import UserError
 from electra_flax.finetune.encoding import Row, encode, labels_of
-from electra_flax.finetune.examples import Split, find_files, read_split
+from electra_flax.finetune.splits import Split, any_tag, find_files, read_split
 from electra_flax.finetune.task import Task, Training
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, published_tokenizer
@@ -44,7 +44,7 @@ def read_task_data(
     task: Task, folder: Path, training: Training, vocabulary: Vocabulary, casing: Casing, published_protocol: bool
 ) -> TaskData:
     """Reads and encodes the splits of a task. Raises UserError for files that are missing or of another layout."""
-    train = _read(task, "train", folder)
+    train = _read(any_tag(task), "train", folder)
     if train is None:
         raise UserError(f"--data {folder}: no training file of {task.title}: expected {_names(task, 'train')}")
     labels = labels_of(task, train.examples)
@@ -56,6 +56,7 @@ def read_task_data(
         raise UserError(
             f"--data {folder}: no file to score {task.title} on: expected {_names(task, 'test') or _names(task, 'dev')}"
         )
+    scored.check_ids()
     training_examples, choice = train.examples, Part("dev", dev.examples if dev else [], [])
     if published_protocol:
         choice = Part("the scored examples themselves", scored.examples, [])

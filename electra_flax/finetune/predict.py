@@ -17,19 +17,13 @@ from electra_flax.console import json_text
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
 from electra_flax.finetune.encoding import encode
-from electra_flax.finetune.examples import (
-    Example,
-    QuestionExample,
-    TaggedExample,
-    TextExample,
-    characters_of,
-    read_files,
-    without_labels,
-)
+from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.heads import Batch, Outputs, make_head
+from electra_flax.finetune.layouts import characters_of
 from electra_flax.finetune.metrics import entities
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction, decode
 from electra_flax.finetune.publish import SETTINGS, Recipe, predictions_file
+from electra_flax.finetune.splits import read_files, without_labels
 from electra_flax.finetune.step import Network, apply, make_predict_step, predict_rows
 from electra_flax.finetune.task import HELP, Task, Training
 from electra_flax.hugging_face import ModelFolder
@@ -50,6 +44,7 @@ def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool
     tuned = FineTuned(folder)
     if file is not None:
         split = read_files(without_labels(tuned.task, file), [file])
+        split.check_ids()
         if split.skipped:
             log.warning("%s", split.summary())
         examples = split.examples
