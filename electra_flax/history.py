@@ -58,22 +58,22 @@ class History:
         return sum(values) / len(values) if values else None
 
     @property
-    def has_stopped(self) -> bool:
-        """Whether it ended before its last step: as it said, or it was killed and so is silent for longer than the
-        watchdog of a run allows."""
+    def stopped_at(self) -> int | None:
+        """At which step it ended before its last one: as it said, or it was killed and so is silent for longer than
+        the watchdog of a run allows. None for a run that is done or goes on."""
         if self.is_done:
-            return False
+            return None
         if self.events and self.events[-1]["event"] == "stop":
-            return True
+            return self.events[-1]["step"]
         last = max(record["time"] for record in [*self.train, *self.validation, *self.events])
         rate = self.recent("steps_per_sec")
         between = self.config.logging.every_steps / rate if rate else 0.0  # two signs of life
-        return time.time() - last > 60 * self.config.training.hang_minutes + between
+        return self.step if time.time() - last > 60 * self.config.training.hang_minutes + between else None
 
     @property
     def seconds_left(self) -> float | None:
         """At the speed of its last steps, where it goes on."""
-        rate = None if self.has_stopped else self.recent("steps_per_sec")
+        rate = self.recent("steps_per_sec") if self.stopped_at is None else None
         return (self.config.training.num_steps - self.step) / rate if rate else None
 
 

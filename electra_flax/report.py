@@ -54,8 +54,9 @@ def _summary(runs: Sequence[History]) -> str:
     rows: dict[str, list[str]] = {}
     for run in runs:
         config, left = run.config, run.seconds_left
-        at = f"at step {run.step:,} of {config.training.num_steps:,}"
-        state = "done" if run.is_done else f"stopped {at}" if run.has_stopped else at
+        stopped = run.stopped_at
+        state = f"at step {run.step if stopped is None else stopped:,} of {config.training.num_steps:,}"
+        state = "done" if run.is_done else state if stopped is None else f"stopped {state}"
         if not run.is_done and left is not None:
             state += f", {timedelta(seconds=round(left))} to go at this speed"
         last = run.validation[-1] if run.validation else {}

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.doctor import diagnose, diagnose_config
 from electra_flax.history import History
+from electra_flax.report import _summary
 
 BROKEN = [
     "--optimizer.learning_rate", "10", "--optimizer.warmup_steps", "0", "--optimizer.max_grad_norm", "1e9",
@@ -159,6 +161,25 @@ def test_the_page_holds_everything_itself(root, capsys):
     shares = [float(share) for share in re.findall(r'class="cell"[^>]*>([\d.]+)%', text)]
     assert len(shares) == 8 and abs(sum(shares[:4]) - 100) < 0.05
     assert (root / "pages/both-speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("last", "ago", "state"),
+    [
+        ("stop", 0, "stopped at step 47 of 1,500,000"),
+        ("save", 3600, "stopped at step 40 of 1,500,000"),  # killed: no watchdog lets a run be silent for so long
+        ("save", 60, "at step 40 of 1,500,000, 138 days"),
+        ("start", 0, "at step 40 of 1,500,000, 138 days"),  # it goes on
+    ],
+)
+def test_only_a_run_that_goes_on_has_time_to_go(root, last, ago, state):
+    config = load_config("configs/koelectra_base_v3.yaml")
+    then = time.time() - ago
+    train = [{"step": 40, "split": "train", "time": then, "steps_per_sec": 0.125}]
+    run = History("a/run", None, config, train, [], [{"event": last, "step": 47, "time": then, "devices": "8 x cpu"}])
+    cells = re.findall(r"<td>([^<]*)</td>", _summary([run, replace(run, name="b/run")]))
+    assert cells[0] == cells[1] and cells[0].startswith(state)
+    assert "to go" not in cells[0] or not state.startswith("stopped")
 
 
 def test_what_report_and_doctor_refuse(root, tmp_path, capsys):
