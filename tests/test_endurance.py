@@ -90,6 +90,28 @@ def test_ctrl_c_at_any_moment_loses_no_step(root):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_done_and_said_stays_so(root, number):
+    """What is left of a save may keep the process for a while; a signal then only shortens that."""
+    left = """
+import threading, time
+from electra_flax import processes
+leave = processes.leave
+def leave_loudly(code):
+    print("left", flush=True)
+    leave(code)
+processes.leave = leave_loudly
+threading.Thread(target=time.sleep, args=(1000,)).start()
+"""
+    process = start(command(root, "straight"), left)
+    assert process.stdout.readline() == "left\n"
+    begun = time.monotonic()
+    process.send_signal(number)
+    code, line = end(process)
+    assert code == 0 and "electra-flax:" not in line and time.monotonic() - begun < 20  # not the 30 s of leave
+
+
+@pytest.mark.slow
 def test_hosts_of_a_tpu_find_each_other_and_stop_when_one_is_taken_away(root):
     """By their metadata alone; saves are due by the clock of process 0."""
     on_a_tpu_host = """
