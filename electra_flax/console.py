@@ -78,17 +78,20 @@ def fitted(text: str, width: int | None, indent: int = 2) -> str:
 
 
 def _break(line: str, width: int) -> int:
-    """At which space to break a line: the last one within the width, else the first one; 0 where there is none."""
-    cells = place = 0
+    """At which space to break a line: the last one within the width, rather one after a comma in its second half, so
+    that a number stays with its name; else the first one; 0 where there is none."""
+    cells = place = after_comma = 0
     has_begun = False
     for i, letter in enumerate(line):
         if cells > width and place:
             break
         if letter == " " and has_begun:
             place = i
+            if line[i - 1] == "," and cells > width / 2:
+                after_comma = i
         has_begun |= letter != " "
         cells += cell_len(letter)
-    return place
+    return after_comma or place
 
 
 class LogHandler(logging.Handler):

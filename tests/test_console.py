@@ -34,6 +34,7 @@ def test_lines_are_broken_between_words(text):
     begin = len(text) - len(text.lstrip())
     assert all(line.startswith(" " * (begin + 2)) for line in shown[1:])
     assert fitted(text, None) == text
+    assert not text.startswith("step") or all(line.endswith(",") for line in shown[:-1]), "a number without its name"
 
 
 def test_what_fits_or_has_no_space_is_left_alone():
