@@ -14,10 +14,11 @@ from electra_flax.config import Config
 from electra_flax.errors import Refusals, UserError
 from electra_flax.initial_weights import Start, check_start
 from electra_flax.input_pipeline import check_vocabulary, find_vocabulary, open_split
-from electra_flax.records import DataFolder, Manifest, Shard, ShardedExamples, Vocabulary
+from electra_flax.records import DataFolder, Manifest, ShardedExamples, Vocabulary
 from electra_flax.sharding import check_batch, make_mesh
 from electra_flax.staging import stage
 from electra_flax.storage import patiently
+from electra_flax.tfrecord import Shard
 from electra_flax.verify_data import verify_shards
 from electra_flax.workdir import Workdir
 
