@@ -107,7 +107,8 @@ def metadata_host() -> str | None:
 
 def _write(line: str) -> None:
     """Not print: the buffer of the standard error may be locked by a thread that waits."""
-    os.write(2, f"\nelectra-flax: {line}\n".encode())
+    begin = "\n" if os.isatty(2) else ""  # a terminal's line holds a bar, and ^C
+    os.write(2, f"{begin}electra-flax: {line}\n".encode())
 
 
 def _is_main_thread() -> bool:
