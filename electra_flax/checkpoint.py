@@ -144,25 +144,25 @@ class Checkpoints:
     def restore(self, shapes: TrainState, mesh: Mesh, step: int | None = None) -> TrainState:
         """The state of a step (the newest by default), placed on the mesh; `shapes` are those of its arrays.
 
-        Raises UserError where there is no such checkpoint, or it is damaged.
+        Raises UserError where there is no such checkpoint, or it is damaged, Unavailable where a bucket is away.
         """
         step = self.existing(step)
         state, _, problem = self._read(shapes, mesh, step)
         if problem:
-            raise self._damaged(step, problem)
+            raise self._unreadable(step, problem)
         return state
 
     def restore_params(self, shapes: Params, step: int) -> Params:
         """The parameters alone, as numpy arrays: a third of the memory of a state.
 
-        Raises UserError where there is no such checkpoint, or it is damaged.
+        Raises UserError where there is no such checkpoint, or it is damaged, Unavailable where a bucket is away.
         """
         target = {"params": shapes}
         restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), target)
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=True)
         read, _, problem = self._try_until_done(args, self.existing(step))
         if problem:
-            raise self._damaged(step, problem)
+            raise self._unreadable(step, problem)
         return read["params"]
 
     def existing(self, step: int | None) -> int:
@@ -174,7 +174,11 @@ class Checkpoints:
             raise UserError(f"{self._path}: {wanted}; there are: {there}")
         return steps[-1] if step is None else step
 
-    def _damaged(self, step: int, problem: str) -> UserError:
+    def _unreadable(self, step: int, problem: str) -> UserError:
+        if is_remote(str(self._path)) and is_away(problem):
+            return Unavailable(
+                f"{self._path / str(step)}: cannot be read for now ({problem}); run the same command again"
+            )
         return UserError(f"{self._path / str(step)}: damaged ({problem}): name another with --step")
 
     def restore_newest(self, shapes: TrainState, mesh: Mesh) -> tuple[TrainState, Notes] | None:
@@ -189,10 +193,8 @@ class Checkpoints:
             if not problem:
                 self._set_aside(damaged)
                 return state, notes
-            if is_remote(str(self._path)) and is_away(problem):
-                raise Unavailable(
-                    f"{self._path / str(step)}: cannot be read for now ({problem}); run the same command again"
-                )
+            if isinstance(unreadable := self._unreadable(step, problem), Unavailable):
+                raise unreadable
             damaged[step] = problem
         if damaged:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())

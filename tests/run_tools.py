@@ -186,11 +186,16 @@ def in_two_processes(root, workdir, *extra, second=(), data="shards", before="",
     return start_pair(command(root, workdir, *IN_STEP, *extra, data=data), second, before, **environment)
 
 
-def start_pair(arguments, second=(), before="", **environment):
-    """The command as two processes of four devices each; `second` are more arguments of the second one."""
+def free_port():
+    """One that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        group = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--num-processes", "2"]
+        return free.getsockname()[1]
+
+
+def start_pair(arguments, second=(), before="", **environment):
+    """The command as two processes of four devices each; `second` are more arguments of the second one."""
+    group = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
     return [
         start([*arguments, *group, "--process-id", str(number), *more], before, DEVICES="4", **environment)
         for number, more in enumerate(((), second))

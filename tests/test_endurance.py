@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -19,6 +20,7 @@ from run_tools import (
     assert_undisturbed,
     command,
     end,
+    free_port,
     in_two_processes,
     make_shards,
     records,
@@ -113,7 +115,7 @@ threading.Thread(target=time.sleep, args=(1000,)).start()
 
 @pytest.mark.slow
 def test_hosts_of_a_tpu_find_each_other_and_stop_when_one_is_taken_away(root):
-    """By their metadata alone; saves are due by the clock of process 0."""
+    """By their metadata alone, on the port that is given; saves are due by the clock of process 0."""
     on_a_tpu_host = """
 from electra_flax import interruption
 interruption._POLL_SECONDS = 0.2
@@ -121,14 +123,16 @@ os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no c
 """
     servers = [MetadataServer(pod_attributes(number, 2)) for number in range(2)]
     clock = ["--checkpoint.every_steps", "10000", "--checkpoint.every_minutes", "0.01", *IN_STEP]
+    port = free_port()
     processes = [
         start(
             command(root, "spot", "--training.num_steps", "4000", *clock), on_a_tpu_host, DEVICES="4",
-            JAX_FORCE_TPU_INIT="1", GCE_METADATA_IP=server.address,
+            JAX_FORCE_TPU_INIT="1", GCE_METADATA_IP=server.address, JAX_COORDINATOR_PORT=str(port),
         )
         for server in servers
     ]  # fmt: skip
     wait_for_step(processes[0], root, "spot", 5)
+    socket.create_connection(("127.0.0.1", port)).close()
     servers[1].preempted = "TRUE"
     ends = [end(process) for process in processes]
     for server in servers:
@@ -275,7 +279,11 @@ checkpoint.Checkpoints.failure = fails
     assert end(second) == (3, "electra-flax: error: something here alone")
     error = first.communicate(timeout=240)[1]
     assert first.returncode == 70, error
-    assert "Traceback" not in error and "one of them is gone" in error.strip().splitlines()[-1], error
+    line = error.strip().splitlines()[-1]
+    assert "Traceback" not in error and "one of them is gone" in line, error
+    assert (
+        f"(traceback: {root / 'gone/error-0.txt'})" in line and "Traceback" in (root / "gone/error-0.txt").read_text()
+    )
     code, line = end(start(command(root, "gone", *PARTED)))
     assert code == 0, line
 

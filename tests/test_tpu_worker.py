@@ -31,6 +31,15 @@ exit "$CODE"
 """
 
 
+# The check of the devices is a `python -c`.
+SITECUSTOMIZE = """
+import os, sys
+if "-c" in sys.orig_argv:
+    with open(os.environ["ELECTRA_PLACE"] + "/environment-of-check", "w") as file:
+        print(os.environ.get("LIBTPU_INIT_ARGS"), os.environ.get("JAX_COORDINATOR_PORT"), file=file)
+"""
+
+
 @pytest.fixture
 def worker(tmp_path, google_storage):
     """Starts worker.py; its environment may be added to."""
@@ -42,13 +51,15 @@ def worker(tmp_path, google_storage):
     (tmp_path / "bin/electra-flax").chmod(0o755)
     (place / "run.json").write_text(json.dumps({
         "data": "gs://bucket/shards", "long_data": "",
-        "environment": {"LIBTPU_INIT_ARGS": "--a=b --c='d e'", "JAX_COORDINATOR_PORT": "8476"},
+        "environment": {"LIBTPU_INIT_ARGS": "--a=b --c='d e'"},
     }))  # fmt: skip
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
 
     def start(**more):
         environment = {
             **os.environ, **google_storage, "JAX_NUM_CPU_DEVICES": "2",
-            "PYTHONPATH": ":".join([str(WORKER.parents[1]), *site.getsitepackages()]),
+            "PYTHONPATH": ":".join([str(tmp_path), str(WORKER.parents[1]), *site.getsitepackages()]),
+            "JAX_COORDINATOR_PORT": "8476",  # as the unit's environment says: test_tpu_startup.py
             "ELECTRA_PLACE": str(place), "ELECTRA_CODE": str(place), "ELECTRA_RUN": f"gs://bucket/{tmp_path.name}",
             "ELECTRA_MACHINE": "m1", "ELECTRA_DEVICES": "2", "ELECTRA_WORKERS": "1", "ELECTRA_WORKER": "0",
             "ELECTRA_BEAT_SECONDS": "0.2", **more,
@@ -76,7 +87,8 @@ def test_every_end_of_the_trainer_is_told(worker, code, phase, exits, said):
     found = status(worker)
     assert (found["phase"], found["exit_code"], found["step"], found["loss"]) == (phase, said, 7, 12.5)
     assert code == "0" or found["message"] == "the last line"
-    assert (worker.place / "environment-seen").read_text() == "--a=b --c='d e' 8476\n"
+    for seen in ("environment-seen", "environment-of-check"):
+        assert (worker.place / seen).read_text() == "--a=b --c='d e' 8476\n"
 
 
 @pytest.mark.parametrize(
