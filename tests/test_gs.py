@@ -204,7 +204,7 @@ def impatient(monkeypatch):
 
 TO_READ = "to read"
 AWAY_ROWS = [
-    ("pretrain", "."), ("pretrain", "upload.*lock"), ("pretrain", "prefix=runs"), ("pretrain", "prefix=shards"),
+    ("pretrain", "."), ("pretrain", "uploadType"), ("pretrain", "prefix=runs"), ("pretrain", "prefix=shards"),
     ("pretrain", "checkpoints"), ("pretrain", TO_READ), ("export", "."), ("export", "checkpoints"), ("export", TO_READ),
     ("evaluate", TO_READ),
 ]  # fmt: skip
