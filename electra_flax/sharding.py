@@ -83,9 +83,10 @@ def rows_of_process(mesh: Mesh, batch_size: int, process: int | None = None) -> 
     """
     process = jax.process_index() if process is None else process
     is_held = np.zeros(batch_size, bool)
-    for device, (rows,) in batch_sharding(mesh).devices_indices_map((batch_size,)).items():
+    places: Mapping[jax.Device, Any] = batch_sharding(mesh).devices_indices_map((batch_size,))
+    for device in mesh.devices.flat:
         if device.process_index == process:
-            is_held[rows] = True
+            is_held[places[device]] = True
     return np.flatnonzero(is_held)
 
 
@@ -95,7 +96,7 @@ def global_batch(
     """The arrays of a batch over the mesh; this process gives of each those `rows` that rows_of_process names."""
 
     def whole_of(array: np.ndarray) -> jax.Array:
-        def part(place: tuple[slice, ...]) -> np.ndarray:
+        def part(place: Any) -> np.ndarray:
             start, stop, _ = place[0].indices(batch_size)
             first = np.searchsorted(rows, start)
             return array[first : first + stop - start]
