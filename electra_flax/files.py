@@ -100,7 +100,9 @@ def _problem(error: ValidationError) -> str:
     if problem["type"] == "json_invalid":
         return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
     field = ".".join(map(str, problem["loc"])) or "the whole"
-    if problem["type"] == "unexpected_keyword_argument":
+    if problem["type"] == "value_error":  # of a dataclass's own check, which names its field
+        return str(problem["ctx"]["error"])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{field}: unknown field"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{field}: missing"

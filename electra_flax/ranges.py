@@ -98,18 +98,6 @@ def check(ok: bool, message: str) -> None:
         raise UserError(message)
 
 
-def check_positive(section: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        check(value > 0, f"{section}.{name}={value} must be greater than 0")
-
-
-def check_probability(section: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        check(0 <= value < 1, f"{section}.{name}={value} must be at least 0 and less than 1")
-
-
 def short(value: object) -> str:
     """A value for an error line, cut where it is long."""
     try:

@@ -17,7 +17,7 @@ _SORTED_TOGETHER = 32  # batches among which rows are sorted by length
 
 def padded_length(length: int, longest: int) -> int:
     """To how many tokens a row is padded; at most `longest`."""
-    return min(next(size for size in _LENGTHS if size >= length), longest)
+    return min(next((size for size in _LENGTHS if size >= length), longest), longest)
 
 
 def epoch_batches(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

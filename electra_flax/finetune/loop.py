@@ -67,7 +67,7 @@ def finetune_seed(
     started = time.perf_counter()
     rows, longest = data.train.rows, training.max_seq_length
     per_epoch = training.steps_per_epoch(len(rows))
-    num_steps = per_epoch * training.epochs
+    num_steps = training.num_steps(len(rows))
     evaluations = training.evaluations or training.epochs
     evaluated_at = {round(num_steps * (i + 1) / evaluations) for i in range(evaluations)}
 
@@ -112,7 +112,7 @@ def finetune_seed(
             if place == 0 or pending is None:
                 batches = epoch_batches(rows, training.batch_size, seed, epoch)
             batch = make_batch(network, rows, batches[place], training.batch_size, longest)
-            state, sums = steps.train(state, batch, seed)
+            state, sums = steps.train(state, batch, np.uint32(seed))
             sent = agreement.send(Wishes(save=False, stop=interruption.requested))
             step += 1
             # Step k's loss is read after step k + 1 is dispatched: the device never waits for the host.

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from electra_flax.architecture import config_of, nested
+from electra_flax.architecture import config_of, flat, nested
 from electra_flax.config import MeshConfig
-from electra_flax.config_io import from_dict
 from electra_flax.console import json_text
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
@@ -25,7 +25,7 @@ from electra_flax.finetune.predictions import Answered, Labelled, Prediction, de
 from electra_flax.finetune.publish import SETTINGS, Recipe, predictions_file
 from electra_flax.finetune.splits import read_files, without_labels
 from electra_flax.finetune.step import Network, apply, make_predict_step, predict_rows
-from electra_flax.finetune.task import HELP, Task, Training
+from electra_flax.finetune.task import Task
 from electra_flax.hugging_face import ModelFolder
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import make_mesh
@@ -34,6 +34,7 @@ from electra_flax.tokenizer import Casing, published_tokenizer
 log = logging.getLogger("electra_flax")
 
 _BATCH = 32
+_FIX = "expected the file that electra-flax finetune wrote with these weights; copy the folder again"
 
 
 def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool) -> Iterator[str]:
@@ -70,18 +71,20 @@ class FineTuned:
         path = folder / SETTINGS
         if not path.exists():
             raise UserError(f"--model {folder}: has no {SETTINGS}: expected a folder of electra-flax finetune")
-        recipe = read_json(path, Recipe, "expected the file that electra-flax finetune wrote; copy it again")
-        self.task = from_dict(Task, recipe.task, str(path), HELP)
-        self.training = from_dict(Training, recipe.training, str(path), HELP)
-        self.labels = recipe.labels
+        recipe = read_json(path, Recipe, _FIX)
+        self.task, self.training, self.labels = recipe.task, recipe.training, recipe.labels
         self.null_threshold = math.inf if recipe.null_threshold is None else recipe.null_threshold
         weights = ModelFolder.open(str(folder))
         config = config_of(weights.shapes, weights.config, None)
+        longest, positions = self.training.max_seq_length, config.model.max_position_embeddings
+        if longest > positions:
+            raise UserError(f"{path}: max_seq_length={longest}, but the model has {positions} positions: {_FIX}")
         head = make_head(self.task, self.training.head, config.model, len(self.labels), dropout=0.0)
         vocabulary = Vocabulary.read(folder / "vocab.txt")
         self._tokenizer = published_tokenizer(vocabulary, Casing.read(folder))
         names = [*(name for name in weights.shapes if name.startswith("electra/")), *weights.unused]
         self._params = nested({name: jnp.asarray(weights.read(name)) for name in names})
+        _check_head(path, flat(jax.eval_shape(head.init, jax.random.key(0))), flat(self._params))
         mesh = make_mesh(MeshConfig())
         self._network = Network(config, head, mesh, vocabulary.special.pad, self.task.kind == "tagging")
 
@@ -119,6 +122,17 @@ class FineTuned:
             label = self.task.labels.get(prediction.label, prediction.label)
             return {**texts, "label": label, "probabilities": probabilities}
         return {**texts, "score": prediction}
+
+
+def _check_head(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raises UserError where the head that finetune.json describes is not the one beside it."""
+    for name, value in expected.items():
+        if name not in found or found[name].shape != value.shape:
+            there = f"of {list(found[name].shape)}" if name in found else "missing"
+            raise UserError(
+                f"{path}: its task and labels need the tensor {name} of {list(value.shape)}, which is {there} in the "
+                f"weights beside it: {_FIX}"
+            )
 
 
 def _example(task: Task, number: str, line: str) -> Example:

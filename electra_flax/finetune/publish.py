@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -36,11 +38,12 @@ ARCHITECTURES = {
 }
 
 
-class Recipe(NamedTuple):
+@dataclass(frozen=True)
+class Recipe:
     """What is needed to apply a fine-tuned model again: finetune.json."""
 
-    task: dict[str, Any]
-    training: dict[str, Any]
+    task: Task
+    training: Training
     labels: list[str]
     null_threshold: float | None
     """None: every question is answered."""
@@ -74,7 +77,7 @@ def write_model(
     settings |= {"problem_type": problem} if problem else {}
     write_whole(folder / CONFIG, to_json(settings))
     save_tokenizer(vocabulary, casing, folder, sizes.max_position_embeddings)
-    write_whole(folder / SETTINGS, to_json(recipe._asdict()))
+    write_whole(folder / SETTINGS, to_json(dataclasses.asdict(recipe)))
 
 
 def predictions_file(

@@ -33,6 +33,7 @@ from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.hugging_face import HEADS
 from electra_flax.interruption import Interruption
 from electra_flax.model import Params
+from electra_flax.ranges import MOST_INT32
 from electra_flax.records import Vocabulary
 from electra_flax.sentences import find_part
 from electra_flax.sharding import check_batch, make_mesh
@@ -92,7 +93,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
     )  # fmt: skip
     head = make_head(task, training.head, config.model, len(data.labels), training.dropout)
     network = Network(config, head, run.mesh, run.vocabulary.special.pad, task.kind == "tagging")
-    num_steps = training.steps_per_epoch(len(data.train.rows)) * training.epochs
+    num_steps = training.num_steps(len(data.train.rows))
     shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
     steps = make_steps(network, training, num_steps, shapes)
     work = Workdir(request.out)
@@ -146,7 +147,14 @@ def _read(request: Request) -> _Run:
         raise UserError(f"--model {request.model}: no vocabulary beside its weights: export it first")
     mesh = make_mesh(MeshConfig())
     check_batch(training.batch_size, training.gradient_accumulation_steps, mesh)
+    if len(set(request.seeds)) < len(request.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, request.seeds))}: one stands twice: expected different ones")
     data = read_task_data(task, request.data, training, vocabulary, casing, request.published_protocol)
+    if (num_steps := training.num_steps(len(data.train.rows))) > MOST_INT32:
+        raise UserError(
+            f"epochs={training.epochs} of {len(data.train.rows):,} rows, batch_size={training.batch_size}: "
+            f"{num_steps:,} steps, expected at most {MOST_INT32:,}: lower epochs or raise batch_size"
+        )
     return _Run(task, training, weights, config, vocabulary, casing, mesh, data)
 
 
@@ -208,6 +216,9 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
     """An output folder belongs to one fine-tuning."""
     now = _identity(request, run)
     path = work.folder / "run.json"
+    for done in (_seed_folder(work, seed) / RESULTS for seed in request.seeds):
+        if done.exists():  # what is damaged is seen before the other seeds take their hours
+            _read_seed(done, run.task)
     if path.exists():
         before = dict(flatten(read_json(path, dict[str, Any], "name another --out")))
         after = dict(flatten(json.loads(to_json(now))))
@@ -223,47 +234,73 @@ def _write_seed(folder: Path, run: _Run, seed: int, result: SeedResult) -> None:
     """All that is kept of a seed; results.json at last, which says that it is done."""
     task, training, data = run.task, run.training, run.data
     threshold = result.null_threshold if np.isfinite(result.null_threshold) else None
-    recipe = publish.Recipe(dataclasses.asdict(task), dataclasses.asdict(training), data.labels, threshold)
+    recipe = publish.Recipe(task, training, data.labels, threshold)
     publish.write_model(
         folder, task, training, run.config.model, run.vocabulary, run.casing, data.labels, result, recipe
     )
     name, text = publish.predictions_file(task, data.scored.examples, result.predictions, result.null_threshold)
     write_whole(folder / name, text)
     write_whole(folder / "confusion.png", publish.confusion_picture(task, data, result))
-    write_whole(folder / RESULTS, to_json(_result(seed, task, data, result)))
+    write_whole(folder / RESULTS, to_json(dataclasses.asdict(_result(seed, task, result))))
 
 
-def _result(seed: int, task: Task, data: TaskData, result: SeedResult) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _SeedFile:
+    """results.json of a seed. Of scores, null stands for what is no number, as a correlation with a constant."""
+
+    seed: int
+    scores: dict[str, float | None]
+    chosen_step: int
+    chosen_by: dict[str, float | None]
+    """The scores of the examples that choose, at that step."""
+    seconds: float
+    history: list[dict[str, int | float | None]]
+
+
+def _result(seed: int, task: Task, result: SeedResult) -> _SeedFile:
     best = next(found for found in result.history if found["step"] == result.step)
-    return {
-        "seed": seed,
-        "scores": publish.finite(result.scores),
-        "chosen_step": result.step,
-        "chosen_by": publish.finite({name: best[name] for name in task.metrics}),
-        "seconds": round(result.seconds, 1),
-        "history": [publish.finite(found) for found in result.history],
-    }
+    return _SeedFile(
+        seed,
+        publish.finite(result.scores),
+        result.step,
+        publish.finite({name: best[name] for name in task.metrics}),
+        round(result.seconds, 1),
+        [publish.finite(found) for found in result.history],
+    )
+
+
+def _read_seed(path: Path, task: Task) -> _SeedFile:
+    fix = f"remove {path.parent} and run the same command again"
+    found = read_json(path, _SeedFile, fix)
+    for name, values in {"scores": found.scores, "chosen_by": found.chosen_by}.items():
+        if missing := [metric for metric in task.metrics if metric not in values]:
+            raise UserError(f"{path}: {name}: lacks {missing[0]}, a metric of {task.title}: {fix}")
+    return found
 
 
 def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict[str, Any]:
     """results.json over all seeds, and the best one's folder as `out` itself."""
     folders = [_seed_folder(work, seed) for seed in request.seeds]
-    seeds = [read_json(folder / RESULTS, dict[str, Any], f"remove {folder} and start again") for folder in folders]
-    first = task.metrics[0]
-    best = max(seeds, key=lambda found: -1.0 if found["chosen_by"][first] is None else found["chosen_by"][first])
+    seeds = [_read_seed(folder / RESULTS, task) for folder in folders]
+
+    def value(found: _SeedFile) -> float:
+        score = found.chosen_by[task.metrics[0]]
+        return -1.0 if score is None else score
+
+    folder, best = max(zip(folders, seeds, strict=True), key=lambda pair: value(pair[1]))
     results = {
         "task": task.title,
-        "metrics": {name: _statistics([found["scores"][name] for found in seeds]) for name in task.metrics},
+        "metrics": {name: _statistics([found.scores[name] for found in seeds]) for name in task.metrics},
         "model": request.model,
         "random_weights": request.random_weights,
         "scored": f"{len(data.scored.examples)} examples of {data.scored.name}",
         "chosen_by": data.choice.name,
         "published_protocol": request.published_protocol,
-        "best_seed": best["seed"],
-        "seeds": seeds,
+        "best_seed": best.seed,
+        "seeds": [dataclasses.asdict(found) for found in seeds],
     }
     write_whole(work.folder / RESULTS, to_json(results))
-    for path in _seed_folder(work, best["seed"]).iterdir():
+    for path in folder.iterdir():
         if path.name != RESULTS:
             _link(path, work.folder / path.name)
     return results

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from electra_flax.config import ModelConfig
 from electra_flax.config_io import fields_from, load_fields
 from electra_flax.errors import UserError
-from electra_flax.ranges import check, check_positive, check_probability
+from electra_flax.ranges import Range, check, check_numbers
 
 HELP = "electra-flax finetune --help"
 SPLITS = ("train", "dev", "test")
 _FOLDER = resources.files("electra_flax.finetune")
 
+Share = Annotated[float, Range(0, 1, "[)")]
+Tokens = Annotated[int, Range(1, 2**16)]
+Times = Annotated[int, Range(0, 10_000)]
 Kind = Literal["classification", "regression", "tagging", "answers"]
 Metric = Literal[
     "accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "f1_at_3",
@@ -81,7 +84,7 @@ class Task:
     """Rows with these are left out, and counted."""
     skipped_texts: list[str] = field(default_factory=list)
     """Rows with one of these texts are left out, and counted."""
-    largest_score: float = 5.0
+    largest_score: Annotated[float, Range(0, 10**6, "(]")] = 5.0
     """Of a regression; the smallest is 0."""
     submission: str = ""
     """Name of the file in which the task's authors want predictions; "": predictions.tsv or predictions.json."""
@@ -102,7 +105,7 @@ class Task:
         check(bool(self.metrics), f"metrics: empty; of kind {self.kind} are {', '.join(allowed)}")
         for metric in self.metrics:
             check(metric in allowed, f"metrics: {metric} is not of kind {self.kind}: {', '.join(allowed)} are")
-        check_positive("task", self, "largest_score")
+        check_numbers(self, "task")
 
 
 METRICS_OF: dict[str, tuple[str, ...]] = {
@@ -117,23 +120,23 @@ METRICS_OF: dict[str, tuple[str, ...]] = {
 class Training:
     """How a model is fine-tuned."""
 
-    learning_rate: float
+    learning_rate: Annotated[float, Range(0, 10, "(]")]
     """Peak of the schedule, which decays linearly to 0."""
-    epochs: int
+    epochs: Annotated[int, Range(1, 10_000)]
     """Times that every example is learned from."""
-    batch_size: int
+    batch_size: Annotated[int, Range(1, 2**16)]
     """Examples a step, over all devices."""
-    max_seq_length: int
+    max_seq_length: Annotated[int, Range(4, 2**16)]
     """Tokens of an example; longer texts are cut, the longer of two first; long contexts become several windows."""
-    warmup_proportion: float
+    warmup_proportion: Share
     """Part of the steps in which the learning rate rises."""
-    weight_decay: float
+    weight_decay: Annotated[float, Range(0, 1)]
     """Decoupled, of everything but biases and LayerNorms."""
     bias_correction: bool
     """Adam's, which makes the first updates smaller; the original has none (SEMANTICS.md section 10)."""
-    epsilon: float
+    epsilon: Annotated[float, Range(0, 1, "(]")]
     """Of Adam, added outside the square root."""
-    layer_decay: float
+    layer_decay: Annotated[float, Range(0, 1, "(]")]
     """Each layer learns with so much of the rate of the one above it; 1: all alike."""
     layer_decay_form: Literal["paper", "original"] = "paper"
     """paper: the top layer has layer_decay of the head's rate; original: as the original's code has it, one power
@@ -143,43 +146,42 @@ class Training:
     class of transformers loads."""
     loss: Literal["mean", "sum"] = "mean"
     """Over a batch's examples; sum is the original's, after which clipping is nearly always on."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Range(0, 10**6, "(]")] = 1.0
     """Gradients are clipped to this global norm."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Annotated[int, Range(1, 2**16)] = 1
     """Slices into which a batch is cut when it does not fit; the result is that of the whole batch."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """In the encoder and before the head."""
-    dev_fraction: float = 0.1
+    dev_fraction: Share = 0.1
     """Of the training examples, where the task has no dev file."""
-    evaluations: int = 0
+    evaluations: Times = 0
     """Times that dev is scored, evenly over the run; 0: after each epoch."""
-    patience: int = 0
+    patience: Times = 0
     """Evaluations without a better one after which a run ends; 0: it goes on to its last epoch."""
-    doc_stride: int = 128
+    doc_stride: Tokens = 128
     """Tokens by which two windows of a context differ."""
-    max_query_length: int = 64
+    max_query_length: Tokens = 64
     """Tokens of a question; longer ones are cut."""
-    max_answer_length: int = 30
+    max_answer_length: Tokens = 30
     """Tokens of an answer."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products and activations; on a TPU, float32 products are of bfloat16 numbers all the same."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            "training", self, "learning_rate", "epochs", "batch_size", "max_seq_length", "epsilon", "layer_decay",
-            "max_grad_norm", "gradient_accumulation_steps", "doc_stride", "max_query_length", "max_answer_length",
-        )  # fmt: skip
-        check_probability("training", self, "warmup_proportion", "dropout", "dev_fraction")
+        check_numbers(self, "training")
         check(
             self.batch_size % self.gradient_accumulation_steps == 0,
             f"batch_size={self.batch_size} must be a multiple of gradient_accumulation_steps="
             f"{self.gradient_accumulation_steps}",
         )
-        check(self.max_seq_length > 3, f"max_seq_length={self.max_seq_length} must be greater than 3")
 
     def steps_per_epoch(self, num_rows: int) -> int:
         """The last batch of an epoch may be smaller."""
         return -(-num_rows // self.batch_size)
+
+    def num_steps(self, num_rows: int) -> int:
+        """Of all epochs."""
+        return self.steps_per_epoch(num_rows) * self.epochs
 
 
 def task_names() -> list[str]:
