@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 from electra_flax.history import History
+from electra_flax.pictures import to_png
 
 _COLORS = ("#1f6fb2", "#d1622b", "#2e8b57", "#8553a3", "#b8860b", "#555555")
 
@@ -65,6 +65,4 @@ def draw(runs: Sequence[History], panels: Sequence[Panel]) -> bytes:
             axis.set_yscale("log")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return to_png(figure)

@@ -13,12 +13,9 @@ from finetune_tools import write_questions
 from electra_flax.config_io import load_config
 from electra_flax.errors import UserError
 from electra_flax.finetune.batches import collate, epoch_batches, padded_length
-from electra_flax.finetune.data import Part, TaskData, has_task
+from electra_flax.finetune.data import has_task
 from electra_flax.finetune.encoding import Answer, Row, best_answers, encode, labels_of, leaders, tags_of_units
 from electra_flax.finetune.examples import QuestionExample, TaggedExample, TextExample
-from electra_flax.finetune.loop import SeedResult
-from electra_flax.finetune.predictions import Labelled
-from electra_flax.finetune.publish import confusion_picture
 from electra_flax.finetune.splits import read_files, read_split, without_labels
 from electra_flax.finetune.task import METRICS_OF, load_task, load_training, task_names
 from electra_flax.records import Vocabulary
@@ -232,16 +229,6 @@ def test_tags_of_words_and_of_characters(tokenizer):
     # 울 goes on with its token's entity, the space with that of which it is in the middle.
     assert tags_of_units(characters, encoding.offsets, predicted) == ["B-LC", "I-LC", "I-LC", "O", "I-LC", "I-LC", "O"]
     assert tags_of_units(words, encoding.offsets[:3], predicted) == ["B-LC", "O"], "a word that was cut off"
-
-
-def test_dollar_signs_in_a_picture_are_dollar_signs():
-    labels = {"0": "$x_{$", "1": "[/bold]"}
-    task = dataclasses.replace(load_task("nsmc"), title="$x_{$", labels=labels)
-    examples = [TextExample(str(i), "나라", "", str(i)) for i in range(2)]
-    predictions = [Labelled(str(i), [0.5, 0.5]) for i in range(2)]
-    data = TaskData(["0", "1"], *(Part("test", examples, []) for _ in range(3)))
-    result = SeedResult({}, 1, [], predictions, {}, 0.0, 0.0)
-    assert confusion_picture(task, data, result).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("length", "ends"), [(4, False), (5, True), (16, True), (64, True)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
 
 from electra_flax.architecture import flat
@@ -25,11 +23,13 @@ from electra_flax.finetune.loop import SeedResult
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction
 from electra_flax.finetune.task import Task, Training
 from electra_flax.hugging_face import CONFIG, hugging_face_config
+from electra_flax.pictures import to_png
 from electra_flax.records import Vocabulary
 from electra_flax.tensor_files import MSGPACK, SAFETENSORS, write_msgpack, write_safetensors
 from electra_flax.tokenizer import Casing, save_tokenizer
 
 SETTINGS = "finetune.json"
+_LONGEST_NAME = 24  # in a picture
 ARCHITECTURES = {
     "classification": "ElectraForSequenceClassification",
     "regression": "ElectraForSequenceClassification",
@@ -110,10 +110,8 @@ def confusion_picture(task: Task, data: TaskData, result: SeedResult) -> bytes:
         counts = confusion_matrix(wanted, found, labels=labels)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        shown = [task.labels.get(label, label) for label in labels]
-        is_ascii = all(name.isascii() for name in shown)  # the chart's font has no Hangul
-        names = shown if is_ascii else list(map(str, range(len(labels))))
-        axis.set_xticks(range(len(labels)), names, rotation=90 if len(labels) > 4 else 0)
+        names = [_short(task.labels.get(label, label)) for label in labels]
+        axis.set_xticks(range(len(labels)), names, rotation=90 if len(labels) > 4 or len("".join(names)) > 40 else 0)
         axis.set_yticks(range(len(labels)), names)
         if len(labels) <= 8:
             for row, column in np.ndindex(counts.shape):
@@ -132,11 +130,11 @@ def confusion_picture(task: Task, data: TaskData, result: SeedResult) -> bytes:
         axis.set_xlabel("characters of the expected answer")
         axis.set_ylabel("characters of the predicted answer")
     axis.set_title(f"{task.title}, {data.scored.name}", loc="left", fontsize=11, fontweight="bold")
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a title or a label may hold dollar signs
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return to_png(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 
 
 def _labels(task: Task, data: TaskData, result: SeedResult) -> tuple[list[str], list[str], list[str]]:

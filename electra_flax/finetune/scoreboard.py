@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from importlib import resources
@@ -20,6 +19,7 @@ from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.task import load_task, task_names
 from electra_flax.interruption import Interruption
+from electra_flax.pictures import to_png
 from electra_flax.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
@@ -171,6 +171,4 @@ def _picture(rows: dict[str, dict[str, Any]], names: Sequence[str]) -> bytes:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.25)
     axis.legend(fontsize=7, frameon=False, ncols=2)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return to_png(figure)
