@@ -159,10 +159,11 @@ def apply_encoder(
     attention_mask_BT: jax.Array,
     token_type_ids_BT: jax.Array,
     seeds_B: jax.Array | None = None,
+    attend: Attend = xla_attention,
 ) -> jax.Array:
     """hidden_BTD of the discriminator's last layer, in compute_dtype, for a head of fine-tuning; no dropout without
     seeds."""
-    hidden: Any = _Electra(config).apply(
+    hidden: Any = _Electra(config, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="encode"
     )
     return hidden

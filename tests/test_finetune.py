@@ -14,6 +14,7 @@ from run_tools import end, refusal, start_pair
 from weights_tools import export_both
 
 from electra_flax.arguments import make_parser
+from electra_flax.attention import xla_attention
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.errors import Preempted
@@ -23,7 +24,7 @@ from electra_flax.finetune.predictions import Answered, best_null_threshold, sco
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.step import optimizer_of
 from electra_flax.finetune.task import load_task, load_training
-from electra_flax.interruption import Interruption
+from electra_flax.interruption import Interruption, Watchdog
 from electra_flax.optimizer import scale_by_layer
 from electra_flax.workdir import Workdir
 
@@ -108,8 +109,20 @@ def test_a_folder_is_what_transformers_loads(root, tmp_path, task):
         pytest.skip("NOT CHECKED: PyTorch is not installed (Flax was checked)")
 
 
-def test_seeds_predictions_and_statistics(root, tmp_path, capsys):
-    out = tmp_path / "out"
+def records_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
+    out, doing, attended = tmp_path / "out", [], []
+    monkeypatch.setattr(Watchdog, "alive", lambda self, what: doing.append((self._seconds, what)))
+
+    def attend(*inputs, **how):
+        attended.append(inputs[0].shape[1])
+        return xla_attention(*inputs, **how)
+
+    monkeypatch.setattr("electra_flax.finetune.run.choose_by_length", lambda config, mesh, longest: attend)
     results = run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2))
     values = results["metrics"]["accuracy"]["values"]
     assert results["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
@@ -126,6 +139,15 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys):
         best = max(seed["history"], key=lambda one: one["accuracy"])
         assert seed["chosen_by"]["accuracy"] == best["accuracy"]
         assert [one["step"] for one in seed["history"]] == [4 * (i + 1) for i in range(8)]
+
+        records = records_of(out / f"seeds/{seed['seed']}")
+        shown = [(one["step"], one["accuracy"]) for one in records if one["split"] == "validation"]
+        assert shown == [(one["step"], one["accuracy"]) for one in seed["history"]]
+        shown = [(one["step"], one["loss"]) for one in records if one["split"] == "train"]
+        assert shown == [(one["step"], one["loss"]) for one in seed["history"]]
+    assert records_of(out) == records_of(out / f"seeds/{results['best_seed']}")
+    assert {seconds for seconds, _ in doing} == {30 * 60.0} and set(attended) == {16}
+    assert {"reading the checkpoint", "step 2", "step 33", "predicting", "saving"} <= {what for _, what in doing}
 
     capsys.readouterr()
     assert main(["predict", "--model", str(out), "한국어 공유", "짧은 문장"]) == 0
@@ -170,6 +192,7 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
         assert again["seeds"][0][name] == straight["seeds"][0][name]
     for name in ("model.safetensors", "predictions.tsv"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert records_of(tmp_path / "again") == records_of(tmp_path / "straight")
     assert not (tmp_path / "again/checkpoints").exists()
 
 

@@ -15,9 +15,14 @@ _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 _SORTED_TOGETHER = 32  # batches among which rows are sorted by length
 
 
+def padded_lengths(longest: int) -> list[int]:
+    """The lengths that batches may have, of rows of at most `longest` tokens."""
+    return [*(size for size in _LENGTHS if size < longest), longest]
+
+
 def padded_length(length: int, longest: int) -> int:
-    """To how many tokens a row is padded; at most `longest`."""
-    return min(next((size for size in _LENGTHS if size >= length), longest), longest)
+    """To how many tokens a row is padded."""
+    return next(size for size in padded_lengths(longest) if size >= length)
 
 
 def epoch_batches(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -19,19 +19,20 @@ from jax.sharding import Mesh
 
 from electra_flax import model, processes
 from electra_flax.architecture import nested
-from electra_flax.config import Config, MeshConfig
+from electra_flax.config import Config, LoggingConfig, MeshConfig
 from electra_flax.config_io import flatten
 from electra_flax.errors import RunError, UserError
 from electra_flax.files import read_json, write_whole
 from electra_flax.finetune import publish
+from electra_flax.finetune.attention import choose_by_length
 from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.loop import SeedResult, finetune_seed
+from electra_flax.finetune.loop import SeedResult, finetune_seed, seed_folder
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.hugging_face import HEADS
-from electra_flax.interruption import Interruption
+from electra_flax.interruption import Interruption, Watchdog
 from electra_flax.model import Params
 from electra_flax.ranges import MOST_INT32
 from electra_flax.records import Vocabulary
@@ -92,16 +93,21 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
         data.scored.name, f"{len(data.scored.examples):,}",
     )  # fmt: skip
     head = make_head(task, training.head, config.model, len(data.labels), training.dropout)
-    network = Network(config, head, run.mesh, run.vocabulary.special.pad, task.kind == "tagging")
+    attend = choose_by_length(config, run.mesh, training.max_seq_length)
+    network = Network(config, head, run.mesh, run.vocabulary.special.pad, task.kind == "tagging", attend)
     num_steps = training.num_steps(len(data.train.rows))
     shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
     steps = make_steps(network, training, num_steps, shapes)
     work = Workdir(request.out)
-    with processes.only_here(work):
+    with (
+        processes.traceback_kept(work),
+        processes.only_here(work),
+        Watchdog(training.hang_minutes, work.folder / f"hang-{jax.process_index()}.txt") as watchdog,
+    ):
         with processes.together():
             if processes.is_main():
                 _claim_out(work, request, run)
-        there = np.asarray([(_seed_folder(work, seed) / RESULTS).exists() for seed in request.seeds])
+        there = np.asarray([(seed_folder(work, seed) / RESULTS).exists() for seed in request.seeds])
         for seed, is_done in zip(request.seeds, processes.as_process_0(there), strict=True):
             processes.end_if_asked(interruption.requested, f"before seed {seed}; those before it are kept")
             if is_done:
@@ -109,10 +115,11 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
                 continue
             checkpoints = work.checkpoints / str(seed)
             begin = _first_weights(request, run, seed)
-            result = finetune_seed(task, training, data, network, steps, begin, seed, checkpoints, interruption)
+            result = finetune_seed(task, training, data, network, steps, begin, seed, work, interruption, watchdog)
+            watchdog.alive(f"writing the results of seed {seed}")
             with processes.together():
                 if processes.is_main():
-                    _write_seed(_seed_folder(work, seed), run, seed, result)
+                    _write_seed(seed_folder(work, seed), run, seed, result)
                     work.push()
                     patiently(checkpoints, checkpoints.rmtree)
         results = {}
@@ -188,6 +195,7 @@ def encoder_config(weights: Weights, training: Training) -> Config:
             sizes, hidden_dropout_prob=training.dropout, attention_probs_dropout_prob=training.dropout
         ),
         training=dataclasses.replace(weights.config.training, compute_dtype=training.compute_dtype),
+        logging=LoggingConfig(),  # that of pretraining names its own project
     )
 
 
@@ -199,16 +207,13 @@ def _first_weights(request: Request, run: _Run, seed: int) -> Params:
     return nested({name: run.weights.read(name) for name in names})
 
 
-def _seed_folder(work: Workdir, seed: int) -> Path:
-    return work.folder / "seeds" / str(seed)
-
-
 def _identity(request: Request, run: _Run) -> dict[str, Any]:
     """Model, task and way of training."""
+    training = dataclasses.asdict(run.training)
+    del training["hang_minutes"]  # changes no result
     return {
         "model": request.model, "data": str(request.data), "random_weights": request.random_weights,
-        "published_protocol": request.published_protocol, "task": dataclasses.asdict(run.task),
-        "training": dataclasses.asdict(run.training),
+        "published_protocol": request.published_protocol, "task": dataclasses.asdict(run.task), "training": training,
     }  # fmt: skip
 
 
@@ -216,7 +221,7 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
     """An output folder belongs to one fine-tuning."""
     now = _identity(request, run)
     path = work.folder / "run.json"
-    for done in (_seed_folder(work, seed) / RESULTS for seed in request.seeds):
+    for done in (seed_folder(work, seed) / RESULTS for seed in request.seeds):
         if done.exists():  # what is damaged is seen before the other seeds take their hours
             _read_seed(done, run.task)
     if path.exists():
@@ -280,7 +285,7 @@ def _read_seed(path: Path, task: Task) -> _SeedFile:
 
 def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict[str, Any]:
     """results.json over all seeds, and the best one's folder as `out` itself."""
-    folders = [_seed_folder(work, seed) for seed in request.seeds]
+    folders = [seed_folder(work, seed) for seed in request.seeds]
     seeds = [_read_seed(folder / RESULTS, task) for folder in folders]
 
     def value(found: _SeedFile) -> float:
@@ -301,7 +306,7 @@ def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict
     }
     write_whole(work.folder / RESULTS, to_json(results))
     for path in folder.iterdir():
-        if path.name != RESULTS:
+        if path.is_file() and path.name != RESULTS:
             _link(path, work.folder / path.name)
     return results
 

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from electra_flax import model, randomness
+from electra_flax.attention import Attend, xla_attention
 from electra_flax.config import Config, OptimizerConfig
 from electra_flax.console import progress
 from electra_flax.finetune.batches import collate, sorted_batches
@@ -37,6 +38,7 @@ class Network(NamedTuple):
     mesh: Mesh
     pad_id: int
     is_tagging: bool
+    attend: Attend = xla_attention
 
 
 def optimizer_of(training: Training, config: Config, num_steps: int) -> optax.GradientTransformation:
@@ -98,7 +100,7 @@ def _train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     def slice_loss(params: Params, rows: Any) -> jax.Array:
         batch, seeds_B, divisor_B = rows
-        hidden_BTD = model.apply_encoder(network.config, {"electra": params["electra"]}, *_inputs(batch), seeds_B)
+        hidden_BTD = _encode(network, params, batch, seeds_B)
         loss_B = network.head.loss(params, hidden_BTD, batch, randomness.fold_in(seeds_B, 4))
         return (loss_B * batch["weight"]).sum() / divisor_B[0]
 
@@ -115,8 +117,9 @@ def _train_step(
     return TrainState(state.step + 1, params, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
 
-def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+def _encode(network: Network, params: Params, batch: Batch, seeds_B: jax.Array | None) -> jax.Array:
+    inputs = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+    return model.apply_encoder(network.config, {"electra": params["electra"]}, *inputs, seeds_B, network.attend)
 
 
 def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
@@ -139,7 +142,7 @@ def make_predict_step(network: Network) -> Callable[[Params, Batch], Outputs]:
 
 def apply(network: Network, params: Params, batch: Batch) -> Outputs:
     """The head's outputs, without dropout."""
-    hidden_BTD = model.apply_encoder(network.config, {"electra": params["electra"]}, *_inputs(batch))
+    hidden_BTD = _encode(network, params, batch, None)
     return network.head.predict(params, hidden_BTD, batch)
 
 

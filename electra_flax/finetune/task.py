@@ -164,6 +164,8 @@ class Training:
     """Tokens of a question; longer ones are cut."""
     max_answer_length: Tokens = 30
     """Tokens of an answer."""
+    hang_minutes: Annotated[float, Range(0, 10**6, "(]")] = 30.0
+    """The process ends when no step, evaluation or save was finished for so long."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products and activations; on a TPU, float32 products are of bfloat16 numbers all the same."""
 
