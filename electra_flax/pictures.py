@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 
-# matplotlib brings the first, which has no Hangul; fonts/FONTLOG.txt says what the second is.
+# The first is matplotlib's own, which has no Hangul; fonts/FONTLOG.txt says what the second is.
 _FAMILIES = ["DejaVu Sans", "Electra Hangul"]
 
 
@@ -18,8 +18,8 @@ def to_png(figure: Figure) -> bytes:
     """The picture, with Hangul wherever it stands in its texts, and dollar signs that are no mathematics."""
     _add_hangul()
     for text in figure.findobj(Text):
-        text.set_fontfamily(_FAMILIES)
         if not text.get_text().isascii():
+            text.set_fontfamily(_FAMILIES)
             text.set_fontweight("normal")  # the one with Hangul has no other
         # Powers of ten on an axis are mathematics.
         if "$" in text.get_text() and r"\mathdefault" not in text.get_text():

@@ -43,7 +43,7 @@ def drawn(monkeypatch, caplog):
     for module in (publish, scoreboard, charts):
         monkeypatch.setattr(module, "to_png", to_png)
     yield figures
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING] == []
 
 
 def result(predictions):
