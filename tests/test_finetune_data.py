@@ -88,8 +88,8 @@ def test_overrides_and_their_mistakes():
     for given, expected in (
         (["--epoch", "3"], "^--epoch: unknown field; the nearest is epochs"),
         (["--epochs", "x"], "epochs=x: expected int"),
-        (["--epochs", "0"], "training.epochs=0: expected 1 to 10,000"),
-        (["--dropout", "1"], "training.dropout=1.0: expected at least 0 and less than 1"),
+        (["--epochs", "0"], "--epochs=0: expected 1 to 10,000"),
+        (["--dropout", "1"], "--dropout=1.0: expected at least 0 and less than 1"),
     ):
         with pytest.raises(UserError, match=expected):
             load_training("nsmc", task, "", SIZES, given)

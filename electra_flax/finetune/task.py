@@ -105,7 +105,7 @@ class Task:
         check(bool(self.metrics), f"metrics: empty; of kind {self.kind} are {', '.join(allowed)}")
         for metric in self.metrics:
             check(metric in allowed, f"metrics: {metric} is not of kind {self.kind}: {', '.join(allowed)} are")
-        check_numbers(self, "task")
+        check_numbers(self)
 
 
 METRICS_OF: dict[str, tuple[str, ...]] = {
@@ -170,7 +170,7 @@ class Training:
     """Type of matrix products and activations; on a TPU, float32 products are of bfloat16 numbers all the same."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "training")
+        check_numbers(self)
         check(
             self.batch_size % self.gradient_accumulation_steps == 0,
             f"batch_size={self.batch_size} must be a multiple of gradient_accumulation_steps="
