@@ -124,6 +124,11 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
             "wrong.yaml: column.text: unknown field; the nearest is columns",
         ),
         ("columns: {text: body, label: topic}", "columns: {label: topic}", "columns.text must be named"),
+        ("files: {train: [mine.tsv]", "files: {train: []", "files.train: empty, expected the names"),
+        ("files: {train: [mine.tsv]", "files: {train: ['']", "files: an empty name"),
+        ("title: My task", "title: x\nsubmission: ../x", "submission=../x: expected the name of a file"),
+        ("title: My task", "title: x\nsubmission: ..", "submission=..: expected the name of a file"),
+        ("title: My task", "title: x\nlabels: {a: x, b: x}", "labels: two of them have the same name: x, x"),
     ):
         (tmp_path / "wrong.yaml").write_text(OWN.replace(line, wrong))
         with pytest.raises(UserError, match=expected):
@@ -137,7 +142,7 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
         ("nsmc", "id\tdocument\tlabel\n1\tx\t2\n", r":2: label is \"2\", expected one of 0, 1"),
         ("nsmc", "id\tdocument\tlabel\n", "has no rows: expected NSMC in its tsv layout"),
         ("nsmc", "", "has no column document; its header is: empty"),
-        ("nsmc", "id\tdocument\tlabel\n1\t\t0\n", "none of its 1 rows can be used"),
+        ("nsmc", "id\tdocument\tlabel\n1\t\t0\n", "none of its rows can be used: 0 of 1 rows of file .left"),
         ("korsts", "score\tsentence1\tsentence2\nhigh\ta\tb\n", 'score is "high", expected a number from 0 to 5'),
         ("korsts", "score\tsentence1\tsentence2\n6\ta\tb\n", 'score is "6", expected a number from 0 to 5'),
         ("naver-ner", "a b\tO\n", ":1: 2 words and 1 tags"),

@@ -14,6 +14,8 @@ from weights_tools import CASED
 from electra_flax.errors import UserError
 from electra_flax.finetune.data import read_task_data
 from electra_flax.finetune.examples import TextExample
+from electra_flax.finetune.predictions import Labelled
+from electra_flax.finetune.publish import predictions_file
 from electra_flax.finetune.run import Request, _claim_out
 from electra_flax.finetune.splits import read_files, without_labels
 from electra_flax.finetune.task import Training, load_task
@@ -145,6 +147,9 @@ def test_labels_are_as_json_writes_them(tmp_path, value, label):
         ({"labels": {0: "a", 1: "b"}}, table(changed(4, stars="")), "train:6: stars is empty, expected one of 0, 1"),
         # Labels that the task does not name.
         ({"labels": {0: "bad"}}, GOOD, 'train:3: stars is "1", expected one of 0'),
+        # Columns that are none.
+        ({"has_header": False, "columns": {"text": "²", "label": "1"}}, GOOD, "train: has no column ²"),
+        ({"has_header": False, "columns": {"text": "0", "label": "9" * 5000}}, GOOD, "train: has no column 999"),
         # A tab too many.
         ({}, GOOD.replace(" ", "\t", 1), "train:2: 3 cells, but the header names 2: a tab within a text?"),
         (HEADLESS, table(ROWS, None).replace(" ", "\t", 1), "train:1: 3 cells, but 2 in most other rows: a tab"),
@@ -247,3 +252,9 @@ def test_another_task_in_the_same_folder_is_seen_also_where_a_value_became_empty
     with pytest.raises(UserError, match="holds another fine-tuning") as refused:
         claim(**now)
     assert expected in str(refused.value)
+
+
+def test_what_ends_a_cell_does_not_end_it_within_a_label_or_an_id():
+    examples = [TextExample("a\tb", "x", "", ""), TextExample("1", "x", "", "")]
+    _, text = predictions_file(load_task("nsmc"), examples, [Labelled("c\nd", []), Labelled("좋음", [])], 0.0)
+    assert text == "index\tprediction\na b\tc d\n1\t좋음\n"

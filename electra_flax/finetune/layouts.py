@@ -72,11 +72,11 @@ def _usual_width(lines: list[tuple[int, str]]) -> int:
 
 
 def _place(name: str, header: list[str], path: Path) -> int:
-    if name.isdigit():
+    if re.fullmatch("[0-9]{1,4}", name):
         return int(name)
     if name not in header:
         shown = ", ".join(header)[:200] or "empty"
-        raise UserError(f"{path}: has no column {name}; its header is: {shown}: the file of another task?")
+        raise UserError(f"{path}: has no column {name[:40]}; its header is: {shown}: the file of another task?")
     return header.index(name)
 
 

@@ -91,8 +91,13 @@ def predictions_file(
     if task.kind == "tagging":
         lines = [" ".join(tags) for tags in predictions if isinstance(tags, list)]
         return task.submission or "predictions.txt", "\n".join(lines) + "\n"
-    rows = [f"{e.id}\t{as_text(p)}" for e, p in zip(examples, predictions, strict=True)]
+    rows = [f"{_cell(e.id)}\t{_cell(as_text(p))}" for e, p in zip(examples, predictions, strict=True)]
     return task.submission or "predictions.tsv", "\n".join(["index\tprediction", *rows]) + "\n"
+
+
+def _cell(text: str) -> str:
+    """JSON's texts may hold what ends a cell."""
+    return text.translate(str.maketrans("\t\n\r", "   "))
 
 
 def as_text(prediction: Prediction) -> str:

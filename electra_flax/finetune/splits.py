@@ -90,5 +90,5 @@ def read_files(task: Task, paths: list[Path]) -> Split:
         if rows == begin:
             raise UserError(f"{path}: has no rows: expected {task.title} in its {task.format} layout")
     if not examples:
-        raise UserError(f"{paths[0]}: none of its {rows:,} rows can be used: {dict(skipped)}")
+        raise UserError(f"{paths[0]}: none of its rows can be used: {Split(paths, [], skipped, rows).summary()}")
     return Split(paths, examples, skipped, rows)

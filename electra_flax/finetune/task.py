@@ -5,7 +5,7 @@ anywhere. Presets of hyperparameters lie in `presets.yaml`.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -101,6 +101,14 @@ class Task:
         )
         check(self.format in expected, f"format={self.format}: a task of kind {self.kind} has {' or '.join(expected)}")
         check(self.format not in ("tsv", "json") or bool(self.columns.text), "columns.text must be named")
+        check(all(map(str.split, [*self.files.train, *self.files.dev, *self.files.test])), "files: an empty name")
+        check(bool(self.files.train), "files.train: empty, expected the names that the training file may have")
+        check(
+            PurePath(self.submission).name == self.submission != "..",
+            f"submission={self.submission}: expected the name of a file, without folders",
+        )
+        names = list(self.labels.values())
+        check(len({*names}) == len(names), f"labels: two of them have the same name: {', '.join(names)[:200]}")
         allowed = METRICS_OF[self.kind]
         check(bool(self.metrics), f"metrics: empty; of kind {self.kind} are {', '.join(allowed)}")
         for metric in self.metrics:
@@ -194,7 +202,7 @@ def task_names() -> list[str]:
 def load_task(name: str) -> Task:
     """One of the product's, or of a user's YAML file. Raises UserError."""
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
+        if not Path(name).exists():
             raise UserError(f"--task {name}: no such file")
         return load_fields(Task, name, (), HELP)
     if name not in task_names():
