@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,7 +94,8 @@ class Pool:
         waiting: deque[tuple[_Task, Future[_Result]]] = deque()
         try:
             for task in tasks:
-                waiting.append((task, executor.submit(_call, function, task)))
+                with _ctrl_c_waits():  # a task that finds no worker idle may start one
+                    waiting.append((task, executor.submit(_call, function, task)))
                 if len(waiting) > 2 * self._num_workers:
                     done, future = waiting.popleft()
                     yield done, future.result()
@@ -113,17 +115,35 @@ class Pool:
         context.set_forkserver_preload(["data_prep.shards"])
         executor = ProcessPoolExecutor(self._num_workers, context, _start_worker, (self._notes,))
         self._executor = executor  # known to __exit__ from now on
-        # Ctrl-C goes to all processes; started while it is blocked, the workers never hear it and are ended by this
-        # one, which hears then of what was pressed meanwhile. The tracker's own start would unblock it: first.
-        resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        resource_tracker.ensure_running()  # its own start would unblock Ctrl-C: first
+        with _ctrl_c_waits():
             for _ in range(self._num_workers):
                 executor.submit(os.getpid)  # a process is started for each task that finds none idle
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._processes = multiprocessing.active_children()
         return executor
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C pressed meanwhile is heard at the end.
+
+    It goes to all processes: those started while it is blocked never hear it and are ended by this one, which must
+    have heard of each of them. Blocked is not enough here: another thread may take the signal, and Python raises
+    KeyboardInterrupt in the main one all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _obituary(processes: list[Any], notes: Path) -> str:

@@ -1,5 +1,6 @@
 """Text -> vocabulary -> shards: the original's rows, nothing lost, the same bytes for any number of workers."""
 
+import _thread
 import gzip
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -77,6 +79,36 @@ def shard(vocab_dir, sample_corpus, tmp_path):
         return code, tmp_path / name
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("form", "more", "said"),
+    [
+        ("NFC", [], "the vocabulary is of other text, or too small"),  # of 600 entries it is
+        ("NFD", [], "of the pieces are [UNK], of which nothing can be learned; below 1 % is usual: the text is "
+         "decomposed Hangul (NFD): compose it with --with nfc"),
+        ("NFD", ["--with", "nfc"], "the vocabulary is of other text, or too small"),
+    ],
+)  # fmt: skip
+def test_a_text_that_becomes_unk_is_told_with_its_cause(form, more, said, shard, sample_corpus, tmp_path, capsys):
+    text = (sample_corpus / "korean.txt").read_text()[:8000]
+    (tmp_path / "text.txt").write_text(unicodedata.normalize(form, text))
+    code, _ = shard("out", "--workers", "1", *more, corpus=tmp_path / "text.txt")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "[UNK]" in line]
+    assert code == 0 and len(warnings) == 1 and said in warnings[0]
+
+
+def test_a_vocabulary_of_another_case_is_told(sample_corpus, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("Seoul Is The Capital Of Korea.\n" * 50)
+    vocab = ["--vocab", str(tmp_path / "vocab")]
+    source = ["--corpus", str(tmp_path / "text.txt")]
+    assert main(["vocab", *source, "--out", str(tmp_path / "vocab"), "--size", "120", "--unused", "2",
+                 "--lower-case"]) == 0  # fmt: skip
+    path = tmp_path / "vocab/tokenizer_config.json"
+    path.write_text(path.read_text().replace('"do_lower_case": true', '"do_lower_case": false'))
+    assert main(["shard", *source, *vocab, "--out", str(tmp_path / "out"), "--max-seq-length", "32", "--workers", "1",
+                 "--validation-fraction", "0"]) == 0  # fmt: skip
+    assert f"the vocabulary suits do_lower_case true, strip_accents false: correct {path}" in capsys.readouterr().err
 
 
 def test_vocabulary_layout(vocab_dir):
@@ -348,20 +380,26 @@ def test_stopped_by_hand_is_one_line(large_corpus, vocab_dir, tmp_path):
     assert error.strip().endswith("electra-data: interrupted: the same command goes on with what is done")
 
 
-def test_ctrl_c_while_workers_start_is_heard(tmp_path, monkeypatch):
+@pytest.mark.parametrize("press", [lambda: signal.raise_signal(signal.SIGINT), _thread.interrupt_main])
+def test_ctrl_c_while_workers_start_is_heard_when_all_are_known(tmp_path, monkeypatch, press):
+    """Pressed in this thread, or taken by another one, which no mask keeps from interrupting this one."""
+
     class Executor:
         def __init__(self, *_):
-            self.is_shut_down = False
+            self.started, self.is_shut_down = 0, False
 
-        def submit(self, _):
-            signal.raise_signal(signal.SIGINT)
+        def submit(self, *_):
+            press()
+            self.started += 1
 
         def shutdown(self, **_):
             self.is_shut_down = True
 
     monkeypatch.setattr("data_prep.pool.ProcessPoolExecutor", Executor)
-    pool = Pool(2, tmp_path / "notes")
+    handler = signal.getsignal(signal.SIGINT)
+    pool = Pool(3, tmp_path / "notes")
     with pytest.raises(KeyboardInterrupt), pool:
         next(pool.in_order(str, [1]))
-    assert pool._executor.is_shut_down
+    assert pool._executor.started == 3 and pool._executor.is_shut_down
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.getsignal(signal.SIGINT) is handler

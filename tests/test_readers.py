@@ -271,6 +271,11 @@ def test_gs_paths(google_storage, monkeypatch):
         with storage.open(f"gs://bucket/{name}", "wb") as file:
             file.write(text.encode())
     storage.invalidate_cache()
+    told: list[str] = []
+    assert len(find_sources(["gs://bucket/a", "gs://bucket/a/1.txt"], told.append)) == 2
+    assert [line.partition(";")[0] for line in told] == [
+        "--corpus gs://bucket/a: 1 files left out, whose names do not say that they are text: bucket/a/3.csv"
+    ]
     assert read("gs://bucket/a") == [FIRST, SECOND] * 2
     assert read("gs://bucket/a/*.jsonl") == [FIRST, SECOND]
     assert read("gs://bucket/a/1.txt") == [FIRST, SECOND]
