@@ -199,7 +199,7 @@ def _show(args: argparse.Namespace) -> None:
     from electra_flax.console import console
     from electra_flax.staging import stage
 
-    detections.show(detections.detect(args.model, stage(args.data, ""), args.examples), console())
+    detections.show(detections.detect(str(args.model), stage(args.data, ""), args.examples), console())
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
+from scipy.special import expit
 
+from electra_flax import parity
+from electra_flax.config import Config
 from electra_flax.errors import UserError
-from electra_flax.parity import quiet_transformers
+from electra_flax.model import Params
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
-
-Logits = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
-"""(input_ids, attention_mask, token_type_ids), each [B, T] -> logits [B, T] or [B, T, V]."""
-
+from electra_flax.weights import find_weights
 
 # A sign beside the colour: in a pipe, a log and under NO_COLOR there is no other.
 _MARKS = {"found": ("+", "bold green"), "false alarm": ("!", "bold red"), "missed": ("-", "bold yellow")}
@@ -32,43 +31,55 @@ class Detection(NamedTuple):
     """The discriminator's, of `replaced`."""
 
 
-def detect(export: Path, data_path: Path, num_examples: int, seed: int = 0) -> list[Detection]:
-    """Loads both exported folders with transformers and lets them work on held-out examples.
+def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> list[Detection]:
+    """Lets both models of an export work on held-out examples of shards.
 
-    Raises UserError where a folder is missing or there is no validation split.
+    Raises UserError where one of them is missing, they are not of the shards' vocabulary, or nothing was held out.
     """
-    import transformers
-
     data = DataFolder.open(data_path)
     if data.manifest is None or not data.manifest.examples("validation"):
         raise UserError(f"--data {data_path}: no validation split to show examples of")
-    if not (export / "discriminator").is_dir() or not (export / "generator").is_dir():
-        raise UserError(f"--model {export}: expected the folder that electra-flax export wrote, with both models")
-    with quiet_transformers():
-        generator = transformers.FlaxElectraForMaskedLM.from_pretrained(export / "generator")
-        discriminator = transformers.FlaxElectraForPreTraining.from_pretrained(export / "discriminator")
-    examples = ShardedExamples(data.splits["validation"], data.manifest.max_seq_length, data.manifest.vocab_size)
-    vocabulary = Vocabulary.read(export / "discriminator/vocab.txt")
-
-    def logits(model: Any) -> Logits:
-        return lambda ids, mask, types: model(ids, mask, types).logits
-
+    weights = find_weights(f"hf:{place}")
+    vocabulary, sizes, manifest = weights.vocabulary, weights.config.model, data.manifest
+    if (parts := parity.parts_of(weights.config)) != ["discriminator", "generator"]:
+        raise UserError(
+            f"--model {place}: a {parts[0]} alone: expected the folder with both that electra-flax export wrote"
+        )
+    assert vocabulary is not None  # find_weights: a Hugging Face folder has one
+    if manifest.vocab_sha256 != vocabulary.sha256:
+        raise UserError(f"--data {data_path}: shards of another vocabulary than {vocabulary.path}")
+    if manifest.max_seq_length > sizes.max_position_embeddings:
+        raise UserError(
+            f"--data {data_path}: examples of {manifest.max_seq_length} tokens, more than the "
+            f"{sizes.max_position_embeddings} positions of the model"
+        )
+    examples = ShardedExamples(data.splits["validation"], manifest.max_seq_length, manifest.vocab_size)
     rows = examples.read(range(min(num_examples, len(examples))))
-    return detect_in(rows, vocabulary, logits(generator), logits(discriminator), seed)
+    return detect_in(f"--model {place}", rows, vocabulary, weights.config, weights.to_params(), seed)
 
 
 def detect_in(
-    rows: np.ndarray, vocabulary: Vocabulary, generate: Logits, discriminate: Logits, seed: int = 0
+    source: str, rows: np.ndarray, vocabulary: Vocabulary, config: Config, params: Params, seed: int = 0
 ) -> list[Detection]:
-    """Replaces 15 % of the tokens of examples, int32 [B, 3, T], by the generator's, and asks the discriminator."""
+    """Replaces 15 % of the tokens of examples, int32 [B, 3, T], by the generator's, and asks the discriminator.
+
+    Raises UserError, in the name of `source`, where their numbers are not finite.
+    """
     ids, mask, types = rows[:, 0], rows[:, 1], rows[:, 2]
+
+    def logits(part: str, ids: np.ndarray) -> np.ndarray:
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        found = parity.our_logits(config, params, part, inputs)
+        parity.check_finite(source, part, found[mask == 1])
+        return found.astype(np.float64)
+
     rng = np.random.default_rng(seed)
     special = vocabulary.special
     is_masked = (rng.random(ids.shape) < 0.15) & ~np.isin(ids, [special.pad, special.cls, special.sep])
-    logits = np.asarray(generate(np.where(is_masked, special.mask, ids), mask, types), np.float64)
-    sampled = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+    guesses = logits("generator", np.where(is_masked, special.mask, ids))
+    sampled = (guesses + rng.gumbel(size=guesses.shape)).argmax(axis=-1)
     corrupted = np.where(is_masked, sampled, ids)
-    scores = np.asarray(discriminate(corrupted, mask, types), np.float64)
+    scores = logits("discriminator", corrupted)
 
     def tokens(ids: np.ndarray) -> list[str]:
         return [vocabulary.tokens[number] for number in ids]
@@ -78,7 +89,7 @@ def detect_in(
             tokens(ids[i, :length]),
             tokens(corrupted[i, :length]),
             corrupted[i, :length] != ids[i, :length],
-            1 / (1 + np.exp(-scores[i, :length])),
+            expit(scores[i, :length]),
         )
         for i, length in enumerate(mask.sum(axis=1))
     ]

@@ -139,12 +139,17 @@ def our_outputs(weights: Weights, inputs: dict[str, Inputs]) -> dict[str, Output
     params = weights.to_params()
     found = {part: _outputs(arrays, *_apply(config, params, part, arrays)) for part, arrays in inputs.items()}
     for part, outputs in found.items():
-        if not np.isfinite(outputs.logits).all():
-            raise UserError(
-                f"{weights.source}: its {part} computes numbers that are not finite: its weights are too large, the "
-                "training that made them diverged: take weights from before"
-            )
+        check_finite(weights.source, part, outputs.logits)
     return found
+
+
+def check_finite(source: str, part: str, logits: np.ndarray) -> None:
+    """Raises UserError, in the name of `source`, for a model whose weights are finite and whose answers are not."""
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"{source}: its {part} computes numbers that are not finite: its weights are too large, the training that "
+            "made them diverged: take weights from before"
+        )
 
 
 def our_logits(config: Config, params: model.Params, part: str, inputs: Inputs) -> np.ndarray:

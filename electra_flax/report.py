@@ -164,7 +164,6 @@ def _examples(run: History) -> str:
 
 def _detections(run: History) -> list[Detection]:
     # These bring JAX up, which a page without examples does not need.
-    from electra_flax import parity
     from electra_flax.checkpoint import Checkpoints
     from electra_flax.input_pipeline import open_split
     from electra_flax.sharding import make_mesh
@@ -179,13 +178,8 @@ def _detections(run: History) -> list[Detection]:
     if not len(examples):
         raise UserError("the shards have no validation split")
     params = Checkpoints(run.work.checkpoints).restore(abstract_state(config), make_mesh(MeshConfig())).params
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return detect_in(
-        examples.read(range(min(_NUM_EXAMPLES, len(examples)))),
-        Vocabulary.read(run.work.folder / "tokenizer/vocab.txt"),
-        lambda *inputs: parity.our_logits(config, params, "generator", dict(zip(names, inputs, strict=True))),
-        lambda *inputs: parity.our_logits(config, params, "discriminator", dict(zip(names, inputs, strict=True))),
-    )
+    rows = examples.read(range(min(_NUM_EXAMPLES, len(examples))))
+    return detect_in(str(run.work), rows, Vocabulary.read(run.work.folder / "tokenizer/vocab.txt"), config, params)
 
 
 def _marked(detection: Detection) -> str:

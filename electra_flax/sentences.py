@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.text import Text
+from scipy.special import expit
 from tokenizers import Encoding
 
 from electra_flax import parity
@@ -53,7 +54,7 @@ def detect(place: str, texts: Sequence[str]) -> list[list[Piece]]:
     _, encoded, logits = _ask(place, "discriminator", texts)
     return [
         [
-            Piece(token, start, end, float(1 / (1 + np.exp(-np.float64(score)))))
+            Piece(token, start, end, float(expit(np.float64(score))))
             for token, (start, end), is_special, score in zip(
                 encoding.tokens, encoding.offsets, encoding.special_tokens_mask, row, strict=False
             )
@@ -108,8 +109,7 @@ def _ask(place: str, part: str, texts: Sequence[str]) -> tuple[Vocabulary, list[
         mask[i, : len(encoding.ids)] = 1
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     logits = parity.our_logits(weights.config, weights.to_params(), part, inputs)
-    if not np.isfinite(logits[mask == 1]).all():
-        raise UserError(f"--model {place}: the {part} computes numbers that are not finite: its weights are too large")
+    parity.check_finite(f"--model {place}", part, logits[mask == 1])
     return vocabulary, encoded, logits
 
 

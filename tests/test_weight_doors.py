@@ -20,8 +20,10 @@ from electra_flax.finetune.run import find_encoder
 from electra_flax.finetune.scoreboard import Protocol, scoreboard
 from electra_flax.initial_weights import Start, apply_start, check_start
 from electra_flax.interruption import Interruption
+from electra_flax.records import Manifest, ShardInfo, Vocabulary, encode_example
 from electra_flax.sharding import make_mesh
 from electra_flax.step import TrainState
+from electra_flax.tfrecord import ShardWriter, frame
 from electra_flax.weights import find_weights
 
 PARTS = ("discriminator", "generator")
@@ -226,7 +228,19 @@ def models(there, tmp_path_factory):
     for name, (change, _) in MODELS.items():
         shutil.copytree(there / "export", root / name)
         change(root / name)
+    write_shards(root / "shards", Vocabulary.read(there / "export/discriminator/vocab.txt"))
     return root
+
+
+def write_shards(folder, vocabulary):
+    """One held-out example of the vocabulary's letters."""
+    folder.mkdir()
+    writer = ShardWriter(folder / "a")
+    writer.write(frame(encode_example([2, *range(5, 12), 3], 9, 16)))
+    writer.close()
+    splits = {"train": [], "validation": [ShardInfo("a", 1, 9, (folder / "a").stat().st_size)]}
+    sizes = (16, vocabulary.sha256, len(vocabulary.tokens))
+    Manifest(*sizes, False, False, "carry", 0, 0.0, 0, [], splits).write(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- the doors
@@ -285,6 +299,7 @@ DOORS = {
     "float16": command_door("export", "--from", "hf:{model}", "--dtype", "float16", "--out", "{out}"),
     "verify": command_door("verify", "--model", "{model}"),
     "detect": command_door("detect", "--model", "{model}", "짧은 문장"),
+    "show": command_door("show", "--model", "{model}", "--data", "{model.parent}/shards"),
     "init": function_door(begin),
     "finetune": function_door(encode),
 }
@@ -318,3 +333,13 @@ def test_scoreboard_and_finetune_take_what_has_an_encoder(models, tmp_path, capl
     )  # fmt: skip
     assert "buffers" in table and "classifier" in table
     assert "an encoder alone, its other head left out (classifier/dense/bias" in caplog.text
+
+
+def test_show_tells_what_does_not_belong_together(there, models, tmp_path, capsys):
+    show = ["show", "--data", str(models / "shards"), "--model"]
+    assert "a discriminator alone: expected the folder with both" in refusal(
+        capsys, [*show, str(models / "plain/discriminator")]
+    )
+    write_shards(tmp_path / "shards", Vocabulary.of(tmp_path, ["a"]))
+    show[2] = str(tmp_path / "shards")
+    assert "shards of another vocabulary than" in refusal(capsys, [*show, str(models / "plain")])
