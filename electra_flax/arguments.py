@@ -104,6 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--license", default="", metavar="ID", help="licence of the model, for its card: apache-2.0 ..."
     )
+    export.add_argument("--license-name", default="", metavar="NAME", help="with --license other: what it is called")
+    export.add_argument("--license-link", default="", metavar="URL", help="with --license other: where its text is")
     export.add_argument("--language", default="", metavar="CODE", help="language of the model, for its card: ko ...")
     export.add_argument(
         "--push",
@@ -117,8 +119,8 @@ def make_parser() -> argparse.ArgumentParser:
     show = commands.add_parser(
         "show",
         help="what the discriminator detects, in colour",
-        description="Loads an export with transformers, lets the generator replace words of held-out examples and "
-        "shows which of them the discriminator finds.",
+        description="Lets the generator of an export replace words of held-out examples and shows which of them the "
+        "discriminator finds.",
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from electra_flax.arguments import make_parser
-from electra_flax.console import LogHandler, print_json, print_text
+from electra_flax.console import LogHandler, print_json, print_text, write_line
 from electra_flax.ending import run_command
 from electra_flax.errors import Preempted, UserError
 from electra_flax.host_memory import restart_with_huge_pages
@@ -169,7 +169,9 @@ def _export(args: argparse.Namespace) -> None:
         raise UserError("--private is of the repositories that --push OWNER/NAME makes, which is not given")
     if args.to == "tf1" and args.push:
         raise UserError(f"--push {args.push}: the hub takes Hugging Face's form: leave out --to tf1")
-    publication = Publication(args.license, args.language, args.push)
+    publication = Publication(args.license, args.language, args.push, args.license_name, args.license_link)
+    for remark in publication.remarks:
+        write_line(f"warning: {remark}")
     weights = find_weights(args.source or f"orbax:{args.workdir}", args.step, args.vocab)
     parts = parity.parts_of(weights.config)
     repositories = hub.repositories(args.push, parts) if args.push else {}

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from electra_flax import hub
 from electra_flax.charts import LEARNING, draw
 from electra_flax.config import ModelConfig
@@ -32,7 +34,7 @@ _CITATION = """```bibtex
 ```"""
 
 
-# What the hub takes in a card's header (its documentation, "Licenses"); huggingface_hub has no list of its own.
+# The hub's documentation, "Licenses", as it was in 2026; huggingface_hub has no list. It grows: others are passed on.
 _LICENSES = """
 apache-2.0 mit openrail openrail++ bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
 creativeml-openrail-m deepfloyd-if-license afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause
@@ -43,14 +45,8 @@ eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-
 lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib
 pddl fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other
 """.split()
-# ISO 639-1; ISO 639-3 has three letters, and the hub two words of its own.
-_LANGUAGES = """
-aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo
-es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg
-ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn
-no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta
-te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu code multilingual
-""".split()
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LANGUAGE = re.compile("[a-z]{2,3}|code|multilingual")  # ISO 639, whose lists are long, and two words of the hub's
 
 
 @dataclass(frozen=True)
@@ -63,32 +59,57 @@ class Publication:
     """The code of a language, as ko; "" leaves it open."""
     repository: str = ""
     """OWNER/NAME on the hub, to which -discriminator and -generator are added; "" leaves the models unpublished."""
+    license_name: str = ""
+    """Of a licence without identifier, whose `license` is other."""
+    license_link: str = ""
+    """Where its text is."""
 
     def __post_init__(self) -> None:
-        if self.license and self.license not in _LICENSES:
+        if self.license and not _LICENSE.fullmatch(self.license):
             raise UserError(
-                f"--license {self.license}: not an identifier that the hub knows{_nearest(self.license, _LICENSES)}; "
-                "expected one such as apache-2.0, mit or cc-by-sa-4.0, or other"
+                f"--license {self.license}: no identifier of the hub's{self._nearest()}; expected one such as "
+                "apache-2.0, mit or cc-by-sa-4.0; one that has none is --license other --license-name NAME"
             )
-        if self.language and self.language not in _LANGUAGES and not re.fullmatch("[a-z]{3}", self.language):
+        if (self.license_name or self.license_link) and self.license != "other":
             raise UserError(
-                f"--language {self.language}: not a code of a language; expected two letters (ISO 639-1) such as ko or "
-                "en, three (ISO 639-3), or multilingual"
+                "--license-name and --license-link are of a licence without identifier: add --license other"
+            )
+        if self.language and not _LANGUAGE.fullmatch(self.language):
+            raise UserError(
+                f"--language {self.language}: not a code of a language; expected two or three small letters (ISO 639) "
+                "such as ko or en, without a region, or multilingual"
             )
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What may be wrong, to be told to the user."""
+        if not self.license or self.license in _LICENSES:
+            return ()
+        return (
+            f"--license {self.license}: not among the hub's identifiers that this release knows{self._nearest()}; "
+            "if the hub does not know it either, give --license other --license-name NAME",
+        )
 
-def _nearest(given: str, known: list[str]) -> str:
-    found = difflib.get_close_matches(re.sub(r"[\s_]+", "-", given.lower()), known, 1)
-    return f" (did you mean {found[0]}?)" if found else ""
+    def header(self) -> list[str]:
+        """Lines of YAML."""
+        given = {name: getattr(self, name) for name in ("license", "license_name", "license_link", "language")}
+        return [f"{name}: {_yaml(value)}" for name, value in given.items() if value]
+
+    def _nearest(self) -> str:
+        found = difflib.get_close_matches(re.sub(r"[\s_]+", "-", self.license.lower()), _LICENSES, 1)
+        return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _yaml(value: str) -> str:
+    """Quoted where it needs to be, such as no, which is Norwegian and YAML's word for false."""
+    return yaml.safe_dump(value, allow_unicode=True, width=10_000).removesuffix("...\n").strip()
 
 
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
     """{file name: content}: README.md and, of a run, the picture of its curves."""
     does, tag = _DOES[part]
     header = ["library_name: transformers"]
-    header += [f"license: {publication.license}"] if publication.license else []
-    header += [f"language: {publication.language}"] if publication.language else []
-    header += ["tags:", "- electra", "- electra-flax", f"- {tag}"]
+    header += [*publication.header(), "tags:", "- electra", "- electra-flax", f"- {tag}"]
     history = _history(weights)
     sections = [
         "---\n" + "\n".join(header) + "\n---",
@@ -101,7 +122,7 @@ def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Pub
         _usage(part, publication.repository),
         *(_training(weights, history) if weights.run else []),
         "## Licence",
-        publication.license or "Not stated by its publisher.",
+        _license(publication),
         "## Citation",
         _CITATION,
     ]
@@ -109,6 +130,11 @@ def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Pub
     if history is not None:
         files[CURVES] = draw([history], LEARNING)
     return files
+
+
+def _license(publication: Publication) -> str:
+    said = publication.license_name or publication.license or "Not stated by its publisher."
+    return f"{said} ({publication.license_link})" if publication.license_link else said
 
 
 def _history(weights: Weights) -> History | None:

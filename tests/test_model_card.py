@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import yaml
 from weights_tools import random_weights
 
 from electra_flax.errors import UserError
@@ -44,17 +45,38 @@ def test_sizes_are_readable(tmp_path, size, expected):
 
 
 @pytest.mark.parametrize(
-    ("license", "language", "expected"),
+    ("given", "expected"),
     [
-        ("Apache 2.0", "", "--license Apache 2.0: not an identifier that the hub knows (did you mean apache-2.0?)"),
-        ("mit\ntags: [x]", "", "not an identifier"),
-        ("", "Korean", "--language Korean: not a code of a language"),
-        ("", "xx", "--language xx: not a code"),
-        ("", "ko\n", "not a code"),
+        ({"license": "Apache 2.0"}, "--license Apache 2.0: no identifier of the hub's (did you mean apache-2.0?)"),
+        ({"license": "MIT"}, "(did you mean mit?); expected one such as apache-2.0, mit or cc-by-sa-4.0; one that has "
+         "none is --license other --license-name NAME"),
+        ({"license": "mit\ntags: [x]"}, "no identifier"),
+        ({"license": "mit", "license_name": "Ours"}, "of a licence without identifier: add --license other"),
+        ({"license_link": "https://a.b"}, "add --license other"),
+        ({"language": "Korean"}, "--language Korean: not a code of a language"),
+        ({"language": "ko-KR"}, "two or three small letters (ISO 639) such as ko or en, without a region"),
+        ({"language": "ko\n"}, "not a code"),
     ],
-)
-def test_identifiers_that_the_hub_does_not_know_are_refused(license, language, expected):
+)  # fmt: skip
+def test_what_is_no_identifier_is_refused(given, expected):
     with pytest.raises(UserError) as caught:
-        Publication(license, language)
+        Publication(**given)
     assert expected in str(caught.value)
-    assert Publication("other", "kor").language == "kor"
+
+
+@pytest.mark.parametrize(
+    ("given", "header", "remarks"),
+    [
+        ({}, [], 0),
+        ({"license": "cc-by-nc-sa-4.0", "language": "multilingual"},
+         ["license: cc-by-nc-sa-4.0", "language: multilingual"], 0),
+        ({"license": "llama9.1", "language": "jje"}, ["license: llama9.1", "language: jje"], 1),
+        ({"language": "no"}, ["language: 'no'"], 0),  # Norwegian, not YAML's false
+        ({"license": "other", "license_name": "우리: 것", "license_link": "https://a.b/L"},
+         ["license: other", "license_name: '우리: 것'", "license_link: https://a.b/L"], 0),
+    ],
+)  # fmt: skip
+def test_what_the_hub_may_know_is_passed_on(given, header, remarks):
+    publication = Publication(**given)
+    assert publication.header() == header and len(publication.remarks) == remarks
+    assert yaml.safe_load("\n".join(header)) == (given or None)
