@@ -113,7 +113,8 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
     hparams = original_hparams(weights.config, casing)
     if "layer_norm_eps" in hparams["model_hparam_overrides"]:
         log.warning(
-            "layer_norm_eps=%g: the original's is always %g, whatever hparams.json says: its outputs will differ",
+            "layer_norm_eps=%g: the original's code has %g and reads no other: this checkpoint computes something else "
+            "there; electra-flax reads the value back from hparams.json",
             weights.config.model.layer_norm_eps, _ORIGINAL["layer_norm_eps"],
         )  # fmt: skip
     with _progress(2 * sum(int(np.prod(shape)) for shape in shapes.values()), lambda name: ours[name]()) as read:

@@ -139,7 +139,7 @@ def test_what_the_original_cannot_build_is_said(tmp_path, caplog):
     with pytest.raises(UserError, match="generator.num_attention_heads=2, which the original cannot build"):
         original_hparams(tiny_config(generator={"num_attention_heads": 2, "intermediate_size": 64}), CASED)
     export_to_tf1(random_weights(tmp_path, model={"layer_norm_eps": 1e-5}), tmp_path / "out")
-    assert "layer_norm_eps=1e-05: the original's is always 1e-12" in caplog.text
+    assert "layer_norm_eps=1e-05: the original's code has 1e-12 and reads no other" in caplog.text
     assert find_weights(f"tf1:{tmp_path}/out/model.ckpt-7").config.model.layer_norm_eps == 1e-5
 
 
