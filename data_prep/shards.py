@@ -50,8 +50,13 @@ def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> 
     refuse_occupied(out)
     work = out.with_name(out.name + ".partial")
     _begin_or_continue(job, corpus, vocabulary, work)
-    with pool.Pool(num_workers, work / "workers") as workers:
-        manifest = _run_stages(job, corpus, vocabulary, work, workers.in_order)
+    try:
+        with pool.Pool(num_workers, work / "workers") as workers:
+            manifest = _run_stages(job, corpus, vocabulary, work, workers.in_order)
+    except UserError:
+        if not chunks.is_finished(work / "chunks", 0):  # nothing there that a second run could go on with
+            shutil.rmtree(work)
+        raise
     # Only now: a worker that starts late, when a small corpus is done already, must still find its folder.
     shards = work / "shards"
     write_metadata(manifest, vocabulary, shards)

@@ -357,6 +357,13 @@ def test_a_document_that_breaks_the_program_is_named(shard, monkeypatch, capsys)
     assert re.search(r"error: document 0 of chunk 0, from .*korean.txt: RecursionError: too deep: this document", error)
 
 
+def test_nothing_stays_of_a_job_that_is_refused_before_any_work(shard, tmp_path):
+    for content in ("", "[1]"):
+        (tmp_path / "corpus.json").write_text(content)
+        assert shard("out", "--workers", "1", corpus=tmp_path / "corpus.json")[0] == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["corpus.json"]
+
+
 def test_a_small_corpus_is_done_before_its_workers_start(vocab_dir, tmp_path):
     """More workers than there is work: those that start when all is done must not complain."""
     (tmp_path / "corpus.txt").write_text("한 문장이다.\n", encoding="utf-8")
