@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from electra_flax.errors import UserError
+from electra_flax.text import without_halves
 
 _NOT_TEXT_TAGS = {"ref", "table", "math", "gallery", "timeline", "score", "syntaxhighlight", "source", "references"}
 # Links that show no text: files and categories, in Korean and English, and the article in other languages.
@@ -29,6 +30,7 @@ def wikipedia_lines(markup: str) -> list[str]:
     code: Any = parser.parse(markup, skip_style_tags=True)
     text = "".join(_wikipedia_text(node, parser.nodes) for node in code.nodes)
     text = _EMPTY_BRACKETS.sub("", text.replace("'''", "").replace("''", ""))
+    text = without_halves(text)  # &#xD800; is half a pair
     lines = (_LIST_MARKS.sub("", line).strip() for line in text.split("\n"))
     return [line for line in lines if line and not line.startswith(("{|", "|", "!", "__", "----"))]
 
@@ -120,13 +122,15 @@ def namuwiki_lines(markup: str) -> list[str]:
 def _without_macros(text: str) -> str:
     """Macros with arguments go, whatever brackets these hold; of [ruby(text, ruby=reading)] the text stays."""
     closings = _closings(text)
-    parts, position = list[str](), 0
+    parts, position, nearest = list[str](), 0, 0
     for found in _NAMU_MACRO.finditer(text):
         if found.start() < position:  # within the one before
             continue
         end = closings.get(found.start(), 0)
         if text[end - 1 : end + 1] != ")]":  # brackets that are no pairs, as in [math([0, 1))]
-            end = text.find(")]", found.end(), found.end() + _MOST_MACRO_CHARACTERS) + 1
+            if nearest < found.end():
+                nearest = text.find(")]", found.end()) + 1 or len(text)
+            end = nearest if nearest < min(len(text), found.end() + _MOST_MACRO_CHARACTERS) else 0
         if end:
             inside = text[found.end() : end - 1]
             kept = _RUBY_ARGUMENTS.split(inside, maxsplit=1)[0] if found[1].lower() == "ruby" else ""
