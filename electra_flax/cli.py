@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from electra_flax.arguments import make_parser
+from electra_flax.arguments import make_parser, nearest_flag
 from electra_flax.console import LogHandler, print_json, print_text, write_line
 from electra_flax.ending import run_command
 from electra_flax.errors import Preempted, UserError
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser.parse_known_args(argv)
     if overrides and not (args.command in _WITH_CONFIGURATION and overrides[0].startswith("--")):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if problem := nearest_flag(parser, args.command, overrides):
+        parser.error(problem)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LogHandler()])
     logging.getLogger("electra_flax").setLevel(logging.INFO)
     # Orbax explains its own options at every start, and prints the traceback of what it raises too.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from electra_flax import workdir
 from electra_flax.config import Config
 from electra_flax.errors import Refusals, UserError
+from electra_flax.host_memory import check_fits
 from electra_flax.initial_weights import Start, check_start
 from electra_flax.input_pipeline import check_vocabulary, find_vocabulary, open_split
 from electra_flax.records import DataFolder, Manifest, ShardedExamples, Vocabulary
@@ -49,6 +50,7 @@ def open_all(
     mesh, opened = None, []
     with refusals.each():
         mesh = make_mesh(config.mesh)
+        check_fits(config, mesh)
     with refusals.each():
         _check_wandb(config)
     with refusals.each():

@@ -335,7 +335,7 @@ def test_a_run_that_streams_is_the_same_run(root, straight, proxy):
 def test_what_is_wrong_with_a_bucket_is_one_line(root, proxy, capsys, tmp_path, monkeypatch):
     absent = ["--data", "gs://bucket/empty"]
     for arguments, expected in (
-        (remote_command(root, "gs://bucket/z", *absent), "--data gs://bucket/empty: nothing there"),
+        (remote_command(root, "gs://bucket/z", *absent), "error: gs://bucket/empty: nothing there"),
         (remote_command(root, "gs://bucket/z", "--data", "gs://"), "gs://: expected gs://BUCKET/FOLDER"),
         (remote_command(root, "gs://no-such-bucket/z"), "gs://no-such-bucket/z: cannot be"),
         (remote_command(root, "gs://bucket/z", "--data.staging_folder", "/proc/x"), "data.staging_folder=/proc/x: "),
