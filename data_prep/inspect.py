@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from electra_flax.errors import escaped
@@ -44,7 +43,7 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
     manifest = summary.pop("manifest")
     for name, value in {**summary, **(manifest or {})}.items():
         if name not in ("splits", "sources", "cleaning"):
-            console.print(f"[bold]{name:19s}[/] {escape(escaped(_shown(name, value)))}")
+            console.print(_line(name, escaped(_shown(name, value))), soft_wrap=True)
     if manifest is None:
         return
     _show_cleaning(manifest["cleaning"], console)
@@ -55,7 +54,8 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
     _show_lengths(examples, manifest["max_seq_length"], console)
     rng = np.random.default_rng(0)
     for number, (ids, mask, segments) in enumerate(examples.read(range(min(num_examples, len(examples))))):
-        console.print(f"\n[bold]example {number}[/], {mask.sum()} tokens; reversed: as training might mask it")
+        title = Text.assemble("\n", (f"example {number}", "bold"), f", {mask.sum()} tokens")
+        console.print(title.append("; reversed: as training might mask it"))
         console.print(_coloured(vocabulary, ids[mask == 1], segments, rng))
 
 
@@ -67,23 +67,26 @@ def _shown(name: str, value: Any) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
+def _line(name: str, value: str) -> Text:
+    return Text.assemble((f"{name:19s}", "bold"), f" {value}")
+
+
 def _show_cleaning(cleaning: dict[str, Any], console: Console) -> None:
     if not cleaning:
         return
-    steps = escape(f"{cleaning['recipe']}: {', '.join(cleaning['steps']) or 'no step'}")
-    console.print(f"[bold]{'cleaning':19s}[/] {steps}")
+    console.print(_line("cleaning", escaped(f"{cleaning['recipe']}: {', '.join(cleaning['steps']) or 'no step'}")))
     for step, count in cleaning["changed_or_dropped"].items():
-        console.print(f"  {step:17s} {count:,} texts changed or dropped", markup=False)
+        console.print(f"  {step:17s} {count:,} texts changed or dropped")
     for path, reason in cleaning["malformed_files"].items():
-        console.print(f"  {path}: {reason}", markup=False, soft_wrap=True)
+        console.print(escaped(f"  {path}: {reason}"), soft_wrap=True)
 
 
 def _show_sources(sources: list[dict[str, Any]], console: Console) -> None:
-    console.print(f"[bold]{'sources':19s}[/] {len(sources)} files")
+    console.print(_line("sources", f"{len(sources)} files"))
     largest = sorted(sources, key=lambda source: -source["documents"])[:_SHOWN_SOURCES]
     for source in largest:
         counts = f"  {source['documents']:>12,} documents  {source['bytes']:>15,} bytes  "
-        console.print(counts + escaped(source["path"]), markup=False)
+        console.print(counts + escaped(source["path"]))
     if len(sources) > _SHOWN_SOURCES:
         console.print(f"  and {len(sources) - _SHOWN_SOURCES} more")
 
@@ -93,7 +96,7 @@ def _show_lengths(examples: ShardedExamples, max_seq_length: int, console: Conso
     places = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), _SAMPLED_EXAMPLES), dtype=int))
     lengths = examples.read(places)[:, 1].sum(axis=1)
     counts, edges = np.histogram(lengths, bins=_BINS, range=(0, max_seq_length))
-    console.print(f"[bold]{'tokens an example':19s}[/] of {len(places):,} examples")
+    console.print(_line("tokens an example", f"of {len(places):,} examples"))
     for count, first, last in zip(counts, edges, edges[1:], strict=False):
         bar = "█" * round(40 * count / counts.max())
         console.print(f"  {int(first) + 1:5d} to {int(last):5d} {count / len(places):6.1%} {bar}")

@@ -142,7 +142,7 @@ def show(usages: Sequence[Usage], console: Console) -> None:
     for usage in usages:
         if usage.unknown_characters:
             shown = "  ".join(f"{character} {count:,}" for character, count in usage.unknown_characters.items())
-            console.print(f"{usage.name}: characters it lacks: {shown}", markup=False, soft_wrap=True)
+            console.print(f"{usage.name}: characters it lacks: {shown}", soft_wrap=True)
 
 
 def write(usages: Sequence[Usage], folder: Path) -> list[Path]:

@@ -16,8 +16,11 @@ from electra_flax.progress_bar import Bar
 
 
 def console() -> Console:
-    """The standard output: plain text, no line broken, where it is no terminal; NO_COLOR takes the colours."""
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    """The standard output: plain text, no line broken, where it is no terminal; NO_COLOR takes the colours.
+
+    Brackets and colons are letters, also in tables: names of folders and words hold them. Styles are those of Text.
+    """
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

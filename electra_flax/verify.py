@@ -6,6 +6,7 @@ from itertools import cycle
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from electra_flax import parity
 from electra_flax.errors import UserError
@@ -41,11 +42,11 @@ def table(part: str, found: dict[str, parity.Differences | None], tolerance: flo
         shown.add_column(name, justify="right")
     depth = max((len(differences.hidden) for differences in there.values()), default=0)
 
-    def cells(values: dict[str, float]) -> list[str]:
+    def cells(values: dict[str, float]) -> list[Text]:
         return [
-            (f"{values[name]:.1e}" if values[name] <= tolerance else f"[bold red]{values[name]:.1e}[/]")  # also NaN
+            Text(f"{values[name]:.1e}", style="" if values[name] <= tolerance else "bold red")  # NaN too
             if name in values
-            else "not installed"
+            else Text("not installed")
             for name in found
         ]
 
