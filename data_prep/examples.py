@@ -1,4 +1,4 @@
-"""Sentences of token ids -> examples of one or two segments (SEMANTICS.md section 2).
+"""Sentences of token ids -> examples of one or two segments (docs/semantics.md, section 2).
 
 `original` makes the random calls of the original code in its order and, like it, throws away what is cut off.
 `carry` chooses segments by the same rules and begins the next example with what was cut off: no token is lost.

@@ -14,7 +14,7 @@ from electra_flax.errors import escaped
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 
 _SEGMENT_STYLES = ("cyan", "yellow")
-_MASKED = 0.15  # share of tokens that training masks (SEMANTICS.md section 5)
+_MASKED = 0.15  # share of tokens that training masks (docs/semantics.md, section 5)
 _SHOWN_SOURCES = 20
 _SAMPLED_EXAMPLES = 10_000
 _BINS = 8

@@ -1,4 +1,4 @@
-"""Text -> a WordPiece vocabulary (SEMANTICS.md section 1; KoELECTRA's recipe: cased, accents kept).
+"""Text -> a WordPiece vocabulary (docs/semantics.md, section 1; KoELECTRA's recipe: cased, accents kept).
 
 Whatever learns the pieces, the result is a WordPiece vocabulary that works on text split at white space and
 punctuation alone: pieces that continue a word begin with ##, also where MeCab or SentencePiece found them.

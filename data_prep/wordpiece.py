@@ -1,7 +1,7 @@
 """WordPiece over code points, compiled: greedy matching in a trie of the vocabulary.
 
 What a character is (part of a word, a word of its own, space) comes from outside as a table, so no rule of BERT's is
-repeated here. Source of the matching: SEMANTICS.md section 1.
+repeated here. Source of the matching: docs/semantics.md, section 1.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from electra_flax import randomness
 
-# What a masked key's score is lowered by (SEMANTICS.md section 3).
+# What a masked key's score is lowered by (docs/semantics.md, section 8).
 MASK_BIAS = -10000.0
 
 

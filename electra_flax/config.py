@@ -2,7 +2,7 @@
 
 Every field is named, typed, bounded and explained here and nowhere else; `configs/*.yaml` hold only what differs, and
 `config_io` reads them. Sizes, batch, length and learning rate have no default on purpose: the original's defaults
-(SEMANTICS.md section 4) silently left the generator of a base model at 1/4.
+(docs/semantics.md, section 4) silently left the generator of a base model at 1/4.
 
 Imports nothing heavy: data preparation uses this module without JAX. Annotations are types, not strings: to evaluate
 strings, jsonargparse looks through all modules, and leaves a section out where a thread imports one meanwhile.
@@ -67,7 +67,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The generator's own sizes, written out in full, and what it shares (SEMANTICS.md section 9)."""
+    """The generator's own sizes, written out in full, and what it shares (docs/semantics.md, section 9)."""
 
     hidden_size: Size
     """Width of the transformer (the paper: 1/4 of the discriminator's, 1/3 for base)."""
@@ -102,7 +102,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Which tokens are hidden, and how (SEMANTICS.md section 5)."""
+    """Which tokens are hidden, and how (docs/semantics.md, section 5)."""
 
     mask_prob: Annotated[float, Range(0, 1, "()")] = 0.15
     """Share of the tokens that are predicted."""
@@ -115,7 +115,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is learned (SEMANTICS.md sections 6 and 7)."""
+    """What is learned (docs/semantics.md, sections 6 and 7)."""
 
     electra_objective: bool = True
     """Replaced-token detection; false: plain masked-language modelling of the `model` section, no discriminator."""
@@ -206,7 +206,7 @@ class LongPhaseConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW without bias correction (SEMANTICS.md section 10), or LAMB for very large batches."""
+    """AdamW without bias correction (docs/semantics.md, section 10), or LAMB for very large batches."""
 
     learning_rate: Annotated[float, Range(0, 1000, "(]")]
     """Peak of the schedule."""
@@ -386,7 +386,7 @@ class Config:
 
     @property
     def max_predictions_per_seq(self) -> int:
-        """Columns of a batch's masked positions, the original's N (SEMANTICS.md section 4)."""
+        """Columns of a batch's masked positions, the original's N (docs/semantics.md, section 4)."""
         return int((self.masking.mask_prob + 0.005) * self.data.max_seq_length)
 
 

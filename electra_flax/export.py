@@ -131,7 +131,7 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
 
 
 def original_hparams(config: Config, casing: Casing) -> dict[str, Any]:
-    """The original's --hparams, from which alone it builds the same variables (SEMANTICS.md section 4).
+    """The original's --hparams, from which alone it builds the same variables (docs/semantics.md, section 4).
 
     Raises UserError where its rules cannot make this generator.
     """

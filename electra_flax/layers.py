@@ -1,4 +1,4 @@
-"""The transformer's Linen modules, named as Hugging Face's Flax ELECTRA names them (SEMANTICS.md section 8).
+"""The transformer's Linen modules, named as Hugging Face's Flax ELECTRA names them (docs/semantics.md, section 8).
 
 Array names: B batch, T tokens, S tokens attended to, D hidden, E embedding, H heads, K head size, V vocabulary,
 M masked positions, F feed-forward. `dtype` is the type of matrix products and activations; parameters are float32.

@@ -1,4 +1,4 @@
-"""Losses and metrics as sums and counts, so that slices of a batch add up exactly (SEMANTICS.md sections 6, 7, 11).
+"""Losses and metrics as sums and counts: slices of a batch add up exactly (docs/semantics.md, sections 6, 7, 11).
 
 Array names: B batch, T tokens, M masked positions, V vocabulary, K thresholds.
 """

@@ -1,4 +1,4 @@
-"""Which tokens are hidden, what replaces them, and the labels: pure functions (SEMANTICS.md sections 5 and 6).
+"""Which tokens are hidden, what replaces them, and the labels: pure functions (docs/semantics.md, sections 5 and 6).
 
 Randomness comes as one seed per row (randomness.py): masks and samples depend on the step and the row's place in the
 global batch alone.

@@ -7,7 +7,7 @@ Only this module and `layers` import Flax Linen; everyone else sees a nested dic
     generator_predictions/{dense, LayerNorm}, generator_lm_head/bias
     discriminator_predictions/{dense, dense_prediction}
 
-Sharing follows SEMANTICS.md section 9.
+Sharing follows docs/semantics.md, section 9.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class _Electra(nn.Module):
 
 
 def init(config: Config, key: jax.Array) -> Params:
-    """Fresh float32 parameters (SEMANTICS.md section 8: truncated normal; two Glorot uniform kernels)."""
+    """Fresh float32 parameters (docs/semantics.md, section 8: truncated normal; two Glorot uniform kernels)."""
     return _Electra(config).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 

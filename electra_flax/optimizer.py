@@ -1,4 +1,4 @@
-"""The original's optimizer, AdamW without bias correction, and its schedule (SEMANTICS.md section 10); and LAMB."""
+"""The original's AdamW without bias correction, and its schedule (docs/semantics.md, section 10); and LAMB."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
 def scale_by_layer(decay: float, num_layers: int, below_top: int) -> optax.GradientTransformation:
     """Multiplies each parameter's update by decay ** (layers between it and the head), for fine-tuning.
 
-    The head's exponent is 0, that of the top layer `below_top`: 1 in the paper, 2 in the original's code (SEMANTICS.md
-    section 10); the embeddings are one below the first layer.
+    The head's exponent is 0, that of the top layer `below_top`: 1 in the paper, 2 in the original's code
+    (docs/semantics.md, section 10); the embeddings are one below the first layer.
     """
 
     def exponent(name: str) -> int:

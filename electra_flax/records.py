@@ -1,8 +1,7 @@
 """The contract between data preparation and training: examples in shards, their vocabulary and manifest.
 
 A shard is a TFRecord file (tfrecord.py) of `tf.train.Example`s with three int64 lists of max_seq_length values each:
-`input_ids`, `input_mask`, `segment_ids` (SEMANTICS.md section 2), so shards made by the original train here and ours
-train there.
+`input_ids`, `input_mask`, `segment_ids` (docs/semantics.md, section 2): the original's shards train here, ours there.
 
 Needs numpy, numba and google-crc32c only (and TensorStore for shards in a bucket): neither TensorFlow nor JAX.
 """
@@ -163,7 +162,7 @@ class SpecialTokens(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """A WordPiece vocabulary file: one token a line, the line number is the id (SEMANTICS.md section 1)."""
+    """A WordPiece vocabulary file: one token a line, the line number is the id (docs/semantics.md, section 1)."""
 
     path: Path
     tokens: list[str]

@@ -1,7 +1,7 @@
 """The WordPiece tokenizer of a vocabulary, and the files that Hugging Face's ElectraTokenizer loads.
 
 Shared by data preparation (which tokenizes with it) and export (which publishes it). Needs no JAX.
-Source of the rules: SEMANTICS.md section 1.
+Source of the rules: docs/semantics.md, section 1.
 """
 
 from __future__ import annotations

@@ -316,7 +316,7 @@ def _check_prefix(source: str, prefix: Path) -> None:
 
 
 def _tf1_model(shapes: Shapes, hparams: _Hparams, transformer: str, embeddings: str) -> ModelConfig:
-    """Sizes as the variables have them, the rest by the original's rules (SEMANTICS.md section 4)."""
+    """Sizes as the variables have them, the rest by the original's rules (docs/semantics.md, section 4)."""
     sizes: dict[str, Any] = dict(sizes_of(shapes, transformer, embeddings))
     sizes["num_attention_heads"] = max(1, sizes["hidden_size"] // HEAD_SIZE)
     overrides = dataclasses.asdict(hparams.model_hparam_overrides)

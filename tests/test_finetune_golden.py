@@ -1,4 +1,4 @@
-"""Fine-tuning in the mode that copies the original, against what the original computed (SEMANTICS.md section 13)."""
+"""Fine-tuning in the mode that copies the original, against what it computed (docs/semantics.md, section 13)."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ class Count(NamedTuple):
 
 def clip_by_recorded_norms(norms):
     """The original on CPU takes the norm of a lookup's gradient over its rows, before those of one token are summed
-    (SEMANTICS.md section 10); on TPU it is the true norm, which is ours."""
+    (docs/semantics.md, section 10); on TPU it is the true norm, which is ours."""
 
     def update(grads, state, params=None):
         return jax.tree.map(lambda g: g / jnp.maximum(1.0, norms[state.count]), grads), Count(state.count + 1)

@@ -203,4 +203,4 @@ def test_evaluation_metrics_are_the_originals(golden):
     )
     ours = losses.auc_sums(probs, labels, mask)
     without = losses.auc(np.asarray(ours["auc_replaced_above"]), np.asarray(ours["auc_original_above"]))
-    assert abs(without - 0.478) < 1e-3  # SEMANTICS.md section 11
+    assert abs(without - 0.478) < 1e-3  # docs/semantics.md, section 11

@@ -41,7 +41,7 @@ ODD = {
 
 
 def original_variables(hparams: dict, vocab_size: int = 30522) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the parameters that the original builds, by its rules alone (SEMANTICS.md section 4)."""
+    """{name: shape} of the parameters that the original builds, by its rules alone (docs/semantics.md, section 4)."""
     sizes = {"small": (256, 12), "base": (768, 12), "large": (1024, 24)}[hparams.get("model_size", "small")]
     overrides = hparams.get("model_hparam_overrides", {})
     config = {"max_position_embeddings": 512, "type_vocab_size": 2, "hidden_size": sizes[0],

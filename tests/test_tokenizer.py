@@ -10,8 +10,8 @@ from electra_flax.tokenizer import Casing, build_tokenizer, save_tokenizer
 
 CASED = Casing(do_lower_case=False, strip_accents=False)
 # These lines hold characters that Unicode 11, the original's, does not have; the original deletes them as
-# unassigned. 21 are those that the original itself tokenizes differently under newer Pythons (SEMANTICS.md
-# section 1); in the other two the characters came with Unicode 16, which the tokenizers library knows.
+# unassigned. 21 are those that the original itself tokenizes differently under newer Pythons
+# (docs/semantics.md, section 1); the other two have characters of Unicode 16, which the tokenizers library knows.
 ASSIGNED_BY_UNICODE_14 = 21
 ASSIGNED_BY_UNICODE_16 = {400, 401}
 

@@ -1,7 +1,7 @@
 """What lies on the encoder for each kind of task: parameters, loss and predictions.
 
-Two forms: Hugging Face's, which ElectraForSequenceClassification and its kin load, and the original's (SEMANTICS.md
-section 13). Array names: B batch, T tokens, D hidden, N labels, K beams.
+Two forms: Hugging Face's, which ElectraForSequenceClassification and its kin load, and the original's
+(docs/semantics.md, section 13). Array names: B batch, T tokens, D hidden, N labels, K beams.
 """
 
 from __future__ import annotations

@@ -141,14 +141,14 @@ class Training:
     weight_decay: Annotated[float, Range(0, 1)]
     """Decoupled, of everything but biases and LayerNorms."""
     bias_correction: bool
-    """Adam's, which makes the first updates smaller; the original has none (SEMANTICS.md section 10)."""
+    """Adam's, which makes the first updates smaller; the original has none (docs/semantics.md, section 10)."""
     epsilon: Annotated[float, Range(0, 1, "(]")]
     """Of Adam, added outside the square root."""
     layer_decay: Annotated[float, Range(0, 1, "(]")]
     """Each layer learns with so much of the rate of the one above it; 1: all alike."""
     layer_decay_form: Literal["paper", "original"] = "paper"
     """paper: the top layer has layer_decay of the head's rate; original: as the original's code has it, one power
-    more for all layers and the embeddings (SEMANTICS.md section 10)."""
+    more for all layers and the embeddings (docs/semantics.md, section 10)."""
     head: Literal["huggingface", "original"] = "huggingface"
     """huggingface: what ElectraForSequenceClassification and its kin have; original: the original's heads, which no
     class of transformers loads."""
