@@ -353,7 +353,7 @@ class _HelpWithFields(argparse.Action):
         from electra_flax.config_io import fields_help
 
         fields = "fields of the configuration, each overridden by --section.field VALUE:"
-        print(f"{parser.format_help()}\n{fields}\n\n{fields_help(Config)}")
+        print(f"{parser.format_help()}\n{fields}\n\n{fields_help(Config, 'from the preset')}")
         parser.exit()
 
 
@@ -365,5 +365,7 @@ class _HelpWithTraining(_HelpWithFields):
         from electra_flax.finetune.task import Training, load_task, task_names
 
         tasks = "\n".join(f"  {name:16s}{load_task(name).title}" for name in task_names())
-        print(f"{parser.format_help()}\ntasks:\n{tasks}\n\nhyperparameters:\n\n{fields_help(Training)}")
+        print(
+            f"{parser.format_help()}\ntasks:\n{tasks}\n\nhyperparameters:\n\n{fields_help(Training, 'from the preset')}"
+        )
         parser.exit()

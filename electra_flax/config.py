@@ -186,8 +186,9 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class LongPhaseConfig:
-    """A second phase on longer sequences, as BERT was trained (Devlin et al. 2019, appendix A.2): the same model and
-    optimizer go on, and so does the schedule; the shards are those of --long-data."""
+    """A second phase on longer sequences, those of --long-data, as BERT had one (Devlin et al. 2019, appendix A.2).
+
+    Model, optimizer and schedule go on."""
 
     steps: StepsOrNone = 0
     """How many of training.num_steps, the last ones, are on long sequences; 0: none."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from electra_flax.config import Config
 from electra_flax.errors import UserError
@@ -94,9 +94,30 @@ def config_to_yaml(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def fields_help(cls: type) -> str:
-    """All fields with their meaning, type and default, for `--help`."""
-    return _parser(cls).format_help()
+def fields_help(cls: type, without_default: str) -> str:
+    """All fields with their meaning, type, range and default, or `without_default`, for `--help`."""
+    parser = _parser(cls)
+    parser.formatter_class = type("_Help", (_FieldsHelp,), {"without_default": without_default})
+    return parser.format_help()
+
+
+class _FieldsHelp(DefaultHelpFormatter):
+    """Fields one after another: not the sections themselves, which jsonargparse could read from files of their own."""
+
+    without_default = ""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if action.help != "Path to a configuration file.":
+            super().add_argument(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return re.sub(r"\(required(?=[,)])", f"({self.without_default}", super()._get_help_string(action))
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        kind = super()._get_type_str(action)
+        if kind is None or kind.startswith("Literal["):  # the choices stand beside the name
+            return None
+        return re.sub(r"Annotated\[(\w+), (.*)\]", r"\1, \2", kind)
 
 
 def config_fields(config: Config) -> dict[str, Any]:
@@ -120,7 +141,11 @@ def _parser(cls: type) -> ArgumentParser:
     if cls not in _parsers:
         # Without abbreviations: `--model.hid 3` must be an error, not a guess.
         parser = ArgumentParser(
-            exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None, usage=argparse.SUPPRESS
+            exit_on_error=False,
+            allow_abbrev=False,
+            add_help=False,
+            print_config=None,
+            usage=argparse.SUPPRESS,
         )
         parser.add_argument("--fields-from", action="config", help=argparse.SUPPRESS)
         parser.add_class_arguments(cls)

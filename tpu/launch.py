@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int | None:
     if args.command == "fields":
-        print(fields_help(Settings))
+        print(fields_help(Settings, "must be given"))
         return 0
     if not Path(args.settings).exists():
         raise UserError(f"--settings {args.settings}: no such file: copy tpu/tpu.yaml and fill it in")

@@ -1,7 +1,5 @@
 """What a run on Cloud TPU is: every field, its meaning and what is allowed; tpu/tpu.yaml holds what differs."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

@@ -1,0 +1,60 @@
+"""Numbers without bound in every flag of every command: usage, in one line that says what is expected."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pytest
+
+from data_prep.cli import _parser as data_parser
+from electra_flax.arguments import make_parser
+from electra_flax.cli import main
+from tpu.launch import _parser as tpu_parser
+
+PARSERS = {"electra-flax": make_parser(), "electra-data": data_parser(), "tpu": tpu_parser()}
+WRONG = ("-1", "nan", "inf", "1e400", str(2**63), str(10**30), "9" * 5000, "0x10", "x", "")
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command, each in action.choices.items():
+                yield from ((command, flag) for flag in each._actions if flag.option_strings)
+
+
+FLAGS = [(program, command, flag) for program, parser in PARSERS.items() for command, flag in commands(parser)]
+NUMBERS = [each for each in FLAGS if getattr(each[2].type, "__qualname__", "").startswith("in_range")]
+
+
+def test_no_flag_takes_any_number():
+    assert not [(program, command, flag.dest) for program, command, flag in FLAGS if flag.type in (int, float)]
+    assert len(NUMBERS) > 35
+
+
+@pytest.mark.parametrize(("program", "command", "flag"), NUMBERS, ids=lambda each: getattr(each, "dest", each))
+def test_a_wrong_number_is_usage(program, command, flag, capsys):
+    name = flag.option_strings[-1]
+    for value in WRONG:
+        with pytest.raises(SystemExit) as ended:
+            PARSERS[program].parse_args([command, f"{name}={value}"])
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert ended.value.code == 2 and f"argument {name}: " in last and "number, " in last and len(last) < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["pretrain", "--simulate-devices", "100000"], "argument --simulate-devices: 100000: expected a whole number"),
+        (["show", "--examples", "0"], "argument --examples: 0: expected a whole number, 1 to 10,000"),
+        (["fill", "--top", "0"], "argument --top: 0: expected a whole number, 1 to 10,000"),
+        (["verify", "--tolerance", "nan"], "argument --tolerance: nan: expected a number, 0 to 1,000,000"),
+        (["finetune", "--seeds", "1", "4294967296"], "argument --seeds: 4294967296: expected a whole number, 0 to"),
+        (["plan", "--batch", "0"], "argument --batch: 0: expected a whole number, 1 to 16,777,216"),
+        (["plan", "--price-per-hour", "0"], "expected a number, more than 0 and at most 1,000,000"),
+    ],
+)  # fmt: skip
+def test_what_was_seen(arguments, expected, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert expected in capsys.readouterr().err.splitlines()[-1]
