@@ -35,7 +35,7 @@ class History:
         config = work.read_config()
         records = _json_lines(work.folder / "metrics.jsonl")
         if not records:
-            raise UserError(f"--workdir {work}: no numbers there yet (metrics.jsonl); let the run make some steps")
+            raise UserError(f"{work}: no numbers there yet (metrics.jsonl); let the run make some steps")
         return cls(
             str(work), work, config,
             [record for record in records if record["split"] == "train"],

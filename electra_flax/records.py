@@ -278,7 +278,7 @@ class DataFolder(NamedTuple):
     def open(cls, path: Path) -> DataFolder:
         """Finds the shards. Raises UserError where there are none or the manifest names absent ones."""
         if not path.is_dir():
-            raise UserError(f"--data {path}: no such folder; electra-data shard --out {path} makes one")
+            raise UserError(f"{path}: no such folder; electra-data shard --out {path} makes one")
         if (path / "manifest.json").exists():
             manifest = Manifest.read(path)
             splits = {name: [path / shard.file for shard in shards] for name, shards in manifest.splits.items()}
@@ -293,7 +293,7 @@ class DataFolder(NamedTuple):
         )
         if not originals:
             raise UserError(
-                f"--data {path}: neither manifest.json nor pretrain_data.tfrecord-*-of-* there; "
+                f"{path}: neither manifest.json nor pretrain_data.tfrecord-*-of-* there; "
                 f"electra-data shard --out {path} makes shards"
             )
         return cls(path, {"train": [file for _, file in originals]}, None, None)

@@ -38,9 +38,7 @@ def stage(path: str, folder: str, alive: Callable[[str], None] = lambda what: No
     remote = RemoteFolder(path)
     files = remote.files()
     if not files:
-        raise UserError(
-            f"--data {path}: nothing there; electra-data shard, then gcloud storage cp -r, put shards there"
-        )
+        raise UserError(f"{path}: nothing there; electra-data shard, then gcloud storage cp -r, put shards there")
     home = Path(folder or "~/.cache/electra-flax/streamed").expanduser()
     local = home / remote.url.removeprefix(SCHEME)
     try:

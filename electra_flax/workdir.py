@@ -102,7 +102,7 @@ class Workdir:
         """The resolved configuration of the run. Raises UserError where there is none."""
         path = self.folder / "config.yaml"
         if not path.exists():
-            raise UserError(f"--workdir {self}: not the workdir of a run (no config.yaml there)")
+            raise UserError(f"{self}: not the workdir of a run (no config.yaml there)")
         return load_config(path)
 
     def read_data_path(self, phase: int) -> str:

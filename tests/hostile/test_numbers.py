@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from data_prep.cli import _parser as data_parser
-from electra_flax.arguments import make_parser
+from electra_flax import config_io
+from electra_flax.arguments import make_parser, nearest_flag
 from electra_flax.cli import main
+from electra_flax.config import Config
+from electra_flax.finetune.task import Training
 from tpu.launch import _parser as tpu_parser
 
 PARSERS = {"electra-flax": make_parser(), "electra-data": data_parser(), "tpu": tpu_parser()}
@@ -40,6 +43,14 @@ def test_a_wrong_number_is_usage(program, command, flag, capsys):
             PARSERS[program].parse_args([command, f"{name}={value}"])
         last = capsys.readouterr().err.splitlines()[-1]
         assert ended.value.code == 2 and f"argument {name}: " in last and "number, " in last and len(last) < 200
+
+
+def test_a_mistyped_flag_is_no_field():
+    parser = make_parser()
+    assert nearest_flag(parser, "pretrain", ["--work-dir", "x"]) == "--work-dir: no such flag; the nearest is --workdir"
+    assert "--seeds" in nearest_flag(parser, "finetune", ["--epochs=1", "--seed=1"])
+    for command, kind in (("pretrain", Config), ("plan", Config), ("doctor", Config), ("finetune", Training)):
+        assert not nearest_flag(parser, command, [f"--{name}" for name in config_io._fields(kind)])
 
 
 @pytest.mark.parametrize(
