@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadat
 from data_prep.shards import shard_counts
 from data_prep.sources import Source
 from electra_flax.errors import UserError
+from electra_flax.files import parse_json
 from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
 from electra_flax.tfrecord import ShardWriter, index_path
 
@@ -39,6 +41,14 @@ except ModuleNotFoundError:
 RUNNERS = {"direct": "DirectRunner", "dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "SparkRunner"}
 Key = tuple[int, int]  # of a document: its source and its number there, which is the order of the corpus
 Paragraphs = list[list[str]]
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the pipeline writes beside the shards."""
+
+    shards: dict[str, ShardInfo]
+    counts: dict[str, int]
 
 
 def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str, options: str) -> Manifest:
@@ -62,13 +72,13 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
     with beam.Pipeline(options=PipelineOptions([f"--runner={RUNNERS[runner]}", *shlex.split(options)])) as pipeline:
         _build(pipeline, job, corpus, vocabulary, counts, names, folder, summary)
     with FileSystems.open(summary) as file:
-        found = json.loads(file.read())
+        found = parse_json(file.read(), _Summary, summary, "run it again")
     FileSystems.delete([summary])
 
     infos: dict[str, list[ShardInfo]] = {split: [] for split in counts}
     for shard, (split, _) in enumerate(names):
-        infos[split].append(ShardInfo(**found["shards"][str(shard)]))
-    totals = Counter(found["counts"])
+        infos[split].append(found.shards[str(shard)])
+    totals = Counter(found.counts)
     if not sum(info.examples for info in infos["train"]):
         raise UserError(f"the corpus gave no training example ({len(corpus.sources)} files)")
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,8 @@ from data_prep.clean import Cleaner, CleaningOptions
 from data_prep.readers import Corpus
 from data_prep.reading import Document
 from data_prep.sources import zstd
+from electra_flax.errors import UserError
+from electra_flax.files import read_bytes, read_json
 
 _CHUNK_CHARACTERS = 1_000_000
 SIGNATURE_SIZE = 128
@@ -128,16 +132,19 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def read_info(folder: Path, number: int) -> ChunkInfo:
-    return ChunkInfo(**json.loads(chunk_path(folder, number, "json").read_bytes()))
+    return read_json(chunk_path(folder, number, "json"), ChunkInfo, anew(folder))
 
 
 def read_arrays(folder: Path, number: int) -> Any:
-    return np.load(chunk_path(folder, number, "npz"), allow_pickle=False)
+    """Of a cleaned chunk, by name. Raises UserError where they are damaged."""
+    return load_arrays(chunk_path(folder, number, "npz"))
 
 
 def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterator[list[str]]:
     """Documents of sentences, less the sentences marked in `dropped` [sentences] and documents that lose all."""
-    text = zstd.decompress(chunk_path(folder, number, "zst").read_bytes()).decode()
+    path = chunk_path(folder, number, "zst")
+    with _damage_named(path):
+        text = zstd.decompress(read_bytes(path)).decode()
     start = 0
     for document in text.split("\n\n") if text else []:
         sentences = document.split("\n")
@@ -147,6 +154,27 @@ def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterato
             sentences = [sentence for sentence, kept in zip(sentences, keep, strict=True) if kept]
         if sentences:
             yield sentences
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What np.savez wrote. Raises UserError where it is damaged."""
+    with _damage_named(path), np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def anew(folder: Path) -> str:
+    """What to do about a damaged piece of unfinished work."""
+    return f"remove {folder.parent} to start again"
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zstd.ZstdError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}): {anew(path.parent)}") from None
 
 
 def text_hash(text: str) -> int:

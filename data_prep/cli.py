@@ -334,7 +334,7 @@ def _shard(args: argparse.Namespace) -> None:
             f"{manifest.unk_rate:.1%} of the pieces are [UNK], of which nothing can be learned; below 1 % is usual: "
             + why_unknown(args.vocab, _first_lines(args))
         )
-    for step, count in manifest.cleaning["changed_or_dropped"].items():
+    for step, count in manifest.cleaning.get("changed_or_dropped", {}).items():
         print(f"{step:17s} {count:,} texts")
     print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
 

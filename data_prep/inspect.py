@@ -74,10 +74,11 @@ def _line(name: str, value: str) -> Text:
 def _show_cleaning(cleaning: dict[str, Any], console: Console) -> None:
     if not cleaning:
         return
-    console.print(_line("cleaning", escaped(f"{cleaning['recipe']}: {', '.join(cleaning['steps']) or 'no step'}")))
-    for step, count in cleaning["changed_or_dropped"].items():
-        console.print(f"  {step:17s} {count:,} texts changed or dropped")
-    for path, reason in cleaning["malformed_files"].items():
+    steps = f"{cleaning.get('recipe', 'none')}: {', '.join(cleaning.get('steps', ())) or 'no step'}"
+    console.print(_line("cleaning", escaped(steps)))
+    for step, count in cleaning.get("changed_or_dropped", {}).items():
+        console.print(f"  {escaped(step):17s} {count:,} texts changed or dropped")
+    for path, reason in cleaning.get("malformed_files", {}).items():
         console.print(escaped(f"  {path}: {reason}"), soft_wrap=True)
 
 

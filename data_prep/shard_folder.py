@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.build import ShardJob
 from data_prep.readers import Corpus
 from electra_flax.errors import UserError
-from electra_flax.records import FEATURES, Manifest, ShardInfo, Vocabulary
+from electra_flax.files import read_bytes, write_all
+from electra_flax.records import FEATURES, CleaningInfo, Manifest, ShardInfo, Vocabulary
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raises UserError where `out` is neither new nor an empty folder."""
+    """Raises UserError where `out` is neither new nor an empty folder, or has no name of its own, as . and /."""
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out}: expected the name of a new folder")
     if (out / "manifest.json").exists():
         raise UserError(f"--out {out}: already holds shards; remove the folder or choose another")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -48,13 +49,20 @@ def make_manifest(
             for number, source in enumerate(corpus.sources)
         ],
         splits=infos,
-        cleaning={**dataclasses.asdict(job.cleaning), "changed_or_dropped": cleaned, "malformed_files": malformed},
+        cleaning=CleaningInfo(
+            recipe=job.cleaning.recipe,
+            steps=list(job.cleaning.steps),
+            splitter=job.cleaning.splitter,
+            min_characters=job.cleaning.min_characters,
+            near_similarity=job.cleaning.near_similarity,
+            changed_or_dropped=cleaned,
+            malformed_files=malformed,
+        ),
     )
 
 
 def write_metadata(manifest: Manifest, vocabulary: Vocabulary, folder: Path) -> None:
     """vocab.txt, features.json and dataset_info.json, with which tfds opens the folder, and manifest.json."""
-    shutil.copyfile(vocabulary.path, folder / "vocab.txt")
     prefix = "tensorflow_datasets.core.features"
     tensor = {
         "pythonClassName": f"{prefix}.tensor_feature.Tensor",
@@ -83,6 +91,7 @@ def write_metadata(manifest: Manifest, vocabulary: Vocabulary, folder: Path) -> 
             for split, shards in manifest.splits.items()
         ],
     }
-    for name, values in (("features.json", features), ("dataset_info.json", info)):
-        (folder / name).write_text(json.dumps(values, indent=1) + "\n")
+    named = {"features.json": features, "dataset_info.json": info}
+    texts: dict[str, str | bytes] = {name: json.dumps(values, indent=1) + "\n" for name, values in named.items()}
+    write_all(folder, {"vocab.txt": read_bytes(vocabulary.path), **texts})
     manifest.write(folder)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import NonNegativeInt
 from rich.filesize import decimal
 
 from data_prep import chunks, pool
@@ -35,9 +36,11 @@ from data_prep.readers import Corpus
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
 from electra_flax.console import Bar, progress
 from electra_flax.errors import UserError
+from electra_flax.files import read_json
 from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
 from electra_flax.tfrecord import ShardWriter, index_path
 
+_STAGES = ("chunks", "records", "shards")
 _SHARD_BYTES = 64 << 20  # of text
 _WORK_VERSION = 1  # raised when the same job would make other pieces: unfinished work of a former release is not mixed
 _MAX_SHARD_BYTES = 512 << 20  # a shard is shuffled in memory
@@ -102,7 +105,7 @@ def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, wo
     identity = json.loads(json.dumps(identity))
     path = work / "job.json"
     if path.exists():
-        before = json.loads(path.read_bytes())
+        before = read_json(path, dict[str, Any], f"remove {work} to start again")
         different = [name for name in identity if identity[name] != before.get(name)]
         has_work = chunks.is_finished(work / "chunks", 0)
         if different and has_work:
@@ -112,9 +115,11 @@ def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, wo
             )
         if not different:
             return
+    elif work.exists() and not (work.is_dir() and {file.name for file in work.iterdir()} <= {*_STAGES, "workers"}):
+        raise UserError(f"{work}: would hold the unfinished work, but is something else: choose another --out")
     _check_disk(corpus, work)
     shutil.rmtree(work, ignore_errors=True)
-    for folder in ("chunks", "records", "shards"):
+    for folder in _STAGES:
         (work / folder).mkdir(parents=True)
     write_whole(path, json.dumps(identity, indent=1).encode())
 
@@ -132,6 +137,15 @@ def _check_disk(corpus: Corpus, work: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- stages 1 and 2
+
+
+@dataclass(frozen=True)
+class _Complete:
+    """complete.json: all chunks are there."""
+
+    chunks: NonNegativeInt
+    malformed: dict[str, str]
+    """{file: why it was left out}"""
 
 
 @dataclass
@@ -180,9 +194,9 @@ def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
         with _bar("1 of 4, reading and cleaning", corpus.total_bytes) as bar:
             for _ in run(chunks.clean_chunk, missing()):
                 pass
-        write_whole(complete, json.dumps({"chunks": number + 1, "malformed": corpus.malformed}).encode())
-    found = json.loads(complete.read_bytes())
-    return _Summary([chunks.read_info(folder, number) for number in range(found["chunks"])], found["malformed"])
+        write_whole(complete, json.dumps(vars(_Complete(number + 1, corpus.malformed))).encode())
+    found = read_json(complete, _Complete, chunks.anew(folder))
+    return _Summary([chunks.read_info(folder, number) for number in range(found.chunks)], found.malformed)
 
 
 def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]:
@@ -197,7 +211,7 @@ def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]
                     sum(chunk.sentences for chunk in summary.chunks), lambda _: bar.update(),
                 )  # fmt: skip
         write_whole(path, json.dumps(counts).encode())
-    return json.loads(path.read_bytes())
+    return read_json(path, dict[str, int], chunks.anew(path.parent))
 
 
 def shard_counts(job: ShardJob, text_bytes: int) -> dict[str, int]:
@@ -256,7 +270,7 @@ def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int],
         bar.update(sum(chunk.bytes for chunk, built in zip(summary.chunks, is_built, strict=True) if built))
         for task, _ in run(_build_chunk, tasks):
             bar.update(summary.chunks[task.number].bytes)
-    arrays = [np.load(chunk_path(work / "records", number, "npz")) for number in range(len(summary.chunks))]
+    arrays = [chunks.load_arrays(chunk_path(work / "records", number, "npz")) for number in range(len(summary.chunks))]
     pieces, unknown, discarded = sum(found["counts"] for found in arrays)
     return _Totals(
         np.stack([found["bounds"] for found in arrays]),

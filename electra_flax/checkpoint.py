@@ -9,8 +9,12 @@ once in `<workdir>/config.yaml`.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import stat
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +29,7 @@ import electra_flax
 from electra_flax import processes, storage
 from electra_flax.config import CheckpointConfig
 from electra_flax.errors import RunError, Unavailable, UserError
+from electra_flax.files import parse_json, read_bytes
 from electra_flax.model import Params
 from electra_flax.sharding import state_shardings
 from electra_flax.step import TrainState
@@ -37,12 +42,46 @@ _BARRIER_SECONDS = 300  # that a process waits for the others to have written th
 Notes = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Meta:
+    """The small JSON beside a state."""
+
+    next_batch: int
+    electra_flax: str
+    notes: Notes
+    fingerprint: list[int] | None = None
+    """None: of an earlier release."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's; a checkpoint whose metrics are damaged counts as one that was not evaluated."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        path = self.directory / str(step) / "metrics/metrics"
+        if not path.exists():
+            return None
+        try:
+            data = path.read_bytes() if is_remote(str(path)) else read_bytes(Path(path))
+            return parse_json(data, _Evaluated, path, "this checkpoint counts as not evaluated").__dict__
+        except UserError as error:
+            log.warning("%s", error)
+            return None
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What is kept beside a checkpoint that was evaluated."""
+
+    loss: float
+
+
 class Checkpoints:
     """The checkpoints of one workdir, by the step after which they were made; saves in the background."""
 
-    def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None) -> None:
-        """Those in `folder`, local or gs://; to read only where `config` is None. Raises UserError where it is none."""
-        self._path = epath.Path(folder)
+    def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None, notes: Any = Notes) -> None:
+        """Those in `folder`, local or gs://; to read only where `config` is None. A checkpoint whose notes are not of
+        the type `notes` is damaged. Raises UserError where `folder` is none."""
+        self._path, self._config, self._notes = epath.Path(folder), config, notes
         options = ocp.CheckpointManagerOptions(read_only=True, enable_async_checkpointing=False)
         if config is not None:
             options = ocp.CheckpointManagerOptions(
@@ -58,12 +97,37 @@ class Checkpoints:
                 raise UserError(
                     f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
                 )
+            self._check_small_files()
             # Floats hardly shrink: compressing them only takes the host's time from the step.
             state_handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers())
             handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
-            return ocp.CheckpointManager(self._path, options=options, item_handlers=handlers)
+            return _Manager(self._path, options=options, item_handlers=handlers)
 
         self._manager = patiently(self._path, open_manager)
+
+    def _check_small_files(self) -> None:
+        """Sets checkpoints aside that keep Orbax from opening the folder at all. Raises UserError where that is to be
+        read only, or none is left."""
+        with processes.together():
+            if not processes.is_main() or not self._path.exists():
+                return
+            damaged: dict[int, str] = {}
+            folders = [path for path in self._path.iterdir() if path.name.isdecimal()]
+            for folder in folders:
+                try:
+                    _check_files(folder)
+                    if (described := folder / "_CHECKPOINT_METADATA").is_file():
+                        parse_json(described.read_bytes(), dict[str, Any] | None, described.name, "it was damaged")
+                except UserError as error:
+                    damaged[int(folder.name)] = str(error)
+            if damaged and self._config is None:
+                reasons = "; ".join(
+                    f"{self._path / str(step)}: damaged ({problem})" for step, problem in damaged.items()
+                )
+                raise UserError(f"{reasons}: move it away, or have electra-flax pretrain set it aside")
+            if len(damaged) == len(folders):
+                self._refuse(damaged)
+            self._set_aside(damaged)
 
     @property
     def steps(self) -> list[int]:
@@ -192,17 +256,24 @@ class Checkpoints:
             state, notes, problem = self._read(shapes, mesh, step)
             if not problem:
                 self._set_aside(damaged)
+                if damaged:
+                    processes.wait_for_all("damaged checkpoints set aside")
+                    self._manager.reload()
                 return state, notes
             if isinstance(unreadable := self._unreadable(step, problem), Unavailable):
                 raise unreadable
             damaged[step] = problem
+        self._refuse(damaged)
+        return None
+
+    def _refuse(self, damaged: dict[int, str]) -> None:
+        """Raises UserError where there is any, which are all that there are."""
         if damaged:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
             raise UserError(
                 f"{self._path}: none of the checkpoints can be read ({reasons}): put a copy back, or start again in "
                 "a new --workdir"
             )
-        return None
 
     def _read(self, shapes: TrainState, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
         """State, notes and "", or anything and why it cannot be used; the same in all processes."""
@@ -230,18 +301,20 @@ class Checkpoints:
 
     def _try_to_read(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes, str]:
         state: Any = None
-        meta: dict[str, Any] = {}
+        notes: Notes = {}
         try:
             restored: Any = self._manager.restore(
                 step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
             )
-            state, meta = restored["state"], restored["meta"]
-            expected = meta.get("fingerprint")
-            is_whole = expected is None or _is_whole(state, expected)  # None: an earlier release
+            state, meta = restored["state"], parse_json(json.dumps(restored["meta"]), _Meta, "meta", "it was damaged")
+            notes = parse_json(json.dumps(meta.notes), self._notes, "notes", "they were damaged")
+            is_whole = meta.fingerprint is None or _is_whole(state, meta.fingerprint)
             problem = "" if is_whole else "its numbers are not those that were saved"
+        except UserError as error:
+            problem = str(error)
         except Exception as error:  # Orbax and TensorStore raise whatever they meet
             problem = reason(error)
-        return state, meta.get("notes", {}), processes.first_problem(problem)
+        return state, notes, processes.first_problem(problem)
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         for step, problem in damaged.items():
@@ -251,14 +324,18 @@ class Checkpoints:
             )
             if jax.process_index() == 0:
                 _move(self._path / str(step), target)
-        if damaged:
-            processes.wait_for_all("damaged checkpoints set aside")
-            self._manager.reload()
 
     def close(self) -> None:
         """After `finish`, which has told what failed."""
         with contextlib.suppress(Exception):  # a part of a save that was given up may fail once more, later
             self._manager.close()
+
+
+def _check_files(folder: epath.Path) -> None:
+    """Raises UserError for what is neither file nor folder: reading it might never end."""
+    for path in () if is_remote(str(folder)) else Path(folder).rglob("*"):
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"{path.relative_to(folder)}: no regular file")
 
 
 def _is_whole(read: Any, expected: list[int]) -> bool:

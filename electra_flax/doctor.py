@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 def diagnose(run: History) -> list[Finding]:
     """Everything found in a run's numbers and configuration; nothing for a healthy run."""
     rules: Sequence[Callable[[History], Iterator[Finding]]] = (
-        _first_loss, _generator_stuck, _not_finite, _input_bound, _checkpoints_too_rare,
+        _first_loss, _generator_stuck, _not_finite, _input_bound, _checkpoints_too_rare, _lines_left_out,
     )  # fmt: skip
     return [
         *_discriminator_at_base_rate(run),
@@ -161,4 +161,12 @@ def _checkpoints_too_rare(run: History) -> Iterator[Finding]:
         yield Finding(
             f"{minutes:.0f} minutes of work are lost when a machine is taken away without notice, as spot machines are",
             "lower checkpoint.every_minutes to 10",
+        )
+
+
+def _lines_left_out(run: History) -> Iterator[Finding]:
+    for name, count in run.unreadable.items():
+        yield Finding(
+            f"{name}: {count:,} lines cannot be read and are left out",
+            "something else wrote there, or a disk is failing: look at the file, and at the disk",
         )

@@ -75,6 +75,14 @@ def parse_json(data: bytes | str, kind: type[T], where: object, fix: str, *, is_
         raise UserError(f"{where}: {_problem(error)}: {fix}") from None
 
 
+def recall(path: Path, kind: type[T]) -> T | None:
+    """What was kept only to save work: None where it is absent, damaged or of another release, and is made again."""
+    try:
+        return read_json(path, kind, "it is made again")
+    except UserError:
+        return None
+
+
 def parse_lines(data: bytes, kind: type[T]) -> tuple[list[T], int]:
     """JSON lines as `kind`s, and how many lines could not be read: cut off when a process was killed, or damaged."""
     found: list[T] = []

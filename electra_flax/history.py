@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from orbax.checkpoint.utils import checkpoint_steps
+from pydantic import BaseModel, ConfigDict, Field
 
 from electra_flax.config import Config
 from electra_flax.errors import UserError
+from electra_flax.files import parse_lines, read_bytes
 from electra_flax.workdir import Workdir
+
+METRICS = "metrics.jsonl"
+_Step = Annotated[int, Field(ge=0, le=1 << 40)]
+_Time = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # until the year 9999
+
+
+class Record(BaseModel):
+    """A line of metrics.jsonl; its other fields are the metrics."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int | float] = Field(init=False)
+
+    step: _Step
+    split: Literal["train", "validation"]
+    time: _Time
+
+
+class Event(BaseModel):
+    """A line of events.jsonl; its other fields are details."""
+
+    model_config = ConfigDict(extra="allow")
+
+    event: str
+    step: _Step
+    time: _Time
+
+
+Line = TypeVar("Line", Record, Event)
 
 
 @dataclass(frozen=True)
@@ -27,21 +56,26 @@ class History:
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     is_done: bool = False
+    unreadable: dict[str, int] = field(default_factory=dict)
+    """{file: lines that are left out}."""
 
     @classmethod
     def read(cls, given: str) -> History:
         """Raises UserError where `given` is not the workdir of a run, or the run wrote no numbers yet."""
         work = Workdir(given).pull(without=("tensorboard/",))
         config = work.read_config()
-        records = _json_lines(work.folder / "metrics.jsonl")
+        records, lost_records = _json_lines(work.folder / METRICS, Record)
         if not records:
-            raise UserError(f"{work}: no numbers there yet (metrics.jsonl); let the run make some steps")
+            lost = f", {lost_records} lines cannot be read" if lost_records else ""
+            raise UserError(f"{work}: no numbers there yet ({METRICS}{lost}); let the run make some steps")
+        events, lost_events = _json_lines(work.folder / "events.jsonl", Event)
         return cls(
             str(work), work, config,
             [record for record in records if record["split"] == "train"],
             [record for record in records if record["split"] == "validation"],
-            _json_lines(work.folder / "events.jsonl"), sorted(checkpoint_steps(work.checkpoints)),
+            events, sorted(checkpoint_steps(work.checkpoints)) if work.checkpoints.is_dir() else [],
             (work.folder / "DONE").exists(),
+            {name: lost for name, lost in ((METRICS, lost_records), ("events.jsonl", lost_events)) if lost},
         )  # fmt: skip
 
     @property
@@ -77,11 +111,9 @@ class History:
         return (self.config.training.num_steps - self.step) / rate if rate else None
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # being written, or cut off when the process was killed
-            continue
-    return found
+def _json_lines(path: Path, kind: type[Line]) -> tuple[list[dict[str, Any]], int]:
+    """The lines, and how many of them cannot be read; the last one may be being written."""
+    data = read_bytes(path) if path.exists() else b""
+    found, unreadable = parse_lines(data, kind)
+    _, unfinished = parse_lines(data[data.rfind(b"\n") + 1 :], kind)
+    return [line.model_dump() for line in found], unreadable - unfinished

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_flax.errors import RunError
+from electra_flax.files import parse_json
 
 _BUNDLE = re.compile(r"^ *\w+ +(?:\w\w)? *:", re.MULTILINE)
 _DELAY = re.compile(r"\bvdelay (\d+)")
@@ -56,8 +57,8 @@ def schedule_cycles(topology_name: str, kernels: Sequence[Mapping[str, Any]]) ->
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunError(f"the attention kernel does not compile for {topology_name}: {reason}")
-    cycles: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
-    return cycles
+    last = done.stdout.rstrip().rpartition("\n")[2]
+    return parse_json(last, dict[str, int], "what the compiler of kernels wrote", "report it")
 
 
 def bundle_cycles(text: str) -> int:

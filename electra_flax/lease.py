@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_flax.errors import UserError
+from electra_flax.files import parse_json
 from electra_flax.storage import RemoteFolder
 
 log = logging.getLogger("electra_flax")
@@ -104,8 +105,8 @@ class Lease:
             except NotFound:
                 return 0, {}
             try:
-                return int(blob.generation), dict(json.loads(text))
-            except (ValueError, TypeError):  # another's file of that name
+                return int(blob.generation), parse_json(text, dict[str, Any], blob.name, "")
+            except UserError:  # another's file of that name
                 return int(blob.generation), {}
 
         return self._folder.try_to("be read", read)

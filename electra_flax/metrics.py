@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -16,11 +15,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from electra_flax import events, losses
 from electra_flax.config import Config
 from electra_flax.config_io import config_fields
 from electra_flax.console import progress, write_line
+from electra_flax.files import parse_lines, read_bytes, read_text
+from electra_flax.history import METRICS, Record
 
 log = logging.getLogger("electra_flax")
 
@@ -37,7 +39,7 @@ class MetricWriter:
         self._enabled = enabled
         if not enabled:
             return
-        self._jsonl = _GrowingFile(workdir / "metrics.jsonl")
+        self._jsonl = _GrowingFile(workdir / METRICS)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._tensorboard = _GrowingFile(workdir / "tensorboard" / name)
         self._tensorboard.write(events.version_event())
@@ -83,11 +85,18 @@ class _GrowingFile:
         except OSError as error:
             log.warning("%s cannot be written (%s); tried again with the next record", self._path.name, error.strerror)
 
-    def cut(self, is_kept: Callable[[bytes], bool]) -> None:
-        """Drops the first line that is not kept and all after it."""
+    def cut(self, is_kept: Callable[[bytes], bool | None]) -> None:
+        """Drops the first line that is not kept and all after it; one of which nobody knows (None) stays where a line
+        that is kept follows."""
         self._unwritten = b""
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        self._file.truncate(sum(map(len, itertools.takewhile(is_kept, lines))))
+        size = end = 0
+        for line in read_bytes(self._path).splitlines(keepends=True):
+            kept = is_kept(line)
+            if kept is False:
+                break
+            size += len(line)
+            end = size if kept else end
+        self._file.truncate(end)
 
     def close(self) -> None:
         self._file.close()
@@ -101,7 +110,7 @@ def _open_wandb(workdir: Path, config: Config) -> Any:
         known.write_text(secrets.token_hex(8))
     run = wandb.init(
         project=config.logging.wandb_project,
-        id=known.read_text(),
+        id=read_text(known),
         resume="allow",
         dir=str(workdir),
         config=config_fields(config),
@@ -111,12 +120,28 @@ def _open_wandb(workdir: Path, config: Config) -> Any:
     return run
 
 
-def _is_before(line: bytes, start: int, is_evaluated: bool) -> bool:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # cut off when the process was killed
-        return False
-    return record["step"] < start or (record["step"] == start and (record["split"] == "train" or is_evaluated))
+def _is_before(line: bytes, start: int, is_evaluated: bool) -> bool | None:
+    """None of a line that cannot be read: cut off when the process was killed, or damaged."""
+    found, _ = parse_lines(line, Record)
+    if not found:
+        return None
+    (record,) = found
+    return record.step < start or (record.step == start and (record.split == "train" or is_evaluated))
+
+
+class WindowNotes(TypedDict):
+    """A window that a checkpoint interrupted, for JSON, which keeps every digit."""
+
+    sums: dict[str, float | list[float]]
+    steps: int
+    skipped: int
+
+
+class RunNotes(TypedDict, total=False):
+    """What a run's checkpoint holds beside the state."""
+
+    window: WindowNotes
+    evaluated: bool
 
 
 class MetricSums:
@@ -138,7 +163,7 @@ class Window:
     `notes` are those of a window that a checkpoint interrupted: the averages are those of a run that was not.
     """
 
-    def __init__(self, notes: dict[str, Any] | None = None) -> None:
+    def __init__(self, notes: WindowNotes | None = None) -> None:
         self.totals = MetricSums()
         self.skipped = 0
         if notes:
@@ -161,8 +186,7 @@ class Window:
             self.skipped += 1
         return counts
 
-    def notes(self) -> dict[str, Any]:
-        """The sums and counts, for JSON, which keeps every digit."""
+    def notes(self) -> WindowNotes:
         sums = {name: value.tolist() for name, value in self.totals.sums.items()}
         return {"sums": sums, "steps": self.totals.steps, "skipped": self.skipped}
 

@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from electra_flax import step
 from electra_flax.attention import Attend, xla_attention
 from electra_flax.attention_choice import kernel_specs
 from electra_flax.config import Config
-from electra_flax.errors import RunError
-from electra_flax.files import write_whole
+from electra_flax.errors import RunError, UserError
+from electra_flax.files import parse_json, read_bytes, write_whole
 from electra_flax.kernel_schedule import schedule_cycles
 from electra_flax.records import SpecialTokens
 from electra_flax.sharding import batch_sharding, state_shardings
@@ -172,10 +173,8 @@ def _program_hash(text: str, where: Slice) -> str:
 
 def _read_cache(path: Path) -> Compiled | None:
     try:
-        values = json.loads(gzip.decompress(path.read_bytes()))
-        memory = Memory(**values["memory"]) if values["memory"] else None
-        return Compiled(memory, values["needed_bytes"], values["text"], values["kernel_cycles"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError):  # absent, cut short or of another version
+        return parse_json(gzip.decompress(read_bytes(path)), Compiled, path, "it is compiled again")
+    except (OSError, EOFError, zlib.error, UserError):  # absent, cut short or of another version
         return None
 
 

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
+from typing_extensions import TypedDict
 
 from electra_flax.errors import UserError
 from electra_flax.example_decoder import decode_records
-from electra_flax.files import parse_json, read_bytes
+from electra_flax.files import parse_json, read_bytes, write_whole
 from electra_flax.text import decode
 from electra_flax.tfrecord import Shard
 
@@ -205,37 +207,55 @@ class ShardInfo:
     """One shard as the manifest describes it."""
 
     file: str
-    examples: int
-    tokens: int
+    examples: NonNegativeInt
+    tokens: NonNegativeInt
     """Tokens that are not padding, special tokens included."""
-    bytes: int
+    bytes: NonNegativeInt
+
+
+class SourceInfo(TypedDict):
+    """One corpus file as the manifest describes it."""
+
+    path: str
+    bytes: NonNegativeInt
+    documents: NonNegativeInt
+
+
+class CleaningInfo(TypedDict, total=False):
+    """The steps of cleaning that were on, their settings, and how many texts each changed or dropped."""
+
+    recipe: str
+    steps: list[str]
+    splitter: str
+    min_characters: int
+    near_similarity: float
+    changed_or_dropped: dict[str, int]
+    malformed_files: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What data preparation did, so that training can check that it fits (manifest.json)."""
 
-    max_seq_length: int
+    max_seq_length: PositiveInt
     vocab_sha256: str
-    vocab_size: int
+    vocab_size: PositiveInt
     do_lower_case: bool
     strip_accents: bool
     builder: str
     seed: int
     unk_rate: float
     """Share of the text's pieces that are [UNK]."""
-    discarded_tokens: int
+    discarded_tokens: NonNegativeInt
     """Pieces of the text that are in no example."""
-    sources: list[dict[str, str | int]]
-    """{"path", "bytes", "documents"} of every corpus file."""
+    sources: list[SourceInfo]
     splits: Mapping[str, list[ShardInfo]]
-    cleaning: dict[str, Any] = field(default_factory=dict)
-    """The steps that were on, and how many texts each changed or dropped."""
+    cleaning: CleaningInfo = field(default_factory=CleaningInfo)
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / "manifest.json", text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -246,6 +266,8 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}: {fix}")
         manifest = parse_json(data, cls, path, fix)
+        if not manifest.splits.get("train"):
+            raise UserError(f"{path}: splits: none of them is train: {fix}")
         for shard in itertools.chain.from_iterable(manifest.splits.values()):
             if shard.file in ("", ".", "..") or Path(shard.file).name != shard.file:
                 raise UserError(f"{path}: file={shard.file!r}: expected a plain name inside the folder: {fix}")

@@ -13,6 +13,7 @@ from electra_flax.config import MeshConfig
 from electra_flax.detections import Detection, detect_in, most_suspicious
 from electra_flax.doctor import Finding, diagnose
 from electra_flax.errors import UserError
+from electra_flax.files import write_all
 from electra_flax.history import History
 from electra_flax.records import DataFolder, Vocabulary
 
@@ -24,6 +25,8 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
 
     Raises UserError where a workdir is none, or `out` cannot be written.
     """
+    if not out.name or out.is_dir():
+        raise UserError(f"--out {out}: a folder, expected the name of a file, such as report.html")
     runs = [History.read(workdir) for workdir in workdirs]
     charts = {"learning": draw(runs, LEARNING), "speed": draw(runs, SPEED)}
     sections = [_run_section(run) for run in runs]
@@ -35,15 +38,12 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
         speed=_image(charts["speed"], "throughput and input wait"),
         runs="\n".join(sections),
     )
-    written = [out, *(out.with_name(f"{out.stem}-{name}.png") for name in charts)]
+    files: dict[str, str | bytes] = {out.name: page, **{f"{out.stem}-{name}.png": png for name, png in charts.items()}}
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
-        for path, png in zip(written[1:], charts.values(), strict=True):
-            path.write_bytes(png)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): name another file") from None
-    return written
+        write_all(out.parent, files)
+    except UserError as error:
+        raise UserError(f"--out {error}") from None
+    return [out.parent / name for name in files]
 
 
 def _image(png: bytes, text: str) -> str:
@@ -62,7 +62,7 @@ def _summary(runs: Sequence[History]) -> str:
         last = run.validation[-1] if run.validation else {}
         values = {
             "state": state,
-            "devices": str(run.starts[-1]["devices"]) if run.starts else "",
+            "devices": str(run.starts[-1].get("devices", "")) if run.starts else "",
             "discriminator": f"{config.model.num_hidden_layers} layers of {config.model.hidden_size}",
             "generator": f"{config.generator.num_hidden_layers} layers of {config.generator.hidden_size}",
             "batch x length": ", then ".join(

@@ -18,7 +18,7 @@ from typing import Any
 
 from electra_flax.console import progress
 from electra_flax.errors import UserError
-from electra_flax.files import write_whole
+from electra_flax.files import recall, write_whole
 from electra_flax.storage import SCHEME, RemoteFolder, is_remote
 from electra_flax.streaming import pointer_path
 
@@ -57,7 +57,7 @@ def _update(
     remote: RemoteFolder, files: dict[str, Any], local: Path, streams: bool, alive: Callable[[str], None]
 ) -> None:
     memory = local / "staged.json"
-    known: dict[str, list[int]] = json.loads(memory.read_text()) if memory.exists() else {}
+    known = recall(memory, dict[str, list[int]]) or {}
     for name in known.keys() - files.keys():
         _remove(local / name)
     wanted = {name: [int(blob.generation), int(blob.size)] for name, blob in files.items()}

@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 
 from electra_flax.errors import UserError
+from electra_flax.files import check_file, read_bytes, read_text
 from electra_flax.streaming import RemoteBytes, pointer_path
 
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC32C of those 8 bytes
@@ -46,8 +47,8 @@ class Shard:
         pointer = pointer_path(path)
         self.is_remote = pointer.exists()
         if self.is_remote:
-            self._bytes = RemoteBytes(pointer.read_text(), size)
-        elif size:
+            self._bytes = RemoteBytes(read_text(pointer), size)
+        elif check_file(path):
             with path.open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
 
@@ -80,12 +81,18 @@ class Shard:
         return self._bytes[start:end]
 
     def _read_index(self, path: Path) -> np.ndarray:
-        offsets = np.fromfile(path, dtype="<u8").astype(np.int64)
+        data = read_bytes(path)
+        offsets = np.frombuffer(data[: len(data) // 8 * 8], dtype="<u8").astype(np.int64)
         if not len(offsets) or offsets[-1] != len(self._bytes):
             expected = f"{offsets[-1]:,}" if len(offsets) else "a whole index of"
             raise UserError(
                 f"{self.path}: truncated or replaced: {len(self._bytes):,} bytes, expected {expected} bytes: "
                 "copy it and its .index again, or make the shards again with electra-data shard"
+            )
+        if offsets[0] != 0 or (np.diff(offsets) < _HEADER.size + _FOOTER.size).any():
+            raise UserError(
+                f"{path}: damaged: its offsets are not those of records one after the other: copy it again, or remove "
+                "it, and the shard is read without it"
             )
         return offsets
 

@@ -26,7 +26,7 @@ from electra_flax.initial_weights import Start, apply_start
 from electra_flax.input_pipeline import training_batches
 from electra_flax.inputs import Input, identity, open_all
 from electra_flax.interruption import Interruption, Watchdog
-from electra_flax.metrics import MetricWriter, Progress, Window
+from electra_flax.metrics import MetricWriter, Progress, RunNotes, Window
 from electra_flax.processes import Agreement, Wishes
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import batch_sharding, coverage_report, make_mesh
@@ -91,7 +91,7 @@ def _train(
     watchdog.alive("reading the checkpoint")
 
     # -------------------------------------------------------------------------- state: newest checkpoint, or fresh
-    checkpoints = Checkpoints(work.checkpoints, config.checkpoint)
+    checkpoints = Checkpoints(work.checkpoints, config.checkpoint, RunNotes)
     restored = checkpoints.restore_newest(abstract_state(config), mesh)
     state, notes = restored or (init_state(config, mesh), {})
     if restored is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from electra_flax.console import progress
-from electra_flax.files import write_whole
+from electra_flax.files import recall, write_whole
 from electra_flax.tfrecord import Shard
 
 
@@ -17,7 +17,7 @@ def verify_shards(shards: Sequence[Shard], memory: Path | None) -> None:
     Those in a bucket are left out: each of their records is checked when it is read. `memory` is the JSON file that
     remembers (None: nothing is known, and nothing remembered). Raises UserError naming the damaged shard and record.
     """
-    known = json.loads(memory.read_text()) if memory and memory.exists() else {}
+    known = (recall(memory, dict[str, list[int]]) if memory else None) or {}
     local = [shard for shard in shards if not shard.is_remote]
     stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in local}
     todo = [shard for shard in local if known.get(str(shard.path)) != stamps[str(shard.path)]]

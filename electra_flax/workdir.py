@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ from etils import epath
 from electra_flax.config import Config
 from electra_flax.config_io import config_differences, config_to_yaml, load_config
 from electra_flax.errors import UserError
-from electra_flax.files import write_whole
+from electra_flax.files import read_json, write_whole
 from electra_flax.lease import Lease
 from electra_flax.records import DataFolder, Vocabulary
 from electra_flax.storage import RemoteFolder, is_remote
@@ -47,6 +48,23 @@ _IDENTITY = (
 # What stays on the machine that wrote it.
 _LOCAL = ("lock", "verified_shards", "wandb/")
 _BY_ITSELF = ("checkpoints/", "damaged/")
+
+_FOLDERS = ("checkpoints", "damaged", "tensorboard", "tokenizer")
+_FILES = ("config.yaml", "run.json", "metrics.jsonl", "events.jsonl", "lock", "wandb_run", "DONE")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """run.json."""
+
+    data_paths: list[str]
+    """Of each phase."""
+    data: str
+    """`data_identity` of each phase, joined."""
+
+
+_WRITTEN_ANEW = "remove it, and electra-flax pretrain with the run's own --config and --data writes it anew"
+_SHOWN = 200  # letters of what holds the lock
 
 
 class Workdir:
@@ -106,8 +124,13 @@ class Workdir:
         return load_config(path)
 
     def read_data_path(self, phase: int) -> str:
-        """Where the run found the shards of a phase."""
-        return _read_run(self.folder)["data_paths"][phase]
+        """Where the run found the shards of a phase. Raises UserError where run.json cannot be read."""
+        paths = _read_run(self.folder).data_paths
+        if phase >= len(paths):
+            raise UserError(
+                f"{self.folder / 'run.json'}: data_paths: has {len(paths)}, none of phase {phase + 1}: {_WRITTEN_ANEW}"
+            )
+        return paths[phase]
 
 
 def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) -> list[str]:
@@ -116,14 +139,14 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
     `identity` tells the shards apart, `paths` says where they are. Raises UserError where the workdir cannot be
     written, or belongs to a run with another model or other data.
     """
+    _check_kinds(work.folder)
     notes = check_identity(work, config, identity)
     absolute = [path if is_remote(path) else str(Path(path).resolve()) for path in paths]
-    run = {"data_paths": absolute, "data": identity}
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_writable(work.folder, error) from None
-    write_whole(work.folder / "run.json", json.dumps(run, indent=1) + "\n")
+    write_whole(work.folder / "run.json", json.dumps(asdict(_Run(absolute, identity)), indent=1) + "\n")
     write_whole(work.folder / "config.yaml", config_to_yaml(config))  # the last one: it makes the folder a workdir
     return notes
 
@@ -135,28 +158,44 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
     """
     if not (work.folder / "config.yaml").exists():
         return []
+    notes: list[str] = []
     differences = config_differences(work.read_config(), config)
     changed = {name: change for name, change in differences.items() if name.startswith(_IDENTITY)}
-    known = _read_run(work.folder)["data"]
-    if identity is not None and known != identity:
-        changed["the shards"] = f"{known} -> {identity}"
+    if identity is not None:
+        if not (work.folder / "run.json").exists():
+            notes.append(f"run.json was not there: the shards are taken to be the same ({identity})")
+        elif (known := _read_run(work.folder).data) != identity:
+            changed["the shards"] = f"{known} -> {identity}"
     if changed:
         shown = "; ".join(f"{name}: {change}" for name, change in changed.items())
         raise UserError(f"{work} belongs to another run ({shown}): use another --workdir, or undo the change")
-    return [f"{name}: {change}" for name, change in differences.items()]
+    return [*notes, *(f"{name}: {change}" for name, change in differences.items())]
+
+
+def _check_kinds(workdir: Path) -> None:
+    """Raises UserError where a folder lies in a file's place or the reverse: before training, not in the middle."""
+    for name in _FOLDERS:
+        path = workdir / name
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: no folder, expected one: move it away, or use another --workdir")
+    for name in _FILES:
+        path = workdir / name
+        if path.exists() and not path.is_file():  # appending to a FIFO would never end
+            raise UserError(f"{path}: no regular file, expected one: move it away, or use another --workdir")
 
 
 def _lock(workdir: Path) -> IO[str]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / "lock").open("a+", encoding="utf-8")
+        _check_kinds(workdir)
+        file = (workdir / "lock").open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise _not_writable(workdir, error) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip()
+        holder = file.read(_SHOWN).strip()
         file.close()
         raise UserError(
             f"{workdir}: another process trains there ({holder}): wait for it, end it, or use another folder"
@@ -189,8 +228,8 @@ def _not_writable(workdir: Path, error: OSError) -> UserError:
     return UserError(f"{workdir}: cannot be written ({error.strerror}): choose a folder that you may write to")
 
 
-def _read_run(workdir: Path) -> dict[str, Any]:
-    return json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+def _read_run(workdir: Path) -> _Run:
+    return read_json(workdir / "run.json", _Run, _WRITTEN_ANEW)
 
 
 def data_identity(data: DataFolder, vocabulary: Vocabulary) -> str:
