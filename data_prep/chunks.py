@@ -156,7 +156,7 @@ def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterato
             yield sentences
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
+def load_arrays(path: Path) -> dict[str, Any]:
     """What np.savez wrote. Raises UserError where it is damaged."""
     with _damage_named(path), np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)

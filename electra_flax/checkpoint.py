@@ -117,7 +117,7 @@ class Checkpoints:
                 try:
                     _check_files(folder)
                     if (described := folder / "_CHECKPOINT_METADATA").is_file():
-                        parse_json(described.read_bytes(), dict[str, Any] | None, described.name, "it was damaged")
+                        parse_json(described.read_bytes(), dict[str, Any], described.name, "it was damaged")
                 except UserError as error:
                     damaged[int(folder.name)] = str(error)
             if damaged and self._config is None:

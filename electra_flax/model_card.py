@@ -177,7 +177,7 @@ def _training(weights: Weights, history: History | None) -> list[str]:
             f"Data: {documents:,} documents in {len(manifest.sources):,} files ({_readable(size)}), of which "
             f"{manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
             f"{manifest.examples('validation'):,} held out; {manifest.unk_rate:.2%} of the pieces are unknown. "
-            + _cleaning(manifest.cleaning)
+            + _cleaning(dict(manifest.cleaning))
         )
     optimizer, training = config.optimizer, config.training
     settings = {
