@@ -19,13 +19,16 @@ from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
-from electra_flax.console import console, print_json, progress, write_line
+from electra_flax.arguments import path, place
+from electra_flax.console import console, print_json, print_line, progress, write_line
 from electra_flax.ending import run_command
-from electra_flax.errors import UserError, escaped
+from electra_flax.errors import UserError
+from electra_flax.files import write_all
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import Casing
+from electra_flax.tokenizer import Casing, tokenizer_files
 
+_MODEL_MAX_LENGTH = 512
 _SOURCES = (
     "files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki "
     "dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; or tfds:NAME[:split][:feature]"
@@ -62,7 +65,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     """What a corpus is and how it is cleaned; the same for every command that reads one."""
     parser.epilog = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
     parser.formatter_class = _Help
-    parser.add_argument("--corpus", nargs="+", required=True, metavar="SRC", help=_SOURCES)
+    parser.add_argument("--corpus", type=place, nargs="+", required=True, metavar="SRC", help=_SOURCES)
     reading = parser.add_argument_group("reading")
     reading.add_argument(
         "--format", choices=("auto", *READERS), default="auto",
@@ -104,7 +107,7 @@ def _corpus(args: argparse.Namespace) -> Corpus:
 
 
 def _warn(message: str) -> None:
-    write_line(f"warning: {escaped(message)}")
+    write_line(f"warning: {message}")
 
 
 def _cleaning(args: argparse.Namespace) -> CleaningOptions:
@@ -129,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "are not looked for here.",
     )
     _add_corpus(vocab)
-    vocab.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    vocab.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
     vocab.add_argument(
         "--size", type=in_range(int, 1, 2**24), default=35_000, metavar="N", help="entries, [unused] slots included"
     )
@@ -154,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "--min-frequency", type=in_range(int, 1, MOST_INT32), default=2, metavar="N", help="rarest pair that is merged"
     )
     vocab.add_argument(
-        "--extend", type=Path, metavar="DIR",
+        "--extend", type=path, metavar="DIR",
         help="fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay",
     )  # fmt: skip
     vocab.add_argument(
@@ -176,8 +179,8 @@ def _parser() -> argparse.ArgumentParser:
         "report.json and report.png.",
     )
     _add_corpus(report)
-    report.add_argument("--vocab", type=Path, required=True, metavar="DIR", help="folder of electra-data vocab")
-    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    report.add_argument("--vocab", type=path, required=True, metavar="DIR", help="folder of electra-data vocab")
+    report.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
     report.add_argument(
         "--sample-mb", type=in_range(int, 1, 2**20), default=64, metavar="MB", help="most text that is split"
     )
@@ -192,8 +195,8 @@ def _parser() -> argparse.ArgumentParser:
         "when the same command is given again; unfinished work lies in OUT.partial.",
     )
     _add_corpus(shard)
-    shard.add_argument("--vocab", type=Path, required=True, metavar="DIR", help="folder of electra-data vocab")
-    shard.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new")
+    shard.add_argument("--vocab", type=path, required=True, metavar="DIR", help="folder of electra-data vocab")
+    shard.add_argument("--out", type=place, required=True, metavar="DIR", help="folder to write; must be new")
     shard.add_argument(
         "--max-seq-length", type=in_range(int, 8, 2**20), required=True, metavar="N", help="tokens an example"
     )
@@ -235,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         help="show what shards hold",
         description="Prints the manifest, the counts and a few decoded examples in colour.",
     )
-    show.add_argument("folder", type=Path, metavar="DIR", help="folder of electra-data shard")
+    show.add_argument("folder", type=path, metavar="DIR", help="folder of electra-data shard")
     show.add_argument("--examples", type=in_range(int, 0, 10**6), default=3, metavar="N", help="examples to show (3)")
     show.add_argument("--json", action="store_true", help="the manifest and totals as JSON, no examples")
     show.set_defaults(run=_inspect, interrupted="")
@@ -244,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other vocabularies to set beside it"
+        "--compare", type=path, nargs="+", default=[], metavar="DIR", help="other vocabularies to set beside it"
     )
 
 
@@ -271,7 +274,7 @@ def _vocab(args: argparse.Namespace) -> None:
     if args.extend:
         base = Vocabulary.read(args.extend / "vocab.txt")
         vocabulary, new = extend_vocabulary(base, lines, args.out, options, sys.stderr.isatty())
-        print(f"{len(new):,} entries filled: {' '.join(new[:20])}{' ...' if len(new) > 20 else ''}")
+        print_line(f"{len(new):,} entries filled: {' '.join(new[:20])}{' ...' if len(new) > 20 else ''}")
     else:
         vocabulary = train_vocabulary(lines, args.out, options, sys.stderr.isatty())
     unused = sum(token.startswith("[unused") for token in vocabulary.tokens)
@@ -281,21 +284,35 @@ def _vocab(args: argparse.Namespace) -> None:
             f"the corpus gave {learned:,} entries of the {args.size:,} of --size, the rest are [unused]: give "
             f"more text (30 MB and more for 30,000), or --size {learned + args.unused}"
         )
-    print(f"{args.out / 'vocab.txt'}: {len(vocabulary.tokens):,} entries, {unused:,} of them [unused]")
-    compare = [*args.compare, *([args.extend] if args.extend else [])]
-    _show_report([args.out, *compare], lines[:2_000_000], args.out)
+    compared = [*args.compare, *([args.extend] if args.extend else [])]
+    found = [(vocabulary, casing), *map(_read_tokenizer, compared)]
+    _show_report(found, lines[:2_000_000], args.out, tokenizer_files(vocabulary, casing, _MODEL_MAX_LENGTH))
+    print_line(f"{vocabulary.path}: {len(vocabulary.tokens):,} entries, {unused:,} of them [unused]")
 
 
 def _report(args: argparse.Namespace) -> None:
-    _show_report([args.vocab, *args.compare], _sample(args), args.out)
+    found = [_read_tokenizer(folder) for folder in (args.vocab, *args.compare)]
+    _show_report(found, _sample(args), args.out, {})
 
 
-def _show_report(folders: list[Path], lines: list[str], out: Path) -> None:
-    usages = [vocab_report.measure(folder.name, folder, lines) for folder in folders]
+def _read_tokenizer(folder: Path) -> tuple[Vocabulary, Casing]:
+    return Vocabulary.read(folder / "vocab.txt"), Casing.read(folder)
+
+
+def _show_report(
+    found: list[tuple[Vocabulary, Casing]], lines: list[str], out: Path, files: dict[str, str | bytes]
+) -> None:
+    """Shows how the vocabularies split the lines, and writes that and `files`: all or, where they cannot be, none."""
+    usages = [
+        vocab_report.measure(os.path.basename(os.path.abspath(vocabulary.path.parent)), vocabulary, casing, lines)
+        for vocabulary, casing in found
+    ]
+    reports = vocab_report.files(usages)
+    write_all(out, {**files, **reports})
     vocab_report.show(usages, console())
-    print(", ".join(str(path) for path in vocab_report.write(usages, out)))
+    print_line(", ".join(str(out / name) for name in reports))
     if usages[0].unk_rate > MOST_UNKNOWN:
-        _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: {why_unknown(folders[0], lines)}")
+        _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: {why_unknown(*found[0], lines)}")
 
 
 def _shard(args: argparse.Namespace) -> None:
@@ -319,7 +336,7 @@ def _shard(args: argparse.Namespace) -> None:
 
         manifest = write_shards_with_beam(job, _corpus(args), args.out, args.runner, args.beam_options)
     for split in manifest.splits:
-        print(
+        print_line(
             f"{args.out} {split}: {manifest.examples(split):,} examples, {manifest.tokens(split):,} tokens, "
             f"{len(manifest.splits[split])} shards"
         )
@@ -332,7 +349,7 @@ def _shard(args: argparse.Namespace) -> None:
     if manifest.unk_rate > MOST_UNKNOWN:
         _warn(
             f"{manifest.unk_rate:.1%} of the pieces are [UNK], of which nothing can be learned; below 1 % is usual: "
-            + why_unknown(args.vocab, _first_lines(args))
+            + why_unknown(*_read_tokenizer(args.vocab), _first_lines(args))
         )
     for step, count in manifest.cleaning.get("changed_or_dropped", {}).items():
         print(f"{step:17s} {count:,} texts")

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,12 +33,14 @@ def note(place: str) -> None:
     global _place
     _place = place
     if _note_file is not None:
-        os.pwrite(_note_file, place.encode()[:500].ljust(500), 0)
+        with suppress(OSError):  # a full disk: what the work itself cannot write says so
+            os.pwrite(_note_file, place.encode()[:500].ljust(500), 0)
 
 
 def _start_worker(notes: Path) -> None:
     global _note_file
-    _note_file = os.open(notes / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
+    with suppress(OSError):
+        _note_file = os.open(notes / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -20,11 +20,10 @@ from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from electra_flax.errors import UserError
 from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import SPECIAL_TOKENS, Casing, build_tokenizer, save_tokenizer
+from electra_flax.tokenizer import SPECIAL_TOKENS, Casing, build_tokenizer
 
 Algorithm = Literal["wordpiece", "unigram", "bpe"]
 ROUND_TRIP = "한국어 문장을 그대로 되돌려 놓는지 확인합니다"
-_MODEL_MAX_LENGTH = 512
 _SPECIAL = list(SPECIAL_TOKENS.values())
 # Marks a morpheme that continues a word while pieces are learned. A private character: normalization removes them all.
 _CONTINUES = "\ue000"
@@ -70,7 +69,7 @@ def sample_lines(lines: Iterable[str], max_bytes: int) -> list[str]:
 
 
 def train_vocabulary(lines: Sequence[str], out: Path, options: VocabularyOptions, show_progress: bool) -> Vocabulary:
-    """Trains, checks and writes `out/vocab.txt` of exactly `size` entries, and the tokenizer files beside it.
+    """Trains and checks what `out/vocab.txt` shall hold: exactly `size` entries.
 
     [PAD] [UNK] [CLS] [SEP] [MASK] are 0-4; at least `num_unused` entries [unused0], ... end the file: slots for
     words of a domain. A corpus too small for `size` gives more of them.
@@ -83,7 +82,7 @@ def train_vocabulary(lines: Sequence[str], out: Path, options: VocabularyOptions
         raise UserError("the corpus is empty: no piece was learned; give --corpus files with text")
     tokens = _SPECIAL + pieces
     tokens += [f"[unused{number}]" for number in range(options.size - len(tokens))]
-    return _write(tokens, out, options.casing)
+    return _checked(tokens, out, options.casing)
 
 
 def extend_vocabulary(
@@ -118,13 +117,12 @@ def extend_vocabulary(
     tokens = list(base.tokens)
     for slot, piece in zip(slots, chosen, strict=False):
         tokens[slot] = piece
-    return _write(tokens, out, options.casing), chosen
+    return _checked(tokens, out, options.casing), chosen
 
 
-def _write(tokens: list[str], out: Path, casing: Casing) -> Vocabulary:
+def _checked(tokens: list[str], out: Path, casing: Casing) -> Vocabulary:
     vocabulary = Vocabulary.of(out / "vocab.txt", tokens)
-    check_vocabulary(vocabulary, casing)  # before anything is written
-    save_tokenizer(vocabulary, casing, out, _MODEL_MAX_LENGTH)
+    check_vocabulary(vocabulary, casing)
     return vocabulary
 
 

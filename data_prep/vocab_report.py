@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tokenizers import Tokenizer
 
 from data_prep.vocab import ROUND_TRIP
-from electra_flax.files import write_whole
+from electra_flax.errors import escaped
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, build_tokenizer
 
@@ -63,10 +64,9 @@ class Usage:
         return self.characters / max(self.pieces, 1)
 
 
-def measure(name: str, folder: Path, lines: Sequence[str]) -> Usage:
-    """Splits the lines with the vocabulary in a folder. Raises UserError where there is none."""
-    vocabulary = Vocabulary.read(folder / "vocab.txt")
-    tokenizer = build_tokenizer(vocabulary.tokens, Casing.read(folder))
+def measure(name: str, vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) -> Usage:
+    """Splits the lines with a vocabulary."""
+    tokenizer = build_tokenizer(vocabulary.tokens, casing)
     characters_known = set("".join(vocabulary.tokens))
     pieces_used, lengths, missing = Counter[str](), Counter[int](), Counter[str]()
     unknown = characters = 0
@@ -82,26 +82,25 @@ def measure(name: str, folder: Path, lines: Sequence[str]) -> Usage:
                     missing.update(c for c in line[first:last] if c not in characters_known)
     words, pieces = lengths.total(), pieces_used.total()
     return Usage(
-        name, len(vocabulary.tokens), words, pieces, unknown, characters, lengths[1] - unknown, len(pieces_used),
-        missing.total(), dict(missing.most_common(_SHOWN_CHARACTERS)), _round_trip(tokenizer),
+        escaped(name), len(vocabulary.tokens), words, pieces, unknown, characters, lengths[1] - unknown,
+        len(pieces_used), missing.total(), dict(missing.most_common(_SHOWN_CHARACTERS)), _round_trip(tokenizer),
         dict(sorted(lengths.items())),
     )  # fmt: skip
 
 
-def why_unknown(folder: Path, lines: Sequence[str]) -> str:
+def why_unknown(vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) -> str:
     """The likely cause of many [UNK]s in a text, and the fix."""
-    casing = Casing.read(folder)
     text = "".join(lines)
     jamo, syllables = sum("\u1100" <= c <= "\u11ff" for c in text), sum("가" <= c <= "힣" for c in text)
     if jamo > syllables:
         return "the text is decomposed Hangul (NFD): compose it with --with nfc"
-    tokens = Vocabulary.read(folder / "vocab.txt").tokens
+    tokens = vocabulary.tokens
     for lower, strip in ((False, False), (True, False), (True, True)):
         other = Casing(lower, strip)
         if other != casing and _unk_rate(tokens, other, lines) < _unk_rate(tokens, casing, lines) / 2:
             return (
                 f"the vocabulary suits do_lower_case {str(lower).lower()}, strip_accents {str(strip).lower()}: correct "
-                f"{folder / 'tokenizer_config.json'}"
+                f"{vocabulary.path.with_name('tokenizer_config.json')}"
             )
     return (
         "the vocabulary is of other text, or too small: learn one from this corpus (electra-data vocab), or clean the "
@@ -124,7 +123,7 @@ def _round_trip(tokenizer: Tokenizer) -> str:
 
 def show(usages: Sequence[Usage], console: Console) -> None:
     """The table, and the characters that are missing."""
-    table = Table("", *(usage.name for usage in usages), title="How the text is split")
+    table = Table("", *(escape(usage.name) for usage in usages), title="How the text is split")
     rows: list[tuple[str, Any]] = [
         ("entries", lambda u: f"{u.size:,}"),
         ("entries used", lambda u: f"{u.pieces_used:,}"),
@@ -145,17 +144,15 @@ def show(usages: Sequence[Usage], console: Console) -> None:
             console.print(f"{usage.name}: characters it lacks: {shown}", soft_wrap=True)
 
 
-def write(usages: Sequence[Usage], folder: Path) -> list[Path]:
+def files(usages: Sequence[Usage]) -> dict[str, str | bytes]:
     """report.json and report.png."""
-    folder.mkdir(parents=True, exist_ok=True)
     values = [
         {**asdict(usage), "unk_rate": usage.unk_rate, "pieces_per_word": usage.pieces_per_word,
          "characters_per_piece": usage.characters_per_piece}
         for usage in usages
     ]  # fmt: skip
-    paths = [folder / "report.json"]
-    write_whole(paths[0], json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     from matplotlib.figure import Figure  # slow to import
+    from matplotlib.text import Text
 
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -168,5 +165,9 @@ def write(usages: Sequence[Usage], folder: Path) -> list[Path]:
     left.legend()
     right.set_xticks(range(len(usages)), [usage.name for usage in usages])
     right.set_ylabel("[UNK], % of pieces")
-    figure.savefig(folder / "report.png", dpi=120)
-    return [*paths, folder / "report.png"]
+    for label in figure.findobj(Text):
+        label.set_parse_math(False)  # a name may hold dollar signs
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    return {"report.json": text, "report.png": picture.getvalue()}

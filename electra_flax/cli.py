@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from electra_flax.arguments import make_parser, nearest_flag
-from electra_flax.console import LogHandler, print_json, print_text, write_line
+from electra_flax.console import LogHandler, print_json, print_line, print_text, write_line
 from electra_flax.ending import run_command
 from electra_flax.errors import Preempted, UserError
 from electra_flax.host_memory import restart_with_huge_pages
@@ -180,11 +180,11 @@ def _export(args: argparse.Namespace) -> None:
     if args.push:
         hub.check_login(args.push)
     for remark in weights.remarks:
-        print(remark)
+        print_line(remark)
     if weights.unused:
-        print(f"left out, no parameters of ELECTRA's pretraining: {', '.join(weights.unused)}")
+        print_line(f"left out, no parameters of ELECTRA's pretraining: {', '.join(weights.unused)}")
     if args.to == "tf1":
-        print(export_to_tf1(weights, args.out))
+        print_line(export_to_tf1(weights, args.out))
         return
     report = export_to_hugging_face(weights, args.out, args.dtype, publication)
     for part, differences in report.items():
@@ -192,9 +192,9 @@ def _export(args: argparse.Namespace) -> None:
             f"{framework} {'not installed' if largest is None else format(largest, '.2g')}"
             for framework, largest in differences.items()
         )
-        print(f"{args.out / part}: largest difference of hidden states and logits from ours: {found}")
+        print_line(f"{args.out / part}: largest difference of hidden states and logits from ours: {found}")
     for part, repository in repositories.items():
-        print(hub.push(args.out / part, repository, args.private))
+        print_line(hub.push(args.out / part, repository, args.private))
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -259,9 +259,9 @@ def _fill(args: argparse.Namespace) -> None:
         print_json(found)
         return
     for text, masks in zip(texts, answers, strict=True):
-        print(text)
+        print_line(text)
         for candidates in masks:
-            print("  " + "  ".join(f"{token} {probability:.1%}" for token, probability in candidates))
+            print_line("  " + "  ".join(f"{token} {probability:.1%}" for token, probability in candidates))
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -282,7 +282,7 @@ def _report(args: argparse.Namespace) -> None:
     from electra_flax.report import write_report
 
     for path in write_report(args.workdir, args.out):
-        print(path)
+        print_line(path)
 
 
 def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -330,7 +330,7 @@ def _finetune(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         results = finetune(request, interruption)
     if processes.is_main():
         print(summary(results))
-        print(args.out)
+        print_line(args.out)
 
 
 def _scoreboard(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from electra_flax import progress_bar
+from electra_flax.errors import escaped
 from electra_flax.progress_bar import Bar
 
 
@@ -21,6 +22,22 @@ def console() -> Console:
     Brackets and colons are letters, also in tables: names of folders and words hold them. Styles are those of Text.
     """
     return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
+
+
+def print_line(line: object) -> None:
+    """One line to the standard output, whatever names it holds: their line breaks and escapes are shown."""
+    print(escaped(line))
+
+
+class OneLine(logging.Formatter):
+    """The message; names in it are shown escaped, and the lines that it has itself stay."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                escaped(value) if isinstance(value, str | os.PathLike | Exception) else value for value in record.args
+            )
+        return record.getMessage()
 
 
 def print_json(value: Any) -> None:
@@ -47,7 +64,11 @@ def progress(
 
 def write_line(line: str) -> None:
     """To the standard error, without breaking a bar, or a word at the edge of a terminal."""
-    progress_bar.write(fitted(line, columns(sys.stderr)))
+    _write(escaped(line))
+
+
+def _write(text: str) -> None:
+    progress_bar.write(fitted(text, columns(sys.stderr)))
 
 
 def print_text(text: str, indent: int = 2) -> None:
@@ -100,8 +121,12 @@ def _break(line: str, width: int) -> int:
 class LogHandler(logging.Handler):
     """Log lines on the standard error, as write_line writes them."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(OneLine())
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            write_line(self.format(record))
+            _write(self.format(record))
         except Exception:
             self.handleError(record)

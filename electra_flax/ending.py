@@ -55,7 +55,7 @@ def classify(error: Exception, out: object = None) -> tuple[int, str]:
     if foreseen := _foreseen(error, out):
         return foreseen
     text = str(error)
-    kept = traceback_note(error) or keep_traceback(error, _own_file(Path(tempfile.gettempdir())))
+    kept = traceback_note(error) or keep_traceback(error, _own_file())
     return UNFORESEEN, (
         f"not foreseen: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
         f"(traceback: {kept}); the same command may succeed"
@@ -75,6 +75,8 @@ def _foreseen(error: Exception, out: object) -> tuple[int, str] | None:
             return None
         return UserError.exit_code, os_problem(error, out)
     text = str(error)
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in text:  # Python's, of a full disk
+        return UserError.exit_code, f"{error.strerror}: make room there, or name another folder in TMPDIR"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX's word for a device's memory
         return UserError.exit_code, (
             f"not enough memory ({text.splitlines()[0] if text else 'this machine has no more'}): make the batch or "
@@ -107,8 +109,12 @@ def traceback_note(error: BaseException) -> str:
     return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
 
 
-def _own_file(folder: Path) -> Path:
-    return folder / f"electra-flax-error-{os.getpid()}.txt"
+def _own_file() -> Path:
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # no disk has room
+        folder = "."
+    return Path(folder) / f"electra-flax-error-{os.getpid()}.txt"
 
 
 def keep_traceback(error: BaseException, path: Path) -> Path | str:

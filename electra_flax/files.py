@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,14 +165,33 @@ def write_all(folder: Path, contents: dict[str, str | bytes]) -> None:
 
     Raises UserError as `write_whole` does.
     """
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}): name another folder") from None
-    with ExitStack() as all_of_them:
-        for name, content in contents.items():
-            unfinished = all_of_them.enter_context(replaced(folder / name))
-            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    try:
+        with ExitStack() as all_of_them:
+            for name, content in contents.items():
+                unfinished = all_of_them.enter_context(replaced(folder / name))
+                unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    except UserError:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError where something other than a file lies there: a device or FIFO would be replaced by one."""
+    try:
+        if path.name in ("", ".."):
+            raise UserError(f"{path}: a folder, expected the name of a file")
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise UserError(f"{path}: {what}, expected a file or a new name: name another")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): name another") from None
 
 
 @contextmanager
@@ -181,6 +200,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
     Raises UserError where it cannot be written: the file stays as it was.
     """
+    check_place(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:

@@ -79,7 +79,8 @@ def apply_start(start: Start, config: Config, vocabulary: Vocabulary, mesh: Mesh
     """A fresh state with these weights; every other part is as it was, unless the run goes on. Logs the audit."""
     weights = find_weights(start.source)
     parameters = _parameters(start, weights, config, vocabulary)
-    log.info("%s", audit(weights, parameters))
+    for line in audit(weights, parameters).split("\n"):
+        log.info("%s", line)
     fresh = flat(state.params)
     shardings = flat(state_shardings(state.params, mesh))
 

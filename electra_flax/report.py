@@ -13,7 +13,7 @@ from electra_flax.config import MeshConfig
 from electra_flax.detections import Detection, detect_in, most_suspicious
 from electra_flax.doctor import Finding, diagnose
 from electra_flax.errors import UserError
-from electra_flax.files import write_all
+from electra_flax.files import check_place, write_all
 from electra_flax.history import History
 from electra_flax.records import DataFolder, Vocabulary
 
@@ -25,8 +25,10 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
 
     Raises UserError where a workdir is none, or `out` cannot be written.
     """
-    if not out.name or out.is_dir():
-        raise UserError(f"--out {out}: a folder, expected the name of a file, such as report.html")
+    try:
+        check_place(out)  # before the work
+    except UserError as error:
+        raise UserError(f"--out {error}") from None
     runs = [History.read(workdir) for workdir in workdirs]
     charts = {"learning": draw(runs, LEARNING), "speed": draw(runs, SPEED)}
     sections = [_run_section(run) for run in runs]

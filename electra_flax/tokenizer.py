@@ -88,10 +88,12 @@ def published_tokenizer(vocabulary: Vocabulary, casing: Casing) -> Tokenizer:
 
 
 def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_max_length: int) -> None:
-    """Writes vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json: all of them or none.
+    """Writes `tokenizer_files`: all of them or none. Raises UserError where they cannot be written."""
+    write_all(folder, tokenizer_files(vocabulary, casing, model_max_length))
 
-    Raises UserError where they cannot be written.
-    """
+
+def tokenizer_files(vocabulary: Vocabulary, casing: Casing, model_max_length: int) -> dict[str, str | bytes]:
+    """vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json, which ElectraTokenizer loads."""
     settings = {
         "tokenizer_class": "ElectraTokenizer",
         "do_lower_case": casing.do_lower_case,
@@ -101,12 +103,9 @@ def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_m
         "model_max_length": model_max_length,
         **SPECIAL_TOKENS,
     }
-    write_all(
-        folder,
-        {
-            "vocab.txt": vocabulary.content,
-            "tokenizer.json": published_tokenizer(vocabulary, casing).to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
-            "special_tokens_map.json": json.dumps(SPECIAL_TOKENS, indent=2) + "\n",
-        },
-    )
+    return {
+        "vocab.txt": vocabulary.content,
+        "tokenizer.json": published_tokenizer(vocabulary, casing).to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(SPECIAL_TOKENS, indent=2) + "\n",
+    }

@@ -95,9 +95,9 @@ def _train(
     restored = checkpoints.restore_newest(abstract_state(config), mesh)
     state, notes = restored or (init_state(config, mesh), {})
     if restored is None:
-        log.info(
-            "fresh start; sharding rules: pattern, axes, arrays and numbers of each\n%s", coverage_report(state.params)
-        )
+        log.info("fresh start; sharding rules: pattern, axes, arrays and numbers of each")
+        for line in coverage_report(state.params).split("\n"):
+            log.info("%s", line)
         if begin_with:
             state = apply_start(begin_with, config, vocabulary, mesh, state)
     start, num_steps, total = int(state.step), phase.end, config.training.num_steps

@@ -76,7 +76,7 @@ class Workdir:
         self._remote = RemoteFolder(self.name) if is_remote(name) else None
         if self._remote is None:
             self.folder = Path(name)
-            self.checkpoints = epath.Path(self.folder.resolve() / "checkpoints")
+            self.checkpoints = epath.Path(os.path.realpath(self.folder)) / "checkpoints"
         else:
             self._copy = tempfile.TemporaryDirectory(prefix="electra-flax-")
             self.folder = Path(self._copy.name)
@@ -141,7 +141,7 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
     """
     _check_kinds(work.folder)
     notes = check_identity(work, config, identity)
-    absolute = [path if is_remote(path) else str(Path(path).resolve()) for path in paths]
+    absolute = [path if is_remote(path) else os.path.realpath(path) for path in paths]
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
