@@ -76,3 +76,30 @@ def google_storage():
         urllib.request.urlopen(bucket).close()
         yield {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
                "NO_GCE_CHECK": "true", "EPATH_USE_TF": "false"}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, sample_corpus) -> Path:
+    """A vocabulary, shards, a run of six steps and an export of it, to make damaged copies of."""
+    from run_tools import make_shards, pretrain
+
+    from electra_flax import parity
+    from electra_flax.cli import main
+
+    root = tmp_path_factory.mktemp("whole")
+    (root / "text.txt").write_text("한국어 문장입니다. 그리고 다른 문장.\n\n둘째 문단의 글이 여기 있다.\n\n" * 20)
+    make_shards(root, sample_corpus)
+    assert main(pretrain(root, "run")) == 0
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
+        patch.setattr(parity, "compare", lambda *given: {})  # other tests compare
+        assert main(["export", "--workdir", str(root / "run"), "--out", str(root / "export")]) == 0
+    return root
+
+
+@pytest.fixture
+def copy(whole, tmp_path, monkeypatch) -> Path:
+    """A copy of it, which is the current folder and may be damaged."""
+    shutil.copytree(whole, tmp_path / "copy")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # tracebacks that are kept
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
