@@ -62,7 +62,7 @@ class Steps(NamedTuple):
     """Step 0 with these parameters, placed on the mesh."""
     shapes: TrainState
     """Of a state's arrays."""
-    train: Callable[[TrainState, Batch, int], tuple[TrainState, dict[str, jax.Array]]]
+    train: Callable[[TrainState, Batch, np.uint32], tuple[TrainState, dict[str, jax.Array]]]
     """(state, batch, seed) -> (next state, {"loss", "grad_norm"})."""
     predict: Callable[[Params, Batch], Outputs]
     """(params, batch) -> the head's outputs."""
@@ -118,8 +118,10 @@ def _train_step(
 
 
 def _encode(network: Network, params: Params, batch: Batch, seeds_B: jax.Array | None) -> jax.Array:
-    inputs = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
-    return model.apply_encoder(network.config, {"electra": params["electra"]}, *inputs, seeds_B, network.attend)
+    return model.apply_encoder(
+        network.config, {"electra": params["electra"]}, batch["input_ids"], batch["attention_mask"],
+        batch["token_type_ids"], seeds_B, network.attend,
+    )  # fmt: skip
 
 
 def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
