@@ -8,6 +8,7 @@ on its number alone, never on the number of workers.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from collections import Counter
@@ -158,7 +159,7 @@ def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterato
 
 def load_arrays(path: Path) -> dict[str, Any]:
     """What np.savez wrote. Raises UserError where it is damaged."""
-    with _damage_named(path), np.load(path, allow_pickle=False) as arrays:
+    with _damage_named(path), np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
         return dict(arrays)
 
 

@@ -158,12 +158,12 @@ def files(usages: Sequence[Usage]) -> dict[str, str | bytes]:
     left, right = figure.subplots(1, 2)
     for number, usage in enumerate(usages):
         shares = [usage.lengths.get(length, 0) / max(usage.words, 1) for length in range(1, 9)]
-        left.plot(range(1, 9), shares, "o-", label=usage.name)
+        left.plot(range(1, 9), shares, "o-", label=usage.name[:_SHOWN_CHARACTERS])
         right.bar(number, usage.unk_rate * 100)
     left.set_xlabel("pieces in a word")
     left.set_ylabel("share of words")
     left.legend()
-    right.set_xticks(range(len(usages)), [usage.name for usage in usages])
+    right.set_xticks(range(len(usages)), [usage.name[:_SHOWN_CHARACTERS] for usage in usages])
     right.set_ylabel("[UNK], % of pieces")
     for label in figure.findobj(Text):
         label.set_parse_math(False)  # a name may hold dollar signs

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from electra_flax.arguments import make_parser, nearest_flag
 from electra_flax.console import LogHandler, print_json, print_line, print_text, write_line
 from electra_flax.ending import run_command
-from electra_flax.errors import Preempted, UserError
+from electra_flax.errors import Preempted, UserError, escaped
 from electra_flax.host_memory import restart_with_huge_pages
 from electra_flax.text import decode, without_halves
 
@@ -308,8 +308,8 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(json.dumps([finding._asdict() for finding in found], indent=1))
     else:
         for finding in found:
-            print_text(f"- {finding.problem}")
-            print_text(f"  {finding.advice}", indent=0)
+            print_text(f"- {escaped(finding.problem)}")
+            print_text(f"  {escaped(finding.advice)}", indent=0)
         if not found:
             print("nothing stands out")
     return 1 if found else 0

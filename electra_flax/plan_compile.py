@@ -153,7 +153,7 @@ def _clock(label: str, usual_seconds: float) -> Iterator[None]:
     finally:
         done.set()
         ticker.join()
-    log.info("%s%s took %.0f s", "\n" if is_terminal else "", label, time.monotonic() - started)
+    log.info(("\n" if is_terminal else "") + "%s took %.0f s", label, time.monotonic() - started)
 
 
 # --------------------------------------------------------------------------------------------------------- caching

@@ -88,7 +88,7 @@ def test_places_without_a_name(copy: Path, capsys: pytest.CaptureFixture[str], p
 
 
 def test_names_are_printed_on_one_line_without_escapes(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    name = "$x_{[/bold]\n\x1b[31m"
+    name = "$x_{[bold]\n\x1b[31m"
     for source in ("vocab", "shards", "run", "export"):
         Path(source).rename(source + name)
     Path("text.txt").rename("text" + name)

@@ -15,7 +15,9 @@ from electra_flax.records import Manifest, ShardInfo
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("vocab_size", "5"), ("splits", []), ("splits", {"train": 5}), ("format_version", None), ("seed", None),
+    [("vocab_size", "5"), ("vocab_size", -1), ("splits", []), ("splits", {}), ("splits", {"train": 5}),
+     ("splits", {"train": [{"file": "x", "examples": -1, "tokens": 1, "bytes": 1}]}), ("sources", [{"path": "a"}]),
+     ("cleaning", {"steps": 5}), ("format_version", None), ("seed", None),
      ("splits", {"train": [{"file": "../x", "examples": 1, "tokens": 1, "bytes": 1}]})],
 )  # fmt: skip
 def test_damaged_manifest(tmp_path: Path, field: str, value: Any) -> None:
