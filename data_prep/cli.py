@@ -19,11 +19,10 @@ from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
-from electra_flax.arguments import path, place
 from electra_flax.console import console, print_json, print_line, progress, write_line
 from electra_flax.ending import run_command
 from electra_flax.errors import UserError
-from electra_flax.files import write_all
+from electra_flax.files import given_path, given_place, write_all
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import Casing, tokenizer_files
@@ -65,7 +64,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     """What a corpus is and how it is cleaned; the same for every command that reads one."""
     parser.epilog = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
     parser.formatter_class = _Help
-    parser.add_argument("--corpus", type=place, nargs="+", required=True, metavar="SRC", help=_SOURCES)
+    parser.add_argument("--corpus", type=given_place, nargs="+", required=True, metavar="SRC", help=_SOURCES)
     reading = parser.add_argument_group("reading")
     reading.add_argument(
         "--format", choices=("auto", *READERS), default="auto",
@@ -132,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "are not looked for here.",
     )
     _add_corpus(vocab)
-    vocab.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
+    vocab.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write")
     vocab.add_argument(
         "--size", type=in_range(int, 1, 2**24), default=35_000, metavar="N", help="entries, [unused] slots included"
     )
@@ -157,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "--min-frequency", type=in_range(int, 1, MOST_INT32), default=2, metavar="N", help="rarest pair that is merged"
     )
     vocab.add_argument(
-        "--extend", type=path, metavar="DIR",
+        "--extend", type=given_path, metavar="DIR",
         help="fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay",
     )  # fmt: skip
     vocab.add_argument(
@@ -179,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
         "report.json and report.png.",
     )
     _add_corpus(report)
-    report.add_argument("--vocab", type=path, required=True, metavar="DIR", help="folder of electra-data vocab")
-    report.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
+    report.add_argument("--vocab", type=given_path, required=True, metavar="DIR", help="folder of electra-data vocab")
+    report.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write")
     report.add_argument(
         "--sample-mb", type=in_range(int, 1, 2**20), default=64, metavar="MB", help="most text that is split"
     )
@@ -195,8 +194,8 @@ def _parser() -> argparse.ArgumentParser:
         "when the same command is given again; unfinished work lies in OUT.partial.",
     )
     _add_corpus(shard)
-    shard.add_argument("--vocab", type=path, required=True, metavar="DIR", help="folder of electra-data vocab")
-    shard.add_argument("--out", type=place, required=True, metavar="DIR", help="folder to write; must be new")
+    shard.add_argument("--vocab", type=given_path, required=True, metavar="DIR", help="folder of electra-data vocab")
+    shard.add_argument("--out", type=given_place, required=True, metavar="DIR", help="folder to write; must be new")
     shard.add_argument(
         "--max-seq-length", type=in_range(int, 8, 2**20), required=True, metavar="N", help="tokens an example"
     )
@@ -238,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         help="show what shards hold",
         description="Prints the manifest, the counts and a few decoded examples in colour.",
     )
-    show.add_argument("folder", type=path, metavar="DIR", help="folder of electra-data shard")
+    show.add_argument("folder", type=given_path, metavar="DIR", help="folder of electra-data shard")
     show.add_argument("--examples", type=in_range(int, 0, 10**6), default=3, metavar="N", help="examples to show (3)")
     show.add_argument("--json", action="store_true", help="the manifest and totals as JSON, no examples")
     show.set_defaults(run=_inspect, interrupted="")
@@ -247,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--compare", type=path, nargs="+", default=[], metavar="DIR", help="other vocabularies to set beside it"
+        "--compare", type=given_path, nargs="+", default=[], metavar="DIR", help="other vocabularies to set beside it"
     )
 
 

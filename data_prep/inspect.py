@@ -119,5 +119,5 @@ def _coloured(vocabulary: Vocabulary, ids: Any, segments: Any, rng: np.random.Ge
             style += " reverse"
         glue = "" if token.startswith("##") or not text else " "
         text.append(glue)
-        text.append(token.removeprefix("##"), style=style)
+        text.append(escaped(token.removeprefix("##")), style=style)
     return text

@@ -9,23 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from electra_flax.errors import EXIT_CODES
+from electra_flax.files import given_path, given_place
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 
 _EXIT_CODES = "exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 _ENCODER = "an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint"
 _MODEL = "an export of both models, a model's own folder, or OWNER/NAME on the hub"
-
-
-def place(text: str) -> str:
-    """A path or gs://..., as an argument's type: "" would be the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("empty, expected a path")
-    return text
-
-
-def path(text: str) -> Path:
-    """`place` as a Path."""
-    return Path(place(text))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,15 +36,15 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     pretrain.add_argument("-h", "--help", action=_HelpWithFields, help="this help, with every configuration field")
-    pretrain.add_argument("--config", type=path, required=True, metavar="YAML", help="a file of configs/")
+    pretrain.add_argument("--config", type=given_path, required=True, metavar="YAML", help="a file of configs/")
     pretrain.add_argument(
-        "--data", required=True, type=place, metavar="DIR", help="shards of electra-data shard, local or gs://"
+        "--data", required=True, type=given_place, metavar="DIR", help="shards of electra-data shard, local or gs://"
     )
     pretrain.add_argument(
-        "--long-data", type=place, metavar="DIR", help="shards of the second phase (long_phase.steps)"
+        "--long-data", type=given_place, metavar="DIR", help="shards of the second phase (long_phase.steps)"
     )
     pretrain.add_argument(
-        "--workdir", required=True, type=place, metavar="DIR", help="the run, local or gs://; created if absent"
+        "--workdir", required=True, type=given_place, metavar="DIR", help="the run, local or gs://; created if absent"
     )
     group = pretrain.add_argument_group(
         "weights to begin with",
@@ -92,8 +81,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    evaluate.add_argument("--workdir", required=True, type=place, metavar="DIR", help="the run")
-    evaluate.add_argument("--data", type=place, metavar="DIR", help="other shards than the run's own")
+    evaluate.add_argument("--workdir", required=True, type=given_place, metavar="DIR", help="the run")
+    evaluate.add_argument("--data", type=given_place, metavar="DIR", help="other shards than the run's own")
     evaluate.add_argument(
         "--step", type=in_range(int, 0, MOST_INT32), metavar="N", help="checkpoint (default: the newest)"
     )
@@ -110,14 +99,14 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     given = export.add_mutually_exclusive_group(required=True)
-    given.add_argument("--workdir", type=place, metavar="DIR", help="a run")
+    given.add_argument("--workdir", type=given_place, metavar="DIR", help="a run")
     given.add_argument("--from", dest="source", metavar="SOURCE", help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR")
-    export.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write")
     export.add_argument("--to", choices=("hf", "tf1"), default="hf", help="Hugging Face's form (hf) or the original's")
     export.add_argument(
         "--step", type=in_range(int, 0, MOST_INT32), metavar="N", help="checkpoint of a run (default: the newest)"
     )
-    export.add_argument("--vocab", type=path, metavar="FILE", help="vocab.txt, where none is beside the weights")
+    export.add_argument("--vocab", type=given_path, metavar="FILE", help="vocab.txt, where none is beside the weights")
     export.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the tensors (float32)"
     )
@@ -144,8 +133,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    show.add_argument("--model", type=path, required=True, metavar="DIR", help="folder of electra-flax export")
-    show.add_argument("--data", required=True, type=place, metavar="DIR", help="shards with a validation split")
+    show.add_argument("--model", type=given_path, required=True, metavar="DIR", help="folder of electra-flax export")
+    show.add_argument("--data", required=True, type=given_place, metavar="DIR", help="shards with a validation split")
     show.add_argument("--examples", type=in_range(int, 1, 10_000), default=4, metavar="N", help="examples to show (4)")
     _add_devices(show)
 
@@ -158,10 +147,10 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    verify.add_argument("--model", required=True, type=place, metavar="DIR", help=_MODEL)
+    verify.add_argument("--model", required=True, type=given_place, metavar="DIR", help=_MODEL)
     verify.add_argument(
         "--against",
-        type=place,
+        type=given_place,
         metavar="SOURCE",
         help="what should be the same model: DIR, hf:DISC[,GEN], tf1:PREFIX or orbax:DIR",
     )
@@ -179,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    detect.add_argument("--model", required=True, type=place, metavar="DIR", help=_MODEL)
+    detect.add_argument("--model", required=True, type=given_place, metavar="DIR", help=_MODEL)
     detect.add_argument("texts", nargs="*", metavar="SENTENCE", help="none: lines of the standard input")
     detect.add_argument("--json", action="store_true", help="print JSON: every piece, its place and probability")
     _add_devices(detect)
@@ -191,7 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    fill.add_argument("--model", required=True, type=place, metavar="DIR", help=_MODEL)
+    fill.add_argument("--model", required=True, type=given_place, metavar="DIR", help=_MODEL)
     fill.add_argument("texts", nargs="*", metavar="SENTENCE", help="with [MASK]; none: lines of the standard input")
     fill.add_argument("--top", type=in_range(int, 1, 10_000), default=5, metavar="N", help="candidates to show (5)")
     fill.add_argument("--json", action="store_true", help="print JSON")
@@ -206,8 +195,10 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    report.add_argument("--workdir", required=True, action="append", type=place, metavar="DIR", help="a run")
-    report.add_argument("--out", type=path, default=Path("report.html"), metavar="FILE", help="page (report.html)")
+    report.add_argument("--workdir", required=True, action="append", type=given_place, metavar="DIR", help="a run")
+    report.add_argument(
+        "--out", type=given_path, default=Path("report.html"), metavar="FILE", help="page (report.html)"
+    )
     _add_devices(report)
 
     doctor = commands.add_parser(
@@ -219,10 +210,12 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 nothing found; 1 something found, or you can fix it; 2 usage",
         allow_abbrev=False,
     )
-    doctor.add_argument("--workdir", type=place, metavar="DIR", help="a run")
-    doctor.add_argument("--config", type=path, metavar="YAML", help="a file of configs/")
-    doctor.add_argument("--data", type=place, metavar="DIR", help="shards of electra-data shard")
-    doctor.add_argument("--long-data", type=place, metavar="DIR", help="shards of the second phase (long_phase.steps)")
+    doctor.add_argument("--workdir", type=given_place, metavar="DIR", help="a run")
+    doctor.add_argument("--config", type=given_path, metavar="YAML", help="a file of configs/")
+    doctor.add_argument("--data", type=given_place, metavar="DIR", help="shards of electra-data shard")
+    doctor.add_argument(
+        "--long-data", type=given_place, metavar="DIR", help="shards of the second phase (long_phase.steps)"
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     _add_devices(doctor)
 
@@ -238,7 +231,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    plan.add_argument("--config", type=path, required=True, metavar="YAML", help="a file of configs/")
+    plan.add_argument("--config", type=given_path, required=True, metavar="YAML", help="a file of configs/")
     plan.add_argument("--topology", required=True, metavar="TYPE", help="accelerator type: v3-8, v4-8, v5litepod-8 ...")
     plan.add_argument("--batch", type=in_range(int, 1, 2**24), metavar="N", help="short for --training.batch_size N")
     plan.add_argument("--dtype", choices=("float32", "bfloat16"), help="short for --training.compute_dtype")
@@ -285,10 +278,10 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     finetune.add_argument("-h", "--help", action=_HelpWithTraining, help="this help, with every hyperparameter")
     finetune.add_argument("--task", required=True, metavar="NAME", help="a task (listed below), or your YAML file")
-    finetune.add_argument("--model", required=True, type=place, metavar="DIR", help=_ENCODER)
-    finetune.add_argument("--data", required=True, type=path, metavar="DIR", help="folder with the task's files")
+    finetune.add_argument("--model", required=True, type=given_place, metavar="DIR", help=_ENCODER)
+    finetune.add_argument("--data", required=True, type=given_path, metavar="DIR", help="folder with the task's files")
     finetune.add_argument(
-        "--out", required=True, type=place, metavar="DIR", help="folder to write, or gs://BUCKET/FOLDER"
+        "--out", required=True, type=given_place, metavar="DIR", help="folder to write, or gs://BUCKET/FOLDER"
     )
     _add_protocol(finetune)
     _add_devices(finetune)
@@ -305,18 +298,18 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     scoreboard.add_argument(
         "--model",
         required=True,
-        type=place,
+        type=given_place,
         action="extend",
         nargs="+",
         metavar="DIR",
         help=f"{_ENCODER}; several: a row each",
     )
     scoreboard.add_argument(
-        "--data", required=True, type=place, action="extend", nargs="+", metavar="DIR",
+        "--data", required=True, type=given_place, action="extend", nargs="+", metavar="DIR",
         help="a folder with a folder for each task, named as the task; or TASK=FOLDER, or several",
     )  # fmt: skip
     scoreboard.add_argument(
-        "--out", default="scoreboard", type=place, metavar="DIR", help="folder, or gs://... (scoreboard)"
+        "--out", default="scoreboard", type=given_place, metavar="DIR", help="folder, or gs://... (scoreboard)"
     )
     scoreboard.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="these alone")
     _add_protocol(scoreboard)
@@ -332,9 +325,13 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    predict.add_argument("--model", required=True, type=path, metavar="DIR", help="folder of electra-flax finetune")
+    predict.add_argument(
+        "--model", required=True, type=given_path, metavar="DIR", help="folder of electra-flax finetune"
+    )
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="none: lines of the standard input")
-    predict.add_argument("--file", type=path, metavar="FILE", help="a file in the task's own layout, labels or not")
+    predict.add_argument(
+        "--file", type=given_path, metavar="FILE", help="a file in the task's own layout, labels or not"
+    )
     predict.add_argument("--json", action="store_true", help="print JSON, with probabilities")
     _add_devices(predict)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from electra_flax.errors import escaped
 from electra_flax.history import History
 from electra_flax.pictures import to_png
 
@@ -47,7 +48,7 @@ def draw(runs: Sequence[History], panels: Sequence[Panel]) -> bytes:
         for run, color in zip(runs, _COLORS * len(runs), strict=False):
             train = [(record["step"], record[panel.metric]) for record in run.train if panel.metric in record]
             held_out = [(record["step"], record[panel.metric]) for record in run.validation if panel.metric in record]
-            name = run.name if len(runs) > 1 else ""
+            name = escaped(run.name) if len(runs) > 1 else ""
             if train:
                 axis.plot(
                     *zip(*train, strict=True), color=color, alpha=0.75, linewidth=1.1, label=f"{name} train".strip()

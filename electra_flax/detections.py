@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from electra_flax import parity
 from electra_flax.config import Config
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, escaped
 from electra_flax.model import Params
 from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 from electra_flax.weights import find_weights
@@ -127,7 +127,7 @@ def _coloured(detection: Detection) -> Text:
             name = "false alarm"
         mark, style = _MARKS.get(name, ("", ""))
         glue = "" if token.startswith("##") or i == 0 else " "
-        text.append(glue).append(mark + token.removeprefix("##"), style)
+        text.append(glue).append(mark + escaped(token.removeprefix("##")), style)
         if detection.is_replaced[i]:
-            text.append(f"({original.removeprefix('##')})", "dim")
+            text.append(f"({escaped(original.removeprefix('##'))})", "dim")
     return text

@@ -12,7 +12,7 @@ from scipy.special import expit
 from tokenizers import Encoding
 
 from electra_flax import parity
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, escaped
 from electra_flax.records import Vocabulary
 from electra_flax.tokenizer import published_tokenizer
 from electra_flax.weights import Weights, find_weights
@@ -117,13 +117,13 @@ def coloured(text: str, pieces: Sequence[Piece]) -> Text:
     """The text as it was given, suspicious pieces in colour and followed by their probability."""
     shown, position = Text(), 0
     for piece in pieces:
-        shown.append(text[position : piece.start])
+        shown.append(escaped(text[position : piece.start]))
         style = next((style for least, style in _STYLES if piece.probability >= least), "")
-        shown.append(text[piece.start : piece.end], style)
+        shown.append(escaped(text[piece.start : piece.end]), style)
         if is_marked(piece):
             shown.append(f"({piece.probability:.0%})", "dim")
         position = piece.end
-    return shown.append(text[position:])
+    return shown.append(escaped(text[position:]))
 
 
 def is_marked(piece: Piece) -> bool:

