@@ -21,7 +21,7 @@ from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, 
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
 from electra_flax.console import console, print_json, print_line, progress, write_line
 from electra_flax.ending import run_command
-from electra_flax.errors import UserError
+from electra_flax.errors import EXIT_CODES, UserError
 from electra_flax.files import given_path, given_place, write_all
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 from electra_flax.records import Vocabulary
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="electra-data",
         description="Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain.",
+        epilog="exit codes: " + "; ".join(f"{code} {EXIT_CODES[code]}" for code in (0, 1, 2, 70, 130)),
     )
     parser.add_argument("--version", action="version", version=f"electra-data {version('electra-flax')}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -220,10 +221,14 @@ def _parser() -> argparse.ArgumentParser:
         help="training shards (default: one per 64 MB of text)",
     )
     shard.add_argument(
-        "--hosts", type=in_range(int, 1, 2**16), default=1, metavar="N", help="the number of shards is a multiple of it"
+        "--hosts",
+        type=in_range(int, 1, 2**16),
+        default=1,
+        metavar="N",
+        help="machines that will train: the number of shards is a multiple of it",
     )
     shard.add_argument(
-        "--seed", type=in_range(int, 0, MOST_UINT32), default=0, metavar="N", help="seed of segments and split"
+        "--seed", type=in_range(int, 0, MOST_UINT32), default=0, metavar="N", help="seed of segments and split (0)"
     )
     shard.add_argument(
         "--runner", choices=("local", "direct", "dataflow", "flink", "spark"), default="local",

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from electra_flax.ending import print_whole
 from electra_flax.errors import EXIT_CODES
 from electra_flax.files import given_path, given_place
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 
 _EXIT_CODES = "exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 _ENCODER = "an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint"
+_CONFIG = "the configuration: a file of configs/, or your own"
 _MODEL = "an export of both models, a model's own folder, or OWNER/NAME on the hub"
 
 
@@ -36,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     pretrain.add_argument("-h", "--help", action=_HelpWithFields, help="this help, with every configuration field")
-    pretrain.add_argument("--config", type=given_path, required=True, metavar="YAML", help="a file of configs/")
+    pretrain.add_argument("--config", type=given_path, required=True, metavar="YAML", help=_CONFIG)
     pretrain.add_argument(
         "--data", required=True, type=given_place, metavar="DIR", help="shards of electra-data shard, local or gs://"
     )
@@ -211,7 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     doctor.add_argument("--workdir", type=given_place, metavar="DIR", help="a run")
-    doctor.add_argument("--config", type=given_path, metavar="YAML", help="a file of configs/")
+    doctor.add_argument("--config", type=given_path, metavar="YAML", help=_CONFIG)
     doctor.add_argument("--data", type=given_place, metavar="DIR", help="shards of electra-data shard")
     doctor.add_argument(
         "--long-data", type=given_place, metavar="DIR", help="shards of the second phase (long_phase.steps)"
@@ -231,7 +233,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    plan.add_argument("--config", type=given_path, required=True, metavar="YAML", help="a file of configs/")
+    plan.add_argument("--config", type=given_path, required=True, metavar="YAML", help=_CONFIG)
     plan.add_argument("--topology", required=True, metavar="TYPE", help="accelerator type: v3-8, v4-8, v5litepod-8 ...")
     plan.add_argument("--batch", type=in_range(int, 1, 2**24), metavar="N", help="short for --training.batch_size N")
     plan.add_argument("--dtype", choices=("float32", "bfloat16"), help="short for --training.compute_dtype")
@@ -291,7 +293,8 @@ def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "scoreboard",
         help="all tasks whose data is there: one table",
         description="Fine-tunes the model on every task whose files are found, and writes one table: OUT/table.md, "
-        ".json and .png, KoELECTRA's published rows beside it. The same command goes on with what is there.",
+        ".json and .png, KoELECTRA's published rows beside it. The same command goes on with what is there. "
+        "Hyperparameters are overridden by --NAME VALUE, as in finetune.",
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
@@ -357,7 +360,7 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
         "--simulate-devices",
         type=in_range(int, 1, 1024),
         metavar="N",
-        help="run on N simulated CPU devices instead of real ones",
+        help="run on N simulated CPU devices (1 to 1,024) instead of real ones",
     )
 
 
@@ -381,7 +384,7 @@ class _HelpWithFields(argparse.Action):
         from electra_flax.config_io import fields_help
 
         fields = "fields of the configuration, each overridden by --section.field VALUE:"
-        print(f"{parser.format_help()}\n{fields}\n\n{fields_help(Config, 'from the preset')}")
+        print_whole(f"{parser.format_help()}\n{fields}\n\n{fields_help(Config, 'from the preset')}")
         parser.exit()
 
 
@@ -393,7 +396,8 @@ class _HelpWithTraining(_HelpWithFields):
         from electra_flax.finetune.task import Training, load_task, task_names
 
         tasks = "\n".join(f"  {name:16s}{load_task(name).title}" for name in task_names())
-        print(
-            f"{parser.format_help()}\ntasks:\n{tasks}\n\nhyperparameters:\n\n{fields_help(Training, 'from the preset')}"
+        fields = "hyperparameters, each overridden by --NAME VALUE:"
+        print_whole(
+            f"{parser.format_help()}\ntasks:\n{tasks}\n\n{fields}\n\n{fields_help(Training, 'from the preset')}"
         )
         parser.exit()

@@ -131,6 +131,14 @@ def _say(program: str, code: int, message: str) -> int:
     return code
 
 
+def print_whole(text: str) -> None:
+    """A long text to the standard output, whose reader may have enough before its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _forget_stdout()
+
+
 def _forget_stdout() -> None:
     """What is left in the buffer goes nowhere, or Python complains once more when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

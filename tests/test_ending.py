@@ -66,8 +66,10 @@ def test_a_command_that_ends_well_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_reader_that_has_enough_ends_a_command_quietly():
-    program = "import sys, electra_flax.ending as e; sys.exit(e.run_command('p', lambda: print('x' * 10**6)))"
+@pytest.mark.parametrize("ends", ["sys.exit(e.run_command('p', lambda: print('x' * 10**6)))",
+                                  "e.print_whole('x' * 10**6)"])  # fmt: skip
+def test_a_reader_that_has_enough_ends_a_command_quietly(ends):
+    program = f"import sys, electra_flax.ending as e; {ends}"
     both = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert both.stdout.read(10) == b"x" * 10
     both.stdout.close()

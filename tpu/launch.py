@@ -191,7 +191,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
         command = commands_.add_parser(
-            name, help=text, description=f"{text}.", allow_abbrev=False, epilog=_EVERY_FIELD + _EPILOG
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            allow_abbrev=False,
+            epilog=_EVERY_FIELD + _EPILOG,
         )
         command.set_defaults(run=run)
         command.add_argument("--settings", default="tpu/tpu.yaml", metavar="YAML", help="the run (tpu/tpu.yaml)")
@@ -228,7 +232,8 @@ def _parser() -> argparse.ArgumentParser:
         "--wait-minutes", type=in_range(float, 0, 1440), default=20, metavar="M", help="for the save (20)"
     )
     add("delete", _delete, "delete the machine at once, without a save")
-    commands_.add_parser("fields", help="list the fields of --settings")
+    fields = "list the fields of --settings"
+    commands_.add_parser("fields", help=fields, description=f"{fields.capitalize()}, their meaning, range and default.")
     return parser
 
 
