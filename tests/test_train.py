@@ -128,20 +128,20 @@ def test_files_hold_no_escapes_and_no_carriage_returns(run, exported, sample_cor
         ("pretrain", main, pretrain(run, "in_files")),
         ("shard", data_main, ["shard", *source, "--vocab", str(run / "vocab"), "--out", str(tmp_path / "shards"),
                               "--max-seq-length", "32", "--workers", "1"]),
-        ("vocab", data_main, ["vocab", *source, "--size", "300", "--out", str(tmp_path / "vocab")]),
+        ("vocab", data_main, ["vocab", *source, "--size", "600", "--unused", "10", "--out", str(tmp_path / "vocab")]),
         ("export", main, ["export", "--workdir", str(run / "straight"), "--out", str(tmp_path / "export")]),
         ("evaluate", main, ["evaluate", "--workdir", str(run / "straight")]),
         ("detect", main, ["detect", *model, "새벽 시장은 도시가 아직 잠들어 있을 때"]),
         ("show", main, ["show", *model, "--data", shards]),
         ("inspect", data_main, ["inspect", shards]),
     ):  # fmt: skip
-        with (tmp_path / name).open("w+b") as file:
+        with (tmp_path / f"{name}.txt").open("w+b") as file:
             with monkeypatch.context() as patch, io.TextIOWrapper(file, encoding="utf-8", write_through=True) as text:
                 patch.setattr("sys.stdout", text)
                 patch.setattr("sys.stderr", text)
                 with jax.numpy_rank_promotion("allow"):
                     assert command(arguments) == 0
-        said[name] = (tmp_path / name).read_bytes()
+        said[name] = (tmp_path / f"{name}.txt").read_bytes()
     assert all(said.values())
     assert not {name for name, octets in said.items() if b"\x1b" in octets or b"\r" in octets}
     assert b"training 100%, 6 of 6 steps" in said["pretrain"] and b"writing" in said["export"]
