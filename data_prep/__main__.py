@@ -1,8 +1,17 @@
-"""python -m data_prep: the command electra-data where its script is not on the path."""
+"""The command electra-data, also as python -m data_prep."""
 
 import sys
 
-from data_prep.cli import main
+from electra_flax.ctrl_c import hear
+
+
+def main() -> int:
+    """Runs the command of this process; returns its exit code."""
+    hear("electra-data")
+    from data_prep import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,17 @@
-"""python -m electra_flax: the command electra-flax where its script is not on the path."""
+"""The command electra-flax, also as python -m electra_flax."""
 
 import sys
 
-from electra_flax.cli import main
+from electra_flax.ctrl_c import hear
+
+
+def main() -> int:
+    """Runs the command of this process; returns its exit code."""
+    hear("electra-flax")
+    from electra_flax import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

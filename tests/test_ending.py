@@ -198,6 +198,39 @@ def test_first_ctrl_c_asks_to_stop(saves: bool, said: str, capfd: pytest.Capture
     assert signal.getsignal(signal.SIGINT) is before, "outside, Ctrl-C is whose it was"
 
 
+@pytest.mark.parametrize(
+    ("begun", "code", "said"),
+    [
+        ("import slow", 130, "prog: interrupted\n"),
+        ("exec(open('slow.py').read())", 5, ""),  # elsewhere it is an exception, as ever
+    ],
+)
+def test_ctrl_c_while_a_module_is_imported_is_one_line(begun, code, said, tmp_path):
+    """Whatever the module makes of a KeyboardInterrupt: numpy, JAX and pandas make ImportErrors and tracebacks of it."""
+    (tmp_path / "slow.py").write_text("""
+import time
+try:
+    print("in", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise SystemExit(5) from None
+""")
+    program = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+from electra_flax.ctrl_c import hear
+hear("prog")
+{begun}
+"""
+    home, pipes = Path(__file__).parents[1], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    there = {**os.environ, "PYTHONPATH": str(home)}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=there, **pipes)
+    assert process.stdout.readline() == "in\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[1] == said
+    assert process.returncode == code
+
+
 def test_each_ctrl_c_is_answered_at_once_whatever_the_main_thread_does():
     """A compiler or a device that hangs keeps Python from running handlers, as this one long call does."""
     program = """
