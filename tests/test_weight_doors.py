@@ -327,6 +327,7 @@ def test_what_enters_is_what_was_learned(there, models):
 
 
 def test_scoreboard_and_finetune_take_what_has_an_encoder(models, tmp_path, caplog):
+    caplog.set_level("INFO", "electra_flax")
     data, out = write_sentiment(tmp_path / "nsmc", rows=8), str(tmp_path / "out")
     table = scoreboard(
         [str(models / name) for name in ("buffers", "classifier")], [f"nsmc={data}"], [], out,
