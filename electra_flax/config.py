@@ -57,7 +57,7 @@ class ModelConfig:
     """Segments."""
     initializer_range: Annotated[float, Range(0, 1000)] = 0.02
     """Standard deviation parameter of the truncated normal initialiser."""
-    layer_norm_eps: Annotated[float, Range(0, 1)] = 1e-12
+    layer_norm_eps: Annotated[float, Range(0, 0.1, "(]")] = 1e-12
     """Epsilon of every LayerNorm; the original's, and that of its published weights, is always 1e-12."""
 
     def __post_init__(self) -> None:

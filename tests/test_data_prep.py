@@ -403,10 +403,13 @@ def test_ctrl_c_while_workers_start_is_heard_when_all_are_known(tmp_path, monkey
             self.is_shut_down = True
 
     monkeypatch.setattr("data_prep.pool.ProcessPoolExecutor", Executor)
-    handler = signal.getsignal(signal.SIGINT)
-    pool = Pool(3, tmp_path / "notes")
-    with pytest.raises(KeyboardInterrupt), pool:
-        next(pool.in_order(str, [1]))
-    assert pool._executor.started == 3 and pool._executor.is_shut_down
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    assert signal.getsignal(signal.SIGINT) is handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+    try:
+        pool = Pool(3, tmp_path / "notes")
+        with pytest.raises(KeyboardInterrupt), pool:
+            next(pool.in_order(str, [1]))
+        assert pool._executor.started == 3 and pool._executor.is_shut_down
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

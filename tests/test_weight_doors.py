@@ -194,7 +194,7 @@ MODELS = {
     "no model_type": (setting(model_type=...), {"all": "config.json: lacks model_type"}),
     "size is a string": (setting(hidden_size="32"), {"all": "config.json: hidden_size='32': expected"}),
     "size is null": (setting(embedding_size=None), {"all": "config.json: embedding_size=None: expected"}),
-    "epsilon is 0": (setting(layer_norm_eps=0.0), {"all": "config.json: layer_norm_eps=0.0 must be more than 0"}),
+    "epsilon is 0": (setting(layer_norm_eps=0.0), {"all": "layer_norm_eps=0.0: expected more than 0 and at most 0.1"}),
     "dropout is a list": (setting(hidden_dropout_prob=[0.1]), {"all": "config.json: hidden_dropout_prob=[0.1]"}),
     "config is a list": (written("config.json", b"[]"), {"all": "config.json: the whole=[]: expected"}),
     "config is deep": (written("config.json", b"[" * 100_000), {"all": "config.json: not JSON"}),
