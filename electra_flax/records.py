@@ -266,7 +266,7 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}: {fix}")
         manifest = parse_json(data, cls, path, fix)
-        if not manifest.splits.get("train"):
+        if "train" not in manifest.splits:
             raise UserError(f"{path}: splits: none of them is train: {fix}")
         for shard in itertools.chain.from_iterable(manifest.splits.values()):
             if shard.file in ("", ".", "..") or Path(shard.file).name != shard.file:
