@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 from electra_flax.errors import UserError
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, Range, check, check_numbers
 
-# What is admitted is far beyond any model that there is, and what a device's counters and random keys can hold.
+# Far beyond any model that there is, and within what the counters and random keys of a device can hold.
 Size = Annotated[int, Range(1, 2**20)]
 Batch = Annotated[int, Range(1, 2**24)]
 Steps = Annotated[int, Range(1, MOST_INT32)]
