@@ -70,7 +70,7 @@ OTHER = ["--training.batch_size", "100", "--model.vocab_size", "700", "--mesh.te
     ("given", "expected"),
     [
         ([], []),
-        (["--data", "nowhere"], ["--data nowhere: no such folder"]),
+        (["--data", "nowhere"], ["nowhere: no such folder"]),
         (["--training.batch_size", "100"], ["training.batch_size=100 must be a multiple of 8 = 8 devices",
                                             "belongs to another run (training.batch_size: 16 -> 100)"]),
         (OTHER, ["mesh.tensor=3 does not fit 8 devices", "model.vocab_size=700, but", "model.vocab_size: 600 -> 700"]),
