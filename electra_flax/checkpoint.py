@@ -97,37 +97,53 @@ class Checkpoints:
                 raise UserError(
                     f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
                 )
-            self._check_small_files()
             # Floats hardly shrink: compressing them only takes the host's time from the step.
             state_handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers())
             handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
             return _Manager(self._path, options=options, item_handlers=handlers)
 
+        if config is None:
+            self._check_readable()
+        else:
+            with processes.together():  # all of them are here, and none opens before process 0 is done
+                if processes.is_main():
+                    self._set_unreadable_aside()
         self._manager = patiently(self._path, open_manager)
 
-    def _check_small_files(self) -> None:
-        """Sets checkpoints aside that keep Orbax from opening the folder at all. Raises UserError where that is to be
-        read only, or none is left."""
-        with processes.together():
-            if not processes.is_main() or not self._path.exists():
-                return
-            damaged: dict[int, str] = {}
-            folders = [path for path in self._path.iterdir() if path.name.isdecimal()]
-            for folder in folders:
-                try:
-                    _check_files(folder)
-                    if (described := folder / "_CHECKPOINT_METADATA").is_file():
-                        parse_json(described.read_bytes(), dict[str, Any], described.name, "it was damaged")
-                except UserError as error:
-                    damaged[int(folder.name)] = str(error)
-            if damaged and self._config is None:
-                reasons = "; ".join(
-                    f"{self._path / str(step)}: damaged ({problem})" for step, problem in damaged.items()
-                )
-                raise UserError(f"{reasons}: move it away, or have electra-flax pretrain set it aside")
-            if len(damaged) == len(folders):
-                self._refuse(damaged)
-            self._set_aside(damaged)
+    def _check_readable(self) -> None:
+        """Raises UserError where a checkpoint keeps Orbax from opening the folder at all."""
+        if damaged := self._unreadable():
+            shown = "; ".join(f"{self._path / str(step)}: damaged ({problem})" for step, problem in damaged.items())
+            raise UserError(f"{shown}: move it away, or have electra-flax pretrain set it aside")
+
+    def _set_unreadable_aside(self) -> None:
+        """Raises UserError where none is left."""
+        damaged = self._unreadable()
+        if damaged and len(damaged) == len(self._folders()):
+            self._refuse(damaged)
+        self._set_aside(damaged)
+
+    def _unreadable(self) -> dict[int, str]:
+        """{step: why} of the checkpoints that Orbax cannot describe, or that hold what no reading of would end."""
+        damaged: dict[int, str] = {}
+        for folder in self._folders():
+            try:
+                _check_files(folder)
+                described = folder / "_CHECKPOINT_METADATA"
+                if patiently(described, described.is_file):
+                    data = patiently(described, described.read_bytes)
+                    parse_json(data, dict[str, Any], described.name, "it was damaged")
+            except Unavailable:
+                raise
+            except UserError as error:
+                damaged[int(folder.name)] = str(error)
+        return damaged
+
+    def _folders(self) -> list[epath.Path]:
+        return patiently(
+            self._path,
+            lambda: [path for path in self._path.iterdir() if path.name.isdecimal()] if self._path.is_dir() else [],
+        )
 
     @property
     def steps(self) -> list[int]:

@@ -203,6 +203,9 @@ def check_place(path: Path) -> None:
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "no regular file"
             raise UserError(f"{path}: {what}, expected a file or a new name: name another")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise UserError(f"{path}: cannot be written ({folder} is no folder): name another")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}): name another") from None
 

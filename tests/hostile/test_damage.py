@@ -103,7 +103,7 @@ def change_field(path: Path, draw: Any) -> None:
     path.write_text(with_field(text, place, draw(st.sampled_from([*FIELDS, ...]), label="value")))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_field_costs_a_line(whole: Path, copy: Path, data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(CHEAP), label="file")
