@@ -276,7 +276,7 @@ def _vocab(args: argparse.Namespace) -> None:
     )
     lines = _sample(args)
     if args.extend:
-        base = Vocabulary.read(args.extend / "vocab.txt")
+        base, _ = _read_tokenizer(args.extend)
         vocabulary, new = extend_vocabulary(base, lines, args.out, options, sys.stderr.isatty())
         print_line(f"{len(new):,} entries filled: {' '.join(new[:20])}{' ...' if len(new) > 20 else ''}")
     else:
@@ -300,7 +300,9 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _read_tokenizer(folder: Path) -> tuple[Vocabulary, Casing]:
-    return Vocabulary.read(folder / "vocab.txt"), Casing.read(folder)
+    vocabulary = Vocabulary.read(folder / "vocab.txt")
+    vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary
+    return vocabulary, Casing.read(folder)
 
 
 def _show_report(
