@@ -33,6 +33,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
     try:
         yield
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -105,7 +106,11 @@ def with_field(text: str, place: Sequence[Any], value: Any) -> str:
     return json.dumps(whole) + newline + rest
 
 
-def copied(source: Path, target: Path) -> Path:
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, symlinks=True)
-    return target
+def copied(source: Path, target: Path) -> None:
+    """`target`, which may be the current folder, becomes a copy of `source`."""
+    for path in target.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    shutil.copytree(source, target, dirs_exist_ok=True)
