@@ -229,7 +229,7 @@ class Checkpoints:
         step = self.existing(step)
         state, _, problem = self._read(shapes, mesh, step)
         if problem:
-            raise self._unreadable(step, problem)
+            raise self._refusal(step, problem)
         return state
 
     def restore_params(self, shapes: Params, step: int) -> Params:
@@ -242,7 +242,7 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=True)
         read, _, problem = self._try_until_done(args, self.existing(step))
         if problem:
-            raise self._unreadable(step, problem)
+            raise self._refusal(step, problem)
         return read["params"]
 
     def existing(self, step: int | None) -> int:
@@ -254,7 +254,7 @@ class Checkpoints:
             raise UserError(f"{self._path}: {wanted}; there are: {there}")
         return steps[-1] if step is None else step
 
-    def _unreadable(self, step: int, problem: str) -> UserError:
+    def _refusal(self, step: int, problem: str) -> UserError:
         if is_remote(str(self._path)) and is_away(problem):
             return Unavailable(
                 f"{self._path / str(step)}: cannot be read for now ({problem}); run the same command again"
@@ -276,8 +276,8 @@ class Checkpoints:
                     processes.wait_for_all("damaged checkpoints set aside")
                     self._manager.reload()
                 return state, notes
-            if isinstance(unreadable := self._unreadable(step, problem), Unavailable):
-                raise unreadable
+            if isinstance(refusal := self._refusal(step, problem), Unavailable):
+                raise refusal
             damaged[step] = problem
         self._refuse(damaged)
         return None

@@ -176,30 +176,16 @@ def _load_and_apply(framework: str, folder: Path, part: str, inputs: Inputs) -> 
         return None
     apply = {"flax": _apply_flax, "torch": _apply_torch, "tensorflow": _apply_tensorflow}[framework]
     give_back_unused()
-    with _transformers_loads(cls, folder), _loadable(framework, folder, part) as place:
-        found = apply(cls, place, inputs)
-        return _outputs(inputs, found.hidden_states, found.logits)
-
-
-def load_flax(folder: Path, part: str) -> Any:
-    """transformers' Flax model of an exported folder. Raises UserError where it cannot load it."""
-    import transformers
-
-    cls = getattr(transformers, f"Flax{ARCHITECTURES[part]}")
-    with _transformers_loads(cls, folder), _loadable("flax", folder, part) as place:
-        return cls.from_pretrained(place)
-
-
-@contextlib.contextmanager
-def _transformers_loads(cls: Any, folder: Path) -> Iterator[None]:
     with quiet_transformers():
         try:
-            yield
+            with _loadable(framework, folder, part) as place:
+                found = apply(cls, place, inputs)
         except UserError:
             raise
         except Exception as error:  # each framework raises whatever it meets in a file
             problem = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: {cls.__name__} cannot load it ({problem}): export it again") from error
+        return _outputs(inputs, found.hidden_states, found.logits)
 
 
 def _apply_flax(cls: Any, folder: Path, inputs: Inputs) -> Any:
