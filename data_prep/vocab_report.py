@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from tokenizers import Tokenizer
 
@@ -123,7 +121,7 @@ def _round_trip(tokenizer: Tokenizer) -> str:
 
 def show(usages: Sequence[Usage], console: Console) -> None:
     """The table, and the characters that are missing."""
-    table = Table("", *(escape(usage.name) for usage in usages), title="How the text is split")
+    table = Table("", *(escaped(usage.name) for usage in usages), title="How the text is split")
     rows: list[tuple[str, Any]] = [
         ("entries", lambda u: f"{u.size:,}"),
         ("entries used", lambda u: f"{u.pieces_used:,}"),
@@ -152,7 +150,8 @@ def files(usages: Sequence[Usage]) -> dict[str, str | bytes]:
         for usage in usages
     ]  # fmt: skip
     from matplotlib.figure import Figure  # slow to import
-    from matplotlib.text import Text
+
+    from electra_flax.pictures import to_png
 
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -165,9 +164,4 @@ def files(usages: Sequence[Usage]) -> dict[str, str | bytes]:
     left.legend()
     right.set_xticks(range(len(usages)), [usage.name[:_SHOWN_CHARACTERS] for usage in usages])
     right.set_ylabel("[UNK], % of pieces")
-    for label in figure.findobj(Text):
-        label.set_parse_math(False)  # a name may hold dollar signs
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    return {"report.json": text, "report.png": picture.getvalue()}
+    return {"report.json": json.dumps(values, indent=1, ensure_ascii=False) + "\n", "report.png": to_png(figure)}

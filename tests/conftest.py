@@ -11,10 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs that one test has compiled serve the others, the other process of pytest and the runs that tests start.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="electra-flax-tests-", ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+# Of this session: its other processes, and the runs that tests start, have it from this one.
+if "TESTS_COMMON" not in os.environ:
+    _common = tempfile.TemporaryDirectory(prefix="electra-flax-tests-", ignore_cleanup_errors=True)
+    os.environ["TESTS_COMMON"] = _common.name
+# Programs that one test has compiled serve the others.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{os.environ['TESTS_COMMON']}/compiled")
 
 # XLA's newer emitter of fused loops takes the tests' programs two thirds longer to compile. Later releases have no
 # other one, and end the process at a flag that they do not know.
@@ -79,21 +81,25 @@ def google_storage():
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory, sample_corpus) -> Path:
+def whole(sample_corpus) -> Path:
     """A vocabulary, shards, a run of six steps and an export of it, to make damaged copies of."""
+    from once import made_once
+
+    return made_once("whole", lambda root: _make_whole(root, sample_corpus))
+
+
+def _make_whole(root: Path, corpus: Path) -> None:
     from run_tools import make_shards, pretrain
 
     from electra_flax import parity
     from electra_flax.cli import main
 
-    root = tmp_path_factory.mktemp("whole")
     (root / "text.txt").write_text("한국어 문장입니다. 그리고 다른 문장.\n\n둘째 문단의 글이 여기 있다.\n\n" * 20)
-    make_shards(root, sample_corpus)
+    make_shards(root, corpus)
     assert main(pretrain(root, "run")) == 0
     with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
         patch.setattr(parity, "compare", lambda *given: {})  # other tests compare
         assert main(["export", "--workdir", str(root / "run"), "--out", str(root / "export")]) == 0
-    return root
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from once import copied_once
 from orbax.checkpoint.utils import checkpoint_steps
 
 from data_prep.cli import main as data_main
@@ -53,7 +54,11 @@ sys.exit(cli.main())
 
 
 def make_shards(root: Path, corpus: Path) -> None:
-    """root/shards and root/tiny.yaml."""
+    """root/vocab, root/shards and root/tiny.yaml."""
+    copied_once(root, "shards", lambda folder: _make_shards(folder, corpus))
+
+
+def _make_shards(root: Path, corpus: Path) -> None:
     vocab, shards = ["--vocab", str(root / "vocab")], ["--out", str(root / "shards")]
     source = ["--corpus", str(corpus)]
     assert data_main(["vocab", *source, "--out", str(root / "vocab"), "--size", "600", "--unused", "10"]) == 0

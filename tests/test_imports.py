@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ALLOWED_IN_DATA_PREP = {f"electra_flax.{name}" for name in (
-    "compiled", "config", "console", "ctrl_c", "ending", "errors", "files", "ranges", "records", "text", "tfrecord",
-    "tokenizer",
+    "compiled", "config", "console", "ctrl_c", "ending", "errors", "files", "pictures", "ranges", "records", "text",
+    "tfrecord", "tokenizer",
 )}  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
 from electra_flax import charts, pictures
+from electra_flax.errors import escaped
 from electra_flax.finetune import publish, scoreboard
 from electra_flax.finetune.data import Part, TaskData
 from electra_flax.finetune.examples import TaggedExample, TextExample
@@ -73,9 +74,10 @@ def test_names_of_models_and_runs_are_shown_as_they_are(drawn):
     scoreboard._picture(dict.fromkeys(HOSTILE, scores), ["nsmc"])
     runs = [SimpleNamespace(name=name, train=[{"step": 1, "loss": 1.0}], validation=[], starts=[]) for name in HOSTILE]
     charts.draw(runs, [charts.Panel("Loss", "loss", "")] * 2)
-    for figure, ending in zip(drawn, ("", " train"), strict=True):
+    shown = set(HOSTILE), {f"{escaped(name)} train" for name in HOSTILE}
+    for figure, expected in zip(drawn, shown, strict=True):
         _, labels = figure.axes[0].get_legend_handles_labels()
-        assert {f"{name}{ending}" for name in HOSTILE} <= set(labels)
+        assert expected <= set(labels)
 
 
 def test_powers_of_ten_are_still_mathematics():

@@ -151,7 +151,10 @@ def test_what_a_long_phase_refuses(root, phases, capsys):
         (pretrain(root, "x", "--long-data", str(root / "long")), "long_phase.steps=0: expected no --long-data"),
         (pretrain(root, "x", *LONG), "long_phase.steps=3: expected --long-data too"),
         (pretrain(root, "x", "--long_phase.steps", "3"), "long_phase.batch_size=0 must be greater than 0"),
-        (two_phases(root, "x", "--long_phase.steps", "7"), "long_phase.steps=7 must be less than training.num_steps=7"),
+        (
+            two_phases(root, "x", "--long_phase.steps", "7"),
+            "--long_phase.steps=7 must be less than --training.num_steps=7",
+        ),
         (two_phases(root, "x", "--long_phase.max_seq_length", "128"), "long phase: data.max_seq_length=128 must be"),
         (
             two_phases(root, "x", "--long_phase.batch_size", "9"),

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 from golden_tools import tiny_config
+from once import copied_once
 
 from electra_flax.architecture import expected_shapes
 from electra_flax.export import export_to_hugging_face, export_to_tf1
@@ -66,11 +67,14 @@ def export(weights, out):
 
 
 def export_both(root):
-    """A folder with `export`, of both models, and the checkpoint of the original `original`, same weights."""
+    """`root`, with `export`, of both models, and the checkpoint of the original `original`, same weights."""
+    return copied_once(root, "exports", _export_both)
+
+
+def _export_both(root):
     weights = random_weights(root)
     export(weights, root / "export")
     export_to_tf1(weights, root / "original")
-    return root
 
 
 def write_original(prefix, weights, hparams, step=0, slots=None):
