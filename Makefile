@@ -15,7 +15,7 @@ DEMO := runs/demo$(if $(filter-out file undefined default,$(origin CORPUS)),$(sh
 TORCH := torch==2.13.0+cpu
 
 # A file's tests share what they make, so a file stays in one process.
-PARALLEL := --numprocesses 2 --dist loadfile
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 TPU ?= tpu/tpu.yaml
 TPU_COMMANDS := preflight create train status logs ssh stop delete

@@ -32,7 +32,7 @@ _COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"]  # conftest.py
 TINY = f"""
 model: {{vocab_size: 600, embedding_size: 16, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
         intermediate_size: 64, max_position_embeddings: 64}}
-generator: {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 32}}
+generator: {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 64}}
 data: {{max_seq_length: 32}}
 training: {{batch_size: 16, num_steps: 6, compute_dtype: float32, compilation_cache: {_COMPILED}}}
 optimizer: {{learning_rate: 1.0e-3, warmup_steps: 2}}

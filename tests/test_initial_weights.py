@@ -6,9 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from run_tools import make_shards, pretrain, refusal, state_at
+from run_tools import pretrain, refusal, state_at
 from safetensors.numpy import load_file, save_file
-from weights_tools import export, random_weights
+from weights_tools import export_both
 
 from electra_flax import model
 from electra_flax.architecture import flat
@@ -27,9 +27,7 @@ POSITIONS = "electra/embeddings/position_embeddings/embedding"
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    root = tmp_path_factory.mktemp("there")
-    export(random_weights(root), root / "export")
-    return root
+    return export_both(tmp_path_factory.mktemp("there"))
 
 
 def begin(start, config, vocabulary, caplog):
@@ -133,14 +131,10 @@ def test_positions_are_made_longer_on_request_only(there, caplog):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, sample_corpus):
-    """A run of six steps whose generator the original could build, its step 3 as a checkpoint of the original."""
-    root = tmp_path_factory.mktemp("run")
-    make_shards(root, sample_corpus)
-    yaml = root / "tiny.yaml"
-    yaml.write_text(yaml.read_text().replace("intermediate_size: 32", "intermediate_size: 64"))
-    assert main(pretrain(root, "straight")) == 0
-    arguments = ["--workdir", str(root / "straight"), "--step", "3", "--to", "tf1", "--out", str(root / "original")]
+def run(whole, tmp_path_factory):
+    """A run of six steps, and its step 3 as a checkpoint of the original."""
+    root = shutil.copytree(whole, tmp_path_factory.mktemp("run"), dirs_exist_ok=True)
+    arguments = ["--workdir", str(root / "run"), "--step", "3", "--to", "tf1", "--out", str(root / "original")]
     assert main(["export", *arguments]) == 0
     return root
 
@@ -150,7 +144,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_the_original(run):
     """Out after three steps, in again, three more: bitwise the run that was never out."""
     assert main(pretrain(run, "resumed", "--resume-from", f"tf1:{run}/original/model.ckpt-3")) == 0
     for ours, theirs in zip(
-        jax.tree.leaves(state_at(run, "straight")), jax.tree.leaves(state_at(run, "resumed")), strict=True
+        jax.tree.leaves(state_at(run, "run")), jax.tree.leaves(state_at(run, "resumed")), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
 

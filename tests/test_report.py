@@ -3,11 +3,12 @@
 import json
 import math
 import re
+import shutil
 import time
 from dataclasses import replace
 
 import pytest
-from run_tools import make_shards, pretrain, refusal
+from run_tools import pretrain, refusal
 
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
@@ -22,16 +23,14 @@ BROKEN = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, sample_corpus):
-    """Shards, and a run of six steps that no one should make."""
-    root = tmp_path_factory.mktemp("report")
-    make_shards(root, sample_corpus)
-    assert main(pretrain(root, "broken", *BROKEN)) == 0
-    return root
+def root(whole, tmp_path_factory):
+    """Shards, and a run of six steps."""
+    return shutil.copytree(whole, tmp_path_factory.mktemp("report"), dirs_exist_ok=True)
 
 
 @pytest.mark.slow
 def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
+    assert main(pretrain(root, "broken", *BROKEN)) == 0
     assert main(["doctor", "--workdir", str(root / "broken"), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     problems = " | ".join(finding["problem"] for finding in found)
@@ -78,17 +77,17 @@ OTHER = ["--training.batch_size", "100", "--model.vocab_size", "700", "--mesh.te
                                                                "data.max_seq_length: 32 -> 64"]),
         (["--long_phase.steps", "2", "--long_phase.batch_size", "12", "--long_phase.max_seq_length", "64"], [
             "expected --long-data too", "long phase: training.batch_size=12 must be", "long_phase.steps: 0 -> 2"]),
-        (["--model.initializer_range", "1", "--optimizer.learning_rate", "1"], ["initializer_range: 3.0 -> 1.0"]),
+        (["--model.initializer_range", "1", "--optimizer.learning_rate", "1"], ["initializer_range: 0.02 -> 1.0"]),
     ],
 )  # fmt: skip
 def test_doctor_names_all_at_once_what_pretrain_refuses(root, capsys, given, expected):
     """In the words of pretrain, which names them one at a time; nothing is written."""
     arguments = ["--config", str(root / "tiny.yaml"), "--data", str(root / "shards"),
-                 "--workdir", str(root / "broken"), *BROKEN, *given]  # fmt: skip
-    before = {path: path.stat().st_mtime_ns for path in (root / "broken").rglob("*")}
+                 "--workdir", str(root / "run"), *given]  # fmt: skip
+    before = {path: path.stat().st_mtime_ns for path in (root / "run").rglob("*")}
     capsys.readouterr()
     main(["doctor", *arguments, "--json"])
-    assert before == {path: path.stat().st_mtime_ns for path in (root / "broken").rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in (root / "run").rglob("*")}
     found = [each["problem"] for each in json.loads(capsys.readouterr().out) if "refuses" in each["advice"]]
     assert len(found) == len(expected), found
     assert all(part in problem for part, problem in zip(expected, found, strict=True)), found
@@ -147,14 +146,16 @@ def test_the_first_loss_is_not_that_of_guessing():
 
 
 def test_the_page_holds_everything_itself(root, capsys):
+    config = shutil.copytree(root / "run", root / "hot") / "config.yaml"
+    config.write_text(re.sub(r"\blearning_rate: .*", "learning_rate: 10.0", config.read_text()))
     page = root / "pages/both.html"
-    workdirs = ["--workdir", str(root / "broken"), "--workdir", str(root / "broken")]
+    workdirs = ["--workdir", str(root / "hot"), "--workdir", str(root / "hot")]
     assert main(["report", *workdirs, "--out", str(page)]) == 0
     written = capsys.readouterr().out.split()
     assert [path.rsplit("/", 1)[1] for path in written] == ["both.html", "both-learning.png", "both-speed.png"]
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text), "the page loads something from elsewhere"
-    name = f"<th>{root / 'broken'}</th>"  # as it was given: the last folder may be "run" for all
+    name = f"<th>{root / 'hot'}</th>"  # as it was given: the last folder may be "run" for all
     for expected in (name + name, "learning_rate=10", "checkpoints written; there now: ",
                      "<td>done</td>", "What it sees", 'class="example"', "% replaced"):  # fmt: skip
         assert expected in text
@@ -185,7 +186,7 @@ def test_only_a_run_that_goes_on_has_time_to_go(root, last, ago, state):
 def test_what_report_and_doctor_refuse(root, tmp_path, capsys):
     for arguments, expected in (
         (["report", "--workdir", str(tmp_path)], "not the workdir of a run"),
-        (["report", "--workdir", str(root / "broken"), "--out", "/proc/page.html"], "--out /proc/page.html: cannot be"),
+        (["report", "--workdir", str(root / "run"), "--out", "/proc/page.html"], "--out /proc/page.html: cannot be"),
         (["doctor"], "--workdir DIR) or a configuration (--config YAML)"),
         (["doctor", "--workdir", str(tmp_path)], "not the workdir of a run"),
     ):

@@ -20,8 +20,8 @@ MASKED = "짧은 [MASK]장입니다. The [MASK] fox."
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
     root = export_both(tmp_path_factory.mktemp("there"))
-    export(random_weights(root, seed=1), root / "other")
-    export(random_weights(root, seed=1, model={"hidden_size": 64}), root / "wide")
+    export(random_weights(root, seed=1), root / "other", is_compared=False)
+    export(random_weights(root, seed=1, model={"hidden_size": 64}), root / "wide", is_compared=False)
     return root
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax.serialization import msgpack_restore
-from run_tools import make_shards, pretrain, records, refusal, start, state_at
+from run_tools import pretrain, records, refusal, start, state_at
 
 from data_prep.cli import main as data_main
 from electra_flax import parity, progress_bar
@@ -19,12 +19,9 @@ from electra_flax.records import Vocabulary
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, sample_corpus):
-    """A folder with shards, a configuration and a finished run of six steps."""
-    root = tmp_path_factory.mktemp("run")
-    make_shards(root, sample_corpus)
-    assert main(pretrain(root, "straight")) == 0
-    return root
+def run(whole, tmp_path_factory):
+    """A folder with shards, a configuration, a finished run of six steps and its export."""
+    return shutil.copytree(whole, tmp_path_factory.mktemp("run"), dirs_exist_ok=True)
 
 
 def test_six_steps_are_three_and_a_new_process_and_three(run):
@@ -41,11 +38,11 @@ train.Checkpoints.save = save_and_die
         process = start(pretrain(run, "resumed"), before)
         error = process.communicate()[1]
         assert process.returncode == expected_code, error
-    straight, resumed = state_at(run, "straight", 6), state_at(run, "resumed", 6)
+    straight, resumed = state_at(run, "run", 6), state_at(run, "resumed", 6)
     for ours, theirs in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for split in ("train", "validation"):
-        expected, found = records(run, "straight", split), records(run, "resumed", split)
+        expected, found = records(run, "run", split), records(run, "resumed", split)
         for step in (4, 5, 6) if split == "train" else (6,):
             assert found[step] == expected[step]
     assert (run / "resumed/DONE").exists()
@@ -66,9 +63,9 @@ def test_batches_visit_every_example_once_an_epoch():
 
 def test_evaluate_prints_the_recorded_metrics(run, capsys):
     capsys.readouterr()
-    assert main(["evaluate", "--workdir", str(run / "straight")]) == 0
+    assert main(["evaluate", "--workdir", str(run / "run")]) == 0
     printed = json.loads(capsys.readouterr().out)
-    recorded = records(run, "straight", "validation")[6]
+    recorded = records(run, "run", "validation")[6]
     for name in ("generator_loss", "discriminator_loss", "discriminator_auc"):
         assert printed[name] == pytest.approx(recorded[name], rel=1e-6)
 
@@ -76,7 +73,6 @@ def test_evaluate_prints_the_recorded_metrics(run, capsys):
 @pytest.fixture(scope="module")
 def exported(run):
     with jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
-        assert main(["export", "--workdir", str(run / "straight"), "--out", str(run / "export")]) == 0
         yield run / "export"
 
 
@@ -93,7 +89,7 @@ def test_exports_load_whole_and_compute_the_same(run, exported, part, framework)
     text = ["새벽 시장은 도시가 아직 잠들어 있을 때 가장 먼저 깨어난다.", "봄이 왔다."]
     inputs = tokenizer(text, padding=True, truncation=True, max_length=32, return_tensors="np")
     config = load_config(run / "tiny.yaml")
-    ours = parity.our_logits(config, state_at(run, "straight", 6).params, part, inputs)
+    ours = parity.our_logits(config, state_at(run, "run", 6).params, part, inputs)
     if framework == "flax":
         model = cls.from_pretrained(exported / part)
         written = msgpack_restore((exported / part / "flax_model.msgpack").read_bytes())
@@ -129,8 +125,8 @@ def test_files_hold_no_escapes_and_no_carriage_returns(run, exported, sample_cor
         ("shard", data_main, ["shard", *source, "--vocab", str(run / "vocab"), "--out", str(tmp_path / "shards"),
                               "--max-seq-length", "32", "--workers", "1"]),
         ("vocab", data_main, ["vocab", *source, "--size", "600", "--unused", "10", "--out", str(tmp_path / "vocab")]),
-        ("export", main, ["export", "--workdir", str(run / "straight"), "--out", str(tmp_path / "export")]),
-        ("evaluate", main, ["evaluate", "--workdir", str(run / "straight")]),
+        ("export", main, ["export", "--workdir", str(run / "run"), "--out", str(tmp_path / "exported")]),
+        ("evaluate", main, ["evaluate", "--workdir", str(run / "run")]),
         ("detect", main, ["detect", *model, "새벽 시장은 도시가 아직 잠들어 있을 때"]),
         ("show", main, ["show", *model, "--data", shards]),
         ("inspect", data_main, ["inspect", shards]),
@@ -158,7 +154,7 @@ def test_bad_input_is_one_line_and_exit_1(run, capsys):
     def refused(workdir, *extra, data="shards"):
         return refusal(capsys, pretrain(run, workdir, *extra, data=data))
 
-    assert "model.hidden_size: 32 -> 64" in refused("straight", "--model.hidden_size", "64")
+    assert "model.hidden_size: 32 -> 64" in refused("run", "--model.hidden_size", "64")
     assert "model.vocab_size=700, but" in refused("new", "--model.vocab_size", "700")
     assert "data.max_seq_length=16, but the shards" in refused("new", "--data.max_seq_length", "16")
     assert "nearest is training.batch_size" in refused("new", "--training.batchsize", "8")
@@ -237,7 +233,7 @@ def test_chips_without_metadata_are_trained_on_by_one_host_alone(run, monkeypatc
     """As on Kaggle and Colab; the run is done already, so that this takes no time."""
     monkeypatch.setattr("electra_flax.processes._on_tpu_vm", lambda: True)
     monkeypatch.setenv("TPU_PROCESS_ADDRESSES", "local")
-    assert main(pretrain(run, "straight")) == 0
+    assert main(pretrain(run, "run")) == 0
     monkeypatch.delenv("TPU_PROCESS_ADDRESSES")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    assert main(pretrain(run, "straight")) == 0
+    assert main(pretrain(run, "run")) == 0

@@ -4,9 +4,11 @@ import json
 
 import jax
 import numpy as np
+import pytest
 from golden_tools import tiny_config
 from once import copied_once
 
+from electra_flax import parity
 from electra_flax.architecture import expected_shapes
 from electra_flax.export import export_to_hugging_face, export_to_tf1
 from electra_flax.model_card import Publication
@@ -60,8 +62,11 @@ def random_weights(folder, sharing="embeddings", seed=0, **changes):
     return Weights("random", config, shapes, read, 7, vocabulary, CASED, read_moment=read)
 
 
-def export(weights, out):
-    with jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
+def export(weights, out, is_compared=True):
+    """`out`, with both models; compared with transformers', which takes seconds, or not."""
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
+        if not is_compared:
+            patch.setattr(parity, "compare", lambda *given: {})
         export_to_hugging_face(weights, out, "float32", Publication())
     return out
 
