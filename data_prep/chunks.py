@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from data_prep.readers import Corpus
 from data_prep.reading import Document
 from data_prep.sources import zstd
 from electra_flax.errors import UserError
-from electra_flax.files import read_bytes, read_json
+from electra_flax.files import read_bytes, read_json, replaced, write_whole
 
 _CHUNK_CHARACTERS = 1_000_000
 SIGNATURE_SIZE = 128
@@ -116,20 +117,12 @@ def clean_chunk(task: CleanTask) -> ChunkInfo:
         dict(sources), dict(cleaner.counts),
     )  # fmt: skip
     write_whole(chunk_path(task.folder, task.chunk.number, "zst"), zstd.compress(text, 1))
-    partial = chunk_path(task.folder, task.chunk.number, "partial.npz")
     arrays: dict[str, Any] = {name: np.asarray(values, np.int32) for name, values in sizes.items()}
     arrays |= {name: np.asarray(values, np.uint64) for name, values in hashes.items()}
-    np.savez(partial, signatures=np.asarray(signatures, np.uint32).reshape(-1, SIGNATURE_SIZE), **arrays)
-    partial.rename(chunk_path(task.folder, task.chunk.number, "npz"))
+    with replaced(chunk_path(task.folder, task.chunk.number, "npz")) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, signatures=np.asarray(signatures, np.uint32).reshape(-1, SIGNATURE_SIZE), **arrays)
     write_whole(chunk_path(task.folder, task.chunk.number, "json"), json.dumps(vars(info)).encode())
     return info
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file is there with all its bytes or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_bytes(data)
-    partial.rename(path)
 
 
 def read_info(folder: Path, number: int) -> ChunkInfo:
@@ -144,7 +137,7 @@ def read_arrays(folder: Path, number: int) -> Any:
 def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterator[list[str]]:
     """Documents of sentences, less the sentences marked in `dropped` [sentences] and documents that lose all."""
     path = chunk_path(folder, number, "zst")
-    with _damage_named(path):
+    with damage_named(path):
         text = zstd.decompress(read_bytes(path)).decode()
     start = 0
     for document in text.split("\n\n") if text else []:
@@ -159,7 +152,7 @@ def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterato
 
 def load_arrays(path: Path) -> dict[str, Any]:
     """What np.savez wrote. Raises UserError where it is damaged."""
-    with _damage_named(path), np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
+    with damage_named(path), np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
         return dict(arrays)
 
 
@@ -169,10 +162,20 @@ def anew(folder: Path) -> str:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path) -> Iterator[None]:
+    """Unfinished work that cannot be read as what it is raises UserError, which names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zstd.ZstdError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zstd.ZstdError,
+        struct.error,
+    ) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}): {anew(path.parent)}") from None

@@ -118,14 +118,16 @@ def _cleaning(args: argparse.Namespace) -> CleaningOptions:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="electra-data",
+        allow_abbrev=False,
         description="Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain.",
-        epilog="exit codes: " + "; ".join(f"{code} {EXIT_CODES[code]}" for code in (0, 1, 2, 70, 130)),
+        epilog="exit codes: " + "; ".join(f"{code} {EXIT_CODES[code]}" for code in (0, 1, 2, 3, 70, 130)),
     )
     parser.add_argument("--version", action="version", version=f"electra-data {version('electra-flax')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     vocab = commands.add_parser(
         "vocab",
+        allow_abbrev=False,
         help="learn a WordPiece vocabulary",
         description="Learns a WordPiece vocabulary and writes vocab.txt and the files that ElectraTokenizer loads. "
         "KoELECTRA v3 used --size 35000; 30,000 to 40,000 suits Korean. Give the cleaning that shard gets; duplicates "
@@ -174,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
+        allow_abbrev=False,
         help="compare vocabularies on a text",
         description="Splits a text with vocabularies and shows [UNK] rate, pieces per word and what is missing; writes "
         "report.json and report.png.",
@@ -189,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
     shard = commands.add_parser(
         "shard",
+        allow_abbrev=False,
         help="write TFRecord shards",
         description="Tokenizes the corpus and writes TFRecord shards, manifest.json and the metadata with which "
         "tensorflow-datasets opens the folder. The result does not depend on --workers. A run that was ended goes on "
@@ -239,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser(
         "inspect",
+        allow_abbrev=False,
         help="show what shards hold",
         description="Prints the manifest, the counts and a few decoded examples in colour.",
     )
@@ -270,6 +275,8 @@ def _sample(args: argparse.Namespace) -> list[str]:
 
 
 def _vocab(args: argparse.Namespace) -> None:
+    if args.extend and (args.lower_case or args.strip_accents):
+        raise UserError(f"--lower-case and --strip-accents are of a new vocabulary: {args.extend} has its own")
     casing = Casing.read(args.extend) if args.extend else Casing(args.lower_case, args.strip_accents)
     options = VocabularyOptions(
         args.size, args.unused, casing, args.algorithm, args.pretokenizer, args.limit_alphabet, args.min_frequency

@@ -55,7 +55,7 @@ def _end_with_parent() -> None:
 def _call(function: Callable[[_Task], _Result], task: _Task) -> _Result:
     try:
         return function(task)
-    except (UserError, OSError):
+    except (UserError, OSError, MemoryError):
         raise
     except Exception as error:  # the user needs the document more than the traceback
         reason = f"{type(error).__name__}: {error}".split("\n")[0]

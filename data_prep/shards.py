@@ -30,13 +30,13 @@ from rich.filesize import decimal
 
 from data_prep import chunks, pool
 from data_prep.build import SPLITS, RecordMaker, ShardJob
-from data_prep.chunks import CleanTask, chunk_path, write_whole
+from data_prep.chunks import CleanTask, chunk_path
 from data_prep.duplicates import find_duplicates
 from data_prep.readers import Corpus
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
 from electra_flax.console import Bar, progress
 from electra_flax.errors import UserError
-from electra_flax.files import read_json
+from electra_flax.files import read_json, replaced, write_whole
 from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
 from electra_flax.tfrecord import ShardWriter, index_path
 
@@ -287,7 +287,8 @@ def _build_chunk(task: _BuildTask) -> None:
     maker = _maker(job)
     dropped = None
     if (path := task.work / "chunks/dropped.npy").exists():
-        all_dropped = np.load(path, mmap_mode="r")
+        with chunks.damage_named(path):
+            all_dropped = np.load(path, mmap_mode="r")
         dropped = all_dropped[task.first_sentence : task.first_sentence + task.num_sentences]
     made: dict[str, list[tuple[bytes, int]]] = {split: [] for split in SPLITS}
     counts = Counter[str](pieces=0, unknown=0, discarded=0)
@@ -304,15 +305,14 @@ def _build_chunk(task: _BuildTask) -> None:
         parts += [made[split][(shard - first) % num_shards :: num_shards] for shard in range(num_shards)]
     blobs = [b"".join(record for record, _ in part) for part in parts]
     write_whole(chunk_path(task.work / "records", task.number, "records"), b"".join(blobs))
-    partial = chunk_path(task.work / "records", task.number, "partial.npz")
-    np.savez(
-        partial,
-        bounds=np.cumsum([0, *map(len, blobs)]),
-        examples=np.array([len(part) for part in parts]),
-        tokens=np.array([sum(num_tokens for _, num_tokens in part) for part in parts]),
-        counts=np.array([counts["pieces"], counts["unknown"], counts["discarded"]]),
-    )
-    partial.rename(chunk_path(task.work / "records", task.number, "npz"))
+    with replaced(chunk_path(task.work / "records", task.number, "npz")) as unfinished, unfinished.open("wb") as file:
+        np.savez(
+            file,
+            bounds=np.cumsum([0, *map(len, blobs)]),
+            examples=np.array([len(part) for part in parts]),
+            tokens=np.array([sum(num_tokens for _, num_tokens in part) for part in parts]),
+            counts=np.array([counts["pieces"], counts["unknown"], counts["discarded"]]),
+        )
     gc.enable()
 
 
@@ -352,9 +352,13 @@ def _write_shard(task: _ShuffleTask) -> None:
     bounds = np.load(task.work / "records/bounds.npy", mmap_mode="r")
     records: list[bytes] = []
     for number, (start, end) in enumerate(bounds[:, task.shard : task.shard + 2].tolist()):
-        with chunk_path(task.work / "records", number, "records").open("rb") as file:
+        path = chunk_path(task.work / "records", number, "records")
+        with chunks.damage_named(path), path.open("rb") as file:
             file.seek(start)
-            records += _framed(file.read(end - start))
+            data = file.read(end - start)
+            if len(data) < end - start:
+                raise EOFError("cut off")
+            records += _framed(data)
     random.Random(f"{task.seed} {task.name}").shuffle(records)
     path = task.work / "shards" / task.name
     writer = ShardWriter(path.with_name(task.name + ".partial"))

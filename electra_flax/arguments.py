@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--init-from",
+        type=given_place,
         metavar="SOURCE",
         help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR: a new run with their weights, its optimizer and schedule fresh; "
         "rows of tokens that their vocabulary lacks are the mean of their pieces'",
@@ -71,7 +72,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="where SOURCE has fewer positions than model.max_position_embeddings: how to make more",
     )
     group.add_argument(
-        "--resume-from", metavar="tf1:PREFIX", help="a run of the original goes on: weights, moments of Adam and step"
+        "--resume-from",
+        type=given_place,
+        metavar="tf1:PREFIX",
+        help="a run of the original goes on: weights, moments of Adam and step",
     )
     _add_devices(pretrain)
     _add_processes(pretrain)
@@ -102,7 +106,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     given = export.add_mutually_exclusive_group(required=True)
     given.add_argument("--workdir", type=given_place, metavar="DIR", help="a run")
-    given.add_argument("--from", dest="source", metavar="SOURCE", help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR")
+    given.add_argument(
+        "--from", dest="source", type=given_place, metavar="SOURCE", help="hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"
+    )
     export.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write")
     export.add_argument("--to", choices=("hf", "tf1"), default="hf", help="Hugging Face's form (hf) or the original's")
     export.add_argument(
@@ -120,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--language", default="", metavar="CODE", help="language of the model, for its card: ko ...")
     export.add_argument(
         "--push",
-        default="",
+        type=given_place,
         metavar="OWNER/NAME",
         help="then upload to OWNER/NAME-discriminator and OWNER/NAME-generator on the hub (HF_TOKEN, or hf auth login)",
     )
@@ -209,7 +215,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Looks at the numbers of a run (--workdir), or at a configuration before its first step (--config, "
         "with --data and --workdir as for pretrain): everything that pretrain would refuse, all at once, and what else "
         "stands out and what to change. Fields are overridden by --section.field VALUE.",
-        epilog="exit codes: 0 nothing found; 1 something found, or you can fix it; 2 usage",
+        epilog="exit codes: 0 nothing found; 1 something found, or you can fix it; the others as those of pretrain",
         allow_abbrev=False,
     )
     doctor.add_argument("--workdir", type=given_place, metavar="DIR", help="a run")

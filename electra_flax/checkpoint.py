@@ -133,6 +133,9 @@ class Checkpoints:
                 if patiently(described, described.is_file):
                     data = patiently(described, described.read_bytes)
                     parse_json(data, dict[str, Any], described.name, "it was damaged")
+            except FileNotFoundError:
+                if folder.exists():  # else a run that goes on has just removed it
+                    damaged[int(folder.name)] = "a part of it is missing"
             except Unavailable:
                 raise
             except UserError as error:
@@ -213,7 +216,7 @@ class Checkpoints:
                 f"process {jax.process_index()}: a checkpoint could not be written ({reason(error)}); those of steps "
                 f"{', '.join(map(str, self.steps)) or 'none yet'} are intact; the same command on all hosts continues"
             )
-        if jax.process_index() == 0:
+        if processes.is_main():
             for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):
                 with contextlib.suppress(OSError):
                     unfinished.rmtree()  # it may be what fills the disk
@@ -259,7 +262,7 @@ class Checkpoints:
             return Unavailable(
                 f"{self._path / str(step)}: cannot be read for now ({problem}); run the same command again"
             )
-        return UserError(f"{self._path / str(step)}: damaged ({problem}): name another with --step")
+        return UserError(f"{self._path / str(step)}: damaged ({problem}): take an older one")
 
     def restore_newest(self, shapes: TrainState, mesh: Mesh) -> tuple[TrainState, Notes] | None:
         """The newest state that can be read and its notes, or None where there is no checkpoint at all.
@@ -287,8 +290,8 @@ class Checkpoints:
         if damaged:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
             raise UserError(
-                f"{self._path}: none of the checkpoints can be read ({reasons}): put a copy back, or start again in "
-                "a new --workdir"
+                f"{self._path}: none of the checkpoints can be read ({reasons}): put a copy back, or begin "
+                "again in a new folder"
             )
 
     def _read(self, shapes: TrainState, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
@@ -322,8 +325,11 @@ class Checkpoints:
             restored: Any = self._manager.restore(
                 step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
             )
-            state, meta = restored["state"], parse_json(json.dumps(restored["meta"]), _Meta, "meta", "it was damaged")
-            notes = parse_json(json.dumps(meta.notes), self._notes, "notes", "they were damaged")
+            state, meta = (
+                restored["state"],
+                parse_json(json.dumps(restored["meta"]), _Meta, "meta", "it was damaged", is_ours=False),
+            )
+            notes = parse_json(json.dumps(meta.notes), self._notes, "notes", "they were damaged", is_ours=False)
             is_whole = meta.fingerprint is None or _is_whole(state, meta.fingerprint)
             problem = "" if is_whole else "its numbers are not those that were saved"
         except UserError as error:
@@ -338,7 +344,7 @@ class Checkpoints:
             log.warning(
                 "checkpoint of step %d is damaged (%s): moved to %s; an older one is used", step, problem, target
             )
-            if jax.process_index() == 0:
+            if processes.is_main():
                 _move(self._path / str(step), target)
 
     def close(self) -> None:

@@ -113,11 +113,11 @@ def _pretrain(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _start(args: argparse.Namespace) -> Start | None:
     from electra_flax.initial_weights import Start
 
-    if args.init_from and args.resume_from:
+    if args.init_from is not None and args.resume_from is not None:
         raise UserError("--init-from begins a new run, --resume-from goes on with an old one: give one of them")
-    source = args.init_from or args.resume_from
-    if source:
-        return Start(source, bool(args.resume_from), args.stretch_positions, args.warm_start_generator)
+    source = args.init_from if args.init_from is not None else args.resume_from
+    if source is not None:
+        return Start(source, args.resume_from is not None, args.stretch_positions, args.warm_start_generator)
     if args.stretch_positions or args.warm_start_generator:
         raise UserError("--stretch-positions and --warm-start-generator belong to --init-from, which is not given")
     return None
@@ -171,7 +171,7 @@ def _export(args: argparse.Namespace) -> None:
         raise UserError("--private is of the repositories that --push OWNER/NAME makes, which is not given")
     if args.to == "tf1" and args.push:
         raise UserError(f"--push {args.push}: the hub takes Hugging Face's form: leave out --to tf1")
-    publication = Publication(args.license, args.language, args.push, args.license_name, args.license_link)
+    publication = Publication(args.license, args.language, args.push or "", args.license_name, args.license_link)
     for remark in publication.remarks:
         write_line(f"warning: {remark}")
     weights = find_weights(args.source or f"orbax:{args.workdir}", args.step, args.vocab)
@@ -301,6 +301,8 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         _use_devices(args)
         from electra_flax.inputs import examine
 
+        if args.long_data and not args.data:
+            raise UserError(f"--long-data {args.long_data} is of the second phase: give --data, of the first, too")
         paths = [path for path in (args.data, args.long_data) if path]
         refused, manifest = examine(config, paths, args.workdir)
         found = [*diagnose_refusals(refused), *diagnose_config(config, manifest)]
@@ -350,6 +352,8 @@ def _predict(args: argparse.Namespace) -> None:
     _use_devices(args)
     from electra_flax.finetune.predict import predict
 
+    if args.file and args.texts:
+        raise UserError(f"--file {args.file} and texts: give one of them")
     for line in predict(args.model, [] if args.file else _texts(args), args.file, args.json):
         print(line)
 

@@ -79,8 +79,8 @@ def _foreseen(error: Exception, out: object) -> tuple[int, str] | None:
         return UserError.exit_code, f"{error.strerror}: make room there, or name another folder in TMPDIR"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX's word for a device's memory
         return UserError.exit_code, (
-            f"not enough memory ({text.splitlines()[0] if text else 'this machine has no more'}): make the batch or "
-            "the model smaller, or raise training.gradient_accumulation_steps"
+            f"not enough memory ({text.splitlines()[0] if text else 'this machine has no more'}): give it more, or "
+            "less to do at a time: a smaller batch or model, more training.gradient_accumulation_steps, fewer --workers"
         )
     return None
 

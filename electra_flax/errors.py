@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unicodedata import category
 
 EXIT_CODES = {
     0: "done",
@@ -47,7 +48,7 @@ class Refusals:
             yield
         except UserError as error:
             named = type(error)(f"{name}{error}")
-            if not self._collects:
+            if not self._collects or isinstance(error, Unavailable):  # nothing is known of what is away
                 raise named from None
             self.found.append(named)
 
@@ -66,7 +67,9 @@ class Preempted(RuntimeError):
 
 def escaped(text: object) -> str:
     """`text` on one line: what would break the line, colour the terminal or cannot be printed is shown by its code."""
-    return "".join(letter if letter.isprintable() else _code(letter) for letter in str(text))
+    return "".join(
+        letter if letter.isprintable() or category(letter) == "Zs" else _code(letter) for letter in str(text)
+    )
 
 
 def _code(letter: str) -> str:

@@ -84,9 +84,10 @@ class Interruption:
     def _poll(self) -> None:
         url = f"http://{self._host}/computeMetadata/v1/instance/preempted"
         request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches it
         while not self._ended.wait(_POLL_SECONDS):
             try:
-                with urllib.request.urlopen(request, timeout=_POLL_SECONDS) as answer:
+                with direct.open(request, timeout=_POLL_SECONDS) as answer:
                     if answer.read().strip() == b"TRUE":
                         log.warning("this machine is being taken away (preempted)")
                         self.requested = True
@@ -146,12 +147,17 @@ class Watchdog:
         while not self._ended.wait(min(1.0, self._seconds / 10)):
             silent = time.monotonic() - self._last
             if silent > self._seconds:
-                with self._report.open("w", encoding="utf-8") as file:
-                    faulthandler.dump_traceback(file, all_threads=True)
+                where = f"in {self._report}"
+                try:
+                    with self._report.open("w", encoding="utf-8") as file:
+                        faulthandler.dump_traceback(file, all_threads=True)
+                except OSError:  # a full disk: what hangs must end all the same
+                    faulthandler.dump_traceback(all_threads=True)
+                    where = "above"
                 print(
                     f"\nelectra-flax: error: nothing happened for {silent / 60:,.1f} minutes in {self._what} (a hung "
-                    f"device or another process that is gone; training.hang_minutes): where it hung is in "
-                    f"{self._report}; the same command continues from the last checkpoint",
+                    f"device or another process that is gone; training.hang_minutes): where it hung is "
+                    f"{where}; the same command continues from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

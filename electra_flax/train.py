@@ -6,10 +6,12 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from electra_flax import losses, processes, tpus, workdir
 from electra_flax.attention import Attend
@@ -31,7 +33,15 @@ from electra_flax.processes import Agreement, Wishes
 from electra_flax.records import Vocabulary
 from electra_flax.sharding import batch_sharding, coverage_report, make_mesh
 from electra_flax.startup import compile_step, set_up_compiler
-from electra_flax.step import abstract_batch, abstract_state, init_state, make_eval_step, make_norms, make_train_step
+from electra_flax.step import (
+    TrainState,
+    abstract_batch,
+    abstract_state,
+    init_state,
+    make_eval_step,
+    make_norms,
+    make_train_step,
+)
 from electra_flax.tokenizer import save_tokenizer
 from electra_flax.verify_data import verify_shards
 from electra_flax.workdir import Workdir
@@ -93,13 +103,11 @@ def _train(
     # -------------------------------------------------------------------------- state: newest checkpoint, or fresh
     checkpoints = Checkpoints(work.checkpoints, config.checkpoint, RunNotes)
     restored = checkpoints.restore_newest(abstract_state(config), mesh)
-    state, notes = restored or (init_state(config, mesh), {})
+    state, notes = restored or (_fresh(config, begin_with, vocabulary, mesh), {})
     if restored is None:
         log.info("fresh start; sharding rules: pattern, axes, arrays and numbers of each")
         for line in coverage_report(state.params).split("\n"):
             log.info("%s", line)
-        if begin_with:
-            state = apply_start(begin_with, config, vocabulary, mesh, state)
     start, num_steps, total = int(state.step), phase.end, config.training.num_steps
     if start >= phase.end and phase.end < config.training.num_steps:  # that of the next phase
         checkpoints.close()
@@ -222,7 +230,7 @@ def _train(
                     raise RunError(_not_finite(config, vocabulary, work, faults.first, end, state, batch))
                 checkpoints.wait()
                 state, notes = checkpoints.restore_newest(abstract_state(config), mesh) or (
-                    init_state(config, mesh),
+                    _fresh(config, begin_with, vocabulary, mesh),
                     {},
                 )
                 step, pending, window = int(state.step), None, Window(notes.get("window"))
@@ -286,6 +294,12 @@ def _open_all(
     return inputs
 
 
+def _fresh(config: Config, begin_with: Start | None, vocabulary: Vocabulary, mesh: Mesh) -> TrainState:
+    """Step 0, or the step that other weights are at."""
+    state = init_state(config, mesh)
+    return apply_start(begin_with, config, vocabulary, mesh, state) if begin_with else state
+
+
 def _not_finite(
     config: Config, vocabulary: Vocabulary, work: Workdir, first: int, last: int, state: Any, batch: Any
 ) -> str:
@@ -293,7 +307,9 @@ def _not_finite(
     norms = jax.device_get(make_norms(config, vocabulary.special)(state, batch))
     if processes.is_main():
         path = work.folder / "not_finite.json"
-        path.write_text(json.dumps({"first_step": first, "last_step": last, **norms}, indent=1, default=float) + "\n")
+        text = json.dumps({"first_step": first, "last_step": last, **norms}, indent=1, default=float) + "\n"
+        with suppress(UserError):  # a full disk must not hide what is said here
+            write_whole(path, text)
     bad = [name for name, norm in norms["gradient_norms"].items() if not np.isfinite(norm)]
     shown = f"; gradients that are not finite: {len(bad)}, the first {bad[0]}" if bad else ""
     return (

@@ -139,7 +139,6 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
     `identity` tells the shards apart, `paths` says where they are. Raises UserError where the workdir cannot be
     written, or belongs to a run with another model or other data.
     """
-    _check_kinds(work.folder)
     notes = check_identity(work, config, identity)
     absolute = [path if is_remote(path) else os.path.realpath(path) for path in paths]
     try:
@@ -156,6 +155,7 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
 
     An `identity` of None is not compared.
     """
+    _check_kinds(work.folder)
     if not (work.folder / "config.yaml").exists():
         return []
     notes: list[str] = []

@@ -345,6 +345,26 @@ def test_a_fault_that_passes_is_gone_back_over(root, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_going_back_to_the_beginning_is_to_the_weights_it_began_with(root, monkeypatch, capsys):
+    faulty = set()
+
+    def once(step):
+        if step <= 5 and step not in faulty:
+            faulty.add(step)
+            return True
+        return False
+
+    skip_steps(monkeypatch, once)
+    begin = ["--init-from", f"orbax:{root}/straight", "--optimizer.learning_rate", "1e-30"]
+    assert main(command(root, "begun", *begin, "--training.max_skipped_steps", "5")) == 0
+    assert "going back to step 0" in capsys.readouterr().err
+    for ours, theirs in zip(
+        jax.tree.leaves(state_at(root, "begun").params), jax.tree.leaves(state_at(root, "straight").params), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
 def test_a_few_skipped_steps_are_counted(root, monkeypatch):
     skip_steps(monkeypatch, lambda step: step in (10, 11))
     assert main(command(root, "few")) == 0

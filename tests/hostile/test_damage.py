@@ -115,16 +115,26 @@ def test_a_damaged_field_costs_a_line(whole: Path, copy: Path, data: st.DataObje
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("file", "damage"), [(file, [*DAMAGES][5 * i % len(DAMAGES)]) for i, file in enumerate(FILES)])
+def test_every_command_over_a_damaged_file(whole: Path, copy: Path, file: str, damage: str) -> None:
+    run_all(whole, copy, file, damage)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_command_over_every_damaged_file(whole: Path, copy: Path, file: str, damage: str) -> None:
+    run_all(whole, copy, file, damage)
+
+
+def run_all(whole: Path, copy: Path, file: str, damage: str) -> None:
     for command in FILES[file][1]:
         copied(whole, copy)
         DAMAGES[damage](copy / file)
         assert run(command) in (0, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("file", JSON)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
