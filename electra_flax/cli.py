@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import os
 import signal
@@ -146,7 +145,7 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     plans = [make_plan(phase, args.topology, args.price_per_hour, args.explain) for phase in config.phases]
     if args.json:
         printed = [plan.to_dict() for plan in plans]
-        print(json.dumps(printed if len(plans) > 1 else printed[0], indent=1))
+        print_json(printed if len(plans) > 1 else printed[0])
     else:
         print_text("\n\n".join(map(report, plans)), INDENT)
 
@@ -155,7 +154,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     _use_devices(args)
     from electra_flax.evaluate import evaluate
 
-    print(json.dumps(evaluate(args.workdir, args.data, args.step), indent=1))
+    print_json(evaluate(args.workdir, args.data, args.step))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -219,7 +218,7 @@ def _verify(args: argparse.Namespace) -> int:
             part: {name: each.to_dict() if each else None for name, each in hands.items()}
             for part, hands in found.items()
         }
-        print(json.dumps({"tolerance": args.tolerance, "within": not beyond, **plain}, indent=1))
+        print_json({"tolerance": args.tolerance, "within": not beyond, **plain})
     else:
         for part, hands in found.items():
             console().print(verify.table(part, hands, args.tolerance))
@@ -307,7 +306,7 @@ def _doctor(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         refused, manifest = examine(config, paths, args.workdir)
         found = [*diagnose_refusals(refused), *diagnose_config(config, manifest)]
     if args.json:
-        print(json.dumps([finding._asdict() for finding in found], indent=1))
+        print_json([finding._asdict() for finding in found])
     else:
         for finding in found:
             print_text(f"- {escaped(finding.problem)}")
