@@ -275,6 +275,9 @@ def _sample(args: argparse.Namespace) -> list[str]:
 
 
 def _vocab(args: argparse.Namespace) -> None:
+    for name in ("vocab.txt", "manifest.json"):
+        if (args.out / name).exists():  # shards are of the vocabulary beside them
+            raise UserError(f"--out {args.out}: already holds a {name}: remove the folder or choose another")
     if args.extend and (args.lower_case or args.strip_accents):
         raise UserError(f"--lower-case and --strip-accents are of a new vocabulary: {args.extend} has its own")
     casing = Casing.read(args.extend) if args.extend else Casing(args.lower_case, args.strip_accents)
@@ -331,7 +334,7 @@ def _show_report(
 def _shard(args: argparse.Namespace) -> None:
     job = ShardJob(
         args.vocab,
-        Casing.read(args.vocab),
+        _read_tokenizer(args.vocab)[1],
         args.builder,
         args.max_seq_length,
         args.validation_fraction,

@@ -80,6 +80,7 @@ def pretrain(
             _train(phase, phase_input, attend, work, begin_with, interruption, watchdog)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
+            log.info("all %d steps are done; models: electra-flax export --workdir %s", config.training.num_steps, work)
         if problem := processes.push(work):
             raise RunError(f"all steps are done, but {problem}; the same command writes what is missing")
 

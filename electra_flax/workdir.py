@@ -157,6 +157,8 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
     """
     _check_kinds(work.folder)
     if not (work.folder / "config.yaml").exists():
+        if any(work.folder.glob("electra-*.tfrecord-*")):
+            raise UserError(f"--workdir {work}: a folder of shards: name another")
         return []
     notes: list[str] = []
     differences = config_differences(work.read_config(), config)
@@ -174,6 +176,8 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
 
 def _check_kinds(workdir: Path) -> None:
     """Raises UserError where a folder lies in a file's place or the reverse: before training, not in the middle."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir}: no folder: name another")
     for name in _FOLDERS:
         path = workdir / name
         if path.exists() and not path.is_dir():

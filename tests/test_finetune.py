@@ -17,7 +17,7 @@ from electra_flax.arguments import make_parser
 from electra_flax.attention import xla_attention
 from electra_flax.cli import main
 from electra_flax.config_io import load_config
-from electra_flax.errors import Preempted
+from electra_flax.errors import Preempted, UserError
 from electra_flax.finetune import loop
 from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.predictions import Answered, best_null_threshold, scores
@@ -372,3 +372,8 @@ def test_what_is_refused(root, tmp_path, capsys, changes, expected):
     arguments = ["finetune", *QUICK, *(part for item in places.items() for part in item)]
     assert expected in refusal(capsys, arguments)
     assert not (tmp_path / "out").exists(), "the next attempt would be refused as another fine-tuning"
+
+
+def test_a_model_is_not_replaced_by_what_is_made_of_it(root):
+    with pytest.raises(UserError, match="discriminator: already holds a config.json"):
+        run(root, "nsmc", root / "export/discriminator")

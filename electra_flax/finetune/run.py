@@ -232,6 +232,9 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
             shown = f"{changed[0]}: {before.get(changed[0])} -> {after.get(changed[0])}"
             raise UserError(f"--out {work}: holds another fine-tuning ({shown}): name another folder")
         return
+    for name in ("config.json", "config.yaml", "manifest.json"):
+        if (work.folder / name).exists():  # the files of a model would be replaced by those of another
+            raise UserError(f"--out {work}: already holds a {name}, of a model, a run or shards: name another folder")
     write_whole(path, to_json(now))
 
 

@@ -152,3 +152,25 @@ def test_the_page_of_runs_with_such_names(copy: Path, capfd: pytest.CaptureFixtu
     said = capfd.readouterr()
     assert "\x1b" not in said.out + said.err
     assert said.out.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ((*VOCAB, "--out", "vocab"), "--out vocab: already holds a vocab.txt"),
+        ((*VOCAB, "--out", "shards"), "--out shards: already holds a vocab.txt"),
+        (("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "shards"),
+         "--workdir shards: a folder of shards"),
+        (("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "tiny.yaml"),
+         "tiny.yaml"),
+        ((*SHARD, "--vocab", "nowhere", "--out", "new"), "no such vocabulary"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value[1:]),
+)  # fmt: skip
+def test_what_is_there_is_not_replaced(
+    copy: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], expected: str
+) -> None:
+    before = {path: path.read_bytes() for folder in ("vocab", "shards") for path in (copy / folder).glob("*")}
+    assert run(command) == 1
+    assert expected in capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(path.read_bytes() == content for path, content in before.items())
