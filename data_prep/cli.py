@@ -91,10 +91,10 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     )
     cleaning.add_argument(
         "--near-similarity",
-        type=in_range(float, 0, 1, "(]"),
+        type=in_range(float, 0, 0.99, "(]"),  # of equal texts, dedup-sentences is the step
         default=0.8,
         metavar="F",
-        help="of `near-duplicates`, 0 to 1",
+        help="of `near-duplicates`, 0 to 0.99",
     )
 
 
@@ -346,6 +346,11 @@ def _shard(args: argparse.Namespace) -> None:
     if args.runner == "local":
         if args.out.startswith("gs://"):
             raise UserError(f"--out {args.out}: --runner local writes to a disk; copy the folder there when it is done")
+        for place in map(Path, args.corpus):
+            if place.is_dir() and Path(args.out).resolve().is_relative_to(place.resolve()):
+                raise UserError(
+                    f"--out {args.out}: lies in --corpus {place}, whose files are read: name another folder"
+                )
         manifest = write_shards(job, _corpus(args), Path(args.out), args.workers)
     else:
         from data_prep.beam import write_shards_with_beam

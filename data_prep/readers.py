@@ -103,10 +103,16 @@ def _as_utf8(file: Any, head: bytes, path: str, options: ReaderOptions) -> Utf8S
     return Utf8Stream(file, path, encoding)
 
 
+# Python's codecs that are no encodings of files of text.
+_NO_TEXT = (
+    "idna", "punycode", "charmap", "unicode_escape", "unicode-escape", "raw_unicode_escape", "raw-unicode-escape",
+)  # fmt: skip
+
+
 def is_encoding(name: str) -> bool:
     """Whether Python knows a text encoding of that name."""
     try:
-        return isinstance("\n".encode(name), bytes)
+        return isinstance("\n".encode(name), bytes) and codecs.lookup(name).name not in _NO_TEXT
     except (LookupError, UnicodeError, ValueError):  # ValueError: a NUL in the name
         return False
 

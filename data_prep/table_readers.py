@@ -29,7 +29,9 @@ def read_parquet(given: Input) -> Iterator[Document]:
 
     try:
         yield from texts_as_documents(rows(), given)
-    except ArrowException as error:
+    except (ArrowException, ValueError, OverflowError) as error:  # of values that Python cannot hold, too
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{given.path}: not a readable Parquet file: {error}; copy the file again") from None
 
 

@@ -69,7 +69,8 @@ def read_wikipedia(given: Input) -> Iterator[Document]:
             is_article = element.findtext(f"{namespace}ns") == "0" and element.find(f"{namespace}redirect") is None
             if is_article and text:
                 yield Document(0, text, "wikipedia")
-            parents[-1].clear()
+            if parents:
+                parents[-1].clear()
     except ElementTree.ParseError as error:
         line, column = error.position
         raise UserError(

@@ -27,6 +27,9 @@ def run_command(program: str, action: Callable[[], int | None], out: object = No
     `out` is the folder that the command writes, named where a full disk does not say which it is; `interrupted` says
     what Ctrl-C leaves. Names in the line that hold line breaks or escapes are shown escaped.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as services start programs
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding that lacks a letter must not end a command
             stream.reconfigure(errors="backslashreplace")

@@ -135,7 +135,8 @@ def parse_yaml(text: str, where: object) -> Any:
             if isinstance(event, AliasEvent):
                 raise UserError(f"{where}: *{event.anchor}: aliases are not supported: write the value out")
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # Those of Python come from tags, as !!bool maybe.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())[:200]})") from None

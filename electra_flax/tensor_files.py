@@ -116,7 +116,10 @@ def _open_safetensors(folder: Path, paths: list[Path]) -> tuple[dict[str, tuple[
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: cut off or damaged ({error}): {_COPY}") from None
         for name in file.keys():  # noqa: SIM118 it is no mapping
-            theirs[_ours(names.from_torch(name))] = (file, name)
+            ours = _ours(names.from_torch(name))
+            if ours in theirs:
+                raise UserError(f"{path}: {theirs[ours][1]} and {name} are the same tensor, {ours}: {_RESAVE}")
+            theirs[ours] = (file, name)
     theirs = {name: place for name, place in theirs.items() if not _BUFFER.search(name)}
 
     def shape(name: str) -> tuple[int, ...]:
@@ -141,12 +144,16 @@ def _open_msgpack(path: Path) -> tuple[dict[str, tuple[int, ...]], Read]:
     check_file(path)
     try:
         tree = msgpack.unpackb(path.read_bytes(), raw=False, strict_map_key=False)
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:  # TypeError: a list as a key
         raise UserError(f"{path}: cut off or damaged ({error or type(error).__name__}): {_COPY}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no tree of tensors but {_kind(tree)}: {_COPY}")
     leaves = [(name, leaf) for name, leaf in _leaves(path, tree) if not _BUFFER.search(name)]
-    tensors = {_ours(name): _unpacked(path, name, leaf) for name, leaf in leaves}
+    tensors: dict[str, np.ndarray] = {}
+    for name, leaf in leaves:
+        if _ours(name) in tensors:
+            raise UserError(f"{path}: {name} stands there twice, with and without its prefix: {_RESAVE}")
+        tensors[_ours(name)] = _unpacked(path, name, leaf)
 
     def read(name: str) -> np.ndarray:
         return _as_float32(path, name, tensors[name], tensors[name].dtype.name)

@@ -74,8 +74,9 @@ class Utf8Stream(io.RawIOBase):
 
     def __init__(self, file: Any, where: object, encoding: str, block_bytes: int = 1 << 20) -> None:
         """`file` begins after a byte order mark, which has decided `encoding`."""
-        if codecs.lookup(encoding).name in ("utf-16", "utf-32"):  # Python's decoders of these insist on a mark
-            encoding += _byte_order(file.peek(_HEAD_BYTES)[:_HEAD_BYTES])
+        name = codecs.lookup(encoding).name
+        if name in ("utf-16", "utf-32"):  # Python's decoders of these insist on a mark
+            encoding = name + _byte_order(file.peek(_HEAD_BYTES)[:_HEAD_BYTES])
         self._file, self._where, self._encoding, self._block_bytes = file, where, encoding, block_bytes
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._lines = io.IncrementalNewlineDecoder(None, translate=True)

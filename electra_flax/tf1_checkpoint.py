@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from electra_flax.errors import UserError
+from electra_flax.files import check_file
 from electra_flax.tfrecord import masked_crc
 
 _MAGIC = 0xDB4775248B80FB57  # at the end of a table
@@ -48,6 +49,7 @@ class Tf1Checkpoint:
         self._prefix = prefix
         index = prefix.with_name(prefix.name + ".index")
         try:
+            check_file(index)
             table = dict(_read_table(index.read_bytes()))
             header = _fields(table.pop(b""))
             self._num_shards = header[1]
@@ -58,7 +60,9 @@ class Tf1Checkpoint:
                 f"{index}: cannot be read ({error.strerror}): name a TensorFlow checkpoint by its prefix, as in "
                 "model.ckpt-1000000"
             ) from None
-        except (AssertionError, KeyError, IndexError, ValueError, struct.error) as error:
+        except (AssertionError, KeyError, IndexError, ValueError, TypeError, struct.error) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"{index}: not the index of a TensorFlow checkpoint, or damaged ({error}): copy it again"
             ) from None
@@ -73,6 +77,7 @@ class Tf1Checkpoint:
         entry = self._entries[name]
         path = _data_path(self._prefix, entry.shard, self._num_shards)
         try:
+            check_file(path)
             with path.open("rb") as file:
                 file.seek(entry.offset)
                 data = file.read(entry.size)

@@ -106,6 +106,9 @@ def _train(
     restored = checkpoints.restore_newest(abstract_state(config), mesh)
     state, notes = restored or (_fresh(config, begin_with, vocabulary, mesh), {})
     if restored is None:
+        with processes.together():
+            if is_main and (work.folder / "DONE").exists():  # else the numbers of a finished run would be taken back
+                raise UserError(f"{work}: DONE is there, but no checkpoint: bring checkpoints/ back, or name another")
         log.info("fresh start; sharding rules: pattern, axes, arrays and numbers of each")
         for line in coverage_report(state.params).split("\n"):
             log.info("%s", line)

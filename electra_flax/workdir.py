@@ -159,6 +159,9 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
     if not (work.folder / "config.yaml").exists():
         if any(work.folder.glob("electra-*.tfrecord-*")):
             raise UserError(f"--workdir {work}: a folder of shards: name another")
+        for name in ("checkpoints", "metrics.jsonl", "events.jsonl", "DONE"):
+            if (work.folder / name).exists():  # config.yaml is there before any of them
+                raise UserError(f"--workdir {work}: holds {name}, but no config.yaml of a run: name another")
         return []
     notes: list[str] = []
     differences = config_differences(work.read_config(), config)

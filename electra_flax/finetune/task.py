@@ -107,6 +107,10 @@ class Task:
             PurePath(self.submission).name == self.submission != "..",
             f"submission={self.submission}: expected the name of a file, without folders",
         )
+        check(
+            PurePath(self.submission).suffix in ("", ".tsv", ".csv", ".txt") or self.submission == "predictions.json",
+            f"submission={self.submission}: expected a name that ends with .tsv, .csv or .txt: a model's files do not",
+        )
         names = list(self.labels.values())
         check(len({*names}) == len(names), f"labels: two of them have the same name: {', '.join(names)[:200]}")
         allowed = METRICS_OF[self.kind]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,9 @@ def test_the_page_of_runs_with_such_names(copy: Path, capfd: pytest.CaptureFixtu
         (("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "tiny.yaml"),
          "tiny.yaml"),
         ((*SHARD, "--vocab", "nowhere", "--out", "new"), "no such vocabulary"),
+        (("electra-data", "shard", "--corpus", "vocab", "--max-seq-length", "32", "--vocab", "vocab", "--out",
+          "vocab/new"),
+         "--out vocab/new: lies in --corpus vocab"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value[1:]),
 )  # fmt: skip
@@ -174,3 +178,21 @@ def test_what_is_there_is_not_replaced(
     assert run(command) == 1
     assert expected in capsys.readouterr().err.strip().splitlines()[-1]
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "DONE", "checkpoints"])
+def test_a_folder_that_is_no_run_is_not_taken_over(copy: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    Path("mine").mkdir()
+    (Path("mine") / name).mkdir() if name == "checkpoints" else (Path("mine") / name).write_text("mine")
+    assert run(("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "mine")) == 1
+    assert f"holds {name}, but no config.yaml of a run" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree("run/checkpoints")
+    numbers = Path("run/metrics.jsonl").read_bytes()
+    assert run(("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "run")) == 1
+    assert "DONE is there, but no checkpoint" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert Path("run/metrics.jsonl").read_bytes() == numbers

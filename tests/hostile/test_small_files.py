@@ -30,7 +30,17 @@ def test_damaged_manifest(tmp_path: Path, field: str, value: Any) -> None:
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["a: &a [*a]\n", "[" * 100_000, "a: " + "9" * 5_000 + "\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]\n",
+        "[" * 100_000,
+        "a: " + "9" * 5_000 + "\n",
+        "a: !!bool maybe\n",
+        "a: !!int ''\n",
+        "a: !!timestamp x\n",
+    ],
+)
 def test_yaml_without_end(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
