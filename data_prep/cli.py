@@ -20,7 +20,7 @@ from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
 from electra_flax.console import console, print_json, print_line, progress, write_line
-from electra_flax.ending import run_command
+from electra_flax.ending import Parser, run_command
 from electra_flax.errors import EXIT_CODES, UserError
 from electra_flax.files import given_path, given_place, write_all
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
@@ -116,7 +116,7 @@ def _cleaning(args: argparse.Namespace) -> CleaningOptions:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="electra-data",
         allow_abbrev=False,
         description="Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain.",

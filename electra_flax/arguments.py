@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from electra_flax.ending import print_whole
+from electra_flax.ending import Parser, print_whole
 from electra_flax.errors import EXIT_CODES
 from electra_flax.files import given_path, given_place
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
@@ -20,7 +20,7 @@ _MODEL = "an export of both models, a model's own folder, or OWNER/NAME on the h
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="electra-flax",
         description="Pretrains ELECTRA with JAX and Flax on TPU, GPU or CPU, and publishes the result.",
         epilog=_EXIT_CODES,
@@ -272,7 +272,7 @@ def nearest_flag(parser: argparse.ArgumentParser, command: str, given: Sequence[
     return ""
 
 
-def _add_finetune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_finetune(commands: argparse._SubParsersAction[Parser]) -> None:
     finetune = commands.add_parser(
         "finetune",
         help="fine-tune a model on a task, with several seeds, and score it",
@@ -374,9 +374,16 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes", "on a TPU they find each other; elsewhere each is told, with the same command otherwise"
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--coordinator", type=_address, metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num-processes", type=in_range(int, 1, 2**16), metavar="N", help="how many there are")
     group.add_argument("--process-id", type=in_range(int, 0, 2**16 - 1), metavar="I", help="which this is, from 0")
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isdecimal() and 0 < int(port) < 2**16):  # JAX would wait for minutes
+        raise argparse.ArgumentTypeError(f"{text}: expected HOST:PORT, the port from 1 to 65,535")
+    return text
 
 
 class _HelpWithFields(argparse.Action):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -10,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from electra_flax.console import write_line
 from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
@@ -132,6 +134,13 @@ def keep_traceback(error: BaseException, path: Path) -> Path | str:
 def _say(program: str, code: int, message: str) -> int:
     write_line(f"{program}: {escaped(message)}")
     return code
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line; what is said of a mistake shows escapes and line breaks of what was given by their codes."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message))
 
 
 def print_whole(text: str) -> None:

@@ -401,7 +401,9 @@ def test_values_that_differ_late_are_told_apart(monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_that_cannot_be_finite_ends_with_the_norms_of_its_layers(root, capsys):
-    assert main(command(root, "diverged", "--optimizer.learning_rate", "1000", "--model.initializer_range", "1000")) == 3
+    assert (
+        main(command(root, "diverged", "--optimizer.learning_rate", "1000", "--model.initializer_range", "1000")) == 3
+    )
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no finite step from" in error and "not_finite.json" in error and "lower optimizer.learning_rate" in error
     norms = json.loads((root / "diverged/not_finite.json").read_text())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from electra_flax.config import Config
 from electra_flax.config_io import fields_help, load_config, load_fields
-from electra_flax.ending import run_command
+from electra_flax.ending import Parser, run_command
 from electra_flax.errors import RunError, UserError, escaped
 from electra_flax.ranges import in_range
 from tpu import commands, history, package
@@ -184,9 +184,7 @@ def _upload(settings: Settings, config: Config, gcloud: Gcloud) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tpu.launch", description=__doc__, epilog=_EPILOG, allow_abbrev=False
-    )
+    parser = Parser(prog="python -m tpu.launch", description=__doc__, epilog=_EPILOG, allow_abbrev=False)
     commands_ = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:

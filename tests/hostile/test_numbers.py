@@ -45,6 +45,14 @@ def test_a_wrong_number_is_usage(program, command, flag, capsys):
         assert ended.value.code == 2 and f"argument {name}: " in last and "number, " in last and len(last) < 200
 
 
+@pytest.mark.parametrize("value", ["x", "localhost", ":1", "host:0", "host:65536", "host:a", "\x1b[31m\n"])
+def test_an_address_has_a_host_and_a_port(value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        make_parser().parse_args(["finetune", f"--coordinator={value}"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "expected HOST:PORT" in said.splitlines()[-1] and "\x1b" not in said
+
+
 def test_a_mistyped_flag_is_no_field():
     parser = make_parser()
     assert nearest_flag(parser, "pretrain", ["--work-dir", "x"]) == "--work-dir: no such flag; the nearest is --workdir"
