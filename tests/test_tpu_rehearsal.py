@@ -89,7 +89,10 @@ class Rehearsal:
         command = ["gcloud", "storage", "cat", f"gs://bucket/runs/{self.name}/status/worker-0.json"]
         read = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         node = self.api.nodes.get(self.name)
-        status = json.loads(read.stdout) if read.returncode == 0 else {}  # not there, or replaced while it is read
+        try:
+            status = json.loads(read.stdout) if read.returncode == 0 else {}
+        except ValueError:  # cut off: replaced while it is read, or its machine was lost while writing it
+            status = {}
         there = node and status.get("machine") == node["metadata"]["electra-machine"]
         return status.get("step", 0) if there else 0
 
