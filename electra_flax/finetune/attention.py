@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -35,17 +36,7 @@ def _encoder_of(config: Config, length: int) -> Config:
 def by_length(choices: Mapping[int, Attend]) -> Attend:
     """Each of them for queries of its length, plain attention for others."""
 
-    def attend(
-        query_BTD: jax.Array,
-        key_BSD: jax.Array,
-        value_BSD: jax.Array,
-        attention_mask_BS: jax.Array,
-        seeds_B: jax.Array | None,
-        *,
-        num_heads: int,
-        rate: float,
-    ) -> jax.Array:
-        chosen = choices.get(query_BTD.shape[1], xla_attention)
-        return chosen(query_BTD, key_BSD, value_BSD, attention_mask_BS, seeds_B, num_heads=num_heads, rate=rate)
+    def attend(query_BTD: jax.Array, *given: Any, **options: Any) -> jax.Array:
+        return choices.get(query_BTD.shape[1], xla_attention)(query_BTD, *given, **options)
 
     return attend
