@@ -41,6 +41,13 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
                 "--size or --limit-alphabet",
             )
         )
+    if manifest is not None and not manifest.examples("validation"):
+        found.append(
+            Finding(
+                "the shards have no held-out examples: nothing can be evaluated",
+                "electra-data shard with a larger --validation-fraction",
+            )
+        )
     return found
 
 

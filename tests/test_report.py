@@ -14,6 +14,7 @@ from electra_flax.cli import main
 from electra_flax.config_io import load_config
 from electra_flax.doctor import diagnose, diagnose_config
 from electra_flax.history import History
+from electra_flax.records import Manifest
 from electra_flax.report import _summary
 
 BROKEN = [
@@ -93,6 +94,13 @@ def test_doctor_names_all_at_once_what_pretrain_refuses(root, capsys, given, exp
     assert all(part in problem for part, problem in zip(expected, found, strict=True)), found
     if expected:
         assert found[0] in refusal(capsys, ["pretrain", *arguments])
+
+
+def test_shards_without_held_out_examples_are_found(root):
+    config, manifest = load_config(root / "tiny.yaml"), Manifest.read(root / "shards")
+    bare = replace(manifest, splits={**manifest.splits, "validation": []})
+    new = [found.problem for found in diagnose_config(config, bare) if found not in diagnose_config(config, manifest)]
+    assert new == ["the shards have no held-out examples: nothing can be evaluated"]
 
 
 def test_a_discriminator_at_the_base_rate_is_the_first_finding():
