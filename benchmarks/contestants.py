@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from electra_flax.config import Config
-from electra_flax.records import SpecialTokens
+from electra_flax.config.schema import Config
+from electra_flax.data.vocabulary import SpecialTokens
 
 Step = Callable[[], None]
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -28,10 +28,10 @@ def ours(config: Config) -> Step:
     """electra-flax's own train step on one device."""
     import jax
 
-    from electra_flax.attention_choice import choose_attention
-    from electra_flax.sharding import batch_sharding, make_mesh
-    from electra_flax.startup import compile_step
-    from electra_flax.step import init_state, make_train_step
+    from electra_flax.model.attention_choice import choose_attention
+    from electra_flax.model.sharding import batch_sharding, make_mesh
+    from electra_flax.runtime.compiler import compile_step
+    from electra_flax.training.step import init_state, make_train_step
 
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state: Any = init_state(config, mesh)
@@ -50,7 +50,7 @@ def ours(config: Config) -> Step:
 def _hf_configs(config: Config) -> tuple[Any, Any]:
     from transformers import ElectraConfig
 
-    from electra_flax.model import generator_model_config
+    from electra_flax.model.electra import generator_model_config
 
     def convert(part: Any) -> Any:
         return ElectraConfig(**{name: getattr(part, name) for name in (

@@ -25,8 +25,9 @@ from data_prep.cli import main as electra_data
 from data_prep.examples import ExampleBuilder
 from data_prep.readers import Corpus
 from data_prep.sources import find_sources
-from electra_flax.records import Manifest, Vocabulary
-from electra_flax.tfrecord import ShardWriter, frame
+from electra_flax.data.manifest import Manifest
+from electra_flax.data.tfrecord import ShardWriter, frame
+from electra_flax.data.vocabulary import Vocabulary
 
 LENGTH = 128
 # The slow tokenizer is timed on the first part only: it would take minutes a round.

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from electra_flax.config import MeshConfig
+from electra_flax.config.schema import MeshConfig
 from electra_flax.finetune.batches import collate, epoch_batches
 from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.encoding import Row
@@ -35,10 +35,10 @@ from electra_flax.finetune.publish import ARCHITECTURES
 from electra_flax.finetune.run import encoder_config, find_encoder
 from electra_flax.finetune.step import Network, Steps, make_batch, make_steps, predict_rows
 from electra_flax.finetune.task import Task, Training, load_task, load_training
-from electra_flax.host_memory import restart_with_huge_pages
-from electra_flax.processes import use_cpu_where_there_is_nothing_else
-from electra_flax.sharding import make_mesh
-from electra_flax.startup import set_up_compiler
+from electra_flax.model.sharding import make_mesh
+from electra_flax.runtime.compiler import set_up_compiler
+from electra_flax.runtime.host_memory import restart_with_huge_pages
+from electra_flax.runtime.processes import use_cpu_where_there_is_nothing_else
 
 
 def main() -> int:

@@ -72,10 +72,11 @@ def ours(args: argparse.Namespace) -> float:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from electra_flax.config_io import load_config
-    from electra_flax.input_pipeline import open_split, training_batches
-    from electra_flax.records import DataFolder, Manifest
-    from electra_flax.sharding import make_mesh
+    from electra_flax.config.loading import load_config
+    from electra_flax.data.manifest import Manifest
+    from electra_flax.data.pipeline import open_split, training_batches
+    from electra_flax.data.shards import DataFolder
+    from electra_flax.model.sharding import make_mesh
 
     manifest = Manifest.read(args.data)
     preset = load_config(Path(__file__).parents[1] / "configs/electra_small.yaml")

@@ -17,12 +17,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import CheckpointConfig
-from electra_flax.config_io import load_config
-from electra_flax.records import SpecialTokens
-from electra_flax.sharding import make_mesh
-from electra_flax.step import abstract_batch, init_state, make_train_step
+from electra_flax.config.loading import load_config
+from electra_flax.config.schema import CheckpointConfig
+from electra_flax.data.vocabulary import SpecialTokens
+from electra_flax.model.sharding import make_mesh
+from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.step import abstract_batch, init_state, make_train_step
 
 SAVES = 4
 

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from contestants import CONTESTANTS
 
-from electra_flax.config import Config
-from electra_flax.config_io import load_config
-from electra_flax.host_memory import huge_page_environment
+from electra_flax.config.loading import load_config
+from electra_flax.config.schema import Config
+from electra_flax.runtime.host_memory import huge_page_environment
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 import sys
 
-from electra_flax.ctrl_c import hear
+from electra_flax.runtime.ctrl_c import hear
 
 
 def main() -> int:

@@ -26,10 +26,11 @@ from data_prep.reading import Document, ReaderOptions
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
 from data_prep.shards import shard_counts
 from data_prep.sources import Source
+from electra_flax.data.manifest import Manifest, ShardInfo, shard_name
+from electra_flax.data.tfrecord import ShardWriter, index_path
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import parse_json
-from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
-from electra_flax.tfrecord import ShardWriter, index_path
 
 try:
     import apache_beam as beam

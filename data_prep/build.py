@@ -14,9 +14,9 @@ from typing import NamedTuple
 from data_prep.clean import CleaningOptions
 from data_prep.encode import Encoder
 from data_prep.examples import BuilderName, ExampleBuilder
-from electra_flax.records import Vocabulary
-from electra_flax.tfrecord import frame
-from electra_flax.tokenizer import Casing
+from electra_flax.data.tfrecord import frame
+from electra_flax.data.tokenizer import Casing
+from electra_flax.data.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation")
 

@@ -19,13 +19,13 @@ from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
-from electra_flax.console import console, print_json, print_line, progress, write_line
-from electra_flax.ending import Parser, run_command
+from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, in_range
+from electra_flax.data.tokenizer import Casing, tokenizer_files
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import EXIT_CODES, UserError
 from electra_flax.files import given_path, given_place, write_all
-from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
-from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import Casing, tokenizer_files
+from electra_flax.runtime.console import console, print_json, print_line, progress, write_line
+from electra_flax.runtime.ending import Parser, run_command
 
 _MODEL_MAX_LENGTH = 512
 _SOURCES = (

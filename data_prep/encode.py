@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from data_prep import wordpiece
 from data_prep.wordpiece import ALONE, LETTER, OTHER, SPACE, UNSEEN
-from electra_flax.tokenizer import Casing, build_tokenizer
+from electra_flax.data.tokenizer import Casing, build_tokenizer
 
 _NUM_CODES = 0x110000
 _PROBE = "a"  # a letter that every rule leaves alone

@@ -10,7 +10,8 @@ import random
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from electra_flax.records import SpecialTokens, encode_example
+from electra_flax.data.example import encode_example
+from electra_flax.data.vocabulary import SpecialTokens
 
 BuilderName = Literal["carry", "original"]
 Ids = list[int]

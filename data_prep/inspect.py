@@ -10,8 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import escaped
-from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
 
 _SEGMENT_STYLES = ("cyan", "yellow")
 _MASKED = 0.15  # share of tokens that training masks (docs/semantics.md, section 5)

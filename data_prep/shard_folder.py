@@ -9,9 +9,11 @@ from pathlib import Path
 
 from data_prep.build import ShardJob
 from data_prep.readers import Corpus
+from electra_flax.data.example import FEATURES
+from electra_flax.data.manifest import CleaningInfo, Manifest, ShardInfo
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import read_bytes, write_all
-from electra_flax.records import FEATURES, CleaningInfo, Manifest, ShardInfo, Vocabulary
 
 
 def refuse_occupied(out: Path) -> None:

@@ -34,11 +34,12 @@ from data_prep.chunks import CleanTask, chunk_path
 from data_prep.duplicates import find_duplicates
 from data_prep.readers import Corpus
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
-from electra_flax.console import Bar, progress
+from electra_flax.data.manifest import Manifest, ShardInfo, shard_name
+from electra_flax.data.tfrecord import ShardWriter, index_path
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import read_json, replaced, write_whole
-from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
-from electra_flax.tfrecord import ShardWriter, index_path
+from electra_flax.runtime.console import Bar, progress
 
 _STAGES = ("chunks", "records", "shards")
 _SHARD_BYTES = 64 << 20  # of text

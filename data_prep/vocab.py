@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
+from electra_flax.data.tokenizer import SPECIAL_TOKENS, Casing, build_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import SPECIAL_TOKENS, Casing, build_tokenizer
 
 Algorithm = Literal["wordpiece", "unigram", "bpe"]
 ROUND_TRIP = "한국어 문장을 그대로 되돌려 놓는지 확인합니다"

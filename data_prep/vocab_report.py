@@ -13,9 +13,9 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from data_prep.vocab import ROUND_TRIP
+from electra_flax.data.tokenizer import Casing, build_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import escaped
-from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import Casing, build_tokenizer
 
 _BATCH_LINES = 10_000
 MOST_UNKNOWN = 0.01

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from electra_flax.compiled import compiled
-from electra_flax.tokenizer import MAX_WORD_CHARACTERS
+from electra_flax.data.tokenizer import MAX_WORD_CHARACTERS
+from electra_flax.runtime.compiled import compiled
 
 LETTER, ALONE, SPACE, OTHER, UNSEEN = range(5)
 """Kinds of characters: part of a word; a word of its own; between words; not for this module; not asked for yet."""

@@ -2,13 +2,13 @@
 
 import sys
 
-from electra_flax.ctrl_c import hear
+from electra_flax.runtime.ctrl_c import hear
 
 
 def main() -> int:
     """Runs the command of this process; returns its exit code."""
     hear("electra-flax")
-    from electra_flax import cli
+    from electra_flax.commands import cli
 
     return cli.main()
 

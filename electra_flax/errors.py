@@ -74,3 +74,8 @@ def escaped(text: object) -> str:
 
 def _code(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
+
+
+def reason(error: Exception) -> str:
+    """Describe an error of another library on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -99,7 +99,7 @@ def whole(sample_corpus) -> Path:
 def _make_whole(root: Path, corpus: Path) -> None:
     from run_tools import make_shards, pretrain
 
-    from electra_flax.cli import main
+    from electra_flax.commands.cli import main
 
     (root / "text.txt").write_text("한국어 문장입니다. 그리고 다른 문장.\n\n둘째 문단의 글이 여기 있다.\n\n" * 20)
     make_shards(root, corpus)

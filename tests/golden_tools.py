@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_flax import model, names
-from electra_flax.config import (
+from electra_flax.config.schema import (
     Config,
     DataConfig,
     GeneratorConfig,
@@ -17,8 +16,10 @@ from electra_flax.config import (
     OptimizerConfig,
     TrainingConfig,
 )
-from electra_flax.records import SpecialTokens
-from electra_flax.sharding import tree_names
+from electra_flax.data.vocabulary import SpecialTokens
+from electra_flax.model import electra
+from electra_flax.trees import tree_names
+from electra_flax.weights import names
 
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 
@@ -74,9 +75,9 @@ def golden_config(hparams: dict) -> Config:
     )
 
 
-def golden_params(config: Config, weights: dict[str, np.ndarray]) -> model.Params:
+def golden_params(config: Config, weights: dict[str, np.ndarray]) -> electra.Params:
     """TF1 weights in our tree; every one of our parameters must be there, with our shape."""
-    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: electra.init(config, jax.random.key(0)))
 
     def load(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         value = weights[names.to_tf1(name)]

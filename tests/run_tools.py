@@ -16,12 +16,12 @@ from once import copied_once
 from orbax.checkpoint.utils import checkpoint_steps
 
 from data_prep.cli import main as data_main
-from electra_flax.checkpoint import Checkpoints
-from electra_flax.cli import main
-from electra_flax.config_io import load_config
-from electra_flax.sharding import make_mesh
-from electra_flax.step import abstract_state
-from electra_flax.workdir import Workdir
+from electra_flax.commands.cli import main
+from electra_flax.config.loading import load_config
+from electra_flax.model.sharding import make_mesh
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.step import abstract_state
 
 STEPS = 40
 # For runs of several processes: where one finds its programs and the other compiles them, they meet too late (Gloo
@@ -47,7 +47,7 @@ import os, sys
 import conftest
 import jax
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("DEVICES", 8)))
-from electra_flax import cli
+from electra_flax.commands import cli
 {before}
 sys.exit(cli.main())
 """

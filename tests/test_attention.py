@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from golden_tools import tiny_config
 
-from electra_flax import attention_choice, attention_kernel, layers, randomness
-from electra_flax.attention import xla_attention
-from electra_flax.attention_kernel import Spec, kernel_attention, supports
-from electra_flax.sharding import make_mesh
+from electra_flax.model import attention_choice, attention_kernel, layers, randomness
+from electra_flax.model.attention import xla_attention
+from electra_flax.model.attention_kernel import Spec, kernel_attention, supports
+from electra_flax.model.sharding import make_mesh
 
 SHAPES = ((128, 2, 64), (256, 4, 16), (128, 3, 32))  # tokens, heads, head size
 

@@ -147,7 +147,8 @@ def tokens_of(documents):
 
 def special(out):
     manifest = json.loads((out / "manifest.json").read_text())
-    from electra_flax.records import DataFolder, ShardedExamples, Vocabulary
+    from electra_flax.data.shards import DataFolder, ShardedExamples
+    from electra_flax.data.vocabulary import Vocabulary
 
     data = DataFolder.open(out)
     vocabulary = Vocabulary.read(out / "vocab.txt")

@@ -10,11 +10,11 @@ import jax
 import pytest
 from golden_tools import read_json
 
-from electra_flax import model
-from electra_flax.config import Config
-from electra_flax.config_io import config_differences, config_to_yaml, fields_help, from_dict, load_config
+from electra_flax.config.loading import config_differences, config_to_yaml, fields_help, from_dict, load_config
+from electra_flax.config.ranges import ranges
+from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
-from electra_flax.ranges import ranges
+from electra_flax.model import electra
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
@@ -72,16 +72,16 @@ def test_the_source_is_parsed_once(monkeypatch):
 )
 def test_parameters_are_the_originals(golden, option, preset):
     """Names, shapes, weight decay and count of every variable of the full-size model."""
-    from electra_flax.names import to_tf1
-    from electra_flax.optimizer import is_decayed
-    from electra_flax.sharding import tree_names
+    from electra_flax.training.optimizer import is_decayed
+    from electra_flax.trees import tree_names
+    from electra_flax.weights.names import to_tf1
 
     expected = read_json(golden / "variables_by_option.json")[option]
     vocab = str(next(v["shape"][0] for v in expected["variables"] if v["name"].endswith("word_embeddings")))
     length = str(expected["hparams"].get("max_seq_length", 128))
     overrides = ["--model.vocab_size", vocab, "--data.max_seq_length", length]
     config = load_config(CONFIGS / f"{preset}.yaml", overrides)
-    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: electra.init(config, jax.random.key(0)))
     names = jax.tree.leaves(tree_names(shapes))
     decays = jax.tree.leaves(is_decayed(shapes))
     ours = {

@@ -10,12 +10,12 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from electra_flax import progress_bar
-from electra_flax.console import fitted, progress
-from electra_flax.detections import Detection, show
-from electra_flax.progress_bar import Bar
-from electra_flax.sentences import Piece, coloured, legend
-from electra_flax.sharding import coverage_report
+from electra_flax.model.sharding import coverage_report
+from electra_flax.reports.replaced import Detection, show
+from electra_flax.reports.sentences import Piece, coloured, legend
+from electra_flax.runtime import progress_bar
+from electra_flax.runtime.console import fitted, progress
+from electra_flax.runtime.progress_bar import Bar
 
 METRICS = (
     "step 1000000 train: loss 23.73, generator_loss 5.883, generator_accuracy 0.2759, discriminator_loss 0.3569, "

@@ -22,8 +22,11 @@ from data_prep.examples import ExampleBuilder
 from data_prep.pool import Pool
 from data_prep.readers import Corpus
 from data_prep.sources import find_sources
-from electra_flax.records import FEATURES, DataFolder, Manifest, ShardedExamples, Vocabulary, decode_example
-from electra_flax.tokenizer import Casing, build_tokenizer
+from electra_flax.data.example import FEATURES, decode_example
+from electra_flax.data.manifest import Manifest
+from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.tokenizer import Casing, build_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize(("folder", "length", "num_files"), [("seeded_L128_p1", 128, 2), ("seeded_L512_p1", 512, 1)])
@@ -47,7 +50,7 @@ def test_original_builder_reproduces_the_originals_rows(golden, folder, length, 
 
 
 def test_carry_builder_loses_no_token_and_keeps_documents_apart():
-    from electra_flax.records import SpecialTokens
+    from electra_flax.data.vocabulary import SpecialTokens
 
     special = SpecialTokens(0, 1, 2, 3, 4)
     rng = random.Random(0)

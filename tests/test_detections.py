@@ -5,7 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from electra_flax.detections import Detection, show
+from electra_flax.reports.replaced import Detection, show
 
 
 def test_each_outcome_has_a_sign_of_its_own_without_colours():

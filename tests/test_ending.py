@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from electra_flax.ending import run_command
 from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
 from electra_flax.files import parse_lines, parse_yaml, read_bytes, read_json, read_text
-from electra_flax.interruption import Interruption
+from electra_flax.runtime.ending import run_command
+from electra_flax.runtime.interruption import Interruption
 from electra_flax.text import decode, without_halves
 
 
@@ -69,7 +69,7 @@ def test_a_command_that_ends_well_says_nothing(capsys):
 @pytest.mark.parametrize("ends", ["sys.exit(e.run_command('p', lambda: print('x' * 10**6)))",
                                   "e.print_whole('x' * 10**6)"])  # fmt: skip
 def test_a_reader_that_has_enough_ends_a_command_quietly(ends):
-    program = f"import sys, electra_flax.ending as e; {ends}"
+    program = f"import sys, electra_flax.runtime.ending as e; {ends}"
     both = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert both.stdout.read(10) == b"x" * 10
     both.stdout.close()
@@ -218,7 +218,7 @@ except KeyboardInterrupt:
     program = f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
-from electra_flax.ctrl_c import hear
+from electra_flax.runtime.ctrl_c import hear
 hear("prog")
 {begun}
 """
@@ -235,7 +235,7 @@ def test_each_ctrl_c_is_answered_at_once_whatever_the_main_thread_does():
     """A compiler or a device that hangs keeps Python from running handlers, as this one long call does."""
     program = """
 import hashlib
-from electra_flax.interruption import Interruption
+from electra_flax.runtime.interruption import Interruption
 with Interruption(None):
     print("in", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)

@@ -31,17 +31,17 @@ from run_tools import (
     wait_for_step,
 )
 
-from electra_flax import processes
-from electra_flax.checkpoint import Checkpoints, fingerprint
-from electra_flax.cli import main
-from electra_flax.config_io import load_config
+from electra_flax.commands.cli import main
+from electra_flax.config.loading import load_config
+from electra_flax.data.pipeline import GlobalOrder, open_split
+from electra_flax.data.shards import DataFolder
 from electra_flax.errors import UserError
-from electra_flax.faults import SaveClock, SkippedSteps
-from electra_flax.input_pipeline import GlobalOrder, open_split
-from electra_flax.records import DataFolder
-from electra_flax.sharding import make_mesh
-from electra_flax.step import abstract_state
-from electra_flax.workdir import Workdir
+from electra_flax.model.sharding import make_mesh
+from electra_flax.runtime import processes
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training.checkpoint import Checkpoints, fingerprint
+from electra_flax.training.faults import SaveClock, SkippedSteps
+from electra_flax.training.step import abstract_state
 
 NUM_EXAMPLES = 396  # of the sample corpus
 
@@ -97,7 +97,7 @@ def test_what_is_done_and_said_stays_so(root, number):
     """What is left of a save may keep the process for a while; a signal then only shortens that."""
     left = """
 import threading, time
-from electra_flax import processes
+from electra_flax.runtime import processes
 leave = processes.leave
 def leave_loudly(code):
     print("left", flush=True)
@@ -117,7 +117,7 @@ threading.Thread(target=time.sleep, args=(1000,)).start()
 def test_hosts_of_a_tpu_find_each_other_and_stop_when_one_is_taken_away(root):
     """By their metadata alone, on the port that is given; saves are due by the clock of process 0."""
     on_a_tpu_host = """
-from electra_flax import interruption
+from electra_flax.runtime import interruption
 interruption._POLL_SECONDS = 0.2
 os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no chips
 """
@@ -148,7 +148,7 @@ os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no c
 WRITE_ROWS = """
 import json
 import numpy as np
-from electra_flax import train
+from electra_flax.training import pretrain as train
 def training_batches(config, examples, mesh, start, batches=train.training_batches):
     for number, batch in enumerate(batches(config, examples, mesh, start), start=start):
         with open(os.environ["ROWS"] + str(os.getpid()), "a") as file:
@@ -167,7 +167,7 @@ jax.make_mesh = in_turn
 """
 # The attention kernel in the interpreter, as on a TPU; of process 1 it does not pass.
 KERNEL_FAILS_IN_ONE = """
-from electra_flax import attention_choice
+from electra_flax.model import attention_choice
 attention_choice._has_kernel = lambda *unused: True
 is_first = sys.argv[sys.argv.index("--process-id") + 1] == "0"
 attention_choice.find_problem = lambda *unused: None if is_first else "it is wrong here"
@@ -238,7 +238,7 @@ PARTED = ("--mesh.data", "1", "--mesh.fsdp", "-1")  # each process has arrays th
 # Process 1 can write no more than a few bytes to a file: what a full disk of its own machine is.
 CANNOT_WRITE = """
 import resource
-from electra_flax import checkpoint
+from electra_flax.training import checkpoint
 checkpoint._BARRIER_SECONDS = 10
 save = checkpoint.Checkpoints.save
 def save_what_fits(*arguments):
@@ -266,7 +266,9 @@ def test_where_one_of_two_processes_cannot_save_neither_hangs(root, full):
 def test_a_process_that_fails_alone_ends_the_other_in_its_step(root):
     """In one line, and not only in words: Python's own end would wait for XLA's threads, and these for the process."""
     fails_at_12 = """
-from electra_flax import checkpoint, errors, processes
+from electra_flax import errors
+from electra_flax.runtime import processes
+from electra_flax.training import checkpoint
 processes._LEAVE_SECONDS = 10
 failure = checkpoint.Checkpoints.failure
 def fails(self):
@@ -289,8 +291,8 @@ checkpoint.Checkpoints.failure = fails
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(root):
-    from electra_flax.records import SpecialTokens
-    from electra_flax.step import abstract_batch, init_state, make_train_step
+    from electra_flax.data.vocabulary import SpecialTokens
+    from electra_flax.training.step import abstract_batch, init_state, make_train_step
 
     config = load_config(root / "tiny.yaml")
     mesh = make_mesh(config.mesh)
@@ -311,9 +313,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(root):
 
 def skip_steps(monkeypatch, is_skipped):
     """The loop sees steps that are not finite, as the step function reports them, where `is_skipped(step)`."""
-    from electra_flax import train
+    from electra_flax.training import pretrain
 
-    make = train.compile_step
+    make = pretrain.compile_step
 
     def compile_faulty(name, function, *arguments):
         compiled = make(name, function, *arguments)
@@ -325,7 +327,7 @@ def skip_steps(monkeypatch, is_skipped):
 
         return step
 
-    monkeypatch.setattr(train, "compile_step", compile_faulty)
+    monkeypatch.setattr(pretrain, "compile_step", compile_faulty)
 
 
 @pytest.mark.slow
@@ -458,7 +460,7 @@ def test_a_full_disk_costs_only_the_checkpoints_that_do_not_fit(root, tmp_path):
         # What is left of a save that failed may wait for minutes: the end of the run does not.
         left = """
 import threading, time
-from electra_flax import processes
+from electra_flax.runtime import processes
 threading.Thread(target=time.sleep, args=(1000,)).start()
 processes._LEAVE_SECONDS = 2
 """
@@ -484,7 +486,7 @@ processes._LEAVE_SECONDS = 2
 @pytest.mark.slow
 def test_a_step_that_never_ends_is_noticed(root):
     hang = """
-from electra_flax import train
+from electra_flax.training import pretrain as train
 make = train.compile_step
 def compile_hanging(*given):
     compiled = make(*given)

@@ -13,10 +13,9 @@ from finetune_tools import QUICK, write_names, write_questions, write_sentiment,
 from run_tools import end, refusal, start_pair
 from weights_tools import export_both
 
-from electra_flax.arguments import make_parser
-from electra_flax.attention import xla_attention
-from electra_flax.cli import main
-from electra_flax.config_io import load_config
+from electra_flax.commands.arguments import make_parser
+from electra_flax.commands.cli import main
+from electra_flax.config.loading import load_config
 from electra_flax.errors import Preempted, UserError
 from electra_flax.finetune import loop
 from electra_flax.finetune.predict import FineTuned
@@ -24,9 +23,10 @@ from electra_flax.finetune.predictions import Answered, best_null_threshold, sco
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.step import optimizer_of
 from electra_flax.finetune.task import load_task, load_training
-from electra_flax.interruption import Interruption, Watchdog
-from electra_flax.optimizer import scale_by_layer
-from electra_flax.workdir import Workdir
+from electra_flax.model.attention import xla_attention
+from electra_flax.runtime.interruption import Interruption, Watchdog
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training.optimizer import scale_by_layer
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
 # One of two processes is asked to stop in its third step.
 STOPS = """
 from electra_flax.finetune import loop
-from electra_flax.interruption import Interruption
+from electra_flax.runtime.interruption import Interruption
 real, steps, found = loop.make_batch, [], []
 init = Interruption.__init__
 def noted(self, host):

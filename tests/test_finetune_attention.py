@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from weights_tools import random_weights
 
-from electra_flax.architecture import nested
-from electra_flax.attention import xla_attention
-from electra_flax.attention_kernel import kernel_attention
-from electra_flax.config import MeshConfig
+from electra_flax.config.schema import MeshConfig
 from electra_flax.finetune import attention
 from electra_flax.finetune.batches import collate, padded_length
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import load_task, load_training
-from electra_flax.sharding import make_mesh
+from electra_flax.model.attention import xla_attention
+from electra_flax.model.attention_kernel import kernel_attention
+from electra_flax.model.sharding import make_mesh
+from electra_flax.trees import nested
 
 
 def test_each_length_that_the_kernel_takes_is_asked_for(monkeypatch, tmp_path):

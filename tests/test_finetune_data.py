@@ -10,7 +10,9 @@ import pytest
 from conftest import SHARED
 from finetune_tools import write_questions
 
-from electra_flax.config_io import load_config
+from electra_flax.config.loading import load_config
+from electra_flax.data.tokenizer import Casing, published_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.finetune.batches import collate, epoch_batches, padded_length
 from electra_flax.finetune.data import has_task
@@ -18,8 +20,6 @@ from electra_flax.finetune.encoding import Answer, Row, best_answers, encode, la
 from electra_flax.finetune.examples import QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.splits import read_files, read_split, without_labels
 from electra_flax.finetune.task import METRICS_OF, load_task, load_training, task_names
-from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import Casing, published_tokenizer
 
 SIZES = load_config(Path(__file__).parents[1] / "configs/koelectra_base_v3.yaml").model
 # Rows of ../shared/data/finetune, as its README counts them, and those that cannot be used.

@@ -12,7 +12,7 @@ import yaml
 from test_finetune_data import SIZES
 from weights_tools import random_weights
 
-from electra_flax.architecture import nested
+from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.loop import SeedResult
@@ -20,8 +20,8 @@ from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.publish import Recipe, write_model
 from electra_flax.finetune.run import Request, _claim_out
 from electra_flax.finetune.task import Task, Training, load_task, load_training
-from electra_flax.ranges import Range
-from electra_flax.workdir import Workdir
+from electra_flax.storage.workdir import Workdir
+from electra_flax.trees import nested
 
 NUMBERS = {name: kind for name, kind in get_type_hints(Training).items() if kind in (int, float)}
 

@@ -10,15 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from electra_flax import model
-from electra_flax.architecture import flat, nested
-from electra_flax.config import MeshConfig
+from electra_flax.config.schema import MeshConfig
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import load_task, load_training
-from electra_flax.names import from_tf1
-from electra_flax.sharding import make_mesh
-from electra_flax.weights import find_weights
+from electra_flax.model import electra
+from electra_flax.model.sharding import make_mesh
+from electra_flax.trees import flat, nested
+from electra_flax.weights.names import from_tf1
+from electra_flax.weights.sources import find_weights
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def batch_of(values, target):
 def hidden_of(encoder, batch):
     config, params = encoder
     inputs = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask", "token_type_ids"))
-    return jax.jit(model.apply_encoder, static_argnums=0)(config, params, *inputs)
+    return jax.jit(electra.apply_encoder, static_argnums=0)(config, params, *inputs)
 
 
 class Count(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from weights_tools import CASED
 
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.finetune.data import read_task_data
 from electra_flax.finetune.examples import TextExample
@@ -19,8 +20,7 @@ from electra_flax.finetune.publish import predictions_file
 from electra_flax.finetune.run import Request, _claim_out
 from electra_flax.finetune.splits import read_files, without_labels
 from electra_flax.finetune.task import Training, load_task
-from electra_flax.records import Vocabulary
-from electra_flax.workdir import Workdir
+from electra_flax.storage.workdir import Workdir
 
 OWN = {
     "title": "T", "kind": "classification", "files": {"train": ["train"], "test": ["test"]},

@@ -16,10 +16,10 @@ from test_train import exported, run, state_at  # noqa: F401  the run they need,
 from weights_tools import write_vocabulary
 
 from data_prep.cli import main as electra_data
-from electra_flax import names, parity
-from electra_flax.export import export_to_tf1
-from electra_flax.records import DataFolder, ShardedExamples
-from electra_flax.weights import find_weights
+from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.weights import names, parity
+from electra_flax.weights.export import export_to_tf1
+from electra_flax.weights.sources import find_weights
 
 pytestmark = pytest.mark.slow
 FOREIGN = Path(__file__).parent / "foreign"

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from golden_tools import SPECIAL, golden_config, golden_params, read_json
 
-from electra_flax import losses, masking, model, step
-from electra_flax.config import OptimizerConfig
-from electra_flax.masking import MaskedInputs
-from electra_flax.names import to_tf1
-from electra_flax.optimizer import AdamState, learning_rate, make_optimizer
-from electra_flax.sharding import tree_names
+from electra_flax.config.schema import OptimizerConfig
+from electra_flax.model import electra
+from electra_flax.training import losses, masking, step
+from electra_flax.training.masking import MaskedInputs
+from electra_flax.training.optimizer import AdamState, learning_rate, make_optimizer
+from electra_flax.trees import tree_names
+from electra_flax.weights.names import to_tf1
 
 FORWARD_CASES = {
     "A_small_gen0.25": "tf1_ckpt/A_small_gen0.25/weights.npz",
@@ -36,10 +37,10 @@ def losses_with_given_draws(config, params, case):
     """(total loss, ...) where masks, samples and labels are the recorded ones, not drawn by us."""
     masked = given_masks(case)
     mask_BT, types_BT = jnp.asarray(case["input_mask"]), jnp.asarray(case["segment_ids"])
-    generator_BMV = model.apply_generator(
+    generator_BMV = electra.apply_generator(
         config, params, masked.masked_ids_BT, mask_BT, types_BT, masked.positions_BM, None
     )
-    discriminator_BT = model.apply_discriminator(
+    discriminator_BT = electra.apply_discriminator(
         config, params, jnp.asarray(case["corrupted_input_ids"]), mask_BT, types_BT, None
     )
     sums = losses.masked_lm_sums(generator_BMV, masked.targets_BM, masked.weights_BM, masked.targets_BM)

@@ -25,15 +25,16 @@ from run_tools import (
     wait_for_step,
 )
 
-from electra_flax import lease, staging, storage
-from electra_flax.cli import main
+from electra_flax.commands.cli import main
+from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.errors import UserError
-from electra_flax.records import DataFolder, ShardedExamples
-from electra_flax.storage import RemoteFolder
+from electra_flax.storage import bucket, lease, staging
+from electra_flax.storage.bucket import RemoteFolder
 
 # Of a process: what Google would answer within a minute, the proxy does within seconds.
 IMPATIENT = """
-from electra_flax import lease, storage
+from electra_flax.storage import lease
+from electra_flax.storage import bucket as storage
 storage._SECONDS = 2.0
 lease._RENEW_SECONDS, lease._PATIENCE_SECONDS = 1.0, 4.0
 """
@@ -47,7 +48,7 @@ def proxy(google_storage):
             for name, value in (google_storage | {"STORAGE_EMULATOR_HOST": proxy.address}).items():
                 patch.setenv(name, value)
             patch.setenv("TENSORSTORE_GCS_HTTP_URL", proxy.address)
-            patch.setattr(storage, "_SECONDS", 2.0)
+            patch.setattr(bucket, "_SECONDS", 2.0)
             patch.setattr(lease, "_RENEW_SECONDS", 1.0)
             patch.setattr(lease, "_PATIENCE_SECONDS", 4.0)
             yield proxy
@@ -167,7 +168,7 @@ def test_the_traceback_of_what_nobody_foresaw_is_kept_in_the_bucket(root, proxy,
     def halted(*unused):
         raise jax.errors.JaxRuntimeError("INTERNAL: the accelerator has halted")
 
-    monkeypatch.setattr("electra_flax.train.compile_step", halted)
+    monkeypatch.setattr("electra_flax.training.pretrain.compile_step", halted)
     workdir = "gs://bucket/runs/halted"
     assert main(remote_command(root, workdir)) == 70
     assert f"(traceback: {workdir}/error-0.txt)" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -198,7 +199,7 @@ def test_a_damaged_newest_checkpoint_in_the_bucket_gives_way(root, finished, cap
 def impatient(monkeypatch):
     """What is tried for two minutes is tried for seconds."""
     monkeypatch.setattr(DEFAULT_RETRY, "_timeout", 2.0)
-    monkeypatch.setattr(storage, "_PAUSES", (0.1,))
+    monkeypatch.setattr(bucket, "_PAUSES", (0.1,))
     monkeypatch.setattr("gcsfs.retry.asyncio.sleep", lambda seconds, sleep=asyncio.sleep: sleep(min(seconds, 0.1)))
 
 
@@ -345,6 +346,6 @@ def test_what_is_wrong_with_a_bucket_is_one_line(root, proxy, capsys, tmp_path, 
         assert main(arguments) == 1, expected
         error = capsys.readouterr().err.strip().splitlines()
         assert expected in error[-1], error
-    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bucket.importlib.util, "find_spec", lambda name: None)
     assert main(remote_command(root, "gs://bucket/z")) == 1
     assert "pip install 'electra-flax[gcs]'" in capsys.readouterr().err

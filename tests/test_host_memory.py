@@ -5,10 +5,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from electra_flax import host_memory, model
-from electra_flax.config_io import load_config
+from electra_flax.config.loading import load_config
 from electra_flax.errors import UserError
-from electra_flax.sharding import make_mesh
+from electra_flax.model import electra
+from electra_flax.model.sharding import make_mesh
+from electra_flax.runtime import host_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MEMINFO = "MemTotal:  9 kB\nMemAvailable:    2000 kB\nSwapFree:   500 kB\n"
@@ -30,7 +31,7 @@ def config_of(name, *overrides):
 )
 def test_the_least_is_little_less_than_the_model(name, overrides):
     config = config_of(name, *overrides)
-    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: electra.init(config, jax.random.key(0)))
     exact = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert 0.9 * exact < host_memory.least_parameters(config) <= exact
 

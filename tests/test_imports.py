@@ -1,85 +1,116 @@
-"""The direction of imports that docs/design.md promises, read off the source."""
+"""The rooms of the house and who may import whom, read off the source (docs/design.md)."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-ALLOWED_IN_DATA_PREP = {f"electra_flax.{name}" for name in (
-    "compiled", "config", "console", "ctrl_c", "ending", "errors", "files", "pictures", "ranges", "records", "text",
-    "tfrecord", "tokenizer",
-)}  # fmt: skip
+
+# From the top down: a room imports what is below it, and itself.
+ROOMS = (
+    "commands", "reports", "finetune", "planning", "weights", "training", "data", "model", "storage", "runtime",
+    "config",
+)  # fmt: skip
+# Below all rooms, in this order.
+GROUND = ("pictures", "files", "text", "trees", "errors")
+# What the other packages need of this one: all else stays out of a worker of data preparation, and of a laptop.
+OF_THE_PACKAGE = {
+    "data_prep": {"data", "runtime", "config", *GROUND},
+    "tpu": {"config", "runtime.console", "runtime.ending", "runtime.tpus", *GROUND},
+    # It runs on the TPU.
+    "tpu.worker": {"config", "runtime", "storage.bucket", *GROUND},
+}
+# Room or module: the frameworks that it may not bring along.
+WITHOUT = {
+    "data_prep": {"jax", "flax", "torch", "tensorflow"},
+    "tpu": {"jax", "flax", "torch", "tensorflow"},
+    "electra_flax": {"torch", "tensorflow", "data_prep", "tpu", "tests"},
+    "electra_flax.config": {"jax", "flax", "numpy"},
+}
+# The only modules that know a framework: Flax's modules, its file format, other frameworks' forward passes.
+KNOWS = {
+    "flax": {"electra_flax.model.layers", "electra_flax.model.electra"},
+    "torch": {"electra_flax.weights.parity"},
+}
 
 
-def imports(path: Path) -> set[str]:
+def _modules() -> dict[str, Path]:
+    files = [path for package in ("electra_flax", "data_prep", "tpu") for path in (ROOT / package).rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+MODULES = _modules()
+
+
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Modules of ours by their full names, and the roots of all others; also what is imported within a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "electra_flax":
-                found |= {f"electra_flax.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
-    return found
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & MODULES.keys()) or {node.module}
+    return frozenset(name if name in MODULES else name.split(".")[0] for name in found) - {module, "electra_flax"}
 
 
-def test_data_prep_needs_only_the_contract():
-    for path in (ROOT / "data_prep").glob("*.py"):
-        names = imports(path)
-        ours = {name for name in names if name.startswith("electra_flax")}
-        assert ours <= ALLOWED_IN_DATA_PREP, path
-        assert not {name.split(".")[0] for name in names} & {"jax", "flax", "torch", "tensorflow"}, path
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
 
 
-def test_electra_flax_keeps_its_seams():
-    for path in (ROOT / "electra_flax").rglob("*.py"):
-        names = imports(path)
-        roots = {name.split(".")[0] for name in names}
-        # What compares our forward pass with other frameworks' imports them, where they are installed.
-        others = {"tensorflow"} if path.stem == "parity" else {"torch", "tensorflow"}
-        assert not roots & {"data_prep", "tests", "tpu", *others}, path
-        if "flax" in roots:
-            assert path.stem in ("layers", "model") or names & {"flax.serialization"}, path
+@pytest.mark.parametrize("module", [name for name in MODULES if name.count(".") > 1 or room(name) in GROUND])
+def test_imports_point_down(module):
+    order = [*ROOMS, *GROUND]
+    for other in imports(module) & MODULES.keys():
+        here, there = room(module), room(other)
+        assert order.index(here) <= order.index(there), f"{module} imports {other}, which lies above it"
 
 
-def test_pretraining_needs_nothing_of_fine_tuning():
-    for path in (ROOT / "electra_flax").glob("*.py"):
-        # The command line imports it when it is asked for.
-        assert path.stem in ("cli", "arguments") or not any("finetune" in name for name in imports(path)), path
+def test_every_module_lies_in_a_room():
+    ours = {room(name) for name in MODULES if name.startswith("electra_flax.")}
+    assert ours == {*ROOMS, *GROUND, "__main__"}
 
 
-def test_the_launcher_starts_without_jax():
-    """It runs on a laptop, and what it needs of the trainer is words and numbers."""
-    allowed = {
-        f"electra_flax.{name}"
-        for name in ("config", "config_io", "console", "ending", "errors", "files", "ranges", "text", "tpus")
-    }
-    for path in (ROOT / "tpu").glob("*.py"):
-        names = {name for name in imports(path) if name.startswith("electra_flax")}
-        # worker.py runs on the TPU.
-        assert names <= (allowed | ({"electra_flax.storage"} if path.stem == "worker" else set())), path
+def test_imports_of_a_room_make_no_circle():
+    assert chain("electra_flax.__main__")
 
 
-def test_leaves_import_nothing_heavy():
-    for name in ("config", "errors", "names"):
-        roots = {module.split(".")[0] for module in imports(ROOT / f"electra_flax/{name}.py")}
-        assert roots <= {
-            "__future__",
-            "collections",
-            "contextlib",
-            "dataclasses",
-            "re",
-            "typing",
-            "unicodedata",
-            "electra_flax",
-        }, name
+@functools.cache
+def chain(module: str) -> tuple[str, ...]:
+    """The longest way down from a module; endless recursion where imports make a circle."""
+    below = [chain(other) for other in imports(module) if other in MODULES]
+    return (module, *max(below, key=len, default=()))
+
+
+@pytest.mark.parametrize("package", ["data_prep", "tpu"])
+def test_other_packages_need_only_the_contract(package):
+    for module in MODULES:
+        if not module.startswith(f"{package}."):
+            continue
+        allowed = OF_THE_PACKAGE.get(module, OF_THE_PACKAGE[package])
+        for other in imports(module):
+            name = other.removeprefix("electra_flax.")
+            assert not other.startswith("electra_flax.") or {name, name.split(".")[0]} & allowed, f"{module}: {other}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_frameworks_stay_behind_their_seams(module):
+    for place, unwanted in WITHOUT.items():
+        if module == place or module.startswith(f"{place}."):
+            known = {name for name in unwanted if module in KNOWS.get(name, ())}
+            assert not imports(module) & (unwanted - known), module
+    if "flax" in imports(module) and module not in KNOWS["flax"]:
+        assert "from flax.serialization import" in MODULES[module].read_text(), module  # the reader of a file format
 
 
 def test_a_trainer_loads_no_other_framework():
     """Nor do the packages that it uses: tensorboardX would bring torch along where it is installed."""
     others = "{'torch', 'tensorflow', 'transformers'}"
-    program = f"import sys, electra_flax.train; print(sorted({others} & set(sys.modules)))"
+    program = f"import sys, electra_flax.training.pretrain; print(sorted({others} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

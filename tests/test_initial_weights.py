@@ -10,16 +10,16 @@ from run_tools import pretrain, refusal, state_at
 from safetensors.numpy import load_file, save_file
 from weights_tools import export_both
 
-from electra_flax import model
-from electra_flax.architecture import flat
-from electra_flax.cli import main
-from electra_flax.config import MeshConfig
+from electra_flax.commands.cli import main
+from electra_flax.config.schema import MeshConfig
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.initial_weights import Start, apply_start, check_start
-from electra_flax.records import Vocabulary
-from electra_flax.sharding import make_mesh
-from electra_flax.step import TrainState
-from electra_flax.weights import find_weights
+from electra_flax.model import electra
+from electra_flax.model.sharding import make_mesh
+from electra_flax.training.step import TrainState
+from electra_flax.trees import flat
+from electra_flax.weights.sources import find_weights
+from electra_flax.weights.start import Start
 
 WORDS = "electra/embeddings/word_embeddings/embedding"
 POSITIONS = "electra/embeddings/position_embeddings/embedding"
@@ -34,10 +34,10 @@ def begin(start, config, vocabulary, caplog):
     """{our name: value} of a new run, the names of what stayed as it was drawn, and the audit."""
     caplog.set_level("INFO")
     caplog.clear()
-    check_start(start, config, vocabulary)
-    params = jax.tree.map(lambda leaf: leaf + 3.0, model.init(config, jax.random.key(0)))
+    start.check(config, vocabulary)
+    params = jax.tree.map(lambda leaf: leaf + 3.0, electra.init(config, jax.random.key(0)))
     state = TrainState(jax.numpy.zeros((), "int32"), params, ())
-    found = flat(jax.device_get(apply_start(start, config, vocabulary, make_mesh(MeshConfig()), state).params))
+    found = flat(jax.device_get(start.apply(config, vocabulary, make_mesh(MeshConfig()), state).params))
     drawn = [name for name, value in flat(params).items() if np.array_equal(value, found[name])]
     return found, drawn, caplog.text
 
@@ -66,7 +66,7 @@ def test_a_missing_generator_is_cut_out_of_the_discriminator_on_request(there, c
     config = find_weights(f"hf:{there}/export").config
     vocabulary = find_weights(alone).vocabulary
     with pytest.raises(UserError, match=r"has no generator .* --warm-start-generator"):
-        check_start(Start(alone), config, vocabulary)
+        Start(alone).check(config, vocabulary)
 
     found, drawn, audit = begin(Start(alone, warm_start_generator=True), config, vocabulary, caplog)
     assert {name.split("/")[0] for name in drawn} == {"generator_predictions", "generator_lm_head"}

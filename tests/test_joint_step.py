@@ -6,8 +6,10 @@ import pytest
 from golden_tools import SPECIAL
 from weights_tools import export, random_weights
 
-from electra_flax import masking, model, names, step
-from electra_flax.architecture import flat
+from electra_flax.model import electra
+from electra_flax.training import masking, step
+from electra_flax.trees import flat
+from electra_flax.weights import names
 
 torch = pytest.importorskip("torch", reason="NOT CHECKED: PyTorch is not installed")
 
@@ -46,12 +48,14 @@ def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
     # What our step hid and sampled.
     seeds = step.row_seeds(key, len(mask))
     hidden = step.mask(config, SPECIAL, batch, seeds)
-    ours_BMV = model.apply_generator(
+    ours_BMV = electra.apply_generator(
         config, params, hidden.masked_ids_BT, mask, batch["token_type_ids"], hidden.positions_BM, None
     )
     sampled = masking.sample_replacements(seeds.sample_B, ours_BMV, hidden.targets_BM, 1.0, False)
     corrupted = masking.corrupt(batch["input_ids"], hidden, sampled)
-    ours_BT = model.apply_discriminator(config, params, corrupted.corrupted_ids_BT, mask, batch["token_type_ids"], None)
+    ours_BT = electra.apply_discriminator(
+        config, params, corrupted.corrupted_ids_BT, mask, batch["token_type_ids"], None
+    )
 
     def tensor(array):
         return torch.tensor(np.asarray(array), dtype=torch.long)

@@ -4,8 +4,8 @@ import jax
 import pytest
 from metadata_server import MetadataServer, pod_attributes
 
-from electra_flax import metadata, processes
 from electra_flax.errors import Unavailable, UserError
+from electra_flax.runtime import metadata, processes
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from weights_tools import random_weights
 
+from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.errors import UserError
-from electra_flax.model_card import Publication, model_card
-from electra_flax.records import Manifest, ShardInfo
-from electra_flax.workdir import Workdir
+from electra_flax.storage.workdir import Workdir
+from electra_flax.weights.model_card import Publication, model_card
 
 CLEANING = {
     "recipe": "koelectra-v3", "steps": ["nfc", "sentences", "short"], "splitter": "kiwi", "min_characters": 12,

@@ -3,9 +3,9 @@
 import pytest
 from golden_tools import read_json, tiny_config
 
-from electra_flax import names
-from electra_flax.architecture import config_of, expected_shapes, sizes_of
-from electra_flax.config import ModelConfig
+from electra_flax.config.schema import ModelConfig
+from electra_flax.weights import names
+from electra_flax.weights.shapes import config_of, expected_shapes, sizes_of
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 from golden_tools import read_json, tiny_config
 from weights_tools import random_weights
 
-from electra_flax import names
-from electra_flax.architecture import expected_shapes
-from electra_flax.config_io import load_config
+from electra_flax.config.loading import load_config
+from electra_flax.data.tokenizer import Casing
 from electra_flax.errors import UserError
-from electra_flax.export import export_to_tf1, original_hparams
-from electra_flax.tokenizer import Casing
-from electra_flax.weights import find_weights
+from electra_flax.weights import names
+from electra_flax.weights.export import export_to_tf1, original_hparams
+from electra_flax.weights.shapes import expected_shapes
+from electra_flax.weights.sources import find_weights
 
 CASED = Casing(do_lower_case=False, strip_accents=False)
 PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

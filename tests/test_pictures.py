@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from electra_flax import charts, pictures
+from electra_flax import pictures
 from electra_flax.errors import escaped
 from electra_flax.finetune import publish, scoreboard
 from electra_flax.finetune.data import Part, TaskData
@@ -18,6 +18,7 @@ from electra_flax.finetune.examples import TaggedExample, TextExample
 from electra_flax.finetune.loop import SeedResult
 from electra_flax.finetune.predictions import Labelled
 from electra_flax.finetune.task import load_task
+from electra_flax.training import charts
 
 HOSTILE = ["$x_{", "$x_{$", "[/bold]", r"\frac{", "뷁쀍ㄱㅏ", "naïve", "a\nb"]
 

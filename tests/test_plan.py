@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 from golden_tools import SPECIAL, tiny_config
 
-from electra_flax import kernel_schedule, plan_compile, program_cost, step
-from electra_flax.config import MeshConfig
-from electra_flax.config_io import load_config
+from electra_flax.config.loading import load_config
+from electra_flax.config.schema import MeshConfig
 from electra_flax.errors import UserError
 from electra_flax.finetune.batches import collate
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import load_task, load_training
-from electra_flax.flops import step_flops
-from electra_flax.program_cost import Hardware
-from electra_flax.sharding import batch_sharding, make_mesh, state_shardings
-from electra_flax.step import abstract_state
-from electra_flax.tpus import GENERATIONS, parse_slice
+from electra_flax.model.sharding import batch_sharding, make_mesh, state_shardings
+from electra_flax.planning import compilation, kernel_schedule, program_cost
+from electra_flax.planning.program_cost import Hardware
+from electra_flax.runtime.tpus import GENERATIONS, parse_slice
+from electra_flax.training import step
+from electra_flax.training.flops import step_flops
+from electra_flax.training.step import abstract_state
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -132,16 +133,16 @@ def test_what_only_the_compiler_reads_costs_nothing():
 
 
 def test_the_cache_knows_the_compilers_options(monkeypatch):
-    monkeypatch.setattr(plan_compile.importlib.metadata, "version", lambda name: "1")
-    before = plan_compile._program_hash("program", V3)
+    monkeypatch.setattr(compilation.importlib.metadata, "version", lambda name: "1")
+    before = compilation._program_hash("program", V3)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_enable_something=true")
-    assert plan_compile._program_hash("program", V3) != before
+    assert compilation._program_hash("program", V3) != before
 
 
 def test_the_clock_promises_no_end(monkeypatch, capsys, caplog):
-    monkeypatch.setattr(plan_compile, "_PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr(compilation, "_PLAIN_SECONDS", 0.01)
     caplog.set_level("INFO", logger="electra_flax")
-    with plan_compile._clock("compiling for v3-8", 0.0):
+    with compilation._clock("compiling for v3-8", 0.0):
         time.sleep(0.1)
     shown = capsys.readouterr().err
     assert "compiling for v3-8: 0 s so far\n" in shown and "%" not in shown and "left" not in shown
@@ -310,7 +311,7 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
     assert any(operation["source"] for operation in answer["costliest"])
 
     # Memory is what JAX itself says of the same program.
-    from electra_flax.attention_choice import choose_attention
+    from electra_flax.model.attention_choice import choose_attention
 
     config = load_config(CONFIGS / "demo.yaml", _fields(SMALL))
     mesh = make_mesh(config.mesh, list(v3_devices))
@@ -319,7 +320,7 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, state_shardings(state, mesh),
     )  # fmt: skip
-    train_step = step.make_train_step(config, plan_compile._SPECIAL, mesh, choose_attention(config, mesh, check=False))
+    train_step = step.make_train_step(config, compilation._SPECIAL, mesh, choose_attention(config, mesh, check=False))
     batch = step.abstract_batch(config, batch_sharding(mesh))
     analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
     memory = answer["memory"]

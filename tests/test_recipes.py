@@ -10,9 +10,9 @@ import pytest
 from run_tools import make_shards, pretrain, records, refusal, start, state_at
 
 from data_prep.cli import main as data_main
-from electra_flax.cli import main
-from electra_flax.config import OptimizerConfig
-from electra_flax.optimizer import learning_rate, make_optimizer
+from electra_flax.commands.cli import main
+from electra_flax.config.schema import OptimizerConfig
+from electra_flax.training.optimizer import learning_rate, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_long_phase_goes_on_with_the_same_state(root, phases, capsys):
 @pytest.mark.parametrize("dies_at", [4, 6])
 def test_a_run_of_two_phases_resumes_in_either(root, phases, dies_at):
     die = f"""
-from electra_flax import train
+from electra_flax.training import pretrain as train
 save = train.Checkpoints.save
 def save_and_die(self, state, *given):
     save(self, state, *given)

@@ -4,10 +4,12 @@ import google_crc32c
 import numpy as np
 import pytest
 
+from electra_flax.data.decoder import decode_records, masked_crc
+from electra_flax.data.example import decode_example, encode_example
+from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.tfrecord import Shard, ShardWriter, frame, index_path
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.example_decoder import decode_records, masked_crc
-from electra_flax.records import DataFolder, ShardedExamples, Vocabulary, decode_example, encode_example
-from electra_flax.tfrecord import Shard, ShardWriter, frame, index_path
 
 
 @pytest.mark.parametrize(("folder", "length"), [("seeded_L128_p1", 128), ("seeded_L512_p1", 512)])

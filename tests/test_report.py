@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 from run_tools import pretrain, refusal
 
-from electra_flax.cli import main
-from electra_flax.config_io import load_config
-from electra_flax.doctor import diagnose, diagnose_config
-from electra_flax.history import History
-from electra_flax.records import Manifest
-from electra_flax.report import _summary
+from electra_flax.commands.cli import main
+from electra_flax.config.loading import load_config
+from electra_flax.data.manifest import Manifest
+from electra_flax.reports.doctor import diagnose, diagnose_config
+from electra_flax.reports.page import _summary
+from electra_flax.training.history import History
 
 BROKEN = [
     "--optimizer.learning_rate", "10", "--optimizer.warmup_steps", "0", "--optimizer.max_grad_norm", "1e9",

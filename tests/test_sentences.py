@@ -11,7 +11,7 @@ from run_tools import refusal
 from safetensors.numpy import load_file, save_file
 from weights_tools import export, export_both, random_weights
 
-from electra_flax.cli import main
+from electra_flax.commands.cli import main
 
 SENTENCE = "한국어를 공유합니다. The lazy dog."
 MASKED = "짧은 [MASK]장입니다. The [MASK] fox."

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from electra_flax import kernel_schedule
-from electra_flax.config import MeshConfig
-from electra_flax.sharding import batch_sharding, global_batch, make_mesh, rows_of_process
-from electra_flax.tpus import parse_slice
+from electra_flax.config.schema import MeshConfig
+from electra_flax.model.sharding import batch_sharding, global_batch, make_mesh, rows_of_process
+from electra_flax.planning import kernel_schedule
+from electra_flax.runtime.tpus import parse_slice
 
 # The process of each device, in the mesh's order: one block each on v2 and v3 alone.
 PROCESSES = {

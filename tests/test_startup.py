@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from electra_flax import startup
 from electra_flax.errors import UserError
-from electra_flax.host_memory import give_back_unused, restart_environment
+from electra_flax.runtime import compiler
+from electra_flax.runtime.host_memory import give_back_unused, restart_environment
 
 MADVISE, GLIBC = "always [madvise] never\n", "glibc 2.36"
 
@@ -46,7 +46,7 @@ def test_giving_memory_back_harms_nothing():
 COMPILE = """
 import json, logging, sys
 import jax
-from electra_flax.startup import compile_step, set_up_compiler
+from electra_flax.runtime.compiler import compile_step, set_up_compiler
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 set_up_compiler(sys.argv[1])
@@ -76,17 +76,17 @@ def test_the_cache_may_be_a_bucket(google_storage):
 
 
 def test_a_bucket_without_its_library_is_refused(monkeypatch):
-    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="gcsfs"):
-        startup.set_up_compiler("gs://bucket/cache")
+        compiler.set_up_compiler("gs://bucket/cache")
 
 
 COMPILE_STEP = """
 import jax
 from golden_tools import tiny_config
-from electra_flax import step
-from electra_flax.records import SpecialTokens
-from electra_flax.sharding import make_mesh
+from electra_flax.training import step
+from electra_flax.data.vocabulary import SpecialTokens
+from electra_flax.model.sharding import make_mesh
 config = tiny_config(
     model=dict(vocab_size=1000, embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024,
                num_hidden_layers=1, max_position_embeddings=128, hidden_dropout_prob=0.1,

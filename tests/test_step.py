@@ -9,10 +9,12 @@ import pytest
 from golden_tools import SPECIAL, tiny_config
 from weights_tools import SHARING
 
-from electra_flax import losses, masking, model, randomness
 from electra_flax.errors import UserError
-from electra_flax.sharding import batch_sharding, check_batch, make_mesh, rule_for, tree_names
-from electra_flax.step import accumulate_gradients, init_state, make_train_step
+from electra_flax.model import electra, randomness
+from electra_flax.model.sharding import batch_sharding, check_batch, make_mesh, rule_for
+from electra_flax.training import losses, masking
+from electra_flax.training.step import accumulate_gradients, init_state, make_train_step
+from electra_flax.trees import tree_names
 
 NUM_STEPS = 10
 
@@ -103,12 +105,12 @@ def test_every_option_learns(changes):
 
 def test_uniform_generator_has_no_parameters_and_a_constant_loss():
     config = tiny_config(generator={"uniform_generator": True})
-    params = model.init(config, jax.random.key(0))
+    params = electra.init(config, jax.random.key(0))
     assert not [name for name in jax.tree.leaves(tree_names(params)) if name.startswith("generator")]
 
 
 def test_every_parameter_has_a_sharding_rule():
-    names = tree_names(jax.eval_shape(lambda: model.init(tiny_config(), jax.random.key(0))))
+    names = tree_names(jax.eval_shape(lambda: electra.init(tiny_config(), jax.random.key(0))))
     for name in jax.tree.leaves(names):
         rule_for(name)
     with pytest.raises(AssertionError, match="no sharding rule covers"):

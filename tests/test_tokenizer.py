@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import ElectraTokenizerFast
 
-from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import Casing, build_tokenizer, save_tokenizer
+from electra_flax.data.tokenizer import Casing, build_tokenizer, save_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 
 CASED = Casing(do_lower_case=False, strip_accents=False)
 # These lines hold characters that Unicode 11, the original's, does not have; the original deletes them as

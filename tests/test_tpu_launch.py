@@ -14,7 +14,7 @@ from google.cloud import tpu_v2
 from google.protobuf import json_format
 from tpu_api import FakeTpuApi
 
-from electra_flax.config_io import load_config
+from electra_flax.config.loading import load_config
 from electra_flax.errors import UserError
 from tpu import commands, launch
 from tpu.answers import Node, Request

@@ -7,7 +7,7 @@ import pytest
 from gcloud_tools import StandIn, settings
 from tpu_api import FakeTpuApi
 
-from electra_flax.config_io import load_config, load_fields
+from electra_flax.config.loading import load_config, load_fields
 from tpu import launch
 from tpu.answers import Policy
 from tpu.babysitter import Babysitter

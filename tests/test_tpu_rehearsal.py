@@ -19,11 +19,11 @@ from tpu_api import FakeTpuApi
 from tpu_sandbox import Machine, can_have_namespaces
 
 from data_prep.cli import main as data_main
-from electra_flax.checkpoint import Checkpoints
-from electra_flax.config_io import load_config
-from electra_flax.sharding import make_mesh
-from electra_flax.step import abstract_state
-from electra_flax.workdir import Workdir
+from electra_flax.config.loading import load_config
+from electra_flax.model.sharding import make_mesh
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.step import abstract_state
 
 pytestmark = [
     pytest.mark.long,

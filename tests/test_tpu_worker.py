@@ -119,7 +119,7 @@ def test_a_worker_of_a_pod_counts_the_steps_of_the_first_one(worker, tmp_path, m
     """It does not print them itself; what is damaged beside, hers or another machine's, is no word."""
     for name, value in google_storage.items():
         monkeypatch.setenv(name, value)
-    from electra_flax.storage import RemoteFolder
+    from electra_flax.storage.bucket import RemoteFolder
 
     said = {"machine": "m1", "worker": 0, "phase": "crashed", "step": 900, "began": 800, "loss": float("nan")}
     for name, text in (("worker-0.json", json.dumps(said)), ("worker-5.json", "[1]\n{"), ("worker-6.json", '{"a": 1}'),
@@ -179,7 +179,7 @@ def test_asked_to_stop_it_lets_the_trainer_save(worker, by, tmp_path, monkeypatc
     else:
         for name, value in google_storage.items():
             monkeypatch.setenv(name, value)
-        from electra_flax.storage import RemoteFolder
+        from electra_flax.storage.bucket import RemoteFolder
 
         (tmp_path / "wish").write_text("stop")
         RemoteFolder(f"gs://bucket/{tmp_path.name}").upload(tmp_path / "wish", "wish")

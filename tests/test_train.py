@@ -11,11 +11,12 @@ from flax.serialization import msgpack_restore
 from run_tools import pretrain, records, refusal, start, state_at
 
 from data_prep.cli import main as data_main
-from electra_flax import parity, progress_bar
-from electra_flax.cli import main
-from electra_flax.config_io import load_config
-from electra_flax.input_pipeline import GlobalOrder
-from electra_flax.records import Vocabulary
+from electra_flax.commands.cli import main
+from electra_flax.config.loading import load_config
+from electra_flax.data.pipeline import GlobalOrder
+from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.runtime import progress_bar
+from electra_flax.weights import parity
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def run(whole, tmp_path_factory):
 
 def test_six_steps_are_three_and_a_new_process_and_three(run):
     die_once_saved = """
-from electra_flax import train
+from electra_flax.training import pretrain as train
 save = train.Checkpoints.save
 def save_and_die(self, *given):
     save(self, *given)
@@ -207,7 +208,7 @@ def test_damage_under_way_stops_the_run_with_exit_3(run, capsys, monkeypatch):
         sound = shard.read_bytes()
         shard.write_bytes(bytes(octet ^ 1 for octet in sound))
 
-    monkeypatch.setattr("electra_flax.train.verify_shards", verify_then_damage)
+    monkeypatch.setattr("electra_flax.training.pretrain.verify_shards", verify_then_damage)
     capsys.readouterr()
     assert main(pretrain(run, "late_run", data=folder)) == 3
     error = capsys.readouterr().err.splitlines()[-1]
@@ -218,7 +219,7 @@ def test_what_nobody_foresaw_ends_with_70_and_its_traceback_in_the_workdir(run, 
     def halted(*arguments):
         raise jax.errors.JaxRuntimeError("INTERNAL: the accelerator has halted\nand more")
 
-    monkeypatch.setattr("electra_flax.train.compile_step", halted)
+    monkeypatch.setattr("electra_flax.training.pretrain.compile_step", halted)
     capsys.readouterr()
     assert main(pretrain(run, "halted")) == 70
     line = capsys.readouterr().err.splitlines()[-1]
@@ -231,7 +232,7 @@ def test_what_nobody_foresaw_ends_with_70_and_its_traceback_in_the_workdir(run, 
 
 def test_chips_without_metadata_are_trained_on_by_one_host_alone(run, monkeypatch):
     """As on Kaggle and Colab; the run is done already, so that this takes no time."""
-    monkeypatch.setattr("electra_flax.processes._on_tpu_vm", lambda: True)
+    monkeypatch.setattr("electra_flax.runtime.processes._on_tpu_vm", lambda: True)
     monkeypatch.setenv("TPU_PROCESS_ADDRESSES", "local")
     assert main(pretrain(run, "run")) == 0
     monkeypatch.delenv("TPU_PROCESS_ADDRESSES")

@@ -7,8 +7,8 @@ import pytest
 
 from data_prep import vocab
 from data_prep.cli import main
-from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import Casing, build_tokenizer
+from electra_flax.data.tokenizer import Casing, build_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

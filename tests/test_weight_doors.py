@@ -13,18 +13,20 @@ from run_tools import refusal
 from safetensors.numpy import load_file, save_file
 from weights_tools import assert_equal, export_both
 
-from electra_flax.architecture import nested
-from electra_flax.cli import main
-from electra_flax.config import MeshConfig
+from electra_flax.commands.cli import main
+from electra_flax.config.schema import MeshConfig
+from electra_flax.data.example import encode_example
+from electra_flax.data.manifest import Manifest, ShardInfo
+from electra_flax.data.tfrecord import ShardWriter, frame
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.finetune.run import find_encoder
 from electra_flax.finetune.scoreboard import Protocol, scoreboard
-from electra_flax.initial_weights import Start, apply_start, check_start
-from electra_flax.interruption import Interruption
-from electra_flax.records import Manifest, ShardInfo, Vocabulary, encode_example
-from electra_flax.sharding import make_mesh
-from electra_flax.step import TrainState
-from electra_flax.tfrecord import ShardWriter, frame
-from electra_flax.weights import find_weights
+from electra_flax.model.sharding import make_mesh
+from electra_flax.runtime.interruption import Interruption
+from electra_flax.training.step import TrainState
+from electra_flax.trees import nested
+from electra_flax.weights.sources import find_weights
+from electra_flax.weights.start import Start
 
 PARTS = ("discriminator", "generator")
 QUERY = "encoder.layer.0.attention.self.query.weight"
@@ -282,9 +284,9 @@ def begin(model):
     """pretrain --init-from."""
     source = Start(f"hf:{model}")
     weights = find_weights(source.source)
-    check_start(source, weights.config, weights.vocabulary)
+    source.check(weights.config, weights.vocabulary)
     fresh = jax.device_put(nested({name: np.zeros(shape, "f4") for name, shape in weights.shapes.items()}))
-    apply_start(source, weights.config, weights.vocabulary, make_mesh(MeshConfig()), TrainState(0, fresh, ()))
+    source.apply(weights.config, weights.vocabulary, make_mesh(MeshConfig()), TrainState(0, fresh, ()))
 
 
 def encode(model):

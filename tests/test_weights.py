@@ -12,16 +12,16 @@ from run_tools import refusal
 from test_golden import FORWARD_CASES, RecordedTraining, losses_with_given_draws
 from weights_tools import SHARING, assert_equal, export, export_both, random_weights, write_original, write_vocabulary
 
-from electra_flax import names
-from electra_flax.architecture import flat, nested
-from electra_flax.cli import main
-from electra_flax.config import MeshConfig
-from electra_flax.export import export_to_tf1
-from electra_flax.initial_weights import Start, apply_start, check_start
-from electra_flax.optimizer import AdamState
-from electra_flax.sharding import make_mesh
-from electra_flax.step import TrainState
-from electra_flax.weights import find_weights
+from electra_flax.commands.cli import main
+from electra_flax.config.schema import MeshConfig
+from electra_flax.model.sharding import make_mesh
+from electra_flax.training.optimizer import AdamState
+from electra_flax.training.step import TrainState
+from electra_flax.trees import flat, nested
+from electra_flax.weights import names
+from electra_flax.weights.export import export_to_tf1
+from electra_flax.weights.sources import find_weights
+from electra_flax.weights.start import Start
 
 CHECKPOINTS = ("A_small_gen0.25", "B_koelectra_small_gen1.0")
 
@@ -75,12 +75,12 @@ def test_training_goes_on_where_the_original_stopped(golden, tmp_path):
 
     def resume(source):
         start = Start(source, resumes=True)
-        check_start(start, config, vocabulary)
+        start.check(config, vocabulary)
         # What resuming must replace is filled with what would be wrong.
         params = nested({name: np.full(shape, 9.0, np.float32) for name, shape in find_weights(source).shapes.items()})
         params = jax.device_put(params)
         fresh = TrainState(jax.numpy.zeros((), "int32"), params, recorded.optimizer.init(params))
-        return jax.device_get(apply_start(start, config, vocabulary, make_mesh(MeshConfig()), fresh))
+        return jax.device_get(start.apply(config, vocabulary, make_mesh(MeshConfig()), fresh))
 
     state = resume(f"tf1:{tmp_path}/begin/model.ckpt-0")
     assert int(state.step) == 0

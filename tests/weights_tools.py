@@ -8,15 +8,15 @@ import pytest
 from golden_tools import tiny_config
 from once import copied_once
 
-from electra_flax import parity
-from electra_flax.architecture import expected_shapes
-from electra_flax.export import export_to_hugging_face, export_to_tf1
-from electra_flax.model_card import Publication
-from electra_flax.parity import TEXTS
-from electra_flax.records import Vocabulary
-from electra_flax.tf1_checkpoint import write_tf1_checkpoint
-from electra_flax.tokenizer import SPECIAL_TOKENS, Casing
-from electra_flax.weights import Weights
+from electra_flax.data.tokenizer import SPECIAL_TOKENS, Casing
+from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.weights import parity
+from electra_flax.weights.export import export_to_hugging_face, export_to_tf1
+from electra_flax.weights.model_card import Publication
+from electra_flax.weights.parity import TEXTS
+from electra_flax.weights.shapes import expected_shapes
+from electra_flax.weights.sources import Weights
+from electra_flax.weights.tf1_checkpoint import write_tf1_checkpoint
 
 CASED = Casing(do_lower_case=False, strip_accents=False)
 _OWN = {"intermediate_size": 64}  # 4 x its width, as the original has it

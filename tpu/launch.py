@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from electra_flax.config import Config
-from electra_flax.config_io import fields_help, load_config, load_fields
-from electra_flax.ending import Parser, run_command
+from electra_flax.config.loading import fields_help, load_config, load_fields
+from electra_flax.config.ranges import in_range
+from electra_flax.config.schema import Config
 from electra_flax.errors import RunError, UserError, escaped
-from electra_flax.ranges import in_range
+from electra_flax.runtime.ending import Parser, run_command
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.board import clock

@@ -11,8 +11,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-from electra_flax.config import Config
-from electra_flax.config_io import config_to_yaml
+from electra_flax.config.loading import config_to_yaml
+from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from tpu import commands
 from tpu.gcloud import Gcloud

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from electra_flax.config import Config
+from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.files import parse_json
 from tpu import commands, history

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from electra_flax.config.ranges import Range, check_numbers
 from electra_flax.errors import UserError
-from electra_flax.ranges import Range, check_numbers
-from electra_flax.tpus import Price, Slice, parse_slice
+from electra_flax.runtime.tpus import Price, Slice, parse_slice
 
 # The runtime images of Google's page "Cloud TPU software versions".
 _IMAGES = {

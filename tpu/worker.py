@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.ending import run_command
 from electra_flax.errors import UserError
 from electra_flax.files import parse_lines, read_json, write_whole
-from electra_flax.storage import RemoteFolder
+from electra_flax.runtime.ending import run_command
+from electra_flax.storage.bucket import RemoteFolder
 
 PLACE = Path(os.environ.get("ELECTRA_PLACE", "/opt/electra-flax"))
 RUN = os.environ["ELECTRA_RUN"]
@@ -45,7 +45,7 @@ _DONE_STEP = re.compile(r"continuing from step (\d+)")
 # holds; or it is no machine to train on.
 _CHECK = """
 import os, sys
-from electra_flax import processes
+from electra_flax.runtime import processes
 processes.use_cpu_where_there_is_nothing_else()
 processes.join(None)
 import jax, numpy

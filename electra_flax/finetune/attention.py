@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from electra_flax.attention import Attend, xla_attention
-from electra_flax.attention_choice import choose_attention
-from electra_flax.attention_kernel import supports
-from electra_flax.config import Config, LongPhaseConfig
+from electra_flax.config.schema import Config, LongPhaseConfig
 from electra_flax.finetune.batches import padded_lengths
+from electra_flax.model.attention import Attend, xla_attention
+from electra_flax.model.attention_choice import choose_attention
+from electra_flax.model.attention_kernel import supports
 
 
 def choose_by_length(config: Config, mesh: Mesh, longest: int) -> Attend:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from electra_flax.data.tokenizer import Casing, published_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.finetune.encoding import Row, encode, labels_of
 from electra_flax.finetune.splits import Split, any_tag, find_files, read_split
 from electra_flax.finetune.task import Task, Training
-from electra_flax.records import Vocabulary
-from electra_flax.tokenizer import Casing, published_tokenizer
 
 log = logging.getLogger("electra_flax")
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from electra_flax.console import progress
 from electra_flax.errors import UserError
 from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.task import Task, Training
+from electra_flax.runtime.console import progress
 
 IGNORED = -1
 """Target of a token that carries no tag."""

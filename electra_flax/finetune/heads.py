@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform, normal
 
-from electra_flax import randomness
-from electra_flax.config import ModelConfig
+from electra_flax.config.schema import ModelConfig
 from electra_flax.finetune.encoding import IGNORED
 from electra_flax.finetune.task import Task
-from electra_flax.model import Params
+from electra_flax.model import randomness
+from electra_flax.model.electra import Params
 
 Batch = Mapping[str, Any]
 """Arrays of collate (batches.py), on the host or traced."""

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from electra_flax import processes
-from electra_flax.checkpoint import Checkpoints
-from electra_flax.config import CheckpointConfig
+from electra_flax.config.schema import CheckpointConfig
 from electra_flax.errors import Preempted, RunError
 from electra_flax.finetune.batches import epoch_batches
 from electra_flax.finetune.data import Part, TaskData
@@ -21,11 +19,14 @@ from electra_flax.finetune.heads import Batch, Outputs
 from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores
 from electra_flax.finetune.step import Network, Steps, make_batch, predict_rows
 from electra_flax.finetune.task import Task, Training
-from electra_flax.interruption import Interruption, Watchdog
-from electra_flax.metrics import MetricWriter, Progress
-from electra_flax.model import Params
-from electra_flax.processes import Agreement, Wishes
-from electra_flax.workdir import Workdir
+from electra_flax.model.electra import Params
+from electra_flax.runtime import processes
+from electra_flax.runtime.interruption import Interruption, Watchdog
+from electra_flax.storage import guard
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training.agreement import Agreement, Wishes
+from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.metrics import MetricWriter, Progress
 
 log = logging.getLogger("electra_flax")
 
@@ -105,7 +106,7 @@ def finetune_seed(
     def save(score: float | None = None) -> None:
         watchdog.alive("saving")
         notes = {"history": history, "losses": losses}
-        problem = processes.first_problem(processes.push(work))  # the numbers are never behind the weights
+        problem = processes.first_problem(guard.push(work))  # the numbers are never behind the weights
         check(problem or checkpoints.save(state, notes, None if score is None else -score))
 
     def check(problem: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from electra_flax.architecture import config_of, flat, nested
-from electra_flax.config import MeshConfig
-from electra_flax.console import json_text
+from electra_flax.config.schema import MeshConfig
+from electra_flax.data.tokenizer import Casing, published_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
 from electra_flax.finetune.encoding import encode
@@ -26,10 +26,11 @@ from electra_flax.finetune.publish import SETTINGS, Recipe, predictions_file
 from electra_flax.finetune.splits import read_files, without_labels
 from electra_flax.finetune.step import Network, apply, make_predict_step, predict_rows
 from electra_flax.finetune.task import Task
-from electra_flax.hugging_face import ModelFolder
-from electra_flax.records import Vocabulary
-from electra_flax.sharding import make_mesh
-from electra_flax.tokenizer import Casing, published_tokenizer
+from electra_flax.model.sharding import make_mesh
+from electra_flax.runtime.console import json_text
+from electra_flax.trees import flat, nested
+from electra_flax.weights.hugging_face import ModelFolder
+from electra_flax.weights.shapes import config_of
 
 log = logging.getLogger("electra_flax")
 

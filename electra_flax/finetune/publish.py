@@ -14,19 +14,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from electra_flax.architecture import flat
-from electra_flax.config import ModelConfig
+from electra_flax.config.schema import ModelConfig
+from electra_flax.data.tokenizer import Casing, save_tokenizer
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.files import replaced, write_whole
 from electra_flax.finetune.data import TaskData
 from electra_flax.finetune.examples import Example, TextExample
 from electra_flax.finetune.loop import SeedResult
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction
 from electra_flax.finetune.task import Task, Training
-from electra_flax.hugging_face import CONFIG, hugging_face_config
 from electra_flax.pictures import to_png
-from electra_flax.records import Vocabulary
-from electra_flax.tensor_files import MSGPACK, SAFETENSORS, write_msgpack, write_safetensors
-from electra_flax.tokenizer import Casing, save_tokenizer
+from electra_flax.trees import flat
+from electra_flax.weights.hugging_face import CONFIG, hugging_face_config
+from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, write_msgpack, write_safetensors
 
 SETTINGS = "finetune.json"
 _LONGEST_NAME = 24  # in a picture

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from electra_flax import model, processes
-from electra_flax.architecture import nested
-from electra_flax.config import Config, LoggingConfig, MeshConfig
-from electra_flax.config_io import flatten
+from electra_flax.config.loading import flatten
+from electra_flax.config.ranges import MOST_INT32
+from electra_flax.config.schema import Config, LoggingConfig, MeshConfig
+from electra_flax.data.tokenizer import Casing
+from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import RunError, UserError
 from electra_flax.files import read_json, write_whole
 from electra_flax.finetune import publish
@@ -31,19 +32,19 @@ from electra_flax.finetune.loop import SeedResult, finetune_seed, seed_folder
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
-from electra_flax.hugging_face import HEADS
-from electra_flax.interruption import Interruption, Watchdog
-from electra_flax.model import Params
-from electra_flax.ranges import MOST_INT32
-from electra_flax.records import Vocabulary
-from electra_flax.sentences import find_part
-from electra_flax.sharding import check_batch, make_mesh
-from electra_flax.startup import set_up_compiler
-from electra_flax.step import abstract_state
-from electra_flax.storage import patiently
-from electra_flax.tokenizer import Casing
-from electra_flax.weights import Weights, find_weights
-from electra_flax.workdir import Workdir
+from electra_flax.model import electra
+from electra_flax.model.electra import Params
+from electra_flax.model.sharding import check_batch, make_mesh
+from electra_flax.runtime import processes
+from electra_flax.runtime.compiler import set_up_compiler
+from electra_flax.runtime.interruption import Interruption, Watchdog
+from electra_flax.storage import guard
+from electra_flax.storage.bucket import patiently
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training.step import abstract_state
+from electra_flax.trees import nested
+from electra_flax.weights.hugging_face import HEADS
+from electra_flax.weights.sources import Weights, find_part, find_weights
 
 log = logging.getLogger("electra_flax")
 
@@ -100,8 +101,8 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
     steps = make_steps(network, training, num_steps, shapes)
     work = Workdir(request.out)
     with (
-        processes.traceback_kept(work),
-        processes.only_here(work),
+        guard.traceback_kept(work),
+        guard.only_here(work),
         Watchdog(training.hang_minutes, work.folder / f"hang-{jax.process_index()}.txt") as watchdog,
     ):
         with processes.together():
@@ -126,7 +127,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
         if processes.is_main():
             results = _finish(work, request, task, data)
             patiently(work.checkpoints, functools.partial(work.checkpoints.rmtree, missing_ok=True))
-        if problem := processes.push(work):
+        if problem := guard.push(work):
             raise RunError(f"all seeds are done, but {problem}; the same command writes what is missing")
     return results
 
@@ -201,7 +202,7 @@ def encoder_config(weights: Weights, training: Training) -> Config:
 
 def _first_weights(request: Request, run: _Run, seed: int) -> Params:
     if request.random_weights:
-        params = jax.jit(model.init, static_argnums=0)(run.config, jax.random.key(seed))
+        params = jax.jit(electra.init, static_argnums=0)(run.config, jax.random.key(seed))
         return {"electra": jax.device_get(params["electra"])}
     names = [name for name in run.weights.shapes if name.startswith("electra/")]
     return nested({name: run.weights.read(name) for name in names})

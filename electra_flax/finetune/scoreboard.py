@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import yaml
 from matplotlib.figure import Figure
 
-from electra_flax import processes
 from electra_flax.errors import UserError
 from electra_flax.files import write_whole
 from electra_flax.finetune.data import has_task
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.task import load_task, task_names
-from electra_flax.interruption import Interruption
 from electra_flax.pictures import to_png
-from electra_flax.workdir import Workdir
+from electra_flax.runtime import processes
+from electra_flax.runtime.interruption import Interruption
+from electra_flax.storage.workdir import Workdir
 
 log = logging.getLogger("electra_flax")
 

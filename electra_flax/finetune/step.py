@@ -12,19 +12,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from electra_flax import model, randomness
-from electra_flax.attention import Attend, xla_attention
-from electra_flax.config import Config, OptimizerConfig
-from electra_flax.console import progress
+from electra_flax.config.schema import Config, OptimizerConfig
 from electra_flax.finetune.batches import collate, sorted_batches
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import Batch, Head, Outputs
 from electra_flax.finetune.task import Training
-from electra_flax.model import Params
-from electra_flax.optimizer import make_optimizer, scale_by_layer
-from electra_flax.processes import is_main
-from electra_flax.sharding import batch_sharding, global_batch, rows_of_process, state_shardings, whole
-from electra_flax.step import TrainState, sum_over_slices
+from electra_flax.model import electra, randomness
+from electra_flax.model.attention import Attend, xla_attention
+from electra_flax.model.electra import Params
+from electra_flax.model.sharding import batch_sharding, global_batch, rows_of_process, state_shardings, whole
+from electra_flax.runtime.console import progress
+from electra_flax.runtime.processes import is_main
+from electra_flax.training.optimizer import make_optimizer, scale_by_layer
+from electra_flax.training.step import TrainState, sum_over_slices
 
 _BELOW_TOP = {"paper": 1, "original": 2}
 
@@ -118,7 +118,7 @@ def _train_step(
 
 
 def _encode(network: Network, params: Params, batch: Batch, seeds_B: jax.Array | None) -> jax.Array:
-    return model.apply_encoder(
+    return electra.apply_encoder(
         network.config, {"electra": params["electra"]}, batch["input_ids"], batch["attention_mask"],
         batch["token_type_ids"], seeds_B, network.attend,
     )  # fmt: skip

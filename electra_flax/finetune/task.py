@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from electra_flax.config import ModelConfig
-from electra_flax.config_io import fields_from, load_fields
+from electra_flax.config.loading import fields_from, load_fields
+from electra_flax.config.ranges import Range, check, check_numbers
+from electra_flax.config.schema import ModelConfig
 from electra_flax.errors import UserError
-from electra_flax.ranges import Range, check, check_numbers
 
 HELP = "electra-flax finetune --help"
 SPLITS = ("train", "dev", "test")

@@ -9,8 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep.cli import main
-from electra_flax.records import DataFolder, Manifest
-from electra_flax.tfrecord import Shard
+from electra_flax.data.manifest import Manifest
+from electra_flax.data.shards import DataFolder
+from electra_flax.data.tfrecord import Shard
 
 corpus, vocab, folder = sys.argv[1:]
 command = ["shard", "--corpus", corpus, "--vocab", vocab, "--max-seq-length", "64", "--validation-fraction", "0.1"]

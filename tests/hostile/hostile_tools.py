@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import main as data_main
-from electra_flax.cli import main as flax_main
+from electra_flax.commands.cli import main as flax_main
 from electra_flax.errors import UNFORESEEN
 
 SECONDS = 60.0  # of a command, on a busy machine

@@ -14,9 +14,9 @@ import jax
 import pytest
 from conftest import SHARED
 
-from electra_flax import parity
 from electra_flax.errors import Preempted
 from electra_flax.finetune import run as finetune_run
+from electra_flax.weights import parity
 
 CASES = SHARED / "cases/public"
 ACCEPTED = Preempted.exit_code  # of a task folder: training, which would begin, is stopped

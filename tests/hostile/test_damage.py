@@ -14,7 +14,7 @@ from hostile_tools import DAMAGES, FIELDS, copied, fields_of, with_field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from electra_flax import parity
+from electra_flax.weights import parity
 
 FLAX, DATA = "electra-flax", "electra-data"
 RUN = ("--workdir", "run")

@@ -8,9 +8,9 @@ import pytest
 from rich.table import Table
 
 from data_prep import inspect, vocab_report
-from electra_flax import verify
-from electra_flax.console import console
-from electra_flax.parity import Differences
+from electra_flax.runtime.console import console
+from electra_flax.weights import verify
+from electra_flax.weights.parity import Differences
 
 NAMES = ("[/bold]", "[bold]a[/red]", "[red]", ":smile:", "$x_{", "$x_{$", "\\[", "[link=x]")
 

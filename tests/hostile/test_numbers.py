@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from data_prep.cli import _parser as data_parser
-from electra_flax import config_io
-from electra_flax.arguments import make_parser, nearest_flag
-from electra_flax.cli import main
-from electra_flax.config import Config
+from electra_flax.commands.arguments import make_parser, nearest_flag
+from electra_flax.commands.cli import main
+from electra_flax.config import loading
+from electra_flax.config.schema import Config
 from electra_flax.finetune.task import Training
 from tpu.launch import _parser as tpu_parser
 
@@ -58,7 +58,7 @@ def test_a_mistyped_flag_is_no_field():
     assert nearest_flag(parser, "pretrain", ["--work-dir", "x"]) == "--work-dir: no such flag; the nearest is --workdir"
     assert "--seeds" in nearest_flag(parser, "finetune", ["--epochs=1", "--seed=1"])
     for command, kind in (("pretrain", Config), ("plan", Config), ("doctor", Config), ("finetune", Training)):
-        assert not nearest_flag(parser, command, [f"--{name}" for name in config_io._fields(kind)])
+        assert not nearest_flag(parser, command, [f"--{name}" for name in loading._fields(kind)])
 
 
 @pytest.mark.parametrize(

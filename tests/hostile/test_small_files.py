@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from electra_flax.config_io import load_config
+from electra_flax.config.loading import load_config
+from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.errors import UserError
-from electra_flax.records import Manifest, ShardInfo
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from hostile_tools import DAMAGES, run
 from run_tools import load_config, make_mesh, pretrain, refusal
 
 from data_prep.cli import main as data_main
-from electra_flax import plan_compile
-from electra_flax.checkpoint import Checkpoints
-from electra_flax.cli import main
+from electra_flax.commands.cli import main
 from electra_flax.files import recall
-from electra_flax.history import METRICS, History
-from electra_flax.metrics import MetricWriter, RunNotes
-from electra_flax.step import abstract_state
+from electra_flax.planning import compilation
+from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.history import METRICS, History
+from electra_flax.training.metrics import MetricWriter, RunNotes
+from electra_flax.training.step import abstract_state
 
 
 def test_lines_that_cannot_be_read_are_left_out_and_counted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,18 +123,18 @@ def test_what_only_saves_work_is_made_again(tmp_path: Path, damage: str) -> None
     DAMAGES[damage](path)
     assert not recall(path, dict[str, list[int]])
     if not path.is_dir():
-        assert plan_compile._read_cache(path) is None
+        assert compilation._read_cache(path) is None
 
 
 def test_a_damaged_plan_is_compiled_again(tmp_path: Path) -> None:
-    compiled = plan_compile.Compiled(plan_compile.Memory(1, 2, 3, 4, 5), 6, "text", {"a": 7})
-    plan_compile._write_cache(tmp_path / "plan", compiled)
-    assert plan_compile._read_cache(tmp_path / "plan") == compiled
+    compiled = compilation.Compiled(compilation.Memory(1, 2, 3, 4, 5), 6, "text", {"a": 7})
+    compilation._write_cache(tmp_path / "plan", compiled)
+    assert compilation._read_cache(tmp_path / "plan") == compiled
     for content in (b'{"memory": 5}', b"[" * 100_000, b"[]"):
         (tmp_path / "plan").write_bytes(gzip.compress(content))
-        assert plan_compile._read_cache(tmp_path / "plan") is None
+        assert compilation._read_cache(tmp_path / "plan") is None
     (tmp_path / "plan").write_bytes(gzip.compress(b"{}" * 1000)[:-20] + b"x" * 20)
-    assert plan_compile._read_cache(tmp_path / "plan") is None
+    assert compilation._read_cache(tmp_path / "plan") is None
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,233 @@
+"""YAML and command-line overrides -> Config, and back."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from electra_flax.config.ranges import Range, ranges, short
+from electra_flax.config.schema import Config
+from electra_flax.errors import UserError
+from electra_flax.files import read_yaml
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, applies `--section.field value` overrides, checks everything.
+
+    Raises UserError naming the field, the value and what is allowed.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--config {path}: no such file; the presets are in configs/, for example configs/demo.yaml")
+    return load_fields(Config, path, overrides, "electra-flax pretrain --help")
+
+
+def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:
+    """Fields of a dataclass, from a YAML file and `--field value` overrides; an empty value is the default.
+
+    Raises UserError as `load_config` does.
+    """
+    values = read_yaml(Path(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected fields and their values, found {type(values).__name__}")
+    try:
+        given = json.dumps(_without_empty(values))
+    except (TypeError, ValueError) as error:  # dates and sets, which YAML has and no field; 0xff... without end
+        raise UserError(f"{path}: {error}: expected text, numbers, lists and mappings") from None
+    return _made(cls, ["--fields-from", given, *overrides], str(path), overrides, help_command)
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_empty(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str], source: str, help_command: str) -> T:
+    """Fields of a dataclass of plain values, and `--field value` overrides; `source` is named in errors.
+
+    Raises UserError as `load_config` does.
+    """
+    given = [f"--{name}={value}" for name, value in values.items()]
+    return _made(cls, [*given, *overrides], source, overrides, help_command)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], source: str, help_command: str) -> T:
+    """A dataclass from what dataclasses.asdict made of it. Raises UserError as `load_config` does."""
+    return _made(cls, _without_empty(values), source, (), help_command)
+
+
+def _made(
+    cls: type[T], given: list[str] | dict[str, Any], source: str, overrides: Sequence[str], help_command: str
+) -> T:
+    """The dataclass of arguments or values. Raises UserError that names the place where the wrong one was given."""
+    parser = _parser(cls)
+    try:
+        namespace = parser.parse_object(given) if isinstance(given, dict) else parser.parse_args(given)
+        found = parser.instantiate(namespace)
+        return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    except UserError as error:
+        message = str(error)
+    except OverflowError as error:  # from jsonargparse, which does not say where
+        message = f"a number of hundreds of digits: {error}"
+    except ArgumentError as error:
+        message = _one_line(str(error), cls, help_command)
+    raise UserError(_placed(message, source, overrides))
+
+
+def config_to_yaml(config: Config) -> str:
+    """Every field, resolved."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def fields_help(cls: type, without_default: str) -> str:
+    """All fields with their meaning, type, range and default, or `without_default`, for `--help`."""
+    parser = _parser(cls)
+    parser.formatter_class = type("_Help", (_FieldsHelp,), {"without_default": without_default})
+    return parser.format_help()
+
+
+class _FieldsHelp(DefaultHelpFormatter):
+    """Fields one after another: not the sections themselves, which jsonargparse could read from files of their own."""
+
+    without_default = ""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if action.help != "Path to a configuration file.":
+            super().add_argument(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return re.sub(r"\(required(?=[,)])", f"({self.without_default}", super()._get_help_string(action))
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        kind = super()._get_type_str(action)
+        if kind is None or kind.startswith("Literal["):  # the choices stand beside the name
+            return None
+        return re.sub(r"Annotated\[(\w+), (.*)\]", r"\1, \2", kind)
+
+
+def config_fields(config: Config) -> dict[str, Any]:
+    """{"model.hidden_size": 256, ...}"""
+    return dict(flatten(dataclasses.asdict(config)))
+
+
+def config_differences(old: Config, new: Config) -> dict[str, str]:
+    """{"model.hidden_size": "256 -> 128", ...} for every field that differs."""
+    new_fields = config_fields(new)
+    return {
+        name: f"{value} -> {new_fields[name]}"
+        for name, value in config_fields(old).items()
+        if value != new_fields[name]
+    }
+
+
+def _parser(cls: type) -> ArgumentParser:
+    # Made once: it parses cls's source, which takes a quarter of a second and which Python 3.11 gets wrong where an
+    # object that dies meanwhile prints a traceback ("AST constructor recursion depth mismatch"): fields were missing.
+    if cls not in _parsers:
+        # Without abbreviations: `--model.hid 3` must be an error, not a guess.
+        parser = ArgumentParser(
+            exit_on_error=False,
+            allow_abbrev=False,
+            add_help=False,
+            print_config=None,
+            usage=argparse.SUPPRESS,
+        )
+        parser.add_argument("--fields-from", action="config", help=argparse.SUPPRESS)
+        parser.add_class_arguments(cls)
+        _parsers[cls] = parser
+    return _parsers[cls]
+
+
+_parsers: dict[type, ArgumentParser] = {}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) of every leaf; an empty mapping is one."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _fields(cls: type, prefix: str = "") -> dict[str, Range | None]:
+    """{"section.field": its range}"""
+    found: dict[str, Range | None] = {}
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            found |= _fields(cast(type, kind), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = ranges(cls).get(name)
+    return found
+
+
+_UNKNOWN_FIELD = (
+    re.compile(r"unrecognized arguments: --(?P<name>[^\s=]+)"),
+    re.compile(r"Group '(?P<section>[\w.]+)' does not accept option '(?P<name>[^']+)'"),
+    re.compile(r"Option '(?P<name>[^']+)' is not accepted"),
+)
+_PROBLEM = re.compile(r'(?:Parser key "|argument --)(?P<name>[\w.]+)"?: (?P<problem>.*)')
+_WRONG_VALUE = re.compile(r"Expected an? (?P<type>.+?)\. Got value: ?(?P<value>.*)")
+
+
+def _one_line(message: str, cls: type, help_command: str) -> str:
+    """jsonargparse's message on one line, with the nearest name where a name is unknown."""
+    message = re.sub(r"\s+", " ", message).strip()
+    for pattern in _UNKNOWN_FIELD:
+        if match := pattern.search(message):
+            groups = match.groupdict()
+            name = ".".join(filter(None, (groups.get("section"), groups["name"])))
+            nearest = _nearest(name, list(_fields(cls)))
+            return f"{name}: unknown field; " + (nearest or f"{help_command} lists all fields")
+    if match := _PROBLEM.search(message):
+        name, problem = match.groups()
+        if "Unable to load config" in problem:
+            return f"{name}: expected fields and their values, or each as --{name}.FIELD VALUE"
+        if wrong := _WRONG_VALUE.search(problem):
+            expected = re.sub(r"<class '(\w+)'>", r"\1", wrong["type"])
+            expected = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected)
+            allowed = _fields(cls).get(name)
+            return f"{name}={short(wrong['value'])}: expected {expected}{f', {allowed}' if allowed else ''}"
+        return f"{name}: {short(problem.replace('expected one argument', 'expected a value after it'))}"
+    return message.replace("the following arguments are required:", "required and not given:")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """The known names that are meant, in words: the same but for the section and hyphens, or else the most alike."""
+    last = name.replace("-", "_").rpartition(".")[2]
+    found = [known for known in names if known.rpartition(".")[2] == last]
+    found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"the nearest is {' or '.join(found)}" if found else ""
+
+
+def _placed(message: str, source: str, overrides: Sequence[str]) -> str:
+    """`message`, in which fields are named as they were given: with -- where an override did, else after `source`."""
+    given = {each[2:].partition("=")[0] for each in overrides if each.startswith("--")}
+    from_source = 0
+
+    def named(match: re.Match[str]) -> str:
+        nonlocal from_source
+        from_source += match[0] not in given
+        return f"--{match[0]}" if match[0] in given else match[0]
+
+    message, number = _FIELD.subn(named, message)
+    is_override = (number and not from_source) or message.startswith("unrecognized arguments")
+    return message if is_override else f"{source}: {message}"
+
+
+_FIELD = re.compile(r"^[A-Za-z_][\w.-]*(?=[:=])|(?<= )[A-Za-z_][\w.-]*(?==)")

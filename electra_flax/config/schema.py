@@ -1,0 +1,400 @@
+"""The run's configuration: schema, defaults and documentation in one place.
+
+Every field is named, typed, bounded and explained here and nowhere else; `configs/*.yaml` hold only what differs, and
+`config_io` reads them. Sizes, batch, length and learning rate have no default on purpose: the original's defaults
+(docs/semantics.md, section 4) silently left the generator of a base model at 1/4.
+
+Imports nothing heavy: data preparation uses this module without JAX. Annotations are types, not strings: to evaluate
+strings, jsonargparse looks through all modules, and leaves a section out where a thread imports one meanwhile.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, NamedTuple
+
+from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range, check, check_numbers
+from electra_flax.errors import UserError
+
+# Far beyond any model that there is, and within what the counters and random keys of a device can hold.
+Size = Annotated[int, Range(1, 2**20)]
+Batch = Annotated[int, Range(1, 2**24)]
+Steps = Annotated[int, Range(1, MOST_INT32)]
+StepsOrNone = Annotated[int, Range(0, MOST_INT32)]
+Seed = Annotated[int, Range(0, MOST_UINT32)]
+Minutes = Annotated[float, Range(0, 10**6, "(]")]
+Weight = Annotated[float, Range(0, 10**6)]
+BelowOne = Annotated[float, Range(0, 1, "[)")]
+Axis = Annotated[int, Range(1, 2**16, also=-1)]
+
+
+def _check_heads(section: str, hidden_size: int, num_heads: int) -> None:
+    heads = f"{section}.num_attention_heads={num_heads}"
+    check(hidden_size % num_heads == 0, f"{section}.hidden_size={hidden_size} must be a multiple of {heads}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The discriminator, and what the generator shares with it. Names are those of Hugging Face's ElectraConfig."""
+
+    vocab_size: Annotated[int, Range(1, 2**24)]
+    """Entries in vocab.txt; must equal that of the data."""
+    embedding_size: Size
+    """Width of the word, position and token-type embeddings; projected to hidden_size when it differs."""
+    hidden_size: Size
+    """Width of the transformer."""
+    num_hidden_layers: Annotated[int, Range(1, 1024)]
+    """Transformer layers."""
+    num_attention_heads: Annotated[int, Range(1, 2**16)]
+    """Attention heads; the paper keeps hidden_size / heads at 64."""
+    intermediate_size: Size
+    """Width of the feed-forward layer."""
+    hidden_dropout_prob: BelowOne = 0.1
+    """Dropout after the embeddings and after each sublayer."""
+    attention_probs_dropout_prob: BelowOne = 0.1
+    """Dropout on the attention probabilities."""
+    max_position_embeddings: Size = 512
+    """Longest sequence that the position table can hold."""
+    type_vocab_size: Annotated[int, Range(1, 2**16)] = 2
+    """Segments."""
+    initializer_range: Annotated[float, Range(0, 1000)] = 0.02
+    """Standard deviation parameter of the truncated normal initialiser."""
+    layer_norm_eps: Annotated[float, Range(0, 0.1, "(]")] = 1e-12
+    """Epsilon of every LayerNorm; the original's, and that of its published weights, is always 1e-12."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "model")
+        _check_heads("model", self.hidden_size, self.num_attention_heads)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The generator's own sizes, written out in full, and what it shares (docs/semantics.md, section 9)."""
+
+    hidden_size: Size
+    """Width of the transformer (the paper: 1/4 of the discriminator's, 1/3 for base)."""
+    num_hidden_layers: Annotated[int, Range(1, 1024)]
+    """Transformer layers."""
+    num_attention_heads: Annotated[int, Range(1, 2**16)]
+    """Attention heads."""
+    intermediate_size: Size
+    """Width of the feed-forward layer."""
+    untied_generator: bool = True
+    """Own transformer; false: generator and discriminator are one transformer with two heads."""
+    untied_generator_embeddings: bool = False
+    """Own embeddings, of the generator's hidden size; false: word, position and token-type embeddings and their
+    LayerNorm are shared."""
+    uniform_generator: bool = False
+    """No generator at all: replacements are drawn uniformly from the vocabulary."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "generator")
+        _check_heads("generator", self.hidden_size, self.num_attention_heads)
+        check(
+            not (self.uniform_generator and self.untied_generator_embeddings),
+            "generator.untied_generator_embeddings=true needs a generator, but generator.uniform_generator=true "
+            "has none: set one of them to false",
+        )
+        check(
+            self.untied_generator or not self.untied_generator_embeddings,
+            "generator.untied_generator_embeddings=true needs generator.untied_generator=true, got false: "
+            "one shared transformer has one embedding table",
+        )
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """Which tokens are hidden, and how (docs/semantics.md, section 5)."""
+
+    mask_prob: Annotated[float, Range(0, 1, "()")] = 0.15
+    """Share of the tokens that are predicted."""
+    mask_token_prob: Annotated[float, Range(0, 1)] = 0.85
+    """Chance that a chosen token becomes [MASK]; otherwise it stays as it is. There is no random-token branch."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "masking")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned (docs/semantics.md, sections 6 and 7)."""
+
+    electra_objective: bool = True
+    """Replaced-token detection; false: plain masked-language modelling of the `model` section, no discriminator."""
+    generator_weight: Weight = 1.0
+    """Weight of the masked-LM loss."""
+    discriminator_weight: Weight = 50.0
+    """Weight of the replaced-token loss."""
+    temperature: Annotated[float, Range(0, 10**6, "(]")] = 1.0
+    """Divides the generator's logits before sampling."""
+    disallow_correct: bool = False
+    """Never let the generator sample the original token."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "objective")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the model reads; the shards themselves are named on the command line."""
+
+    max_seq_length: Size
+    """Tokens per example; must equal that of the shards."""
+    vocab_file: str | None = None
+    """vocab.txt, only for shards without a manifest (made by the original code); others carry their own."""
+    staging_folder: str = "~/.cache/electra-flax/shards"
+    """Where shards on gs:// are copied to before training. "" leaves them in the bucket and reads each example from
+    there, as a disk that is too small does too: slower, and every example is a request."""
+    shuffle_seed: Seed = 0
+    """Seed of the global shuffle, drawn anew for each epoch."""
+    read_threads: Annotated[int, Range(1, 1024)] = 4
+    """Threads that read and decode batches ahead of training."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "data")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    batch_size: Batch
+    """Sequences per optimizer step over all devices."""
+    num_steps: Steps
+    """Optimizer steps; the learning rate reaches 0 here."""
+    gradient_accumulation_steps: Batch = 1
+    """Slices into which a batch is cut when it does not fit; the result is that of the whole batch."""
+    seed: Seed = 0
+    """Seed of initialisation, masking, sampling and dropout."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of matrix products and activations; parameters, softmax, LayerNorm, losses stay float32."""
+    compilation_cache: str = "~/.cache/electra-flax/compiled"
+    """Folder, local or gs://, of compiled programs, which make later starts faster; "" keeps none. Whoever may write
+    there can run code here."""
+    max_skipped_steps: StepsOrNone = 10
+    """Steps in a row whose loss or gradient is not finite that are skipped, changing nothing. One more and the run goes
+    back to its last checkpoint; the second time at the same place it ends."""
+    hang_minutes: Minutes = 30.0
+    """The process ends when no step, evaluation or save was finished for so long."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "training")
+        check(
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"training.batch_size={self.batch_size} must be a multiple of "
+            f"training.gradient_accumulation_steps={self.gradient_accumulation_steps}",
+        )
+
+
+@dataclass(frozen=True)
+class LongPhaseConfig:
+    """A second phase on longer sequences, those of --long-data, as BERT had one (Devlin et al. 2019, appendix A.2).
+
+    Model, optimizer and schedule go on."""
+
+    steps: StepsOrNone = 0
+    """How many of training.num_steps, the last ones, are on long sequences; 0: none."""
+    max_seq_length: Size = 512
+    """Tokens per example; must equal that of the shards of --long-data."""
+    batch_size: Annotated[int, Range(0, 2**24)] = 0
+    """Sequences per step; must be given where steps is."""
+    gradient_accumulation_steps: Batch = 1
+    """As in training."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "long_phase")
+        given = f"long_phase.steps={self.steps}"
+        check(self.batch_size > 0 or not self.steps, f"long_phase.batch_size=0 must be greater than 0 with {given}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW without bias correction (docs/semantics.md, section 10), or LAMB for very large batches."""
+
+    learning_rate: Annotated[float, Range(0, 1000, "(]")]
+    """Peak of the schedule."""
+    algorithm: Literal["adamw", "lamb"] = "adamw"
+    """lamb (You et al. 2020, algorithm 2): with bias correction, and every decayed parameter moves in proportion to its
+    own norm."""
+    warmup_steps: StepsOrNone = 10_000
+    """Steps of linear warmup, which multiplies the decay."""
+    decay_power: Annotated[float, Range(0, 100)] = 1.0
+    """Exponent of the polynomial decay to 0; 1 is linear."""
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.01
+    """Decoupled weight decay of everything but biases and LayerNorms."""
+    beta1: BelowOne = 0.9
+    """Decay of the first moment."""
+    beta2: BelowOne = 0.999
+    """Decay of the second moment."""
+    epsilon: Annotated[float, Range(0, 1, "(]")] = 1e-6
+    """Added outside the square root."""
+    max_grad_norm: Annotated[float, Range(0, 1e30, "(]")] = 1.0
+    """Gradients are clipped to this global norm."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "optimizer")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are arranged; the product must be the number of devices, -1 takes what is left."""
+
+    data: Axis = -1
+    """Replicas that split the batch."""
+    fsdp: Axis = 1
+    """Devices that split the batch and also parameters and optimizer state."""
+    tensor: Axis = 1
+    """Devices that split heads, feed-forward and vocabulary."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "mesh")
+        check(
+            [self.data, self.fsdp, self.tensor].count(-1) <= 1,
+            f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}: only one may be -1",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of the run."""
+
+    every_steps: Steps = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    every_minutes: Minutes = 10.0
+    """Also a checkpoint when the last one is so old: what a machine that is taken away costs at most."""
+    max_to_keep: Annotated[int, Range(1, 10**6)] = 5
+    """Newest checkpoints kept."""
+    keep_every_steps: StepsOrNone = 0
+    """Checkpoints at multiples of this are kept for good; 0: none."""
+    keep_best: Annotated[int, Range(0, 10**6)] = 1
+    """Checkpoints with the lowest held-out loss kept, among those saved at a step that was evaluated."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "checkpoint")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out metrics on the validation split, with masks that never change."""
+
+    every_steps: Steps = 10_000
+    """Steps between evaluations; the last step is always evaluated."""
+    max_batches: Steps = 100
+    """Batches of training.batch_size read from the validation split, fewer if it is smaller."""
+    seed: Seed = 0
+    """Seed of the fixed masks and samples."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "evaluation")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written to metrics.jsonl, TensorBoard and the console."""
+
+    every_steps: Steps = 100
+    """Steps between records; each holds the averages since the one before."""
+    wandb_project: str | None = None
+    """Weights & Biases project that the numbers also go to; the run there continues when this one does."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "logging")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig
+    generator: GeneratorConfig
+    data: DataConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig
+    long_phase: LongPhaseConfig = field(default_factory=LongPhaseConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        check(
+            self.data.max_seq_length <= self.model.max_position_embeddings,
+            f"data.max_seq_length={self.data.max_seq_length} must be at most "
+            f"model.max_position_embeddings={self.model.max_position_embeddings}",
+        )
+        check(
+            self.max_predictions_per_seq > 0,
+            f"masking.mask_prob={self.masking.mask_prob} of data.max_seq_length={self.data.max_seq_length} tokens "
+            "is less than one token: raise one of them",
+        )
+        check(
+            self.optimizer.warmup_steps <= self.training.num_steps,
+            f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be at most "
+            f"training.num_steps={self.training.num_steps}: the learning rate would never reach its peak",
+        )
+        check(
+            self.long_phase.steps < self.training.num_steps,
+            f"long_phase.steps={self.long_phase.steps} must be less than training.num_steps={self.training.num_steps}: "
+            "they are the last of them",
+        )
+        if self.long_phase.steps:
+            try:
+                self.phases  # noqa: B018 the second one is checked like a configuration of its own
+            except UserError as error:
+                raise UserError(f"long phase: {error}") from None
+        if self.objective.electra_objective:
+            self._check_shared_transformer()
+        else:
+            check(
+                not self.generator.uniform_generator,
+                "generator.uniform_generator=true leaves nothing to learn with objective.electra_objective=false: "
+                "set one of them the other way",
+            )
+
+    def _check_shared_transformer(self) -> None:
+        if self.generator.untied_generator or self.generator.uniform_generator:
+            return
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            ours, theirs = getattr(self.generator, name), getattr(self.model, name)
+            check(
+                ours == theirs,
+                f"generator.{name}={ours} must equal model.{name}={theirs} with generator.untied_generator=false: "
+                "they are one transformer",
+            )
+
+    @property
+    def phases(self) -> "list[Phase]":
+        """What the run consists of: one phase, or one on short sequences and one on long ones."""
+        total, long = self.training.num_steps, self.long_phase
+        if not long.steps:
+            return [Phase("", self, 0, total)]
+        training = replace(
+            self.training,
+            batch_size=long.batch_size,
+            gradient_accumulation_steps=long.gradient_accumulation_steps,
+        )
+        data = replace(self.data, max_seq_length=long.max_seq_length)
+        short = replace(self, long_phase=LongPhaseConfig())
+        change = total - long.steps
+        return [
+            Phase("", short, 0, change),
+            Phase("long phase: ", replace(short, data=data, training=training), change, total),
+        ]
+
+    def phase_of(self, step: int) -> int:
+        """In which phase a step was made, 0 or 1."""
+        return int(bool(self.long_phase.steps) and step > self.training.num_steps - self.long_phase.steps)
+
+    @property
+    def max_predictions_per_seq(self) -> int:
+        """Columns of a batch's masked positions, the original's N (docs/semantics.md, section 4)."""
+        return int((self.masking.mask_prob + 0.005) * self.data.max_seq_length)
+
+
+class Phase(NamedTuple):
+    """The steps after `start` up to `end`, with one shape of batches; what is said of it begins with `name`."""
+
+    name: str
+    config: Config
+    start: int
+    end: int

@@ -1,0 +1,144 @@
+"""Shards -> deterministic, per-process, resumable global batches.
+
+The order is a shuffle of all examples, drawn anew each epoch; global batch k is entry k of an endless list, so the
+position of the input is the number of steps made. A process reads only the rows that its devices hold, and each row's
+place in the global batch is the same for any number of processes and any order of their devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grain
+import numpy as np
+from jax.sharding import Mesh
+
+from electra_flax.config.schema import Config
+from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.errors import Refusals, UserError
+from electra_flax.model.sharding import Batch, global_batch, rows_of_process
+
+_PREFETCH = 8  # batches decoded ahead
+_ENDLESS = 1 << 40  # batches
+
+
+def read_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
+    """The vocabulary of the shards. Raises UserError where length or vocabulary differ from the configuration."""
+    vocabulary = find_vocabulary(config, data)
+    check_vocabulary(config, data, vocabulary, Refusals())
+    return vocabulary
+
+
+def find_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
+    """The vocabulary of the shards, unchecked."""
+    if data.manifest is None and config.data.vocab_file is None:
+        raise UserError(
+            f"{data.path} has no manifest.json (shards of the original code): name their vocabulary with "
+            "--data.vocab_file PATH"
+        )
+    return Vocabulary.read(data.vocab_path or Path(str(config.data.vocab_file)))
+
+
+def check_vocabulary(
+    config: Config, data: DataFolder, vocabulary: Vocabulary, refusals: Refusals, name: str = ""
+) -> None:
+    """Refuses shards and vocabulary that are not those of the configuration, or not of each other."""
+    path, manifest, size = vocabulary.path, data.manifest, len(vocabulary.tokens)
+    with refusals.each(name):
+        vocabulary.special  # noqa: B018 refuses what is no vocabulary for ELECTRA
+    with refusals.each(name):
+        if size != config.model.vocab_size:
+            raise UserError(
+                f"model.vocab_size={config.model.vocab_size}, but {path} has {size} entries: set model.vocab_size to "
+                f"{size}, or make shards with a vocabulary of {config.model.vocab_size}"
+            )
+    if manifest is None:
+        return
+    with refusals.each(name):
+        if manifest.max_seq_length != config.data.max_seq_length:
+            raise UserError(
+                f"data.max_seq_length={config.data.max_seq_length}, but the shards in {data.path} have "
+                f"{manifest.max_seq_length} tokens an example: set data.max_seq_length to "
+                f"{manifest.max_seq_length}, or make shards with --max-seq-length {config.data.max_seq_length}"
+            )
+    with refusals.each(name):
+        if manifest.vocab_sha256 != vocabulary.sha256:
+            raise UserError(
+                f"{path} is not the vocabulary of these shards: its sha256 is {vocabulary.sha256[:12]}..., "
+                f"manifest.json says {manifest.vocab_sha256[:12]}...: put the right vocab.txt back"
+            )
+
+
+def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
+    """The examples of a split. Raises UserError where a shard is truncated or the first record does not fit."""
+    examples = ShardedExamples(data.splits.get(split, []), config.data.max_seq_length, config.model.vocab_size)
+    if len(examples):
+        examples.read([0])
+    return examples
+
+
+def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start: int) -> Iterator[Batch]:
+    """Endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
+    order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
+    rows = rows_of_process(mesh, config.training.batch_size)
+    numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
+    options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
+    batches = numbers.map(lambda chosen: _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size))
+    iterator = iter(batches.to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+class GlobalOrder:
+    """Which examples are in which global batch: a shuffle of all, anew each epoch; epochs follow each other seamlessly.
+
+    A function of (number of examples, batch size, seed) alone, so it is the same after any interruption and for any
+    number of processes.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        self._num_examples, self._batch_size = num_examples, batch_size
+        # 4 bytes an example and a second for 20 million; two epochs are kept, for the batch across their border.
+        self._epoch = functools.lru_cache(2)(functools.partial(_shuffled, num_examples, seed))
+        self._lock = threading.Lock()
+
+    def batch(self, number: int) -> np.ndarray:
+        """Example numbers of a global batch, uint32 [batch_size]."""
+        position, end = number * self._batch_size, (number + 1) * self._batch_size
+        parts = []
+        while position < end:
+            epoch, start = divmod(position, self._num_examples)
+            with self._lock:  # or several threads would shuffle the same epoch
+                part = self._epoch(epoch)[start : start + end - position]
+            parts.append(part)
+            position += len(part)
+        return np.concatenate(parts)
+
+
+def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    # RandomState, whose numbers are frozen: a newer numpy must not change the order of a run that goes on.
+    numbers = np.arange(num_examples, dtype=np.uint32)
+    np.random.RandomState([seed, epoch]).shuffle(numbers)
+    return numbers
+
+
+def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
+    """The split in file order; the last batch is filled up with empty rows, which count for nothing."""
+    batch_size = config.training.batch_size
+    rows = rows_of_process(mesh, batch_size)
+    for start in range(0, min(len(examples), max_batches * batch_size), batch_size):
+        numbers = start + rows[rows < len(examples) - start]
+        array = np.zeros((len(rows), 3, config.data.max_seq_length), np.int32)
+        array[: len(numbers)] = examples.read(numbers)
+        yield _to_devices(array, rows, mesh, batch_size)
+
+
+def _to_devices(array: np.ndarray, rows: np.ndarray, mesh: Mesh, batch_size: int) -> Batch:
+    """int32 [these rows, 3, T] -> the model's inputs under Hugging Face's names, each in one piece."""
+    features = np.ascontiguousarray(array.swapaxes(0, 1))
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return global_batch(mesh, batch_size, rows, dict(zip(names, features, strict=True)))

@@ -1,0 +1,99 @@
+"""A folder of shards, and random access to its examples.
+
+A shard is a TFRecord file (tfrecord.py) of examples (example.py). Needs numpy, numba and google-crc32c (and TensorStore
+for shards in a bucket): neither TensorFlow nor JAX.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from electra_flax.data.decoder import decode_records
+from electra_flax.data.example import FEATURES, decode_example
+from electra_flax.data.manifest import Manifest
+from electra_flax.data.tfrecord import Shard
+from electra_flax.errors import UserError
+
+_REQUESTS = 64  # at a time, to a bucket
+_ORIGINAL_NAME = re.compile(r"pretrain_data\.tfrecord-(\d+)-of-(\d+)$")
+
+
+class DataFolder(NamedTuple):
+    """A folder of shards; `manifest` and `vocab_path` are None for one made by the original code."""
+
+    path: Path
+    splits: dict[str, list[Path]]
+    manifest: Manifest | None
+    vocab_path: Path | None
+
+    @classmethod
+    def open(cls, path: Path) -> DataFolder:
+        """Finds the shards. Raises UserError where there are none or the manifest names absent ones."""
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; electra-data shard --out {path} makes one")
+        if (path / "manifest.json").exists():
+            manifest = Manifest.read(path)
+            splits = {name: [path / shard.file for shard in shards] for name, shards in manifest.splits.items()}
+            if absent := [file.name for files in splits.values() for file in files if not file.exists()]:
+                raise UserError(
+                    f"{path}: manifest.json names {len(absent)} shards that are not there, the first {absent[0]}: "
+                    "copy them, or make the shards again with electra-data shard"
+                )
+            return cls(path, splits, manifest, path / "vocab.txt")
+        originals = sorted(
+            (int(match[1]), file) for file in path.iterdir() if (match := _ORIGINAL_NAME.match(file.name))
+        )
+        if not originals:
+            raise UserError(
+                f"{path}: neither manifest.json nor pretrain_data.tfrecord-*-of-* there; "
+                f"electra-data shard --out {path} makes shards"
+            )
+        return cls(path, {"train": [file for _, file in originals]}, None, None)
+
+
+class ShardedExamples:
+    """Random access to the examples of several shards as if they were one list."""
+
+    def __init__(self, paths: Sequence[Path], max_seq_length: int, vocab_size: int) -> None:
+        self.shards = [Shard(path) for path in paths]
+        self._max_seq_length = max_seq_length
+        self._vocab_size = vocab_size
+        # Each record of a bucket is a request of its own: many at a time.
+        self._pool = ThreadPoolExecutor(_REQUESTS) if any(shard.is_remote for shard in self.shards) else None
+        self._ends = list(itertools.accumulate(len(shard) for shard in self.shards))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Examples by number -> int32 [len(numbers), 3, max_seq_length]; raises UserError for what cannot train."""
+        places = []
+        for number in np.asarray(numbers).tolist():
+            shard_number = bisect.bisect_right(self._ends, number)
+            shard = self.shards[shard_number]
+            places.append((shard, number - self._ends[shard_number] + len(shard)))
+        fetch = self._pool.map if self._pool else map
+        records = list(fetch(lambda place: place[0].framed(place[1]), places))
+        examples = np.empty((len(records), len(FEATURES), self._max_seq_length), dtype=np.int32)
+        ends = np.cumsum([len(record) for record in records], dtype=np.int64)
+        if decode_records(np.frombuffer(b"".join(records), np.uint8), ends, examples) >= 0:
+            # Damage, or another writer's form: the plain decoder knows all forms, and says what is wrong.
+            for row, (shard, record) in zip(examples, places, strict=True):
+                row[:] = decode_example(shard[record], self._max_seq_length, f"{shard.path}: record {record}")
+        # A gather clamps silently: an id beyond the table would train as the table's last row.
+        largest = examples[:, 0].max(axis=1)
+        if (largest >= self._vocab_size).any():
+            shard, record = places[int(largest.argmax())]
+            raise UserError(
+                f"{shard.path}: record {record} holds token id {largest.max()}, but model.vocab_size="
+                f"{self._vocab_size}: these shards were made with another vocabulary"
+            )
+        return examples

@@ -1,0 +1,185 @@
+"""Which attention a run uses: the kernel where it was built for, after it has proved itself on the devices at hand.
+
+The kernel is tested in Pallas's interpreter and compiled for every TPU generation, but no test can see the device a
+run will find. So each process checks it there, in seconds, in every form that the run will ask for; where one process
+finds it wrong, all of them fall back to plain attention with a warning: a run is one program.
+
+Array names: B batch, T tokens, S tokens attended to, H heads, K head size, D = H * K hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from electra_flax.config.schema import Config, ModelConfig
+from electra_flax.model.attention import Attend, mask_bias, xla_attention
+from electra_flax.model.attention_kernel import Spec, attend_local, kernel_attention, supports
+from electra_flax.model.electra import generator_model_config
+from electra_flax.runtime import processes
+
+log = logging.getLogger("electra_flax")
+
+_ROWS = 2
+_TOLERANCE = 0.03  # of the largest number: a few roundings to bfloat16
+
+
+def choose_attention(config: Config, mesh: Mesh, check: bool = True) -> Attend:
+    """The kernel on TPUs where shapes allow it and `check` finds it sound in all processes; plain attention elsewhere.
+
+    All processes must ask at the same time, and get the same answer.
+    """
+    if not _has_kernel(config, mesh):
+        return xla_attention
+    if check and (problem := processes.first_problem(_problem_here(config, mesh))):
+        if processes.is_main():
+            log.warning(
+                "the attention kernel is not used on this %s: %s; plain attention is slower",
+                mesh.devices.flat[0].device_kind,
+                problem,
+            )
+        return xla_attention
+    spec = kernel_specs(config, mesh)[0]
+    return kernel_attention(mesh, spec.matmul_dtype, spec.interpret)
+
+
+def _has_kernel(config: Config, mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "tpu" and all(_fits(part, config, mesh) for part in _models(config))
+
+
+def _problem_here(config: Config, mesh: Mesh) -> str:
+    """The first thing that is wrong with the kernel on this process's device, in training or evaluation, or ""."""
+    for trained in kernel_specs(config, mesh):
+        for spec in dict.fromkeys((trained, dataclasses.replace(trained, rate=0.0))):
+            num_heads = spec.num_heads * mesh.shape["tensor"]
+            if problem := find_problem(spec, config.training.compute_dtype, num_heads):
+                return (
+                    f"with {num_heads} heads of {spec.head_size}, {spec.tokens} tokens and dropout {spec.rate:g} in "
+                    f"{config.training.compute_dtype}, {problem}"
+                )
+    return ""
+
+
+def kernel_specs(config: Config, mesh: Mesh) -> tuple[Spec, ...]:
+    """The kernels that training on the mesh uses: discriminator's and generator's, where they differ."""
+    # Kernels for v2 and v3 cannot multiply bfloat16; float32 operands are rounded the same way there.
+    device = mesh.devices.flat[0]
+    old = device.device_kind in ("TPU v2", "TPU v3")
+    specs = (
+        Spec(
+            num_heads=model.num_attention_heads // mesh.shape["tensor"],
+            head_size=model.hidden_size // model.num_attention_heads,
+            tokens=config.data.max_seq_length,
+            rate=model.attention_probs_dropout_prob,
+            matmul_dtype=jnp.dtype(jnp.float32 if old else config.training.compute_dtype),
+            interpret=device.platform != "tpu",
+        )
+        for model in _models(config)
+    )
+    return tuple(dict.fromkeys(specs))
+
+
+def _models(config: Config) -> tuple[ModelConfig, ...]:
+    return config.model, generator_model_config(config)
+
+
+def _fits(model: ModelConfig, config: Config, mesh: Mesh) -> bool:
+    whole_heads = model.num_attention_heads % mesh.shape["tensor"] == 0
+    return whole_heads and supports(config.data.max_seq_length, model.hidden_size // model.num_attention_heads)
+
+
+def find_problem(spec: Spec, dtype: DTypeLike, num_heads: int) -> str | None:
+    """Runs the kernel on a small random input of that type: values, gradients and dropout against plain attention.
+
+    `num_heads` are those of all devices; each device's share of them is checked. Returns what is wrong in a few words,
+    or None. Whatever the kernel raises is such a problem.
+    """
+    try:
+        compare = _comparison(spec, dtype)
+        kept = []
+        for first_head in range(0, num_heads, spec.num_heads):
+            problem, keep_BHST = compare(first_head)
+            if problem:
+                return problem
+            kept.append(keep_BHST)
+        return _wrong_dropout(spec, np.concatenate(kept, axis=1)) if spec.rate else None
+    except Exception as error:  # the compiler's and the runtime's errors share no class
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def _comparison(spec: Spec, dtype: DTypeLike) -> Callable[[int], tuple[str | None, np.ndarray]]:
+    """(a device's first head) -> what is wrong with values or gradients, and the weights kept, bool [B, H, S, T]."""
+    mask_BS, seeds_B = _mask(spec), jnp.arange(1, 1 + _ROWS, dtype=jnp.int32)
+
+    @jax.jit
+    def kernel(first_head_1: jax.Array, query_BDT: jax.Array, key_BDS: jax.Array, value_BDS: jax.Array) -> jax.Array:
+        return attend_local(spec, query_BDT, key_BDS, value_BDS, mask_BS, seeds_B, first_head_1)
+
+    @jax.jit
+    def plain(keep_BHST: jax.Array, query_BDT: jax.Array, key_BDS: jax.Array, value_BDS: jax.Array) -> jax.Array:
+        query, key, value = (_split(x, spec) for x in (query_BDT, key_BDS, value_BDS))
+        score_BHST = jnp.einsum("BHKS,BHKT->BHST", key, query, precision="highest") / spec.head_size**0.5
+        weight_BHST = jax.nn.softmax(score_BHST + mask_bias(mask_BS)[:, None, :, None], axis=2)
+        weight_BHST = jnp.where(keep_BHST, weight_BHST / (1 - spec.rate), 0.0)
+        return jnp.einsum("BHKS,BHST->BHKT", value, weight_BHST, precision="highest").reshape(query_BDT.shape)
+
+    def compare(first_head: int) -> tuple[str | None, np.ndarray]:
+        random = np.random.default_rng(first_head)
+        shape = (_ROWS, spec.num_heads * spec.head_size, spec.tokens)
+        *inputs, grad_BDT = (jnp.asarray(random.normal(size=shape), dtype) for _ in range(4))
+        ours_of = functools.partial(kernel, jnp.full(1, first_head, jnp.int32))
+        # Values that are unit vectors, K at a time, make the output the weights themselves, dropout included.
+        kept = []
+        for start in range(0, spec.tokens, spec.head_size):
+            unit_KS = jnp.eye(spec.head_size, spec.tokens, start, dtype)
+            part_BDT = ours_of(*inputs[:2], jnp.tile(unit_KS, (_ROWS, spec.num_heads, 1)))
+            kept.append(_split(part_BDT, spec)[:, :, : spec.tokens - start] != 0)
+        keep_BHST = jnp.concatenate(kept, axis=2)
+        ours, ours_vjp = jax.vjp(ours_of, *inputs)
+        theirs, theirs_vjp = jax.vjp(functools.partial(plain, keep_BHST), *(x.astype(jnp.float32) for x in inputs))
+        pairs = zip((ours, *ours_vjp(grad_BDT)), (theirs, *theirs_vjp(grad_BDT.astype(jnp.float32))), strict=True)
+        return _first_difference(pairs), np.asarray(keep_BHST)
+
+    return compare
+
+
+def _first_difference(pairs: Iterable[tuple[jax.Array, jax.Array]]) -> str | None:
+    """Of values and the gradients of queries, keys and values, beside those of plain attention."""
+    names = ("values", "gradients of queries", "gradients of keys", "gradients of values")
+    for name, (our, their) in zip(names, pairs, strict=True):
+        error = float(jnp.abs(our.astype(jnp.float32) - their).max() / jnp.abs(their).max())
+        if not error <= _TOLERANCE:
+            return f"{name} differ from plain attention by {error:.2g} of the largest, allowed {_TOLERANCE}"
+    return None
+
+
+def _wrong_dropout(spec: Spec, keep_BHST: np.ndarray) -> str | None:
+    """What is wrong with which weights survive, over all heads: their share, and that no two heads are the same."""
+    visible_BHST = np.broadcast_to(np.asarray(_mask(spec))[:, None, :, None] == 1, keep_BHST.shape)
+    total = int(visible_BHST.sum())
+    rate = 1 - int((keep_BHST & visible_BHST).sum()) / total
+    if abs(rate - spec.rate) > 5 * (spec.rate / total) ** 0.5:
+        return f"dropout zeroes a share of {rate:.4f}, expected {spec.rate}"
+    seen = keep_BHST[:, :, : spec.tokens // 2]  # by all rows
+    heads = seen.reshape(-1, *seen.shape[2:])
+    if len({head.tobytes() for head in heads}) < len(heads):
+        return "dropout zeroes the same weights in two heads"
+    return None
+
+
+def _mask(spec: Spec) -> jax.Array:
+    """The first row sees all keys, the others half of them."""
+    length_B = np.where(np.arange(_ROWS) == 0, spec.tokens, spec.tokens // 2)
+    return jnp.asarray(np.arange(spec.tokens)[None, :] < length_B[:, None], jnp.int32)
+
+
+def _split(x_BDT: jax.Array, spec: Spec) -> jax.Array:
+    return x_BDT.reshape(_ROWS, spec.num_heads, spec.head_size, spec.tokens)

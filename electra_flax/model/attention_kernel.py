@@ -1,0 +1,253 @@
+"""Attention for TPUs as one Pallas kernel each way: scores, softmax and dropout never leave the core's own memory.
+
+Everything is transposed, tokens along the 128 lanes: a head is [K, T], its scores [S, T]. So nothing is padded (a head
+of 64 would fill half of a lane tile), sums over keys are additions of whole registers instead of shuffles across
+lanes, and the only transposes left are of [K, S] pieces. The backward pass computes scores and dropout bits again.
+Lengths are at most a few hundred, so one head's scores fit whole and no running softmax is needed.
+
+docs/performance.md has the schedules behind these choices; docs/plan.md says how they are read.
+
+Array names: B batch, T tokens, S tokens attended to, H heads, K head size, D = H * K hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
+
+from electra_flax.model import randomness
+from electra_flax.model.attention import Attend, mask_bias
+from electra_flax.model.sharding import BATCH_SPEC
+
+FORWARD_NAME, BACKWARD_NAME = "electra_attention_forward", "electra_attention_backward"
+
+_LOG2_E = math.log2(math.e)  # the hardware's exponential is 2^x
+_COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))  # two cores of a v4 share the rows
+_LANES, _SUBLANES = 128, 8
+_NN, _NT = ((1,), (0,)), ((1,), (1,))  # contracted dimensions of a matrix product
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is fixed when the kernel is built."""
+
+    num_heads: int
+    head_size: int
+    tokens: int
+    rate: float
+    """Of dropout; 0 draws no bits."""
+    matmul_dtype: DTypeLike
+    """Of the operands of matrix products: v2 and v3 kernels take float32 alone (and round it as bfloat16 is)."""
+    interpret: bool
+    """Run as plain JAX, dropout bits from randomness.random_bits instead of the core's own generator."""
+
+    @property
+    def heads_per_step(self) -> int:
+        """Enough work to hide a grid step's start, not so much that scores of all heads overflow the core's memory."""
+        fitting = [
+            number
+            for number in range(1, self.num_heads + 1)
+            if self.num_heads % number == 0 and number * self.tokens <= 1024 and number * self.head_size <= 512
+        ]
+        return max(fitting, default=1)
+
+
+def supports(tokens: int, head_size: int) -> bool:
+    """Whether the kernel takes these shapes: whole tiles, and one head's scores within the core's memory."""
+    return tokens % _LANES == 0 and tokens <= 512 and head_size % (2 * _SUBLANES) == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_local(
+    spec: Spec,
+    query_BDT: jax.Array,
+    key_BDS: jax.Array,
+    value_BDS: jax.Array,
+    attention_mask_BS: jax.Array,
+    seeds_B: jax.Array,
+    first_head_1: jax.Array,
+) -> jax.Array:
+    """context_BDT of one device's rows and heads, of which the first has the number first_head_1 (int32) of all."""
+    return _forward(spec, query_BDT, key_BDS, value_BDS, attention_mask_BS, seeds_B, first_head_1)[0]
+
+
+def _forward(spec: Spec, *inputs: jax.Array) -> tuple[jax.Array, Any]:
+    query_BDT, key_BDS, value_BDS, attention_mask_BS, seeds_B, first_head_1 = inputs
+    grid, heads, bias, statistics = _blocks(spec, query_BDT.shape[0])
+    context_BDT, statistic = pl.pallas_call(
+        functools.partial(_forward_kernel, spec),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2, grid=grid, in_specs=[bias, heads, heads, heads], out_specs=[heads, statistics]
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query_BDT.shape, query_BDT.dtype),
+            jax.ShapeDtypeStruct((*grid, spec.heads_per_step, spec.tokens), jnp.float32),
+        ],
+        compiler_params=_COMPILER,
+        interpret=spec.interpret,
+        name=FORWARD_NAME,
+    )(seeds_B, first_head_1, _bias_rows(attention_mask_BS), query_BDT, key_BDS, value_BDS)
+    return context_BDT, (*inputs, context_BDT, statistic)
+
+
+def _backward(spec: Spec, saved: Any, context_grad_BDT: jax.Array) -> tuple[jax.Array | None, ...]:
+    query_BDT, key_BDS, value_BDS, attention_mask_BS, seeds_B, first_head_1, context_BDT, statistic = saved
+    grid, heads, bias, statistics = _blocks(spec, query_BDT.shape[0])
+    shape = jax.ShapeDtypeStruct(query_BDT.shape, query_BDT.dtype)
+    gradients = pl.pallas_call(
+        functools.partial(_backward_kernel, spec),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2, grid=grid, in_specs=[bias, *[heads] * 5, statistics], out_specs=[heads] * 3
+        ),
+        out_shape=[shape] * 3,
+        compiler_params=_COMPILER,
+        interpret=spec.interpret,
+        name=BACKWARD_NAME,
+    )(
+        seeds_B, first_head_1, _bias_rows(attention_mask_BS),
+        query_BDT, key_BDS, value_BDS, context_BDT, context_grad_BDT, statistic,
+    )  # fmt: skip
+    return (*gradients, None, None, None)
+
+
+attend_local.defvjp(_forward, _backward)
+
+
+def _bias_rows(attention_mask_BS: jax.Array) -> jax.Array:
+    """The mask as extra rows of the keys, met by ones in the queries: the matrix unit adds it at no cost."""
+    bias_BS = mask_bias(attention_mask_BS) * _LOG2_E
+    return jnp.pad(bias_BS[:, None, :], ((0, 0), (0, _SUBLANES - 1), (0, 0)))
+
+
+def _blocks(spec: Spec, batch: int) -> tuple[tuple[int, int], pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
+    number = spec.heads_per_step
+    grid = (batch, spec.num_heads // number)
+    heads = pl.BlockSpec((1, number * spec.head_size, spec.tokens), lambda row, step, *_: (row, step, 0))
+    bias = pl.BlockSpec((1, _SUBLANES, spec.tokens), lambda row, step, *_: (row, 0, 0))
+    statistics = pl.BlockSpec((1, 1, number, spec.tokens), lambda row, step, *_: (row, step, 0, 0))
+    return grid, heads, bias, statistics
+
+
+def _forward_kernel(
+    spec: Spec, seeds: Any, first_head: Any, bias: Any, query: Any, key: Any, value: Any, context: Any, statistic: Any
+) -> None:
+    keep_scale = 1.0 / (1.0 - spec.rate)
+    for head in range(spec.heads_per_step):
+        rows = slice(head * spec.head_size, (head + 1) * spec.head_size)
+        value_KS = value[0, rows, :].astype(jnp.float32)
+        score_ST = _scores(spec, bias, query, key, rows)
+        maximum_1T = score_ST.max(axis=0, keepdims=True)
+        weight_ST = jnp.exp2(score_ST - maximum_1T)
+        total_1T = weight_ST.sum(axis=0, keepdims=True)
+        if spec.rate:
+            weight_ST = jnp.where(_keep(spec, seeds, first_head, head), weight_ST, 0.0)
+        context_KT = _dot(spec, value_KS, weight_ST, _NN) * (keep_scale / total_1T)
+        context[0, rows, :] = context_KT.astype(context.dtype)
+        statistic[0, 0, head : head + 1, :] = maximum_1T + jnp.log2(total_1T)
+
+
+def _backward_kernel(
+    spec: Spec, seeds: Any, first_head: Any, bias: Any, query: Any, key: Any, value: Any, context: Any,
+    context_grad: Any, statistic: Any, query_grad: Any, key_grad: Any, value_grad: Any,
+) -> None:  # fmt: skip
+    keep_scale = 1.0 / (1.0 - spec.rate)
+    for head in range(spec.heads_per_step):
+        rows = slice(head * spec.head_size, (head + 1) * spec.head_size)
+        query_KT, key_KS, value_KS, context_KT, grad_KT = (
+            part[0, rows, :].astype(jnp.float32) for part in (query, key, value, context, context_grad)
+        )
+        weight_ST = jnp.exp2(_scores(spec, bias, query, key, rows) - statistic[0, 0, head : head + 1, :])
+        along_1T = (context_KT * grad_KT).sum(axis=0, keepdims=True)
+        grad_KT *= keep_scale
+        weight_grad_ST = _dot(spec, value_KS.T, grad_KT, _NN)
+        dropped_ST = weight_ST
+        if spec.rate:
+            keep_ST = _keep(spec, seeds, first_head, head)
+            dropped_ST = jnp.where(keep_ST, weight_ST, 0.0)
+            weight_grad_ST = jnp.where(keep_ST, weight_grad_ST, 0.0)
+        value_grad[0, rows, :] = _dot(spec, grad_KT, dropped_ST, _NT).astype(value_grad.dtype)
+        score_grad_ST = weight_ST * (weight_grad_ST - along_1T)
+        scale = 1.0 / math.sqrt(spec.head_size)
+        key_grad[0, rows, :] = (_dot(spec, query_KT, score_grad_ST, _NT) * scale).astype(key_grad.dtype)
+        query_grad[0, rows, :] = (_dot(spec, key_KS, score_grad_ST, _NN) * scale).astype(query_grad.dtype)
+
+
+def _scores(spec: Spec, bias: Any, query: Any, key: Any, rows: slice) -> jax.Array:
+    """Scores in units of log 2, mask added, [S, T]."""
+    query_KT = query[0, rows, :].astype(jnp.float32) * (_LOG2_E / math.sqrt(spec.head_size))
+    is_first = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, spec.tokens), 0) == 0
+    key_KS = jnp.concatenate([key[0, rows, :].astype(jnp.float32), bias[0]])
+    query_KT = jnp.concatenate([query_KT, is_first.astype(jnp.float32)])
+    return _dot(spec, key_KS.T, query_KT, _NN)
+
+
+def _keep(spec: Spec, seeds: Any, first_head: Any, head: int) -> jax.Array:
+    """Which weights survive dropout, bool [S, T]; the same in both passes."""
+    row, step = pl.program_id(0), pl.program_id(1)
+    number = first_head[0] + step * spec.heads_per_step + head
+    shape = (spec.tokens, spec.tokens)
+    if spec.interpret:
+        key, token = (jax.lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (0, 1))
+        bits = randomness.random_bits((number * spec.tokens + token) * spec.tokens + key, seeds[row])
+    else:
+        pltpu.prng_seed(seeds[row], number)
+        bits = pltpu.prng_random_bits(shape)
+    return bits < randomness.keep_below(spec.rate)
+
+
+def _dot(
+    spec: Spec, left: jax.Array, right: jax.Array, contracted: tuple[tuple[int, ...], tuple[int, ...]]
+) -> jax.Array:
+    left, right = left.astype(spec.matmul_dtype), right.astype(spec.matmul_dtype)
+    return jax.lax.dot_general(left, right, (contracted, ((), ())), preferred_element_type=jnp.float32)
+
+
+def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = False) -> Attend:
+    """The kernel over a mesh: each device computes its rows (data, fsdp) and its heads (tensor)."""
+
+    def attend(
+        query_BTD: jax.Array,
+        key_BSD: jax.Array,
+        value_BSD: jax.Array,
+        attention_mask_BS: jax.Array,
+        seeds_B: jax.Array | None,
+        *,
+        num_heads: int,
+        rate: float,
+    ) -> jax.Array:
+        local_heads = num_heads // mesh.shape["tensor"]
+        batch, tokens, width = query_BTD.shape
+        spec = Spec(
+            num_heads=local_heads,
+            head_size=width // num_heads,
+            tokens=tokens,
+            rate=0.0 if seeds_B is None else rate,
+            matmul_dtype=matmul_dtype,
+            interpret=interpret,
+        )
+        if seeds_B is None:
+            seeds_B = jnp.zeros((batch,), jnp.int32)
+
+        def local(*inputs: jax.Array) -> jax.Array:
+            first_head_1 = jax.lax.axis_index("tensor").astype(jnp.int32).reshape(1) * local_heads
+            result: jax.Array = attend_local(spec, *inputs, first_head_1)
+            return result
+
+        rows = BATCH_SPEC[0]
+        wide, narrow = PartitionSpec(rows, "tensor", None), PartitionSpec(rows)
+        sharded = jax.shard_map(
+            local, mesh=mesh, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False
+        )
+        inputs = (x.swapaxes(1, 2) for x in (query_BTD, key_BSD, value_BSD))
+        return sharded(*inputs, attention_mask_BS, seeds_B).swapaxes(1, 2)
+
+    return attend

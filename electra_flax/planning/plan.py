@@ -1,0 +1,268 @@
+"""Compile a run's own train step for a TPU that is not here: memory, predicted time and cost, before renting anything.
+
+The TPU compiler runs on any machine. It states a program's memory exactly, and an estimate of cycles for nearly every
+operation it schedules; program_cost sums them. docs/plan.md says what the prediction is good for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from electra_flax.config.schema import Config, Phase
+from electra_flax.errors import UserError
+from electra_flax.model.attention import xla_attention
+from electra_flax.model.attention_choice import choose_attention
+from electra_flax.model.sharding import check_batch, make_mesh, state_shardings
+from electra_flax.planning import program_cost
+from electra_flax.planning.compilation import compile_step
+from electra_flax.planning.program_cost import Cost, Hardware
+from electra_flax.runtime.host_memory import give_back_unused
+from electra_flax.runtime.tpus import Slice, parse_slice
+from electra_flax.training import step
+from electra_flax.training.flops import step_flops
+
+log = logging.getLogger("electra_flax")
+
+_STATE_AND_GRADIENTS = 5 / 3  # of the state, which is three times the parameters; gradients and their sum join it
+_COLLECTIVE_LATENCY = 1e-6  # per device in the ring
+
+# (regex over the operation's path, part); the first match decides. Operations fused into another count as that one.
+PARTS: tuple[tuple[str, str], ...] = (
+    (r"/optimizer/", "optimizer"),
+    (r"embeddings|generator_lm_head|generator_predictions", "embedding and MLM head"),
+    (r"masking|sampling|generator_loss", "embedding and MLM head"),
+    (r"attention/self/.*(BTHK|BHTS)", "attention"),
+    (r"attention/self/(?!query|key|value)", "softmax and dropout"),
+    (r"dot_general", "matmul"),
+    (r"", "elementwise"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that plan tells about one configuration on one slice. Predictions are named so."""
+
+    accelerator_type: str
+    topology: str
+    mesh: dict[str, int]
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_seq_length: int
+    compute_dtype: str
+    attention: str
+    """"kernel" or "plain"."""
+    parameters: int
+    flops_per_step: int
+    """Of matrix products, forward and backward, nothing recomputed counted twice."""
+    fits: bool
+    memory: dict[str, int]
+    """Bytes on each device."""
+    predicted_step_seconds: float | None = None
+    predicted_parts_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    predicted_basis_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The same time by where it comes from."""
+    predicted_mfu: float | None = None
+    predicted_tokens_per_second: float | None = None
+    num_steps: int = 0
+    predicted_days: float | None = None
+    dollars_per_hour: float = 0.0
+    predicted_dollars: float | None = None
+    prices_date: str | None = None
+    loops_counted_once: tuple[str, ...] = ()
+    """Operations whose number of trips the program does not say: the prediction is that much too low."""
+    costliest: tuple[dict[str, Any], ...] = ()
+    ways_out: tuple[dict[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def make_plan(phase: Phase, accelerator_type: str, dollars_per_hour: float | None = None, explain: int = 0) -> Plan:
+    """Compiles the train step for the slice and predicts from the result; `explain` lists so many operations.
+
+    Days and dollars are those of the phase. Where it does not fit, `ways_out` holds changes with which
+    it does, each compiled too.
+    """
+    where = parse_slice(accelerator_type)
+    plan = _plan_one(phase, where, dollars_per_hour, explain)
+    if plan.fits:
+        return plan
+    log.info("it does not fit; compiling the ways out")
+    return dataclasses.replace(plan, ways_out=tuple(_ways_out(phase, where, plan, dollars_per_hour)))
+
+
+def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explain: int) -> Plan:
+    config, num_steps = phase.config, phase.end - phase.start
+    mesh = _mesh(config, where)
+    attend = choose_attention(config, mesh, check=False)
+    compiled = compile_step(config, where, mesh, attend)
+    abstract = step.abstract_state(config)
+    training, generation = config.training, where.generation
+    plan = Plan(
+        accelerator_type=where.accelerator_type,
+        topology=where.topology_name,
+        mesh=dict(mesh.shape),
+        batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_seq_length=config.data.max_seq_length,
+        compute_dtype=training.compute_dtype,
+        attention="plain" if attend is xla_attention else "kernel",
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(abstract.params)),
+        flops_per_step=step_flops(config),
+        fits=compiled.memory is not None,
+        memory={"needed": compiled.needed_bytes, "limit": generation.memory_bytes},
+        num_steps=num_steps,
+        dollars_per_hour=where.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
+        prices_date=where.price().date if dollars_per_hour is None else None,
+    )
+    if compiled.memory is None:
+        return plan
+    hardware = Hardware(
+        clock_hz=generation.clock_hz,
+        hbm_bytes_per_second=generation.memory_bytes_per_second,
+        link_bytes_per_second=generation.link_bytes_per_second,
+        collective_latency_seconds=_COLLECTIVE_LATENCY,
+        kernel_cycles=compiled.kernel_cycles,
+    )
+    program = program_cost.parse(compiled.text)
+    costs = program_cost.operation_costs(program, hardware)
+    seconds = sum(cost.seconds for cost in costs)
+    hours = seconds * num_steps / 3600
+    return dataclasses.replace(
+        plan,
+        memory={**dataclasses.asdict(compiled.memory), "needed": compiled.memory.total},
+        predicted_step_seconds=seconds,
+        predicted_parts_seconds=_grouped(costs, part_of),
+        predicted_basis_seconds=_grouped(costs, lambda cost: cost.basis),
+        predicted_mfu=plan.flops_per_step / seconds / (where.num_devices * generation.flops_per_second),
+        predicted_tokens_per_second=training.batch_size * config.data.max_seq_length / seconds,
+        predicted_days=hours / 24,
+        predicted_dollars=hours * plan.dollars_per_hour,
+        loops_counted_once=program_cost.unbounded_loops(program),
+        costliest=tuple(_costliest(costs, explain)),
+    )
+
+
+def _mesh(config: Config, where: Slice) -> Mesh:
+    try:
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=where.topology_name, **where.compiler_options
+        )
+    except Exception as error:  # whatever the plugin raises
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--topology {where.accelerator_type}: the TPU compiler is not usable here ({reason}); "
+            "install it with pip install 'electra-flax[tpu]'"
+        ) from None
+    mesh = make_mesh(config.mesh, list(topology.devices))
+    check_batch(config.training.batch_size, config.training.gradient_accumulation_steps, mesh)
+    return mesh
+
+
+# ------------------------------------------------------------------------------------------------------ predicting
+
+
+def part_of(cost: Cost) -> str:
+    """Which line of the table an operation belongs to."""
+    if cost.basis == "collective":
+        return "collectives"
+    if cost.basis == "kernel schedule":
+        return "attention kernel"
+    return next(part for pattern, part in PARTS if re.search(pattern, cost.instruction.op_name))
+
+
+def _grouped(costs: Sequence[Cost], group: Callable[[Cost], str]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for cost in costs:
+        totals[group(cost)] = totals.get(group(cost), 0.0) + cost.seconds
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
+    """Operations that differ only in their layer are one."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for cost in costs:
+        path = re.sub(r"/layer/\d+/", "/layer/*/", cost.instruction.op_name) or cost.instruction.opcode
+        source = cost.source.removeprefix(f"{Path(__file__).parents[1]}/")
+        groups.setdefault((path, source, cost.basis), []).append(cost.seconds)
+    ranked = sorted(groups.items(), key=lambda item: -sum(item[1]))[:number]
+    for (path, source, basis), seconds in ranked:
+        yield {"predicted_seconds": sum(seconds), "times": len(seconds), "operation": path, "source": source,
+               "basis": basis}  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- ways out
+
+
+def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | None) -> Iterator[dict[str, Any]]:
+    """Accumulation, parameters split over devices, a larger slice: of each the first that fits, compiled."""
+    config = phase.config
+    working = plan.memory["needed"] - _state_bytes(config, where)  # grows with a device's rows
+    sharded = _with_mesh(config, data=1, fsdp=-1)
+    for start, larger in ((config, False), (sharded, False), (config, True)):
+        # What the state leaves room for says where to begin, so that few programs are compiled in vain.
+        room = where.generation.memory_bytes - _STATE_AND_GRADIENTS * _state_bytes(start, where)
+        if room <= 0 and not larger:
+            continue
+        least = 1 if start is sharded else 2
+        parts = max(least, 2 ** math.ceil(math.log2(max(1.0, working / room)))) if room > 0 else least
+        for factor in (parts, 2 * parts, 4 * parts):
+            try:
+                place, changed = _larger(where, factor), start
+                if not larger:
+                    place = where
+                    changed = _with_accumulation(start, factor * start.training.gradient_accumulation_steps)
+                found = _plan_one(phase._replace(config=changed), place, None if larger else dollars_per_hour, 0)
+            except UserError:  # the batch cannot be cut that far, or there is no slice of that size
+                continue
+            jax.clear_caches()
+            give_back_unused()
+            if found.fits:
+                yield _change(config, changed, where, place, found)
+                break
+
+
+def _state_bytes(config: Config, where: Slice) -> int:
+    """Parameters and optimizer state on each device."""
+    state = step.abstract_state(config)
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, _mesh(config, where))), strict=True)
+    return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
+
+
+def _larger(where: Slice, factor: int) -> Slice:
+    number = int(where.accelerator_type.rsplit("-", 1)[1]) * factor
+    return parse_slice(f"{where.generation.prefix}-{number}")
+
+
+def _with_mesh(config: Config, data: int, fsdp: int) -> Config:
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp))
+
+
+def _with_accumulation(config: Config, steps: int) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, gradient_accumulation_steps=steps))
+
+
+def _change(old: Config, new: Config, where: Slice, place: Slice, plan: Plan) -> dict[str, Any]:
+    from electra_flax.config.loading import config_differences
+
+    changes = [f"--{name} {value.split(' -> ')[1]}" for name, value in config_differences(old, new).items()]
+    if place is not where:
+        changes.append(f"--topology {place.accelerator_type}")
+    return {
+        "change": " ".join(changes),
+        "memory_needed": plan.memory["needed"],
+        "predicted_step_seconds": plan.predicted_step_seconds,
+        "predicted_days": plan.predicted_days,
+        "predicted_dollars": plan.predicted_dollars,
+    }

@@ -1,0 +1,81 @@
+"""A plan as the lines that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from electra_flax.planning.plan import Plan
+
+_GIB = 2**30
+INDENT = 25
+"""Where values begin, and so where lines that are too long go on."""
+
+
+def report(plan: Plan) -> str:
+    """The table of electra-flax plan."""
+    return "\n".join(_lines(plan))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    accumulation = plan.gradient_accumulation_steps
+    slices = f" in {accumulation} slices" if accumulation > 1 else ""
+    yield _row("slice", f"{plan.accelerator_type} (topology {plan.topology}), mesh {mesh}")
+    yield _row("batch", f"{plan.batch_size} x {plan.max_seq_length} tokens{slices}, {plan.compute_dtype}")
+    yield _row("parameters", f"{plan.parameters:,}")
+    yield _row("arithmetic", f"{plan.flops_per_step / 1e12:,.1f} TFLOP a step (matrix products)")
+    yield _row("attention", f"{plan.attention}{'' if plan.attention == 'kernel' else ' (XLA)'}")
+    needed, limit = plan.memory["needed"], plan.memory["limit"]
+    yield ""
+    if plan.fits:
+        yield _row("memory per device", f"{_gib(needed)} of {_gib(limit)} GiB: fits")
+        for name in ("arguments", "temporaries", "outputs", "code"):
+            yield _row(f"  {name}", f"{_gib(plan.memory[name])} GiB")
+    else:
+        yield _row(
+            "memory per device", f"{_gib(needed)} of {_gib(limit)} GiB: DOES NOT FIT by {_gib(needed - limit)} GiB"
+        )
+    if plan.predicted_step_seconds is not None:
+        yield from _predictions(plan, plan.predicted_step_seconds)
+    if not plan.fits:
+        yield from _ways_out(plan)
+
+
+def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
+    yield ""
+    yield "predicted, not measured (docs/plan.md: how, and how far off)"
+    yield _row("step", f"{seconds:.3f} s")
+    for part, part_seconds in plan.predicted_parts_seconds.items():
+        yield _row(f"  {part}", f"{part_seconds * 1e3:8.1f} ms {part_seconds / seconds:5.0%}")
+    if once := plan.loops_counted_once:
+        yield _row("  counted once", f"{len(once)} loops whose trips are not known ({once[0]}): it takes longer")
+    yield _row("throughput", f"{plan.predicted_tokens_per_second:,.0f} tokens/s, MFU {plan.predicted_mfu:.0%}")
+    yield _row("all steps", f"{plan.num_steps:,}: {plan.predicted_days:,.1f} days")
+    source = f"list price of {plan.prices_date}" if plan.prices_date else "the price given"
+    yield _row("cost", f"${plan.predicted_dollars:,.0f} at ${plan.dollars_per_hour:,.2f} an hour ({source})")
+    if plan.costliest:
+        yield ""
+        yield "costliest operations (what is fused into one counts with it)"
+        for operation in plan.costliest:
+            times = f"{operation['times']} x" if operation["times"] > 1 else ""
+            yield f"  {operation['predicted_seconds'] * 1e3:8.2f} ms {times:>6s} {operation['operation']}"
+            yield f"{'':21s}{operation['source'] or 'no source'}; time from: {operation['basis']}"
+
+
+def _ways_out(plan: Plan) -> Iterator[str]:
+    yield ""
+    yield "ways out, each compiled:" if plan.ways_out else "no change of accumulation, mesh or slice makes it fit"
+    for way in plan.ways_out:
+        yield _row(
+            f"  {way['change']}",
+            f"{_gib(way['memory_needed'])} GiB, step predicted at {way['predicted_step_seconds']:.3f} s, "
+            f"{way['predicted_days']:,.1f} days, ${way['predicted_dollars']:,.0f}",
+        )
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:{INDENT - 1}s} {value}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f}"

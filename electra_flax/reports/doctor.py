@@ -1,0 +1,179 @@
+"""What is wrong with a run, said with numbers and what to change: rules over its records and configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from electra_flax.config.schema import Config
+from electra_flax.data.manifest import Manifest
+from electra_flax.training.history import History
+
+
+class Finding(NamedTuple):
+    """One line about what is wrong, one about what to change."""
+
+    problem: str
+    advice: str
+
+
+def diagnose(run: History) -> list[Finding]:
+    """Everything found in a run's numbers and configuration; nothing for a healthy run."""
+    rules: Sequence[Callable[[History], Iterator[Finding]]] = (
+        _first_loss, _generator_stuck, _not_finite, _input_bound, _checkpoints_too_rare, _lines_left_out,
+    )  # fmt: skip
+    return [
+        *_discriminator_at_base_rate(run),
+        *diagnose_config(run.config),
+        *(found for rule in rules for found in rule(run)),
+    ]
+
+
+def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Finding]:
+    """What shows before the first step."""
+    found = list(_configuration(config))
+    if manifest is not None and manifest.unk_rate > 0.01:
+        found.append(
+            Finding(
+                f"{manifest.unk_rate:.1%} of the pieces in the shards are [UNK]; below 1 % is usual",
+                "clean the corpus (electra-data shard --clean koelectra-v1), or train a vocabulary on it with a larger "
+                "--size or --limit-alphabet",
+            )
+        )
+    if manifest is not None and not manifest.examples("validation"):
+        found.append(
+            Finding(
+                "the shards have no held-out examples: nothing can be evaluated",
+                "electra-data shard with a larger --validation-fraction",
+            )
+        )
+    return found
+
+
+def diagnose_refusals(refused: Sequence[str]) -> list[Finding]:
+    """What pretrain would say, one at a time."""
+    return [Finding(problem, "electra-flax pretrain refuses to begin with this") for problem in refused]
+
+
+# What the paper and KoELECTRA pair: (hidden size, batch size, peak learning rate).
+_KNOWN_RATES = ((256, 128, 5e-4), (768, 256, 2e-4), (1024, 2048, 2e-4))
+
+
+def _configuration(config: Config) -> Iterator[Finding]:
+    if config.generator.untied_generator_embeddings:
+        yield Finding(
+            "generator.untied_generator_embeddings=true: the discriminator does not learn from the generator's word "
+            "embeddings",
+            "leave it false, as every published ELECTRA does (the paper, section 3.2: worse by about 1 GLUE point)",
+        )
+    if config.optimizer.algorithm == "lamb":  # its rates are of another kind
+        return
+    ours = config.model.hidden_size
+    width, batch, published = min(_KNOWN_RATES, key=lambda known: abs(math.log(known[0] / ours)))
+    rate = published * width / ours  # as Adam's rate goes with the width (Yang et al. 2022, Tensor Programs V)
+    # Between square root and linear scaling all is plausible.
+    factor = config.training.batch_size / batch
+    low, high = sorted((rate * factor**0.5, rate * factor))
+    given = config.optimizer.learning_rate
+    if not low / 3 <= given <= high * 3:
+        like = "" if width == ours else f", which is {rate:.2g} at this width"
+        yield Finding(
+            f"optimizer.learning_rate={given:g} for width {ours} and batches of {config.training.batch_size}: "
+            f"published models of width {width} use {published:g} for {batch}{like}",
+            f"try {rate * factor**0.5:.1g} (scaled with the square root of the batch)",
+        )
+
+
+def _first_loss(run: History) -> Iterator[Finding]:
+    first = next((record for record in [*run.validation, *run.train] if record["step"] <= 1), None)
+    if first is None or "generator_loss" not in first:
+        return
+    expected = math.log(run.config.model.vocab_size)
+    if abs(first["generator_loss"] - expected) > 0.1 * expected:
+        yield Finding(
+            f"the first generator loss is {first['generator_loss']:.2f}; guessing gives {expected:.2f}, the logarithm "
+            f"of {run.config.model.vocab_size:,}",
+            "fresh weights start there: look at model.initializer_range and at the vocabulary of the shards",
+        )
+    if "discriminator_loss" in first and abs(first["discriminator_loss"] - math.log(2)) > 0.1:
+        yield Finding(
+            f"the first discriminator loss is {first['discriminator_loss']:.2f}; guessing gives ln 2 = 0.69",
+            "fresh weights start there: look at model.initializer_range",
+        )
+
+
+def _is_past_warmup(run: History) -> bool:
+    return run.step > max(2 * run.config.optimizer.warmup_steps, 1000)
+
+
+def _generator_stuck(run: History) -> Iterator[Finding]:
+    loss = run.recent("generator_loss")
+    start = math.log(run.config.model.vocab_size)
+    if loss is not None and _is_past_warmup(run) and loss > 0.8 * start:
+        yield Finding(
+            f"the generator's loss is {loss:.2f} after {run.step:,} steps, near where it started ({start:.2f})",
+            "lower optimizer.learning_rate, or warm up longer; look for shuffled or repeated text in the corpus",
+        )
+
+
+def _discriminator_at_base_rate(run: History) -> Iterator[Finding]:
+    """Of the held-out numbers, or of the last steps where there are none."""
+    held_out: dict[str, float] = next((r for r in reversed(run.validation) if "discriminator_auc" in r), {})
+    names = ("discriminator_auc", "discriminator_recall", "discriminator_accuracy", "replaced_rate")
+    auc, recall, accuracy, replaced = (held_out.get(name, run.recent(name)) for name in names)
+    if auc is None or recall is None:
+        return
+    if auc < 0.55 and run.step > run.config.optimizer.warmup_steps:
+        problem = "is at the base rate: it tells replaced tokens from original ones no better than chance"
+    elif recall < 0.01 and _is_past_warmup(run):
+        problem = "flags nothing, though it ranks tokens better than chance"
+    else:
+        return
+    shown = f"AUC {auc:.2f} (0.5 is chance), recall {recall:.3f}"
+    if accuracy is not None and replaced is not None:
+        shown += f", accuracy {accuracy:.3f} (the share of original tokens is {1 - replaced:.3f})"
+    yield Finding(
+        f"the discriminator {problem}: {shown}, after {run.step:,} steps",
+        "early in a run it is normal; later, lower optimizer.learning_rate, check objective.discriminator_weight (the "
+        "paper: 50), give more text or more steps",
+    )
+
+
+def _not_finite(run: History) -> Iterator[Finding]:
+    skipped = sum(record.get("skipped_steps", 0) for record in run.train)
+    if skipped:
+        yield Finding(
+            f"{skipped:,} of {run.step:,} steps were not finite and skipped",
+            "lower optimizer.learning_rate; a few in a long run do no harm",
+        )
+
+
+def _input_bound(run: History) -> Iterator[Finding]:
+    wait = run.recent("input_wait")
+    if wait is not None and wait > 0.05:
+        yield Finding(
+            f"the devices wait for input {wait:.0%} of the time; under 1 % is good",
+            f"raise data.read_threads ({run.config.data.read_threads}), or put the shards on a faster disk",
+        )
+
+
+def _checkpoints_too_rare(run: History) -> Iterator[Finding]:
+    minutes = run.config.checkpoint.every_minutes
+    rate = run.recent("steps_per_sec")
+    if rate is None:
+        return
+    minutes = min(minutes, run.config.checkpoint.every_steps / rate / 60)
+    if minutes > 20:
+        yield Finding(
+            f"{minutes:.0f} minutes of work are lost when a machine is taken away without notice, as spot machines are",
+            "lower checkpoint.every_minutes to 10",
+        )
+
+
+def _lines_left_out(run: History) -> Iterator[Finding]:
+    for name, count in run.unreadable.items():
+        yield Finding(
+            f"{name}: {count:,} lines cannot be read and are left out",
+            "something else wrote there, or a disk is failing: look at the file, and at the disk",
+        )

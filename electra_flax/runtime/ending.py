@@ -1,0 +1,156 @@
+"""The one place where commands end: an exception becomes an exit code and a line on the standard error."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
+from electra_flax.runtime.console import write_line
+
+# What a disk or its network answers for a while, whatever the file's name.
+_PASSING = frozenset({
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EREMOTEIO,
+})  # fmt: skip
+
+
+def run_command(program: str, action: Callable[[], int | None], out: object = None, interrupted: str = "") -> int:
+    """What `action` returns (None: 0), or the exit code of what it raises, after one line on the standard error.
+
+    `out` is the folder that the command writes, named where a full disk does not say which it is; `interrupted` says
+    what Ctrl-C leaves. Names in the line that hold line breaks or escapes are shown escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as services start programs
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding that lacks a letter must not end a command
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = action() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has what it wanted
+        _forget_stdout()
+        return 0
+    except KeyboardInterrupt:
+        return _say(program, INTERRUPTED, f"interrupted: {interrupted}" if interrupted else "interrupted")
+    except Preempted as error:
+        return _say(program, error.exit_code, str(error))
+    except Exception as error:
+        code, message = classify(error, out)
+        return _say(program, code, f"error: {message}")
+
+
+def classify(error: Exception, out: object = None) -> tuple[int, str]:
+    """(exit code, message) of an exception that ends a command.
+
+    1: the user can fix it; every OSError that names a file, a full disk, memory that does not suffice. 3: the run
+    failed. 70: whatever nobody foresaw (a device that halts, a network that is away); the traceback is kept in a file.
+    """
+    if foreseen := _foreseen(error, out):
+        return foreseen
+    text = str(error)
+    kept = traceback_note(error) or keep_traceback(error, _own_file())
+    return UNFORESEEN, (
+        f"not foreseen: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
+        f"(traceback: {kept}); the same command may succeed"
+    )
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Whether the line says all: no traceback is kept."""
+    return _foreseen(error, None) is not None
+
+
+def _foreseen(error: Exception, out: object) -> tuple[int, str] | None:
+    if isinstance(error, UserError | RunError | Preempted):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        if error.errno in _PASSING:
+            return None
+        return UserError.exit_code, os_problem(error, out)
+    text = str(error)
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in text:  # Python's, of a full disk
+        return UserError.exit_code, f"{error.strerror}: make room there, or name another folder in TMPDIR"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX's word for a device's memory
+        return UserError.exit_code, (
+            f"not enough memory ({text.splitlines()[0] if text else 'this machine has no more'}): give it more, or "
+            "less to do at a time: a smaller batch or model, more training.gradient_accumulation_steps, fewer --workers"
+        )
+    return None
+
+
+def os_problem(error: OSError, out: object = None) -> str:
+    """An OSError on one line: the path, the reason, the fix."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    reason = error.strerror or type(error).__name__
+    if error.errno == errno.ENOSPC:
+        where = out if out is not None else path
+        return f"{where}: the disk is full: make room and run the same command again"
+    return f"{path}: {reason}"
+
+
+_NOTE = "traceback: "
+
+
+def note_traceback(error: BaseException, where: object) -> None:
+    """Has the line that `error` ends with name this place, where its traceback is kept already."""
+    error.add_note(f"{_NOTE}{where}")
+
+
+def traceback_note(error: BaseException) -> str:
+    """The place that note_traceback named, or ""."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
+
+
+def _own_file() -> Path:
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # no disk has room
+        folder = "."
+    return Path(folder) / f"electra-flax-error-{os.getpid()}.txt"
+
+
+def keep_traceback(error: BaseException, path: Path) -> Path | str:
+    """Writes the traceback to a file, for a report; its path."""
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+    except OSError as problem:
+        return f"not kept: {problem.strerror}"
+    return path
+
+
+def _say(program: str, code: int, message: str) -> int:
+    write_line(f"{program}: {escaped(message)}")
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line; what is said of a mistake shows escapes and line breaks of what was given by their codes."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message))
+
+
+def print_whole(text: str) -> None:
+    """A long text to the standard output, whose reader may have enough before its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _forget_stdout()
+
+
+def _forget_stdout() -> None:
+    """What is left in the buffer goes nowhere, or Python complains once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,129 @@
+"""Host memory: whether a run fits, huge pages (asked for before anything heavy is imported), what a compiler leaves.
+
+A step on a CPU allocates gigabytes anew, and touching them in pages of 4 KiB is a sixth of its time
+(docs/performance.md). glibc reads the wish once, when a process starts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from electra_flax.config.schema import Config
+from electra_flax.errors import UserError
+
+if TYPE_CHECKING:  # JAX is heavy
+    from jax.sharding import Mesh
+
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLE = "glibc.malloc.hugetlb"
+
+
+def restart_environment(environment: Mapping[str, str], setting: str, libc: str) -> dict[str, str] | None:
+    """The environment in which malloc asks for huge pages, or None where that is set, always on, or impossible."""
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    name, _, version = libc.partition(" ")
+    knows = name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) >= (2, 35)
+    if _TUNABLE in tunables or "[madvise]" not in setting or not knows:
+        return None
+    return {**environment, "GLIBC_TUNABLES": f"{tunables}:{_TUNABLE}=1".lstrip(":")}
+
+
+def huge_page_environment() -> dict[str, str] | None:
+    """restart_environment of this process on this machine."""
+    try:
+        setting, libc = _SETTING.read_text(), os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (OSError, ValueError):  # no Linux, no glibc
+        return None
+    return restart_environment(os.environ, setting, libc)
+
+
+def restart_with_huge_pages() -> None:
+    """Replaces this process by itself, with its arguments and number, where huge pages must be asked for."""
+    environment = huge_page_environment()
+    if environment is not None:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def give_back_unused() -> None:
+    """Returns freed memory to the system; half a gigabyte after a train step was compiled. glibc alone keeps it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def check_fits(config: Config, mesh: Mesh) -> None:
+    """Raises UserError for a run on devices made of this host's memory that it cannot hold, before any is compiled.
+
+    What is counted is the least that a step can do with, so that nothing is refused that might fit. For accelerators,
+    which have memory of their own, `electra-flax plan` has the whole answer.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return
+    free = available()
+    num_local = len(mesh.local_devices)
+    share = num_local / mesh.size
+    state = 4 * 4 * least_parameters(config) * mesh.shape["data"] * share  # float32: parameters, moments, gradients
+    activations = max(_least_activations(phase.config) for phase in config.phases) * share
+    if free is not None and state + activations > free:
+        raise UserError(
+            f"this run needs at least {_gigabytes(state + activations)} of this machine's memory, which has "
+            f"{_gigabytes(free)} left ({_gigabytes(state)} for parameters, moments and gradients on {num_local} of its "
+            f"devices, {_gigabytes(activations)} for activations): make model, generator or training.batch_size "
+            "smaller, raise training.gradient_accumulation_steps, or take fewer simulated devices"
+        )
+
+
+def least_parameters(config: Config) -> int:
+    """Those of tables and of the matrices of layers: all but heads, biases and LayerNorms."""
+    model, generator = config.model, config.generator
+
+    def layers(hidden_size: int, num_layers: int, intermediate_size: int) -> int:
+        return num_layers * (4 * hidden_size**2 + 2 * hidden_size * intermediate_size)
+
+    found = (model.vocab_size + model.max_position_embeddings + model.type_vocab_size) * model.embedding_size
+    found += layers(model.hidden_size, model.num_hidden_layers, model.intermediate_size)
+    if _has_own_generator(config):
+        found += layers(generator.hidden_size, generator.num_hidden_layers, generator.intermediate_size)
+    return found
+
+
+def _least_activations(config: Config) -> int:
+    """Bytes of the layers' inputs of one slice of the batch, which the backward pass needs."""
+    model, generator = config.model, config.generator
+    widths = model.hidden_size * model.num_hidden_layers
+    if _has_own_generator(config):
+        widths = max(widths, generator.hidden_size * generator.num_hidden_layers)
+    rows = config.training.batch_size // config.training.gradient_accumulation_steps
+    return widths * rows * config.data.max_seq_length * (4 if config.training.compute_dtype == "float32" else 2)
+
+
+def _has_own_generator(config: Config) -> bool:
+    own = config.generator.untied_generator and not config.generator.uniform_generator
+    return own and config.objective.electra_objective
+
+
+def available(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that can still be taken, swap included: the machine's, or the control group's limit where it is less.
+
+    None where the system does not say.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = sum(int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError):
+        return None
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            free = min(free, int((groups / limit).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return free
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:,.1f} GB"

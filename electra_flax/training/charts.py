@@ -1,0 +1,69 @@
+"""Charts of runs: what report and model cards show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from electra_flax.errors import escaped
+from electra_flax.pictures import to_png
+from electra_flax.training.history import History
+
+_COLORS = ("#1f6fb2", "#d1622b", "#2e8b57", "#8553a3", "#b8860b", "#555555")
+
+
+class Panel(NamedTuple):
+    """One chart: a metric of the training records, and of the held-out ones where they have it."""
+
+    title: str
+    metric: str
+    note: str
+    is_log: bool = False
+
+
+LEARNING = (
+    Panel("Generator loss", "generator_loss", "cross entropy of the masked tokens, nats"),
+    Panel("Generator accuracy", "generator_accuracy", "share of masked tokens guessed right"),
+    Panel("Discriminator loss", "discriminator_loss", "binary cross entropy a token, nats"),
+    Panel("Discriminator AUC", "discriminator_auc", "0.5 is chance"),
+    Panel("Discriminator precision", "discriminator_precision", "of the tokens flagged, those replaced"),
+    Panel("Discriminator recall", "discriminator_recall", "of the tokens replaced, those flagged"),
+    Panel("Gradient norm", "grad_norm", "before clipping", is_log=True),
+    Panel("Learning rate", "learning_rate", ""),
+)
+SPEED = (
+    Panel("Tokens a second", "tokens_per_sec", "over all devices, padding left out"),
+    Panel("Waiting for input", "input_wait", "share of the time; under 0.01 is good"),
+)
+
+
+def draw(runs: Sequence[History], panels: Sequence[Panel]) -> bytes:
+    """A PNG with a panel for each metric, in it a line for each run."""
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axis, panel in zip(axes, panels, strict=True):
+        for run, color in zip(runs, _COLORS * len(runs), strict=False):
+            train = [(record["step"], record[panel.metric]) for record in run.train if panel.metric in record]
+            held_out = [(record["step"], record[panel.metric]) for record in run.validation if panel.metric in record]
+            name = escaped(run.name) if len(runs) > 1 else ""
+            if train:
+                axis.plot(
+                    *zip(*train, strict=True), color=color, alpha=0.75, linewidth=1.1, label=f"{name} train".strip()
+                )
+            if held_out:
+                axis.plot(*zip(*held_out, strict=True), "o--", color=color, markersize=4, linewidth=0.8,
+                          markerfacecolor="white", label=f"{name} held-out".strip())  # fmt: skip
+            for start in run.starts[1:]:
+                axis.axvline(start["step"], color=color, alpha=0.25, linewidth=0.8, linestyle=":")
+        axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
+        axis.set_xlabel(panel.note, fontsize=8.5, color="#555555")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if panel.is_log:
+            axis.set_yscale("log")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, frameon=False)
+    return to_png(figure)

@@ -1,0 +1,63 @@
+"""Held-out metrics, with masks and samples that are the same at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from electra_flax.config.schema import Config
+from electra_flax.data.pipeline import evaluation_batches, open_split, read_vocabulary
+from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.errors import UserError
+from electra_flax.model import electra
+from electra_flax.model.attention_choice import choose_attention
+from electra_flax.model.sharding import Batch, check_batch, make_mesh
+from electra_flax.storage.staging import stage
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training import losses
+from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.metrics import MetricSums
+from electra_flax.training.step import abstract_state, make_eval_step
+
+EvalStep = Callable[[electra.Params, Batch, jax.Array], losses.Sums]
+
+
+def held_out_metrics(
+    config: Config, eval_step: EvalStep, params: electra.Params, examples: ShardedExamples, mesh: Mesh
+) -> dict[str, float]:
+    """The metrics of losses.summarize over the validation split, by token (not means of batch means)."""
+    total = MetricSums()
+    key = jax.random.key(config.evaluation.seed)
+    batches = evaluation_batches(config, examples, mesh, config.evaluation.max_batches)
+    for number, batch in enumerate(batches):
+        sums = eval_step(params, batch, jax.random.fold_in(key, number))
+        total.add(jax.tree.map(np.asarray, sums))
+    objective = config.objective
+    return losses.summarize(total.sums, objective.generator_weight, objective.discriminator_weight)
+
+
+def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, float]:
+    """Held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
+
+    `given` is the workdir; the shards are those of the phase in which the checkpoint was made, or `data_path`.
+    """
+    work = Workdir(given).pull()
+    config = work.read_config()
+    mesh = make_mesh(config.mesh)
+    state = Checkpoints(work.checkpoints).restore(abstract_state(config), mesh, step)
+    phase = config.phase_of(int(state.step))
+    config = config.phases[phase].config
+    data = DataFolder.open(stage(data_path or work.read_data_path(phase), ""))
+    vocabulary = read_vocabulary(config, data)
+    examples = open_split(config, data, "validation")
+    if not len(examples):
+        raise UserError(
+            f"{data.path}: no validation split; make shards with electra-data shard --validation-fraction 0.01"
+        )
+    check_batch(config.training.batch_size, 1, mesh)
+    eval_step = make_eval_step(config, vocabulary.special, mesh, choose_attention(config, mesh))
+    metrics = held_out_metrics(config, eval_step, state.params, examples, mesh)
+    return {"step": int(state.step), "examples": float(len(examples)), **metrics}

@@ -1,0 +1,43 @@
+"""Floating-point operations of matrix products, counted on the traced program: two for each multiply-add."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
+
+from electra_flax.config.schema import Config
+from electra_flax.data.vocabulary import SpecialTokens
+from electra_flax.model.attention import xla_attention
+from electra_flax.training import step
+
+
+def step_flops(config: Config) -> int:
+    """Matrix products of one optimizer step over the whole batch, traced with plain attention."""
+    special = SpecialTokens(*range(5))  # which ids they are changes no shape
+
+    def gradients(params: Any, batch: Any) -> Any:
+        return step.accumulate_gradients(config, special, params, batch, jax.random.key(0), xla_attention)[0]
+
+    return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, step.abstract_batch(config)))
+
+
+def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
+    """All dot_generals, those inside loops times their trips. Elementwise work is not counted."""
+    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    total = 0
+    for equation in inner.eqns:
+        if equation.primitive.name == "dot_general":
+            total += _dot_flops(equation)
+        else:
+            trips = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            total += trips * sum(matmul_flops(part) for part in jaxprs_in_params(equation.params))
+    return total
+
+
+def _dot_flops(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[dim] for dim in contracted)

@@ -1,0 +1,119 @@
+"""What a workdir tells about its run: configuration, records, events, checkpoints. Read by `report` and `doctor`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from orbax.checkpoint.utils import checkpoint_steps
+from pydantic import BaseModel, ConfigDict, Field
+
+from electra_flax.config.schema import Config
+from electra_flax.errors import UserError
+from electra_flax.files import parse_lines, read_bytes
+from electra_flax.storage.workdir import Workdir
+
+METRICS = "metrics.jsonl"
+_Step = Annotated[int, Field(ge=0, le=1 << 40)]
+_Time = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # until the year 9999
+
+
+class Record(BaseModel):
+    """A line of metrics.jsonl; its other fields are the metrics."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int | float] = Field(init=False)
+
+    step: _Step
+    split: Literal["train", "validation"]
+    time: _Time
+
+
+class Event(BaseModel):
+    """A line of events.jsonl; its other fields are details."""
+
+    model_config = ConfigDict(extra="allow")
+
+    event: str
+    step: _Step
+    time: _Time
+
+
+Line = TypeVar("Line", Record, Event)
+
+
+@dataclass(frozen=True)
+class History:
+    """Records are those of metrics.jsonl: {"step", "time", "loss", ...}."""
+
+    name: str
+    work: Workdir
+    config: Config
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[int] = field(default_factory=list)
+    is_done: bool = False
+    unreadable: dict[str, int] = field(default_factory=dict)
+    """{file: lines that are left out}."""
+
+    @classmethod
+    def read(cls, given: str) -> History:
+        """Raises UserError where `given` is not the workdir of a run, or the run wrote no numbers yet."""
+        work = Workdir(given).pull(without=("tensorboard/",))
+        config = work.read_config()
+        records, lost_records = _json_lines(work.folder / METRICS, Record)
+        if not records:
+            lost = f", {lost_records} lines cannot be read" if lost_records else ""
+            raise UserError(f"{work}: no numbers there yet ({METRICS}{lost}); let the run make some steps")
+        events, lost_events = _json_lines(work.folder / "events.jsonl", Event)
+        return cls(
+            str(work), work, config,
+            [record for record in records if record["split"] == "train"],
+            [record for record in records if record["split"] == "validation"],
+            events, sorted(checkpoint_steps(work.checkpoints)) if work.checkpoints.is_dir() else [],
+            (work.folder / "DONE").exists(),
+            {name: lost for name, lost in ((METRICS, lost_records), ("events.jsonl", lost_events)) if lost},
+        )  # fmt: skip
+
+    @property
+    def step(self) -> int:
+        return max(record["step"] for record in [*self.train, *self.validation])
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == "start"]
+
+    def recent(self, name: str, count: int = 20) -> float | None:
+        """The mean of a training metric over the last records that have it."""
+        values = [record[name] for record in self.train if name in record][-count:]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def stopped_at(self) -> int | None:
+        """At which step it ended before its last one: as it said, or it was killed and so is silent for longer than
+        the watchdog of a run allows. None for a run that is done or goes on."""
+        if self.is_done:
+            return None
+        if self.events and self.events[-1]["event"] == "stop":
+            return self.events[-1]["step"]
+        last = max(record["time"] for record in [*self.train, *self.validation, *self.events])
+        rate = self.recent("steps_per_sec")
+        between = self.config.logging.every_steps / rate if rate else 0.0  # two signs of life
+        return self.step if time.time() - last > 60 * self.config.training.hang_minutes + between else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed of its last steps, where it goes on."""
+        rate = self.recent("steps_per_sec") if self.stopped_at is None else None
+        return (self.config.training.num_steps - self.step) / rate if rate else None
+
+
+def _json_lines(path: Path, kind: type[Line]) -> tuple[list[dict[str, Any]], int]:
+    """The lines, and how many of them cannot be read; the last one may be being written."""
+    data = read_bytes(path) if path.exists() else b""
+    found, unreadable = parse_lines(data, kind)
+    _, unfinished = parse_lines(data[data.rfind(b"\n") + 1 :], kind)
+    return [line.model_dump() for line in found], unreadable - unfinished

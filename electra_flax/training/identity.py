@@ -1,0 +1,91 @@
+"""Which run a workdir belongs to: what may change between two starts and what makes another run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from electra_flax.config.loading import config_differences, config_to_yaml
+from electra_flax.config.schema import Config
+from electra_flax.data.shards import DataFolder
+from electra_flax.data.tokenizer import Casing
+from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.errors import UserError
+from electra_flax.files import write_whole
+from electra_flax.storage.bucket import is_remote
+from electra_flax.storage.workdir import Run, Workdir, check_kinds, not_writable, read_run
+
+# A change of these makes another run; anything else may change between two starts and is only reported.
+_IDENTITY = (
+    "model.",
+    "generator.",
+    "objective.",
+    "masking.",
+    "data.max_seq_length",
+    "data.shuffle_seed",
+    "data.vocab_file",
+    "training.batch_size",
+    "training.seed",
+    "long_phase.",
+    "optimizer.algorithm",
+)
+
+
+def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) -> list[str]:
+    """Creates the workdir, or checks that it belongs to this run; returns the harmless differences, a line each.
+
+    `identity` tells the shards apart, `paths` says where they are. Raises UserError where the workdir cannot be
+    written, or belongs to a run with another model or other data.
+    """
+    notes = check_identity(work, config, identity)
+    absolute = [path if is_remote(path) else os.path.realpath(path) for path in paths]
+    try:
+        work.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(work.folder, error) from None
+    write_whole(work.folder / "run.json", json.dumps(asdict(Run(absolute, identity)), indent=1) + "\n")
+    write_whole(work.folder / "config.yaml", config_to_yaml(config))  # the last one: it makes the folder a workdir
+    return notes
+
+
+def check_identity(work: Workdir, config: Config, identity: str | None) -> list[str]:
+    """The harmless differences from the run that is there, a line each. Raises UserError where it is another run.
+
+    An `identity` of None is not compared.
+    """
+    check_kinds(work.folder)
+    if not (work.folder / "config.yaml").exists():
+        if any(work.folder.glob("electra-*.tfrecord-*")):
+            raise UserError(f"--workdir {work}: a folder of shards: name another")
+        for name in ("checkpoints", "metrics.jsonl", "events.jsonl", "DONE"):
+            if (work.folder / name).exists():  # config.yaml is there before any of them
+                raise UserError(f"--workdir {work}: holds {name}, but no config.yaml of a run: name another")
+        return []
+    notes: list[str] = []
+    differences = config_differences(work.read_config(), config)
+    changed = {name: change for name, change in differences.items() if name.startswith(_IDENTITY)}
+    if identity is not None:
+        if not (work.folder / "run.json").exists():
+            notes.append(f"run.json was not there: the shards are taken to be the same ({identity})")
+        elif (known := read_run(work.folder).data) != identity:
+            changed["the shards"] = f"{known} -> {identity}"
+    if changed:
+        shown = "; ".join(f"{name}: {change}" for name, change in changed.items())
+        raise UserError(f"{work} belongs to another run ({shown}): use another --workdir, or undo the change")
+    return [*notes, *(f"{name}: {change}" for name, change in differences.items())]
+
+
+def data_identity(data: DataFolder, vocabulary: Vocabulary) -> str:
+    """Tells two sets of shards apart, wherever they lie."""
+    files = data.splits["train"]
+    size = sum(file.stat().st_size for file in files)
+    return f"{len(files)} training shards of {size} bytes, vocabulary {vocabulary.sha256[:12]}"
+
+
+def casing(data: DataFolder, vocabulary: Vocabulary) -> Casing:
+    """What the shards' text went through, or, for shards of the original code, what stands beside the vocabulary."""
+    if data.manifest is not None:
+        return Casing(data.manifest.do_lower_case, data.manifest.strip_accents)
+    return Casing.read(vocabulary.path.parent)

@@ -1,0 +1,146 @@
+"""What a run reads, opened and checked before anything is compiled. `pretrain` ends at the first thing that is wrong;
+`doctor` asks the same checks and names all."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from jax.sharding import Mesh
+
+from electra_flax.config.schema import Config
+from electra_flax.data.manifest import Manifest
+from electra_flax.data.pipeline import check_vocabulary, find_vocabulary, open_split
+from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.tfrecord import Shard
+from electra_flax.data.verify import verify_shards
+from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.errors import Refusals, UserError
+from electra_flax.model.sharding import check_batch, make_mesh
+from electra_flax.runtime.host_memory import check_fits
+from electra_flax.storage.bucket import patiently
+from electra_flax.storage.staging import stage
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training import identity
+from electra_flax.training.step import TrainState
+
+
+class FirstWeights(Protocol):
+    """Weights that a new run begins with, wherever they come from (weights/start.py)."""
+
+    @property
+    def source(self) -> str: ...
+
+    def check(self, config: Config, vocabulary: Vocabulary) -> None:
+        """Raise UserError where a run cannot begin so; read no weights."""
+
+    def apply(self, config: Config, vocabulary: Vocabulary, mesh: Mesh, state: TrainState) -> TrainState:
+        """Return a fresh state with these weights."""
+
+
+class Input(NamedTuple):
+    """What a phase reads."""
+
+    data: DataFolder
+    vocabulary: Vocabulary
+    examples: ShardedExamples
+    held_out: ShardedExamples
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [*self.examples.shards, *self.held_out.shards]
+
+
+def open_all(
+    config: Config,
+    data_paths: Sequence[str],
+    work: Workdir | None,
+    begin_with: FirstWeights | None,
+    refusals: Refusals,
+    alive: Callable[[str], None] = lambda what: None,
+) -> list[Input]:
+    """What each phase reads; less where `refusals` collects what is wrong. `alive` hears of every file that was
+    copied."""
+    mesh, opened = None, []
+    with refusals.each():
+        mesh = make_mesh(config.mesh)
+        check_fits(config, mesh)
+    with refusals.each():
+        _check_wandb(config)
+    with refusals.each():
+        if data_paths and len(data_paths) != len(config.phases):
+            expected = "--long-data too" if len(config.phases) > 1 else "no --long-data"
+            raise UserError(f"long_phase.steps={config.long_phase.steps}: expected {expected}")
+    for phase in config.phases if mesh is not None else ():
+        with refusals.each(phase.name):
+            check_batch(phase.config.training.batch_size, phase.config.training.gradient_accumulation_steps, mesh)
+    for phase, path in zip(config.phases, data_paths, strict=False):
+        if (found := _open(phase.config, path, phase.name, refusals, alive)) is not None:
+            opened.append(found)
+    with refusals.each():
+        if len({found.vocabulary.sha256 for found in opened}) > 1:
+            raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
+    if begin_with and work and opened and not patiently(work.checkpoints, work.checkpoints.exists):
+        with refusals.each():
+            begin_with.check(config, opened[0].vocabulary)
+    return opened
+
+
+def identity_of(inputs: Sequence[Input]) -> str:
+    """Tells the data of two runs apart."""
+    return "; ".join(identity.data_identity(found.data, found.vocabulary) for found in inputs)
+
+
+def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None) -> tuple[list[str], Manifest | None]:
+    """Everything for which `pretrain` would not begin, or go on, and what the first shards say of themselves.
+
+    Nothing is written, and shards on gs:// are streamed; without `data_paths`, data are not asked for.
+    """
+    refusals = Refusals(collects=True)
+    config = replace(config, data=replace(config.data, staging_folder=""))
+    inputs = open_all(config, data_paths, None, None, refusals)
+    if workdir_name is not None:
+        with refusals.each():
+            work = Workdir(workdir_name).pull(without=("tensorboard/",))
+            is_all = len(inputs) == len(config.phases)
+            identity.check_identity(work, config, identity_of(inputs) if is_all else None)
+    for shard in (shard for found in inputs for shard in found.shards):
+        with refusals.each():
+            verify_shards([shard], None)
+    manifest = None
+    with suppress(UserError):  # said above
+        manifest = DataFolder.open(stage(data_paths[0], "")).manifest if data_paths else None
+    return [str(error) for error in refusals.found], manifest
+
+
+def _open(config: Config, path: str, name: str, refusals: Refusals, alive: Callable[[str], None]) -> Input | None:
+    """None where something is wrong, which only a collection of refusals lets happen."""
+    data = vocabulary = None
+    with refusals.each(name):
+        data = DataFolder.open(stage(path, config.data.staging_folder, alive))
+    if data is None:
+        return None
+    with refusals.each(name):
+        vocabulary = find_vocabulary(config, data)
+    if vocabulary is None:
+        return None
+    before = len(refusals.found)
+    check_vocabulary(config, data, vocabulary, refusals, name)
+    if len(refusals.found) > before:  # the examples would only say the same again
+        return None
+    with refusals.each(name):
+        examples, held_out = open_split(config, data, "train"), open_split(config, data, "validation")
+        if not len(examples):
+            raise UserError(f"{path}: the train split has no examples; make shards from a larger corpus")
+        return Input(data, vocabulary, examples, held_out)
+    return None
+
+
+def _check_wandb(config: Config) -> None:
+    if config.logging.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"logging.wandb_project={config.logging.wandb_project} needs wandb: pip install 'electra-flax[wandb]'"
+        )

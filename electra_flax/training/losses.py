@@ -1,0 +1,108 @@
+"""Losses and metrics as sums and counts: slices of a batch add up exactly (docs/semantics.md, sections 6, 7, 11).
+
+Array names: B batch, T tokens, M masked positions, V vocabulary, K thresholds.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from electra_flax.model.reductions import argmax_last
+
+Sums = dict[str, jax.Array]
+
+_TINY = 1e-6  # the original's guard of every denominator
+_NUM_THRESHOLDS = 200  # of the binned AUC, as tf.metrics.auc
+
+
+def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, sampled_BM: jax.Array) -> Sums:
+    """Cross entropy and accuracies of the generator over the masked positions, float32 sums."""
+    # A comparison instead of a gather: its gradient is fused with the softmax's, where a scatter would be written out.
+    is_target_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == targets_BM[..., None]
+    target_logit_BM = jnp.where(is_target_BMV, logits_BMV, 0.0).sum(axis=-1)
+    nll_BM = jax.nn.logsumexp(logits_BMV, axis=-1) - target_logit_BM
+    return {
+        "generator_nll": (nll_BM * weights_BM).sum(),
+        "generator_correct": ((argmax_last(logits_BMV) == targets_BM) * weights_BM).sum(),
+        "generator_sampled_correct": ((sampled_BM == targets_BM) * weights_BM).sum(),
+    }
+
+
+def replaced_token_sums(logits_BT: jax.Array, is_replaced_BT: jax.Array, attention_mask_BT: jax.Array) -> Sums:
+    """Binary cross entropy and counts of the discriminator over the tokens that are not padding, float32 sums."""
+    weights_BT = attention_mask_BT.astype(jnp.float32)
+    labels_BT = is_replaced_BT.astype(jnp.float32)
+    logits_BT = logits_BT.astype(jnp.float32)
+    nll_BT = jnp.maximum(logits_BT, 0) - logits_BT * labels_BT + jnp.log1p(jnp.exp(-jnp.abs(logits_BT)))
+    flagged_BT = (logits_BT > 0).astype(jnp.float32)
+    return {
+        "discriminator_nll": (nll_BT * weights_BT).sum(),
+        "discriminator_correct": ((flagged_BT == labels_BT) * weights_BT).sum(),
+        "flagged": (flagged_BT * weights_BT).sum(),
+        "flagged_replaced": (flagged_BT * labels_BT * weights_BT).sum(),
+        "replaced": (labels_BT * weights_BT).sum(),
+        **auc_sums(jax.nn.sigmoid(logits_BT), labels_BT, weights_BT),
+    }
+
+
+def auc_sums(probabilities_BT: jax.Array, is_replaced_BT: jax.Array, weights_BT: jax.Array) -> Sums:
+    """What `auc` is computed from: tokens above each of 200 thresholds, per label, float32 [K]."""
+    thresholds_K = jnp.asarray(
+        [-1e-7, *(i / (_NUM_THRESHOLDS - 1) for i in range(1, _NUM_THRESHOLDS - 1)), 1 + 1e-7], jnp.float32
+    )
+    # Comparisons instead of a histogram: they fuse into one pass, where a scatter would go token by token.
+    is_above_KBT = probabilities_BT[None] > thresholds_K[:, None, None]
+    weights_BT = weights_BT.astype(jnp.float32)
+
+    def above(selected_BT: jax.Array) -> jax.Array:
+        return jnp.where(is_above_KBT, selected_BT[None], 0.0).sum(axis=(1, 2))
+
+    return {
+        "auc_replaced_above": above(weights_BT * is_replaced_BT),
+        "auc_original_above": above(weights_BT * (1 - is_replaced_BT)),
+    }
+
+
+def denominators(weights_BM: jax.Array, attention_mask_BT: jax.Array) -> Sums:
+    """Masked positions and tokens; known before any slice of the batch is computed."""
+    return {"masked": weights_BM.sum(), "tokens": attention_mask_BT.sum().astype(jnp.float32)}
+
+
+def mean_losses(sums: Sums, counts: Sums) -> Sums:
+    """The two losses: each a sum over the whole batch divided by its count over the whole batch."""
+    losses = {"generator_loss": sums["generator_nll"] / (counts["masked"] + _TINY)}
+    if "discriminator_nll" in sums:
+        losses["discriminator_loss"] = sums["discriminator_nll"] / (counts["tokens"] + _TINY)
+    return losses
+
+
+def summarize(sums: dict[str, np.ndarray], generator_weight: float, discriminator_weight: float) -> dict[str, float]:
+    """The metrics that people read, from sums over any number of batches."""
+    masked, tokens = float(sums["masked"]) + _TINY, float(sums["tokens"]) + _TINY
+    metrics = {
+        "generator_loss": float(sums["generator_nll"]) / masked,
+        "generator_accuracy": float(sums["generator_correct"]) / masked,
+        "generator_sampled_accuracy": float(sums["generator_sampled_correct"]) / masked,
+    }
+    if "discriminator_nll" not in sums:
+        return {"loss": metrics["generator_loss"], **metrics}
+    metrics |= {
+        "discriminator_loss": float(sums["discriminator_nll"]) / tokens,
+        "discriminator_accuracy": float(sums["discriminator_correct"]) / tokens,
+        "discriminator_precision": float(sums["flagged_replaced"]) / max(float(sums["flagged"]), 1.0),
+        "discriminator_recall": float(sums["flagged_replaced"]) / max(float(sums["replaced"]), 1.0),
+        "discriminator_auc": auc(sums["auc_replaced_above"], sums["auc_original_above"]),
+        "replaced_rate": float(sums["replaced"]) / tokens,
+    }
+    loss = generator_weight * metrics["generator_loss"] + discriminator_weight * metrics["discriminator_loss"]
+    return {"loss": loss, **metrics}
+
+
+def auc(replaced_above_K: np.ndarray, original_above_K: np.ndarray) -> float:
+    """Area under the ROC curve by trapezoids over the thresholds, with tf.metrics.auc's guards."""
+    true_positive, false_positive = replaced_above_K.astype(np.float64), original_above_K.astype(np.float64)
+    true_rate = (true_positive + _TINY) / (true_positive[0] + _TINY)
+    false_rate = false_positive / (false_positive[0] + _TINY)
+    return float(np.sum((false_rate[:-1] - false_rate[1:]) * (true_rate[:-1] + true_rate[1:]) / 2))

@@ -1,0 +1,95 @@
+"""What a model's tensors say of its configuration: every size but the number of heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import jax
+
+from electra_flax.config.schema import (
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from electra_flax.errors import UserError
+from electra_flax.model import electra
+from electra_flax.trees import flat
+
+Shapes = Mapping[str, tuple[int, ...]]
+HEAD_SIZE = 64  # of every model of the paper and of KoELECTRA
+
+
+def sizes_of(shapes: Shapes, transformer: str = "electra", embeddings: str = "electra") -> dict[str, int]:
+    """Fields of ModelConfig that the shapes of one transformer's parameters decide.
+
+    Raises KeyError where a parameter is missing without which it is no ELECTRA, UserError where one has no such shape
+    or layers are missing between others.
+    """
+
+    def matrix(name: str) -> tuple[int, ...]:
+        shape = shapes[name]
+        if len(shape) != 2 or not all(shape):
+            raise UserError(f"{name} has the shape {shape}, expected a matrix")
+        return shape
+
+    table = f"{embeddings}/embeddings"
+    layer = f"{transformer}/encoder/layer"
+    vocab_size, embedding_size = matrix(f"{table}/word_embeddings/embedding")
+    hidden_size, intermediate_size = matrix(f"{layer}/0/intermediate/dense/kernel")
+    numbers = {match[1] for name in shapes if (match := re.match(rf"{layer}/(\d+)/", name))}
+    if missing := {str(i) for i in range(len(numbers))} - numbers:
+        raise UserError(f"has {len(numbers)} layers, but layer {min(missing)} is missing among them")
+    return {
+        "vocab_size": vocab_size,
+        "embedding_size": embedding_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": len(numbers),
+        "intermediate_size": intermediate_size,
+        "max_position_embeddings": matrix(f"{table}/position_embeddings/embedding")[0],
+        "type_vocab_size": matrix(f"{table}/token_type_embeddings/embedding")[0],
+    }
+
+
+def config_of(shapes: Shapes, electra: ModelConfig, generator: ModelConfig | None) -> Config:
+    """The configuration under which a model has parameters of these names; `generator` is its own transformer.
+
+    It serves to apply the model in float32: what it says of training means nothing.
+    """
+    sizes = generator or electra
+    return Config(
+        model=electra,
+        generator=GeneratorConfig(
+            hidden_size=sizes.hidden_size,
+            num_hidden_layers=sizes.num_hidden_layers,
+            num_attention_heads=sizes.num_attention_heads,
+            intermediate_size=sizes.intermediate_size,
+            untied_generator=generator is not None,
+            untied_generator_embeddings="generator/embeddings/word_embeddings/embedding" in shapes,
+            uniform_generator="generator_lm_head/bias" not in shapes,
+        ),
+        # An encoder alone, as fine-tuning leaves it, counts as a discriminator.
+        objective=ObjectiveConfig(
+            electra_objective="discriminator_predictions/dense/kernel" in shapes
+            or "generator_lm_head/bias" not in shapes
+        ),
+        data=DataConfig(max_seq_length=electra.max_position_embeddings),
+        training=TrainingConfig(batch_size=1, num_steps=1, compute_dtype="float32"),
+        optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),
+    )
+
+
+def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Of every parameter, by name."""
+    params = jax.eval_shape(lambda: electra.init(config, jax.random.key(0)))
+    return {name: leaf.shape for name, leaf in flat(params).items()}
+
+
+def parts_of(config: Config) -> list[str]:
+    """Which of the two models there is to publish."""
+    has = {"discriminator": config.objective.electra_objective, "generator": electra.has_generator_head(config)}
+    return [part for part, there in has.items() if there]

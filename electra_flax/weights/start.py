@@ -1,0 +1,271 @@
+"""Weights to begin with that others have learned (--init-from), and runs of the original to go on with (--resume-from).
+
+Every tensor is accounted for: what came over as it is, what was resized and how, what is not used, and nothing is
+random that the user did not ask for.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tokenizers.models import WordPiece
+
+from electra_flax.config.schema import Config
+from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.errors import UserError
+from electra_flax.model.sharding import state_shardings
+from electra_flax.training.optimizer import AdamState
+from electra_flax.training.step import TrainState
+from electra_flax.trees import flat, nested
+from electra_flax.weights.hugging_face import HEADS
+from electra_flax.weights.shapes import expected_shapes
+from electra_flax.weights.sources import Moment, Weights, find_weights
+
+log = logging.getLogger("electra_flax")
+
+_BY_VOCABULARY = re.compile(r"word_embeddings/embedding$|^generator_lm_head/bias$")
+_UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
+
+
+class Start(NamedTuple):
+    """What a new run begins with, as the user says it."""
+
+    source: str
+    """As `find_weights` takes it."""
+    resumes: bool = False
+    """The run goes on: moments and step come too."""
+    stretch_positions: Literal["", "interpolate", "tile"] = ""
+    """How more positions than theirs are made of theirs; "" refuses."""
+    warm_start_generator: bool = False
+    """A generator that is not there is cut out of the discriminator."""
+
+    def check(self, config: Config, vocabulary: Vocabulary) -> None:
+        """Raises UserError where a run cannot begin so; reads no weights."""
+        weights = find_weights(self.source)
+        _parameters(self, weights, config, vocabulary)
+        if not self.resumes:
+            return
+        if weights.read_moment is None:
+            raise UserError(
+                f"--resume-from {weights.source}: holds no moments of Adam to go on with: begin a new run from its "
+                "weights with --init-from"
+            )
+        if config.optimizer.algorithm != "adamw":
+            raise UserError(
+                f"--resume-from {weights.source}: its moments are AdamW's, optimizer.algorithm="
+                f"{config.optimizer.algorithm}"
+            )
+        if weights.step >= config.training.num_steps:
+            raise UserError(
+                f"--resume-from {weights.source}: it is at step {weights.step:,}, training.num_steps="
+                f"{config.training.num_steps:,}: nothing is left to do"
+            )
+
+    def apply(self, config: Config, vocabulary: Vocabulary, mesh: Mesh, state: TrainState) -> TrainState:
+        """A fresh state with these weights; every other part is as it was, unless the run goes on. Logs the audit."""
+        weights = find_weights(self.source)
+        parameters = _parameters(self, weights, config, vocabulary)
+        for line in audit(weights, parameters).split("\n"):
+            log.info("%s", line)
+        fresh = flat(state.params)
+        shardings = flat(state_shardings(state.params, mesh))
+
+        def place(values: Mapping[str, Callable[[], np.ndarray]]) -> dict[str, jax.Array]:
+            placed = {}
+            for name, sharding in shardings.items():
+                if name not in values:
+                    placed[name] = fresh[name]
+                    continue
+                value = np.asarray(values[name](), np.float32)
+                placed[name] = jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+            return nested(placed)
+
+        state = state._replace(params=place({name: parameter.read for name, parameter in parameters.items()}))
+        if not self.resumes:
+            return state
+        read_moment = weights.read_moment
+        assert read_moment is not None  # check
+        moments = [
+            place({name: partial(read_moment, name, moment) for name in shardings}) for moment in get_args(Moment)
+        ]
+        opt_state = tuple(AdamState(*moments) if isinstance(part, AdamState) else part for part in state.opt_state)
+
+        def count(leaf: jax.Array) -> jax.Array:
+            # A buffer of its own: the train step is given each to keep, which cannot be done twice.
+            return jnp.full_like(leaf, weights.step)
+
+        opt_state = jax.tree.map(lambda leaf: count(leaf) if leaf.dtype == jnp.int32 else leaf, opt_state)
+        return TrainState(count(state.step), state.params, opt_state)
+
+
+class _Parameter(NamedTuple):
+    how: str
+    """"" for as it is, else what was done."""
+    read: Callable[[], np.ndarray]
+
+
+def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
+    """What became of every tensor, in lines for people."""
+    kept = [name for name, parameter in parameters.items() if not parameter.how]
+    numbers = sum(int(np.prod(weights.shapes[name])) for name in kept)
+    lines = [f"weights from {weights.source}", f"  {len(kept)} tensors ({numbers:,} numbers) as they are"]
+    changed: dict[str, list[str]] = {}
+    for name, parameter in parameters.items():
+        if parameter.how:
+            changed.setdefault(parameter.how, []).append(name)
+    for how, found in changed.items():
+        lines.append(f"  {how}: {', '.join(found) if len(found) < 5 else f'{len(found)} tensors, {found[0]} ...'}")
+    taken = {name for name in parameters if name in weights.shapes}
+    unused = sorted(weights.shapes.keys() - taken) + list(weights.unused)
+    lines.append(f"  not used: {', '.join(unused) if unused else 'nothing'}")
+    if weights.vocabulary is None:
+        lines.append("  vocabulary: not compared, there is no vocab.txt beside the weights")
+    return "\n".join([*lines, *(f"  {remark}" for remark in weights.remarks)])
+
+
+# ------------------------------------------------------------------------------------------- tensor by tensor
+
+
+def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Vocabulary) -> dict[str, _Parameter]:
+    """How each parameter of `config` is had; those of a warm-started generator's new head are left out."""
+    expected = expected_shapes(config)
+    flag = "--resume-from" if start.resumes else "--init-from"
+    _check_vocabulary(weights, vocabulary, flag, may_grow=not start.resumes)
+    found, missing, different = {}, [], []
+    for name, shape in expected.items():
+        theirs = weights.shapes.get(name)
+        if theirs is None:
+            missing.append(name)
+        elif theirs == shape and not (_BY_VOCABULARY.search(name) and _grows(weights, vocabulary)):
+            found[name] = _Parameter("", partial(weights.read, name))
+        elif _BY_VOCABULARY.search(name) and theirs[1:] == shape[1:] and not start.resumes:
+            found[name] = _Parameter(
+                "rows of new tokens are the mean of their pieces'",
+                partial(_grow, name, weights, vocabulary),
+            )
+        elif name.endswith("position_embeddings/embedding") and theirs[1] == shape[1] and not start.resumes:
+            found[name] = _positions(start, weights, name, theirs[0], shape[0])
+        else:
+            different.append(f"{name}: {theirs} there, {shape} here")
+    if any(name.startswith(HEADS["discriminator"]) for name in missing):
+        raise UserError(
+            f"{flag} {weights.source}: has no discriminator's head (hidden size {weights.config.model.hidden_size}, "
+            f"here {config.model.hidden_size}), it is a generator: name the discriminator first, hf:DISC,GEN"
+        )
+    if different:
+        raise UserError(
+            f"{flag} {weights.source}: {len(different)} of {len(expected)} tensors have other shapes, the first "
+            f"{different[0]}: take over its sizes into the model and generator sections"
+        )
+    generators = [name for name in missing if name.startswith("generator")]
+    if others := [name for name in missing if name not in generators]:
+        raise UserError(
+            f"{flag} {weights.source}: {len(others)} tensors are missing, the first {others[0]}: they would be random"
+        )
+    if generators and not start.warm_start_generator:
+        raise UserError(
+            f"{flag} {weights.source}: has no generator ({generators[0]} is missing): name its folder too, "
+            "hf:DISC,GEN, or cut one out of the discriminator with --warm-start-generator"
+        )
+    for name in generators:
+        if (cut := _cut(weights, name, expected[name])) is not None:
+            found[name] = _Parameter("cut out of the discriminator", cut)
+    fresh = [name for name in generators if name not in found]
+    if fresh:
+        log.info("a warm-started generator's head is fresh: %s", ", ".join(fresh))
+    return found
+
+
+def _check_vocabulary(weights: Weights, vocabulary: Vocabulary, flag: str, may_grow: bool) -> None:
+    theirs = weights.vocabulary
+    if theirs is None or theirs.tokens == vocabulary.tokens:
+        return
+    known = set(vocabulary.tokens)
+    lost = [token for token in theirs.tokens if token not in known and not _UNUSED_TOKEN.fullmatch(token)]
+    if lost or not may_grow:
+        reason = (
+            f"{len(lost):,} of its {len(theirs.tokens):,} tokens, {lost[0]} the first, are not in that of the shards"
+        )
+        raise UserError(
+            f"{flag} {weights.source}: learned with another vocabulary: {reason if lost else 'it would have to grow'}; "
+            f"make shards with {theirs.path}"
+        )
+
+
+def _grows(weights: Weights, vocabulary: Vocabulary) -> bool:
+    return weights.vocabulary is not None and weights.vocabulary.tokens != vocabulary.tokens
+
+
+def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
+    """Rows in the order of the new vocabulary; a new token's is the mean of the pieces that it was made of before."""
+    rows, theirs = weights.read(name), weights.vocabulary
+    assert theirs is not None  # _parameters
+    ids = {token: number for number, token in enumerate(theirs.tokens)}
+    inner = {token: number for token, number in ids.items() if token.startswith("##")}
+    within = {token.removeprefix("##"): number for token, number in inner.items()} | inner
+    unknown = theirs.tokens[theirs.special.unk]
+    models = {
+        starts: WordPiece({unknown: theirs.special.unk, **pieces}, unk_token=unknown, max_input_chars_per_word=1000)
+        for starts, pieces in ((True, ids), (False, within))
+    }
+
+    def row(token: str) -> np.ndarray:
+        if token in ids:
+            return rows[ids[token]]
+        pieces = models[not token.startswith("##")].tokenize(token.removeprefix("##"))
+        return rows[[piece.id for piece in pieces]].mean(axis=0)
+
+    return np.stack([row(token) for token in vocabulary.tokens])
+
+
+def _positions(start: Start, weights: Weights, name: str, theirs: int, ours: int) -> _Parameter:
+    """Position embeddings, float32 [theirs, E] -> [ours, E]."""
+    if ours <= theirs:
+        return _Parameter(f"the first {ours} of {theirs} positions", lambda: weights.read(name)[:ours])
+    if start.stretch_positions == "tile":
+        return _Parameter(
+            f"{theirs} positions repeated up to {ours}",
+            lambda: np.resize(weights.read(name), (ours, weights.shapes[name][1])),
+        )
+    if start.stretch_positions == "interpolate":
+        places = np.linspace(0, theirs - 1, ours)
+
+        def interpolated() -> np.ndarray:
+            table = weights.read(name)
+            return np.stack([np.interp(places, np.arange(theirs), column) for column in table.T], axis=1)
+
+        return _Parameter(f"{theirs} positions interpolated to {ours}", interpolated)
+    raise UserError(
+        f"--init-from {weights.source}: has {theirs} positions, model.max_position_embeddings={ours}: say how to make "
+        "more, with --stretch-positions interpolate or tile"
+    )
+
+
+def _cut(weights: Weights, name: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray] | None:
+    """The leading part of the discriminator's tensor of the same place: its first layers, heads and units.
+
+    Where the discriminator has no projection of its embeddings, their leading part is the projection's result. None
+    for the head of masked-language modelling, which has no counterpart, and where the discriminator is the smaller one.
+    """
+    if not name.startswith("generator/"):
+        return None
+    theirs = name.replace("generator/", "electra/", 1)
+    if theirs in weights.shapes:
+        if any(ours > there for ours, there in zip(shape, weights.shapes[theirs], strict=True)):
+            raise UserError(
+                f"--warm-start-generator: {name} {shape} is larger than the discriminator's {weights.shapes[theirs]}"
+            )
+        return lambda: weights.read(theirs)[tuple(slice(size) for size in shape)]
+    if name == "generator/embeddings_project/kernel":
+        return lambda: np.eye(*shape, dtype=np.float32)
+    if name == "generator/embeddings_project/bias":
+        return lambda: np.zeros(shape, np.float32)
+    raise UserError(f"--warm-start-generator: the discriminator has no {theirs} that {name} could be cut out of")

@@ -1,0 +1,77 @@
+"""electra-flax verify: a published model in every hand that can hold it, layer by layer."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from electra_flax.errors import UserError
+from electra_flax.weights import parity
+from electra_flax.weights.shapes import parts_of
+from electra_flax.weights.sources import SOURCES, Weights, find_weights
+
+Found = dict[str, dict[str, parity.Differences | None]]
+"""{"discriminator": {"flax": ..., "torch": ..., "tensorflow": ..., "--against": ...}, "generator": ...}"""
+
+
+def verify(model: str, against: str | None) -> Found:
+    """Compares our forward pass of a model, or of an export of both, with that of each framework that is installed
+    and with that of the weights `against` (None where a framework is not installed).
+
+    Raises UserError where something is missing, cannot be loaded, or is another architecture.
+    """
+    weights = find_weights(f"hf:{model}")
+    parts = parts_of(weights.config)
+    folders = dict(zip(parts, cycle(weights.folders), strict=False))  # both heads may lie in one folder
+    found = parity.compare(weights, folders)
+    if against:
+        other = find_weights(_source(against))
+        for part, differences in _compare_weights(weights, other, folders).items():
+            found[part]["--against"] = differences
+    return found
+
+
+def table(part: str, found: dict[str, parity.Differences | None], tolerance: float) -> Table:
+    """Layers down, hands across; what is beyond the tolerance in red."""
+    shown = Table(title=f"{part}: largest difference from our forward pass")
+    there = {name: differences for name, differences in found.items() if differences}
+    shown.add_column("")
+    for name in found:
+        shown.add_column(name, justify="right")
+    depth = max((len(differences.hidden) for differences in there.values()), default=0)
+
+    def cells(values: dict[str, float]) -> list[Text]:
+        return [
+            Text(f"{values[name]:.1e}", style="" if values[name] <= tolerance else "bold red")  # NaN too
+            if name in values
+            else Text("not installed")
+            for name in found
+        ]
+
+    for i in range(depth):
+        label = "embeddings" if i == 0 else f"layer {i}"
+        shown.add_row(label, *cells({name: differences.hidden[i] for name, differences in there.items()}))
+    shown.add_row("logits", *cells({name: differences.logits for name, differences in there.items()}))
+    return shown
+
+
+def _source(against: str) -> str:
+    return against if against.partition(":")[0] in ("hf", "tf1", "orbax") else f"hf:{against}"
+
+
+def _compare_weights(ours: Weights, other: Weights, folders: dict[str, Path]) -> dict[str, parity.Differences]:
+    """The same texts, in the pieces of our tokenizer, through both."""
+    common = [part for part in folders if part in parts_of(other.config)]
+    if not common:
+        raise UserError(f"--against {other.source}: has no {' or '.join(folders)} to compare with; expected {SOURCES}")
+    longest = min(ours.config.model.max_position_embeddings, other.config.model.max_position_embeddings)
+    inputs = {part: parity.make_inputs(folders[part], longest) for part in common}
+    a, b = parity.our_outputs(ours, inputs), parity.our_outputs(other, inputs)
+    for part in common:
+        shapes = [[array.shape for array in (*outputs.hidden, outputs.logits)] for outputs in (a[part], b[part])]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"--against {other.source}: its {part} has other sizes: no two forms of one model")
+    return {part: parity.difference(a[part], b[part]) for part in common}
