@@ -36,7 +36,9 @@ def ours(config: Config) -> Step:
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state: Any = init_state(config, mesh)
     batch = jax.device_put(_batch(config), batch_sharding(mesh))
-    train_step = make_train_step(config, SPECIAL, mesh, choose_attention(config, mesh))
+    train_step = make_train_step(
+        config, SPECIAL, mesh, choose_attention(config.architecture, config.data.max_seq_length, mesh)
+    )
     train_step = compile_step("train step", train_step, state, batch)
 
     def step() -> None:
@@ -50,15 +52,13 @@ def ours(config: Config) -> Step:
 def _hf_configs(config: Config) -> tuple[Any, Any]:
     from transformers import ElectraConfig
 
-    from electra_flax.model.electra import generator_model_config
-
     def convert(part: Any) -> Any:
         return ElectraConfig(**{name: getattr(part, name) for name in (
             "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
             "intermediate_size", "max_position_embeddings", "hidden_dropout_prob", "attention_probs_dropout_prob",
         )})  # fmt: skip
 
-    return convert(generator_model_config(config)), convert(config.model)
+    return convert(config.architecture.generator_sizes), convert(config.model)
 
 
 def pytorch(config: Config) -> Step:

@@ -32,7 +32,7 @@ from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import Batch, make_head
 from electra_flax.finetune.predictions import decode, scores
 from electra_flax.finetune.publish import ARCHITECTURES
-from electra_flax.finetune.run import encoder_config, find_encoder
+from electra_flax.finetune.run import encoder_architecture, find_encoder
 from electra_flax.finetune.step import Network, Steps, make_batch, make_steps, predict_rows
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.model.sharding import make_mesh
@@ -57,7 +57,7 @@ def main() -> int:
     set_up_compiler("~/.cache/electra-flax/compiled")
     task = load_task(args.task)
     weights = find_encoder(str(args.model))
-    training = load_training(args.task, task, "koelectra", weights.config.model, overrides)
+    training = load_training(args.task, task, "koelectra", weights.architecture.model, overrides)
     if args.what == "speed":
         training = dataclasses.replace(training, batch_size=32, max_seq_length=128)
     assert weights.vocabulary is not None and weights.casing is not None
@@ -78,10 +78,10 @@ class Contest:
     def __init__(self, task: Task, training: Training, data: TaskData, model: Path) -> None:
         self._task, self._training, self._data, self._model = task, training, data, model
         weights = find_encoder(str(model))
-        config = encoder_config(weights, training)
-        head = make_head(task, training.head, config.model, len(data.labels), training.dropout)
+        architecture = encoder_architecture(weights, training)
+        head = make_head(task, training.head, architecture.model, len(data.labels), training.dropout)
         assert weights.vocabulary is not None
-        self._network = Network(config, head, make_mesh(MeshConfig()), weights.vocabulary.special.pad, False)
+        self._network = Network(architecture, head, make_mesh(MeshConfig()), weights.vocabulary.special.pad, False)
         params = weights.to_params()["electra"]
         self._params = {"electra": params}
         shapes = {**self._params, **jax.eval_shape(head.init, jax.random.key(0))}

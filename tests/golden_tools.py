@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.config.schema import (
     Config,
     DataConfig,
     GeneratorConfig,
-    ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,
 )
@@ -48,6 +49,24 @@ def tiny_config(**changes: dict) -> Config:
     return config
 
 
+def config_for(architecture: Architecture) -> Config:
+    """A run that would train such models."""
+    model, generator = architecture.model, architecture.generator_sizes
+    own = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return dataclasses.replace(
+        tiny_config(),
+        model=model,
+        generator=GeneratorConfig(
+            **{name: getattr(generator, name) for name in own},
+            untied_generator=architecture.generator is not None,
+            untied_generator_embeddings=architecture.has_own_embeddings,
+            uniform_generator=not architecture.has_generator_head,
+        ),
+        objective=ObjectiveConfig(electra_objective=architecture.has_discriminator_head),
+        data=DataConfig(max_seq_length=min(32, model.max_position_embeddings)),
+    )
+
+
 def golden_config(hparams: dict) -> Config:
     """The original's hyperparameters as our configuration, dropout off."""
     sizes = hparams["model_hparam_overrides"]
@@ -77,7 +96,7 @@ def golden_config(hparams: dict) -> Config:
 
 def golden_params(config: Config, weights: dict[str, np.ndarray]) -> electra.Params:
     """TF1 weights in our tree; every one of our parameters must be there, with our shape."""
-    shapes = jax.eval_shape(lambda: electra.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: electra.init(config.architecture, jax.random.key(0)))
 
     def load(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         value = weights[names.to_tf1(name)]

@@ -105,7 +105,8 @@ def test_a_run_checks_every_form_of_the_kernel_that_it_uses(monkeypatch, caplog)
         data={"max_seq_length": 128}, long_phase={"steps": 2, "max_seq_length": 256, "batch_size": 8},
     )  # fmt: skip
     mesh = make_mesh(dataclasses.replace(config.mesh, data=-1, tensor=2))
-    choose = lambda: [attention_choice.choose_attention(phase.config, mesh) for phase in config.phases]  # noqa: E731
+    lengths = [phase.config.data.max_seq_length for phase in config.phases]
+    choose = lambda: [attention_choice.choose_attention(config.architecture, n, mesh) for n in lengths]  # noqa: E731
     assert choose() == [xla_attention] * 2 and not asked, "no TPU"
     monkeypatch.setattr(attention_choice, "_has_kernel", lambda *unused: True)
     assert xla_attention not in choose() and not caplog.messages

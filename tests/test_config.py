@@ -81,7 +81,7 @@ def test_parameters_are_the_originals(golden, option, preset):
     length = str(expected["hparams"].get("max_seq_length", 128))
     overrides = ["--model.vocab_size", vocab, "--data.max_seq_length", length]
     config = load_config(CONFIGS / f"{preset}.yaml", overrides)
-    shapes = jax.eval_shape(lambda: electra.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: electra.init(config.architecture, jax.random.key(0)))
     names = jax.tree.leaves(tree_names(shapes))
     decays = jax.tree.leaves(is_decayed(shapes))
     ours = {

@@ -122,7 +122,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
         attended.append(inputs[0].shape[1])
         return xla_attention(*inputs, **how)
 
-    monkeypatch.setattr("electra_flax.finetune.run.choose_by_length", lambda config, mesh, longest: attend)
+    monkeypatch.setattr("electra_flax.finetune.run.choose_by_length", lambda architecture, mesh, longest: attend)
     results = run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2))
     values = results["metrics"]["accuracy"]["values"]
     assert results["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(values))

@@ -22,17 +22,18 @@ from electra_flax.trees import nested
 
 
 def test_each_length_that_the_kernel_takes_is_asked_for(monkeypatch, tmp_path):
-    config = random_weights(tmp_path).config
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_position_embeddings=512))
+    architecture = random_weights(tmp_path).architecture
+    longer = dataclasses.replace(architecture.model, max_position_embeddings=512)
+    architecture = dataclasses.replace(architecture, model=longer)
     asked = []
 
-    def choose(config, mesh):
-        asked.append(config.data.max_seq_length)
-        assert config.generator.uniform_generator, "a generator's sizes would count"
+    def choose(architecture, tokens, mesh):
+        asked.append(tokens)
+        assert architecture.generator is None, "a generator's sizes would count"
         return lambda *inputs, **how: asked[-1]
 
     monkeypatch.setattr(attention, "choose_attention", choose)
-    attend = attention.choose_by_length(config, make_mesh(MeshConfig()), 300)
+    attend = attention.choose_by_length(architecture, make_mesh(MeshConfig()), 300)
     assert asked == [128, 256] and 300 in attention.padded_lengths(300)
     for length, is_kernel in ((16, False), (128, True), (256, True), (300, False)):
         x = jnp.ones((2, length, 32))
@@ -43,24 +44,24 @@ def test_each_length_that_the_kernel_takes_is_asked_for(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """Configuration, parameters, training and batch of 128 tokens, dropout on."""
+    """Architecture, parameters, training and batch of 128 tokens, dropout on."""
     weights = random_weights(tmp_path_factory.mktemp("weights"))
-    sizes = dataclasses.replace(weights.config.model, max_position_embeddings=128)
+    sizes = dataclasses.replace(weights.architecture.model, max_position_embeddings=128)
     training = load_training("nsmc", load_task("nsmc"), "", sizes, ["--batch_size", "8", "--max_seq_length", "128"])
-    config = dataclasses.replace(weights.config, model=sizes)
+    architecture = dataclasses.replace(weights.architecture, model=sizes)
     params = nested({name: weights.read(name) for name in weights.shapes if name.startswith("electra/")})
     rng = np.random.default_rng(0)
     positions = params["electra"]["embeddings"]["position_embeddings"]
     positions["embedding"] = rng.normal(size=(128, *positions["embedding"].shape[1:])).astype(np.float32)
     rows = [Row(i, rng.integers(5, 300, n).astype(np.int32), np.zeros(n, np.int32), np.asarray(i % 2, np.int32), [])
             for i, n in enumerate(rng.integers(100, 129, 8))]  # fmt: skip
-    return config, params, training, collate(rows, np.arange(8), 8, 128, 0, False)
+    return architecture, params, training, collate(rows, np.arange(8), 8, 128, 0, False)
 
 
 def run(setting, attend):
-    config, params, training, batch = setting
-    head = make_head(load_task("nsmc"), training.head, config.model, 2, training.dropout)
-    network = Network(config, head, make_mesh(MeshConfig()), 0, False, attend)
+    architecture, params, training, batch = setting
+    head = make_head(load_task("nsmc"), training.head, architecture.model, 2, training.dropout)
+    network = Network(architecture, head, make_mesh(MeshConfig()), 0, False, attend)
     params = {**params, **jax.device_get(head.init(jax.random.key(0)))}
     steps = make_steps(network, training, 10, params)
     logits = steps.predict(params, batch)["logits"]

@@ -70,13 +70,14 @@ def tuned(tmp_path_factory):
     """A folder of finetune whose weights are random."""
     folder = tmp_path_factory.mktemp("tuned")
     weights, task = random_weights(folder / "random"), load_task("nsmc")
-    training = load_training("nsmc", task, "", weights.config.model, ["--max_seq_length", "16"])
-    head = make_head(task, training.head, weights.config.model, 2, 0.0)
+    training = load_training("nsmc", task, "", weights.architecture.model, ["--max_seq_length", "16"])
+    head = make_head(task, training.head, weights.architecture.model, 2, 0.0)
     names = [name for name in weights.shapes if name.startswith("electra/")]
     params = {**nested({name: weights.read(name) for name in names}), **head.init(jax.random.key(0))}
     result = SeedResult(jax.device_get(params), 1, [], [], {}, math.inf, 0.0)
     recipe = Recipe(task, training, ["0", "1"], None)
-    write_model(folder / "out", task, training, weights.config.model, weights.vocabulary, weights.casing, ["0", "1"],
+    sizes = weights.architecture.model
+    write_model(folder / "out", task, training, sizes, weights.vocabulary, weights.casing, ["0", "1"],
                 result, recipe)  # fmt: skip
     return folder / "out"
 

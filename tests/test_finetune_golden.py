@@ -23,11 +23,11 @@ from electra_flax.weights.sources import find_weights
 
 @pytest.fixture(scope="module")
 def encoder(golden):
-    """Configuration and parameters of checkpoint A, dropout off."""
+    """Architecture and parameters of checkpoint A, dropout off."""
     weights = find_weights(f"tf1:{golden}/tf1_ckpt/A_small_gen0.25/model.ckpt-200")
-    sizes = dataclasses.replace(weights.config.model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    sizes = dataclasses.replace(weights.architecture.model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     names = [name for name in weights.shapes if name.startswith("electra/")]
-    return dataclasses.replace(weights.config, model=sizes), nested({name: weights.read(name) for name in names})
+    return dataclasses.replace(weights.architecture, model=sizes), nested({name: weights.read(name) for name in names})
 
 
 def read_head(values, prefix):
@@ -46,9 +46,9 @@ def batch_of(values, target):
 
 
 def hidden_of(encoder, batch):
-    config, params = encoder
+    architecture, params = encoder
     inputs = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask", "token_type_ids"))
-    return jax.jit(electra.apply_encoder, static_argnums=0)(config, params, *inputs)
+    return jax.jit(electra.apply_encoder, static_argnums=0)(architecture, params, *inputs)
 
 
 class Count(NamedTuple):
@@ -66,7 +66,7 @@ def clip_by_recorded_norms(norms):
 
 
 def test_ten_steps_of_a_classification(golden, encoder, monkeypatch):
-    config, params = encoder
+    architecture, params = encoder
     folder = golden / "finetune"
     trace = np.load(folder / "classification_gather_batches_trace.npz")
     weights = np.load(folder / "classification_gather_weights.npz")
@@ -75,11 +75,11 @@ def test_ten_steps_of_a_classification(golden, encoder, monkeypatch):
     monkeypatch.setattr("optax.clip_by_global_norm", lambda largest: clip_by_recorded_norms(norms_there))
     task = load_task("mnli")
     overrides = [f"--learning_rate={said['learning_rate']}", "--dropout=0", "--batch_size=8", "--epochs=1"]
-    training = load_training("mnli", task, "original", config.model, overrides)
+    training = load_training("mnli", task, "original", architecture.model, overrides)
     assert (training.layer_decay, training.weight_decay) == (said["layerwise_lr_decay"], said["weight_decay"])
     assert training.warmup_proportion == said["warmup_proportion"]
-    head = make_head(task, training.head, config.model, 3, training.dropout)
-    network = Network(config, head, make_mesh(MeshConfig()), pad_id=0, is_tagging=False)
+    head = make_head(task, training.head, architecture.model, 3, training.dropout)
+    network = Network(architecture, head, make_mesh(MeshConfig()), pad_id=0, is_tagging=False)
     params = params | read_head(weights, "init")
     steps = make_steps(network, training, said["num_train_steps"], params)
     state, losses, norms = steps.init(params), [], []

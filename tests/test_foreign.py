@@ -117,7 +117,7 @@ def test_tensorflow_reads_what_we_read_and_what_we_write(golden, tmp_path, name)
     python = environment(*TENSORFLOW, "tf-keras==2.21.0", "transformers==4.57.6", TORCH)
     prefix = golden / f"tf1_ckpt/{name}/model.ckpt-200"
     weights = find_weights(f"tf1:{prefix}")
-    vocabulary = write_vocabulary(tmp_path / "vocab.txt", weights.config.model.vocab_size)
+    vocabulary = write_vocabulary(tmp_path / "vocab.txt", weights.architecture.model.vocab_size)
     written = export_to_tf1(dataclasses.replace(weights, vocabulary=vocabulary), tmp_path / "out")
     for number, place in enumerate((prefix, written)):
         answer = ask(python, "read_tf1_checkpoint.py", place, tmp_path / f"{number}.npz")

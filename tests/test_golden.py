@@ -38,10 +38,10 @@ def losses_with_given_draws(config, params, case):
     masked = given_masks(case)
     mask_BT, types_BT = jnp.asarray(case["input_mask"]), jnp.asarray(case["segment_ids"])
     generator_BMV = electra.apply_generator(
-        config, params, masked.masked_ids_BT, mask_BT, types_BT, masked.positions_BM, None
+        config.architecture, params, masked.masked_ids_BT, mask_BT, types_BT, masked.positions_BM, None
     )
     discriminator_BT = electra.apply_discriminator(
-        config, params, jnp.asarray(case["corrupted_input_ids"]), mask_BT, types_BT, None
+        config.architecture, params, jnp.asarray(case["corrupted_input_ids"]), mask_BT, types_BT, None
     )
     sums = losses.masked_lm_sums(generator_BMV, masked.targets_BM, masked.weights_BM, masked.targets_BM)
     sums |= losses.replaced_token_sums(discriminator_BT, jnp.asarray(case["is_fake_labels"]), mask_BT)

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from golden_tools import config_for
 from run_tools import pretrain, refusal, state_at
 from safetensors.numpy import load_file, save_file
 from weights_tools import export_both
@@ -35,7 +36,7 @@ def begin(start, config, vocabulary, caplog):
     caplog.set_level("INFO")
     caplog.clear()
     start.check(config, vocabulary)
-    params = jax.tree.map(lambda leaf: leaf + 3.0, electra.init(config, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: leaf + 3.0, electra.init(config.architecture, jax.random.key(0)))
     state = TrainState(jax.numpy.zeros((), "int32"), params, ())
     found = flat(jax.device_get(start.apply(config, vocabulary, make_mesh(MeshConfig()), state).params))
     drawn = [name for name, value in flat(params).items() if np.array_equal(value, found[name])]
@@ -44,7 +45,7 @@ def begin(start, config, vocabulary, caplog):
 
 def test_both_models_come_whole(there, caplog):
     weights = find_weights(f"hf:{there}/export")
-    found, drawn, audit = begin(Start(weights.source), weights.config, weights.vocabulary, caplog)
+    found, drawn, audit = begin(Start(weights.source), config_for(weights.architecture), weights.vocabulary, caplog)
     assert not drawn
     for name, value in found.items():
         np.testing.assert_array_equal(value, weights.read(name))
@@ -57,13 +58,13 @@ def test_what_is_not_used_is_named(there, tmp_path, caplog):
     path = tmp_path / "export/discriminator/model.safetensors"
     save_file(load_file(path) | {"classifier.weight": np.ones((2, 32), np.float32)}, path)
     weights = find_weights(f"hf:{tmp_path}/export")
-    _, drawn, audit = begin(Start(weights.source), weights.config, weights.vocabulary, caplog)
+    _, drawn, audit = begin(Start(weights.source), config_for(weights.architecture), weights.vocabulary, caplog)
     assert not drawn and "discriminator: classifier/kernel" in audit.split("not used: ")[1]
 
 
 def test_a_missing_generator_is_cut_out_of_the_discriminator_on_request(there, caplog):
     alone = f"hf:{there}/export/discriminator"
-    config = find_weights(f"hf:{there}/export").config
+    config = config_for(find_weights(f"hf:{there}/export").architecture)
     vocabulary = find_weights(alone).vocabulary
     with pytest.raises(UserError, match=r"has no generator .* --warm-start-generator"):
         Start(alone).check(config, vocabulary)
@@ -88,9 +89,8 @@ def test_new_tokens_are_the_mean_of_their_pieces(there, tmp_path, caplog):
     tokens[i], tokens[j] = tokens[j], tokens[i]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     vocabulary = Vocabulary.read(tmp_path / "vocab.txt")
-    config = dataclasses.replace(
-        weights.config, model=dataclasses.replace(weights.config.model, vocab_size=len(tokens))
-    )
+    sizes = dataclasses.replace(weights.architecture.model, vocab_size=len(tokens))
+    config = dataclasses.replace(config_for(weights.architecture), model=sizes)
     found, drawn, audit = begin(Start(weights.source), config, vocabulary, caplog)
     assert not drawn and "rows of new tokens are the mean of their pieces'" in audit
     for name in (WORDS, "generator_lm_head/bias"):
@@ -110,10 +110,8 @@ def test_positions_are_made_longer_on_request_only(there, caplog):
     table = weights.read(POSITIONS)
 
     def positions(number, stretch=""):
-        sizes = dataclasses.replace(weights.config.model, max_position_embeddings=number)
-        config = dataclasses.replace(
-            weights.config, model=sizes, data=dataclasses.replace(weights.config.data, max_seq_length=32)
-        )
+        sizes = dataclasses.replace(weights.architecture.model, max_position_embeddings=number)
+        config = dataclasses.replace(config_for(weights.architecture), model=sizes)
         found, _, audit = begin(Start(weights.source, False, stretch), config, weights.vocabulary, caplog)
         return found[POSITIONS], audit
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from golden_tools import SPECIAL
+from golden_tools import SPECIAL, config_for
 from weights_tools import export, random_weights
 
 from electra_flax.model import electra
@@ -33,7 +33,7 @@ def theirs(tmp_path):
 @pytest.mark.slow
 def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
     weights, generator, discriminator = theirs
-    config, params = weights.config, weights.to_params()
+    config, params = config_for(weights.architecture), weights.to_params()
     rng = np.random.default_rng(0)
     lengths = rng.integers(8, 33, 16)
     mask = (np.arange(32) < lengths[:, None]).astype(np.int32)
@@ -49,12 +49,12 @@ def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
     seeds = step.row_seeds(key, len(mask))
     hidden = step.mask(config, SPECIAL, batch, seeds)
     ours_BMV = electra.apply_generator(
-        config, params, hidden.masked_ids_BT, mask, batch["token_type_ids"], hidden.positions_BM, None
+        config.architecture, params, hidden.masked_ids_BT, mask, batch["token_type_ids"], hidden.positions_BM, None
     )
     sampled = masking.sample_replacements(seeds.sample_B, ours_BMV, hidden.targets_BM, 1.0, False)
     corrupted = masking.corrupt(batch["input_ids"], hidden, sampled)
     ours_BT = electra.apply_discriminator(
-        config, params, corrupted.corrupted_ids_BT, mask, batch["token_type_ids"], None
+        config.architecture, params, corrupted.corrupted_ids_BT, mask, batch["token_type_ids"], None
     )
 
     def tensor(array):

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import yaml
+from golden_tools import config_for
 from weights_tools import random_weights
 
+from electra_flax.config.loading import config_to_yaml
 from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.errors import UserError
 from electra_flax.storage.workdir import Workdir
@@ -23,8 +25,9 @@ def card(folder, size, cleaning):
     shards = {"train": [ShardInfo("a", 10, 1000, 5000)], "validation": []}
     sources = [{"path": "corpus.txt", "bytes": size, "documents": 12}]
     Manifest(32, "0", 300, False, False, "ours", 0, 0.01, 0, sources, shards, cleaning).write(folder)
+    (folder / "config.yaml").write_text(config_to_yaml(config_for(weights.architecture)))
     weights = dataclasses.replace(weights, run=Workdir(folder))
-    return model_card(weights, "discriminator", weights.config.model, Publication("mit", "ko"))["README.md"]
+    return model_card(weights, "discriminator", weights.architecture.model, Publication("mit", "ko"))["README.md"]
 
 
 def test_a_card_says_how_the_data_was_cleaned(tmp_path):

@@ -3,9 +3,9 @@
 import pytest
 from golden_tools import read_json, tiny_config
 
-from electra_flax.config.schema import ModelConfig
+from electra_flax.config.architecture import ModelConfig
 from electra_flax.weights import names
-from electra_flax.weights.shapes import config_of, expected_shapes, sizes_of
+from electra_flax.weights.shapes import architecture_of, expected_shapes, sizes_of
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from electra_flax.weights.shapes import config_of, expected_shapes, sizes_of
     ],
 )
 def test_every_name_comes_back(changes):
-    ours = list(expected_shapes(tiny_config(**changes)))
+    ours = list(expected_shapes(tiny_config(**changes).architecture))
     assert [names.from_torch(names.to_torch(name)) for name in ours] == ours
     assert [names.from_tf1(names.to_tf1(name)) for name in ours] == ours
     assert all(names.is_tf1_parameter(names.to_tf1(name)) for name in ours)
@@ -45,6 +45,6 @@ def test_names_and_shapes_are_the_originals(golden):
             generator = ModelConfig(**sizes_of(found, "generator", own), num_attention_heads=1)
             for size in ("hidden_size", "num_hidden_layers", "intermediate_size"):
                 assert getattr(generator, size) == values["gen_config"][size]
-        assert expected_shapes(config_of(found, electra, generator)) == found, option
+        assert expected_shapes(architecture_of(found, electra, generator)) == found, option
         compared += len(found)
     assert compared > 2000

@@ -121,8 +121,8 @@ def test_the_rules_are_those_of_the_original(golden):
 @pytest.mark.parametrize("name", [*(path.stem for path in PRESETS), *ODD])
 def test_hparams_alone_give_the_variables(name):
     config = ODD[name] if name in ODD else load_config(next(path for path in PRESETS if path.stem == name))
-    hparams = json.loads(json.dumps(original_hparams(config, CASED)))
-    expected = {names.to_tf1(ours): shape for ours, shape in expected_shapes(config).items()}
+    hparams = json.loads(json.dumps(original_hparams(config.architecture, config.data.max_seq_length, CASED)))
+    expected = {names.to_tf1(ours): shape for ours, shape in expected_shapes(config.architecture).items()}
     assert original_variables(hparams) == expected
     generator = config.generator.num_attention_heads if name != "one transformer" else 1
     assert heads(hparams)[0] == config.model.num_attention_heads
@@ -135,12 +135,13 @@ def test_hparams_alone_give_the_variables(name):
 
 def test_what_the_original_cannot_build_is_said(tmp_path, caplog):
     with pytest.raises(UserError, match="generator.intermediate_size=65, which the original cannot build"):
-        original_hparams(tiny_config(generator={"intermediate_size": 65}), CASED)
+        original_hparams(tiny_config(generator={"intermediate_size": 65}).architecture, 32, CASED)
     with pytest.raises(UserError, match="generator.num_attention_heads=2, which the original cannot build"):
-        original_hparams(tiny_config(generator={"num_attention_heads": 2, "intermediate_size": 64}), CASED)
+        wide = tiny_config(generator={"num_attention_heads": 2, "intermediate_size": 64})
+        original_hparams(wide.architecture, 32, CASED)
     export_to_tf1(random_weights(tmp_path, model={"layer_norm_eps": 1e-5}), tmp_path / "out")
     assert "layer_norm_eps=1e-05: the original's code has 1e-12 and reads no other" in caplog.text
-    assert find_weights(f"tf1:{tmp_path}/out/model.ckpt-7").config.model.layer_norm_eps == 1e-5
+    assert find_weights(f"tf1:{tmp_path}/out/model.ckpt-7").architecture.model.layer_norm_eps == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_heads_of_a_checkpoint_follow_the_original(tmp_path, hparams, expected):
     weights = dataclasses.replace(weights, read_moment=None)
     prefix = export_to_tf1(weights, tmp_path / "out")
     (prefix.parent / "hparams.json").write_text(json.dumps(hparams))
-    assert find_weights(f"tf1:{prefix}").config.model.num_attention_heads == expected
+    assert find_weights(f"tf1:{prefix}").architecture.model.num_attention_heads == expected
 
 
 @pytest.mark.parametrize(

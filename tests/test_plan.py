@@ -320,7 +320,8 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, state_shardings(state, mesh),
     )  # fmt: skip
-    train_step = step.make_train_step(config, compilation._SPECIAL, mesh, choose_attention(config, mesh, check=False))
+    attend = choose_attention(config.architecture, config.data.max_seq_length, mesh, check=False)
+    train_step = step.make_train_step(config, compilation._SPECIAL, mesh, attend)
     batch = step.abstract_batch(config, batch_sharding(mesh))
     analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
     memory = answer["memory"]
@@ -374,7 +375,7 @@ def test_fine_tuning_compiles_for_a_tpu(name, v3_devices):
     training = load_training(name, task, "koelectra", config.model, ["--batch_size", "16", "--max_seq_length", "32"])
     head = make_head(task, training.head, config.model, 2, training.dropout)
     mesh = make_mesh(MeshConfig(), list(v3_devices))
-    network = Network(config, head, mesh, 0, task.kind == "tagging")
+    network = Network(config.architecture, head, mesh, 0, task.kind == "tagging")
     shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
     steps = make_steps(network, training, 10, shapes)
     target = np.zeros({"tagging": 9, "answers": 3}.get(task.kind, ()), np.int32)

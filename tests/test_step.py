@@ -105,12 +105,12 @@ def test_every_option_learns(changes):
 
 def test_uniform_generator_has_no_parameters_and_a_constant_loss():
     config = tiny_config(generator={"uniform_generator": True})
-    params = electra.init(config, jax.random.key(0))
+    params = electra.init(config.architecture, jax.random.key(0))
     assert not [name for name in jax.tree.leaves(tree_names(params)) if name.startswith("generator")]
 
 
 def test_every_parameter_has_a_sharding_rule():
-    names = tree_names(jax.eval_shape(lambda: electra.init(tiny_config(), jax.random.key(0))))
+    names = tree_names(jax.eval_shape(lambda: electra.init(tiny_config().architecture, jax.random.key(0))))
     for name in jax.tree.leaves(names):
         rule_for(name)
     with pytest.raises(AssertionError, match="no sharding rule covers"):

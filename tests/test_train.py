@@ -90,7 +90,7 @@ def test_exports_load_whole_and_compute_the_same(run, exported, part, framework)
     text = ["새벽 시장은 도시가 아직 잠들어 있을 때 가장 먼저 깨어난다.", "봄이 왔다."]
     inputs = tokenizer(text, padding=True, truncation=True, max_length=32, return_tensors="np")
     config = load_config(run / "tiny.yaml")
-    ours = parity.our_logits(config, state_at(run, "run", 6).params, part, inputs)
+    ours = parity.our_logits(config.architecture, state_at(run, "run", 6).params, part, inputs)
     if framework == "flax":
         model = cls.from_pretrained(exported / part)
         written = msgpack_restore((exported / part / "flax_model.msgpack").read_bytes())

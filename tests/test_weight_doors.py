@@ -9,6 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 from finetune_tools import QUICK, write_sentiment
+from golden_tools import config_for
 from run_tools import refusal
 from safetensors.numpy import load_file, save_file
 from weights_tools import assert_equal, export_both
@@ -284,9 +285,10 @@ def begin(model):
     """pretrain --init-from."""
     source = Start(f"hf:{model}")
     weights = find_weights(source.source)
-    source.check(weights.config, weights.vocabulary)
+    config = config_for(weights.architecture)
+    source.check(config, weights.vocabulary)
     fresh = jax.device_put(nested({name: np.zeros(shape, "f4") for name, shape in weights.shapes.items()}))
-    source.apply(weights.config, weights.vocabulary, make_mesh(MeshConfig()), TrainState(0, fresh, ()))
+    source.apply(config, weights.vocabulary, make_mesh(MeshConfig()), TrainState(0, fresh, ()))
 
 
 def encode(model):

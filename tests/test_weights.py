@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from golden_tools import read_json
+from golden_tools import config_for, read_json
 from run_tools import refusal
 from test_golden import FORWARD_CASES, RecordedTraining, losses_with_given_draws
 from weights_tools import SHARING, assert_equal, export, export_both, random_weights, write_original, write_vocabulary
@@ -40,7 +40,8 @@ def test_checkpoints_of_the_original_come_whole(golden, name):
     assert weights.step == 200 and not weights.unused and not weights.remarks
 
     case = np.load(golden / f"forward/{name}.npz")
-    total, (_, generator_BMV, discriminator_BT) = losses_with_given_draws(weights.config, weights.to_params(), case)
+    config = config_for(weights.architecture)
+    total, (_, generator_BMV, discriminator_BT) = losses_with_given_draws(config, weights.to_params(), case)
     np.testing.assert_allclose(generator_BMV, case["mlm_logits"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(discriminator_BT, case["disc_logits"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(total, case["total_loss"], rtol=1e-5)
@@ -49,7 +50,7 @@ def test_checkpoints_of_the_original_come_whole(golden, name):
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoints_of_the_original_go_back_as_they_were(golden, tmp_path, name):
     place = golden / f"tf1_ckpt/{name}"
-    rows = find_weights(f"tf1:{place}/model.ckpt-200").config.model.vocab_size
+    rows = find_weights(f"tf1:{place}/model.ckpt-200").architecture.model.vocab_size
     vocabulary = write_vocabulary(tmp_path / "vocab.txt", rows).path
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "strip_accents": false}')
     arguments = ["--from", f"tf1:{place}/model.ckpt-200", "--vocab", str(vocabulary), "--out", str(tmp_path / "out")]
@@ -59,7 +60,7 @@ def test_checkpoints_of_the_original_go_back_as_they_were(golden, tmp_path, name
     for each in before.shapes:
         for moment in "mv":
             np.testing.assert_array_equal(before.read_moment(each, moment), after.read_moment(each, moment))
-    assert (before.step, before.config) == (after.step, after.config)
+    assert (before.step, before.architecture) == (after.step, after.architecture)
     theirs, ours = (read_json(folder / "hparams.json") for folder in (place, tmp_path / "out"))
     assert {key: ours[key] for key in theirs if key in ours} == {key: theirs[key] for key in theirs if key in ours}
 
@@ -122,7 +123,7 @@ def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
         for moment in "mv":
             np.testing.assert_array_equal(original.read_moment(name, moment), weights.read_moment(name, moment))
     assert (original.step, original.casing) == (7, weights.casing)
-    assert original.config.model == weights.config.model
+    assert original.architecture == weights.architecture
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_a_checkpoint_without_hparams_says_what_it_assumed(there, tmp_path):
     (tmp_path / "original/hparams.json").unlink()
     weights = find_weights(f"tf1:{tmp_path}/original/model.ckpt-7")
     assert weights.remarks == ("no hparams.json beside it: attention heads taken to be hidden size / 64",)
-    assert weights.config.model.num_attention_heads == 1 and weights.casing is None
+    assert weights.architecture.model.num_attention_heads == 1 and weights.casing is None
 
 
 # ------------------------------------------------------------------------------------------------------ refusals

@@ -51,7 +51,7 @@ def write_vocabulary(path, size=300):
 def random_weights(folder, sharing="embeddings", seed=0, **changes):
     """Weights as if they were found, with moments; no two tensors are equal."""
     config = tiny_config(**SHARING[sharing], **changes)
-    shapes = expected_shapes(config)
+    shapes = expected_shapes(config.architecture)
 
     def read(name, moment=""):
         key = jax.random.fold_in(jax.random.key(seed), sorted(shapes).index(name) + 1000 * "_mv".index(moment or "_"))
@@ -59,7 +59,10 @@ def random_weights(folder, sharing="embeddings", seed=0, **changes):
         return np.asarray(centre + 0.1 * jax.random.normal(key, shapes[name]))
 
     vocabulary = write_vocabulary(folder / "vocab.txt", config.model.vocab_size)
-    return Weights("random", config, shapes, read, 7, vocabulary, CASED, read_moment=read)
+    return Weights(
+        "random", config.architecture, shapes, read, 7, vocabulary, CASED, read_moment=read,
+        max_seq_length=config.data.max_seq_length,
+    )  # fmt: skip
 
 
 def export(weights, out, is_compared=True):

@@ -20,7 +20,6 @@ from electra_flax.runtime.host_memory import restart_with_huge_pages
 from electra_flax.text import decode, without_halves
 
 if TYPE_CHECKING:
-    from electra_flax.weights.shapes import parts_of
     from electra_flax.weights.start import Start
 
 _LEARNING = ("pretrain", "finetune", "scoreboard")
@@ -175,7 +174,7 @@ def _export(args: argparse.Namespace) -> None:
     for remark in publication.remarks:
         write_line(f"warning: {remark}")
     weights = find_weights(args.source or f"orbax:{args.workdir}", args.step, args.vocab)
-    parts = parts_of(weights.config)
+    parts = weights.architecture.parts
     repositories = hub.repositories(args.push, parts) if args.push else {}
     if args.push:
         hub.check_login(args.push)

@@ -11,58 +11,20 @@ strings, jsonargparse looks through all modules, and leaves a section out where 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
+from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size, check_heads
 from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range, check, check_numbers
 from electra_flax.errors import UserError
 
-# Far beyond any model that there is, and within what the counters and random keys of a device can hold.
-Size = Annotated[int, Range(1, 2**20)]
+# Within what the counters and random keys of a device can hold.
 Batch = Annotated[int, Range(1, 2**24)]
 Steps = Annotated[int, Range(1, MOST_INT32)]
 StepsOrNone = Annotated[int, Range(0, MOST_INT32)]
 Seed = Annotated[int, Range(0, MOST_UINT32)]
 Minutes = Annotated[float, Range(0, 10**6, "(]")]
 Weight = Annotated[float, Range(0, 10**6)]
-BelowOne = Annotated[float, Range(0, 1, "[)")]
+COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
+
 Axis = Annotated[int, Range(1, 2**16, also=-1)]
-
-
-def _check_heads(section: str, hidden_size: int, num_heads: int) -> None:
-    heads = f"{section}.num_attention_heads={num_heads}"
-    check(hidden_size % num_heads == 0, f"{section}.hidden_size={hidden_size} must be a multiple of {heads}")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The discriminator, and what the generator shares with it. Names are those of Hugging Face's ElectraConfig."""
-
-    vocab_size: Annotated[int, Range(1, 2**24)]
-    """Entries in vocab.txt; must equal that of the data."""
-    embedding_size: Size
-    """Width of the word, position and token-type embeddings; projected to hidden_size when it differs."""
-    hidden_size: Size
-    """Width of the transformer."""
-    num_hidden_layers: Annotated[int, Range(1, 1024)]
-    """Transformer layers."""
-    num_attention_heads: Annotated[int, Range(1, 2**16)]
-    """Attention heads; the paper keeps hidden_size / heads at 64."""
-    intermediate_size: Size
-    """Width of the feed-forward layer."""
-    hidden_dropout_prob: BelowOne = 0.1
-    """Dropout after the embeddings and after each sublayer."""
-    attention_probs_dropout_prob: BelowOne = 0.1
-    """Dropout on the attention probabilities."""
-    max_position_embeddings: Size = 512
-    """Longest sequence that the position table can hold."""
-    type_vocab_size: Annotated[int, Range(1, 2**16)] = 2
-    """Segments."""
-    initializer_range: Annotated[float, Range(0, 1000)] = 0.02
-    """Standard deviation parameter of the truncated normal initialiser."""
-    layer_norm_eps: Annotated[float, Range(0, 0.1, "(]")] = 1e-12
-    """Epsilon of every LayerNorm; the original's, and that of its published weights, is always 1e-12."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "model")
-        _check_heads("model", self.hidden_size, self.num_attention_heads)
 
 
 @dataclass(frozen=True)
@@ -87,7 +49,7 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "generator")
-        _check_heads("generator", self.hidden_size, self.num_attention_heads)
+        check_heads("generator", self.hidden_size, self.num_attention_heads)
         check(
             not (self.uniform_generator and self.untied_generator_embeddings),
             "generator.untied_generator_embeddings=true needs a generator, but generator.uniform_generator=true "
@@ -164,9 +126,9 @@ class TrainingConfig:
     """Slices into which a batch is cut when it does not fit; the result is that of the whole batch."""
     seed: Seed = 0
     """Seed of initialisation, masking, sampling and dropout."""
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compute_dtype: ComputeDtype = "bfloat16"
     """Type of matrix products and activations; parameters, softmax, LayerNorm, losses stay float32."""
-    compilation_cache: str = "~/.cache/electra-flax/compiled"
+    compilation_cache: str = COMPILATION_CACHE
     """Folder, local or gs://, of compiled programs, which make later starts faster; "" keeps none. Whoever may write
     there can run code here."""
     max_skipped_steps: StepsOrNone = 10
@@ -361,6 +323,30 @@ class Config:
                 f"generator.{name}={ours} must equal model.{name}={theirs} with generator.untied_generator=false: "
                 "they are one transformer",
             )
+
+    @property
+    def architecture(self) -> Architecture:
+        """The models of the run, without what is said of training them."""
+        generator, trains_both = self.generator, self.objective.electra_objective
+        has_generator = not generator.uniform_generator
+        sizes = replace(
+            self.model,
+            hidden_size=generator.hidden_size,
+            num_hidden_layers=generator.num_hidden_layers,
+            num_attention_heads=generator.num_attention_heads,
+            intermediate_size=generator.intermediate_size,
+            embedding_size=(
+                generator.hidden_size if generator.untied_generator_embeddings else self.model.embedding_size
+            ),
+        )
+        return Architecture(
+            model=self.model,
+            generator=sizes if trains_both and has_generator and generator.untied_generator else None,
+            has_own_embeddings=generator.untied_generator_embeddings,
+            has_generator_head=has_generator,
+            has_discriminator_head=trains_both,
+            compute_dtype=self.training.compute_dtype,
+        )
 
     @property
     def phases(self) -> "list[Phase]":

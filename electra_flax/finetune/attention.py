@@ -9,28 +9,22 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from electra_flax.config.schema import Config, LongPhaseConfig
+from electra_flax.config.architecture import Architecture
 from electra_flax.finetune.batches import padded_lengths
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.attention_kernel import supports
 
 
-def choose_by_length(config: Config, mesh: Mesh, longest: int) -> Attend:
+def choose_by_length(architecture: Architecture, mesh: Mesh, longest: int) -> Attend:
     """What pretraining would choose for an encoder of each length to which batches are padded.
 
     As there, all processes must ask at the same time.
     """
-    head_size = config.model.hidden_size // config.model.num_attention_heads
+    head_size = architecture.model.hidden_size // architecture.model.num_attention_heads
     lengths = [length for length in padded_lengths(longest) if supports(length, head_size)]
-    return by_length({length: choose_attention(_encoder_of(config, length), mesh) for length in lengths})
-
-
-def _encoder_of(config: Config, length: int) -> Config:
-    """Without a generator, whose sizes do not matter here."""
-    alone = dataclasses.replace(config.generator, uniform_generator=True, untied_generator_embeddings=False)
-    data = dataclasses.replace(config.data, max_seq_length=length)
-    return dataclasses.replace(config, generator=alone, data=data, long_phase=LongPhaseConfig())
+    encoder = dataclasses.replace(architecture, generator=None)  # the generator takes no part
+    return by_length({length: choose_attention(encoder, length, mesh) for length in lengths})
 
 
 def by_length(choices: Mapping[int, Attend]) -> Attend:

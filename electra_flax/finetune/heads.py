@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform, normal
 
-from electra_flax.config.schema import ModelConfig
+from electra_flax.config.architecture import ModelConfig
 from electra_flax.finetune.encoding import IGNORED
 from electra_flax.finetune.task import Task
 from electra_flax.model import randomness

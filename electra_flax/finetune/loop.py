@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from electra_flax.config.schema import CheckpointConfig
+from electra_flax.config.schema import CheckpointConfig, LoggingConfig
 from electra_flax.errors import Preempted, RunError
 from electra_flax.finetune.batches import epoch_batches
 from electra_flax.finetune.data import Part, TaskData
@@ -90,7 +90,7 @@ def finetune_seed(
     records = seed_folder(work, seed)
     records.mkdir(parents=True, exist_ok=True)
     was_evaluated = bool(history) and history[-1]["step"] == step
-    writer = MetricWriter(records, network.config, step, was_evaluated, enabled=processes.is_main())
+    writer = MetricWriter(records, None, step, was_evaluated, enabled=processes.is_main())
 
     def predict_step(params: Params, batch: Batch) -> Outputs:
         watchdog.alive("predicting")
@@ -123,7 +123,7 @@ def finetune_seed(
             writer.write(step, "train", _known({"loss": recent, "grad_norm": float(sums["grad_norm"])}))
         return agreement.receive(sent).stop
 
-    every = network.config.logging.every_steps
+    every = LoggingConfig().every_steps
     interruption.saves = True
     agreement = Agreement(network.mesh)
     pending: tuple[int, dict[str, jax.Array], Any] | None = None

@@ -30,7 +30,7 @@ from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.console import json_text
 from electra_flax.trees import flat, nested
 from electra_flax.weights.hugging_face import ModelFolder
-from electra_flax.weights.shapes import config_of
+from electra_flax.weights.shapes import architecture_of
 
 log = logging.getLogger("electra_flax")
 
@@ -76,18 +76,24 @@ class FineTuned:
         self.task, self.training, self.labels = recipe.task, recipe.training, recipe.labels
         self.null_threshold = math.inf if recipe.null_threshold is None else recipe.null_threshold
         weights = ModelFolder.open(str(folder))
-        config = config_of(weights.shapes, weights.config, None)
-        longest, positions = self.training.max_seq_length, config.model.max_position_embeddings
+        sizes = weights.config
+        longest, positions = self.training.max_seq_length, sizes.max_position_embeddings
         if longest > positions:
             raise UserError(f"{path}: max_seq_length={longest}, but the model has {positions} positions: {_FIX}")
-        head = make_head(self.task, self.training.head, config.model, len(self.labels), dropout=0.0)
+        head = make_head(self.task, self.training.head, sizes, len(self.labels), dropout=0.0)
         vocabulary = Vocabulary.read(folder / "vocab.txt")
         self._tokenizer = published_tokenizer(vocabulary, Casing.read(folder))
         names = [*(name for name in weights.shapes if name.startswith("electra/")), *weights.unused]
         self._params = nested({name: jnp.asarray(weights.read(name)) for name in names})
         _check_head(path, flat(jax.eval_shape(head.init, jax.random.key(0))), flat(self._params))
         mesh = make_mesh(MeshConfig())
-        self._network = Network(config, head, mesh, vocabulary.special.pad, self.task.kind == "tagging")
+        self._network = Network(
+            architecture_of(weights.shapes, sizes, None),
+            head,
+            mesh,
+            vocabulary.special.pad,
+            self.task.kind == "tagging",
+        )
 
     def outputs(self, batch: Batch) -> Outputs:
         """What the head makes of a batch of any size."""

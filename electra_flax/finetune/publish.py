@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from electra_flax.config.schema import ModelConfig
+from electra_flax.config.architecture import ModelConfig
 from electra_flax.data.tokenizer import Casing, save_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.files import replaced, write_whole

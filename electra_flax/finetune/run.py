@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from electra_flax.config.architecture import Architecture
 from electra_flax.config.loading import flatten
 from electra_flax.config.ranges import MOST_INT32
-from electra_flax.config.schema import Config, LoggingConfig, MeshConfig
+from electra_flax.config.schema import COMPILATION_CACHE, MeshConfig
 from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import RunError, UserError
@@ -41,7 +42,6 @@ from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.bucket import patiently
 from electra_flax.storage.workdir import Workdir
-from electra_flax.training.step import abstract_state
 from electra_flax.trees import nested
 from electra_flax.weights.hugging_face import HEADS
 from electra_flax.weights.sources import Weights, find_part, find_weights
@@ -79,8 +79,8 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
     """
     with processes.together():
         run = _read(request)
-    set_up_compiler(run.config.training.compilation_cache)
-    task, training, data, config = run.task, run.training, run.data, run.config
+    set_up_compiler(COMPILATION_CACHE)
+    task, training, data, architecture = run.task, run.training, run.data, run.architecture
     processes.require_agreement(
         {
             "number of rows": f"{len(data.train.rows)} to learn from, {len(data.scored.rows)} scored",
@@ -93,11 +93,12 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
         task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
         data.scored.name, f"{len(data.scored.examples):,}",
     )  # fmt: skip
-    head = make_head(task, training.head, config.model, len(data.labels), training.dropout)
-    attend = choose_by_length(config, run.mesh, training.max_seq_length)
-    network = Network(config, head, run.mesh, run.vocabulary.special.pad, task.kind == "tagging", attend)
+    head = make_head(task, training.head, architecture.model, len(data.labels), training.dropout)
+    attend = choose_by_length(architecture, run.mesh, training.max_seq_length)
+    network = Network(architecture, head, run.mesh, run.vocabulary.special.pad, task.kind == "tagging", attend)
     num_steps = training.num_steps(len(data.train.rows))
-    shapes = {"electra": abstract_state(config).params["electra"], **jax.eval_shape(head.init, jax.random.key(0))}
+    encoder = jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0)))["electra"]
+    shapes = {"electra": encoder, **jax.eval_shape(head.init, jax.random.key(0))}
     steps = make_steps(network, training, num_steps, shapes)
     work = Workdir(request.out)
     with (
@@ -138,7 +139,7 @@ class _Run(NamedTuple):
     task: Task
     training: Training
     weights: Weights
-    config: Config
+    architecture: Architecture
     vocabulary: Vocabulary
     casing: Casing
     mesh: Mesh
@@ -148,8 +149,8 @@ class _Run(NamedTuple):
 def _read(request: Request) -> _Run:
     task = load_task(request.task)
     weights = find_encoder(request.model)
-    training = load_training(request.task, task, request.preset, weights.config.model, request.overrides)
-    config = encoder_config(weights, training)
+    training = load_training(request.task, task, request.preset, weights.architecture.model, request.overrides)
+    architecture = encoder_architecture(weights, training)
     vocabulary, casing = weights.vocabulary, weights.casing
     if vocabulary is None or casing is None:
         raise UserError(f"--model {request.model}: no vocabulary beside its weights: export it first")
@@ -163,7 +164,7 @@ def _read(request: Request) -> _Run:
             f"epochs={training.epochs} of {len(data.train.rows):,} rows, batch_size={training.batch_size}: "
             f"{num_steps:,} steps, expected at most {MOST_INT32:,}: lower epochs or raise batch_size"
         )
-    return _Run(task, training, weights, config, vocabulary, casing, mesh, data)
+    return _Run(task, training, weights, architecture, vocabulary, casing, mesh, data)
 
 
 def find_encoder(place: str) -> Weights:
@@ -173,7 +174,7 @@ def find_encoder(place: str) -> Weights:
         weights = find_part(place, "discriminator", needs_head=False)
     else:
         weights = find_weights(place, needs_head=False)
-    if not weights.config.objective.electra_objective:
+    if not weights.architecture.has_discriminator_head:
         raise UserError(f"--model {place}: a generator; the discriminator is what is fine-tuned")
     if not any(name.startswith(HEADS["discriminator"]) for name in weights.shapes):
         names = ", ".join(name.rpartition(": ")[2] for name in weights.unused)
@@ -182,27 +183,27 @@ def find_encoder(place: str) -> Weights:
     return weights
 
 
-def encoder_config(weights: Weights, training: Training) -> Config:
+def encoder_architecture(weights: Weights, training: Training) -> Architecture:
     """Raises UserError where the model has too few positions."""
-    sizes = weights.config.model
+    sizes = weights.architecture.model
     if training.max_seq_length > sizes.max_position_embeddings:
         raise UserError(
             f"max_seq_length={training.max_seq_length}: the model has {sizes.max_position_embeddings} positions: add "
             f"--max_seq_length {sizes.max_position_embeddings}"
         )
+    without_generator = dataclasses.replace(weights.architecture, generator=None, has_generator_head=False)
     return dataclasses.replace(
-        weights.config,
+        without_generator,
         model=dataclasses.replace(
             sizes, hidden_dropout_prob=training.dropout, attention_probs_dropout_prob=training.dropout
         ),
-        training=dataclasses.replace(weights.config.training, compute_dtype=training.compute_dtype),
-        logging=LoggingConfig(),  # that of pretraining names its own project
+        compute_dtype=training.compute_dtype,
     )
 
 
 def _first_weights(request: Request, run: _Run, seed: int) -> Params:
     if request.random_weights:
-        params = jax.jit(electra.init, static_argnums=0)(run.config, jax.random.key(seed))
+        params = jax.jit(electra.init, static_argnums=0)(run.architecture, jax.random.key(seed))
         return {"electra": jax.device_get(params["electra"])}
     names = [name for name in run.weights.shapes if name.startswith("electra/")]
     return nested({name: run.weights.read(name) for name in names})
@@ -245,7 +246,7 @@ def _write_seed(folder: Path, run: _Run, seed: int, result: SeedResult) -> None:
     threshold = result.null_threshold if np.isfinite(result.null_threshold) else None
     recipe = publish.Recipe(task, training, data.labels, threshold)
     publish.write_model(
-        folder, task, training, run.config.model, run.vocabulary, run.casing, data.labels, result, recipe
+        folder, task, training, run.architecture.model, run.vocabulary, run.casing, data.labels, result, recipe
     )
     name, text = publish.predictions_file(task, data.scored.examples, result.predictions, result.null_threshold)
     write_whole(folder / name, text)

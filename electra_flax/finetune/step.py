@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from electra_flax.config.schema import Config, OptimizerConfig
+from electra_flax.config.architecture import Architecture
+from electra_flax.config.schema import OptimizerConfig
 from electra_flax.finetune.batches import collate, sorted_batches
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import Batch, Head, Outputs
@@ -32,8 +33,8 @@ _BELOW_TOP = {"paper": 1, "original": 2}
 class Network(NamedTuple):
     """An encoder with a head, and what goes in."""
 
-    config: Config
-    """Of the encoder; of the rest of it only training.compute_dtype counts."""
+    architecture: Architecture
+    """Of the encoder."""
     head: Head
     mesh: Mesh
     pad_id: int
@@ -41,7 +42,7 @@ class Network(NamedTuple):
     attend: Attend = xla_attention
 
 
-def optimizer_of(training: Training, config: Config, num_steps: int) -> optax.GradientTransformation:
+def optimizer_of(training: Training, num_layers: int, num_steps: int) -> optax.GradientTransformation:
     """AdamW, as in pretraining or with bias correction, each layer with its own part of the learning rate."""
     rates = OptimizerConfig(
         learning_rate=training.learning_rate,
@@ -51,7 +52,7 @@ def optimizer_of(training: Training, config: Config, num_steps: int) -> optax.Gr
         max_grad_norm=training.max_grad_norm,
     )
     below_top = _BELOW_TOP[training.layer_decay_form]
-    layers = scale_by_layer(training.layer_decay, config.model.num_hidden_layers, below_top)
+    layers = scale_by_layer(training.layer_decay, num_layers, below_top)
     return optax.chain(make_optimizer(rates, num_steps, training.bias_correction), layers)
 
 
@@ -70,7 +71,7 @@ class Steps(NamedTuple):
 
 def make_steps(network: Network, training: Training, num_steps: int, params: Params) -> Steps:
     """`params` are arrays or their shapes."""
-    optimizer = optimizer_of(training, network.config, num_steps)
+    optimizer = optimizer_of(training, network.architecture.model.num_hidden_layers, num_steps)
 
     def init(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -119,7 +120,7 @@ def _train_step(
 
 def _encode(network: Network, params: Params, batch: Batch, seeds_B: jax.Array | None) -> jax.Array:
     return electra.apply_encoder(
-        network.config, {"electra": params["electra"]}, batch["input_ids"], batch["attention_mask"],
+        network.architecture, {"electra": params["electra"]}, batch["input_ids"], batch["attention_mask"],
         batch["token_type_ids"], seeds_B, network.attend,
     )  # fmt: skip
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
+from electra_flax.config.architecture import ModelConfig
 from electra_flax.config.loading import fields_from, load_fields
 from electra_flax.config.ranges import Range, check, check_numbers
-from electra_flax.config.schema import ModelConfig
 from electra_flax.errors import UserError
 
 HELP = "electra-flax finetune --help"

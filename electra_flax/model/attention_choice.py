@@ -20,10 +20,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from electra_flax.config.schema import Config, ModelConfig
+from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.model.attention import Attend, mask_bias, xla_attention
 from electra_flax.model.attention_kernel import Spec, attend_local, kernel_attention, supports
-from electra_flax.model.electra import generator_model_config
 from electra_flax.runtime import processes
 
 log = logging.getLogger("electra_flax")
@@ -32,14 +31,15 @@ _ROWS = 2
 _TOLERANCE = 0.03  # of the largest number: a few roundings to bfloat16
 
 
-def choose_attention(config: Config, mesh: Mesh, check: bool = True) -> Attend:
-    """The kernel on TPUs where shapes allow it and `check` finds it sound in all processes; plain attention elsewhere.
+def choose_attention(architecture: Architecture, tokens: int, mesh: Mesh, check: bool = True) -> Attend:
+    """The kernel on TPUs where the shapes of rows of so many tokens allow it and `check` finds it sound in all
+    processes; plain attention elsewhere.
 
     All processes must ask at the same time, and get the same answer.
     """
-    if not _has_kernel(config, mesh):
+    if not _has_kernel(architecture, tokens, mesh):
         return xla_attention
-    if check and (problem := processes.first_problem(_problem_here(config, mesh))):
+    if check and (problem := processes.first_problem(_problem_here(architecture, tokens, mesh))):
         if processes.is_main():
             log.warning(
                 "the attention kernel is not used on this %s: %s; plain attention is slower",
@@ -47,28 +47,28 @@ def choose_attention(config: Config, mesh: Mesh, check: bool = True) -> Attend:
                 problem,
             )
         return xla_attention
-    spec = kernel_specs(config, mesh)[0]
+    spec = kernel_specs(architecture, tokens, mesh)[0]
     return kernel_attention(mesh, spec.matmul_dtype, spec.interpret)
 
 
-def _has_kernel(config: Config, mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "tpu" and all(_fits(part, config, mesh) for part in _models(config))
+def _has_kernel(architecture: Architecture, tokens: int, mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "tpu" and all(_fits(part, tokens, mesh) for part in _models(architecture))
 
 
-def _problem_here(config: Config, mesh: Mesh) -> str:
+def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh) -> str:
     """The first thing that is wrong with the kernel on this process's device, in training or evaluation, or ""."""
-    for trained in kernel_specs(config, mesh):
+    for trained in kernel_specs(architecture, tokens, mesh):
         for spec in dict.fromkeys((trained, dataclasses.replace(trained, rate=0.0))):
             num_heads = spec.num_heads * mesh.shape["tensor"]
-            if problem := find_problem(spec, config.training.compute_dtype, num_heads):
+            if problem := find_problem(spec, architecture.compute_dtype, num_heads):
                 return (
                     f"with {num_heads} heads of {spec.head_size}, {spec.tokens} tokens and dropout {spec.rate:g} in "
-                    f"{config.training.compute_dtype}, {problem}"
+                    f"{architecture.compute_dtype}, {problem}"
                 )
     return ""
 
 
-def kernel_specs(config: Config, mesh: Mesh) -> tuple[Spec, ...]:
+def kernel_specs(architecture: Architecture, tokens: int, mesh: Mesh) -> tuple[Spec, ...]:
     """The kernels that training on the mesh uses: discriminator's and generator's, where they differ."""
     # Kernels for v2 and v3 cannot multiply bfloat16; float32 operands are rounded the same way there.
     device = mesh.devices.flat[0]
@@ -77,23 +77,23 @@ def kernel_specs(config: Config, mesh: Mesh) -> tuple[Spec, ...]:
         Spec(
             num_heads=model.num_attention_heads // mesh.shape["tensor"],
             head_size=model.hidden_size // model.num_attention_heads,
-            tokens=config.data.max_seq_length,
+            tokens=tokens,
             rate=model.attention_probs_dropout_prob,
-            matmul_dtype=jnp.dtype(jnp.float32 if old else config.training.compute_dtype),
+            matmul_dtype=jnp.dtype(jnp.float32 if old else architecture.compute_dtype),
             interpret=device.platform != "tpu",
         )
-        for model in _models(config)
+        for model in _models(architecture)
     )
     return tuple(dict.fromkeys(specs))
 
 
-def _models(config: Config) -> tuple[ModelConfig, ...]:
-    return config.model, generator_model_config(config)
+def _models(architecture: Architecture) -> tuple[ModelConfig, ...]:
+    return architecture.model, architecture.generator_sizes
 
 
-def _fits(model: ModelConfig, config: Config, mesh: Mesh) -> bool:
+def _fits(model: ModelConfig, tokens: int, mesh: Mesh) -> bool:
     whole_heads = model.num_attention_heads % mesh.shape["tensor"] == 0
-    return whole_heads and supports(config.data.max_seq_length, model.hidden_size // model.num_attention_heads)
+    return whole_heads and supports(tokens, model.hidden_size // model.num_attention_heads)
 
 
 def find_problem(spec: Spec, dtype: DTypeLike, num_heads: int) -> str | None:

@@ -12,7 +12,6 @@ Sharing follows docs/semantics.md, section 9.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -20,58 +19,28 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from electra_flax.config.schema import Config, ModelConfig
+from electra_flax.config.architecture import Architecture
 from electra_flax.model import layers
 from electra_flax.model.attention import Attend, xla_attention
 
 Params = dict[str, Any]
 
 
-def has_own_generator(config: Config) -> bool:
-    """Whether there is a second transformer."""
-    return (
-        config.objective.electra_objective
-        and config.generator.untied_generator
-        and not config.generator.uniform_generator
-    )
-
-
-def has_generator_head(config: Config) -> bool:
-    """Whether anything predicts masked tokens."""
-    return not config.generator.uniform_generator
-
-
-def generator_model_config(config: Config) -> ModelConfig:
-    """The generator as a model of its own; its embedding size is that of the table it uses."""
-    if not has_own_generator(config):
-        return config.model
-    generator = config.generator
-    own_embeddings = generator.untied_generator_embeddings
-    return dataclasses.replace(
-        config.model,
-        embedding_size=generator.hidden_size if own_embeddings else config.model.embedding_size,
-        hidden_size=generator.hidden_size,
-        num_hidden_layers=generator.num_hidden_layers,
-        num_attention_heads=generator.num_attention_heads,
-        intermediate_size=generator.intermediate_size,
-    )
-
-
 class _Electra(nn.Module):
-    config: Config
+    architecture: Architecture
     attend: Attend = xla_attention
 
     def setup(self) -> None:
-        dtype: DTypeLike = jnp.dtype(self.config.training.compute_dtype)
-        generator = generator_model_config(self.config)
-        self.electra = layers.Transformer(self.config.model, dtype, self.attend)
-        if has_own_generator(self.config):
-            self.generator = layers.Transformer(generator, dtype, self.attend)
-        if has_generator_head(self.config):
-            self.generator_predictions = layers.GeneratorPredictions(generator, dtype)
-            self.generator_lm_head = layers.TiedLmHead(generator, dtype)
-        if self.config.objective.electra_objective:
-            self.discriminator_predictions = layers.DiscriminatorPredictions(self.config.model, dtype)
+        architecture = self.architecture
+        dtype: DTypeLike = jnp.dtype(architecture.compute_dtype)
+        self.electra = layers.Transformer(architecture.model, dtype, self.attend)
+        if architecture.generator is not None:
+            self.generator = layers.Transformer(architecture.generator, dtype, self.attend)
+        if architecture.has_generator_head:
+            self.generator_predictions = layers.GeneratorPredictions(architecture.generator_sizes, dtype)
+            self.generator_lm_head = layers.TiedLmHead(architecture.generator_sizes, dtype)
+        if architecture.has_discriminator_head:
+            self.discriminator_predictions = layers.DiscriminatorPredictions(architecture.model, dtype)
 
     def generate(
         self,
@@ -81,10 +50,10 @@ class _Electra(nn.Module):
         positions_BM: jax.Array,
         seeds_B: jax.Array | None,
     ) -> jax.Array:
-        if not has_generator_head(self.config):
-            return jnp.zeros((*positions_BM.shape, self.config.model.vocab_size), jnp.float32)
-        transformer = self.generator if has_own_generator(self.config) else self.electra
-        embeddings = (transformer if self.config.generator.untied_generator_embeddings else self.electra).embeddings
+        if not self.architecture.has_generator_head:
+            return jnp.zeros((*positions_BM.shape, self.architecture.model.vocab_size), jnp.float32)
+        transformer = self.electra if self.architecture.generator is None else self.generator
+        embeddings = (transformer if self.architecture.has_own_embeddings else self.electra).embeddings
         embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 0))
         hidden_BTD = transformer(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 1))
         hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
@@ -109,17 +78,17 @@ class _Electra(nn.Module):
     def __call__(self, input_ids_BT: jax.Array) -> None:
         """Touches every parameter, for init."""
         self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], None)
-        if self.config.objective.electra_objective:
+        if self.architecture.has_discriminator_head:
             self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, None)
 
 
-def init(config: Config, key: jax.Array) -> Params:
+def init(architecture: Architecture, key: jax.Array) -> Params:
     """Fresh float32 parameters (docs/semantics.md, section 8: truncated normal; two Glorot uniform kernels)."""
-    return _Electra(config).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    return _Electra(architecture).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 def apply_generator(
-    config: Config,
+    architecture: Architecture,
     params: Params,
     input_ids_BT: jax.Array,
     attention_mask_BT: jax.Array,
@@ -129,7 +98,7 @@ def apply_generator(
     attend: Attend = xla_attention,
 ) -> jax.Array:
     """Masked-LM logits_BMV float32 at the given positions; no dropout without seeds."""
-    logits: Any = _Electra(config, attend).apply(
+    logits: Any = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM, seeds_B,
         method="generate",
     )  # fmt: skip
@@ -137,7 +106,7 @@ def apply_generator(
 
 
 def apply_discriminator(
-    config: Config,
+    architecture: Architecture,
     params: Params,
     input_ids_BT: jax.Array,
     attention_mask_BT: jax.Array,
@@ -146,14 +115,14 @@ def apply_discriminator(
     attend: Attend = xla_attention,
 ) -> jax.Array:
     """Replaced-token logits_BT float32; no dropout without seeds."""
-    logits: Any = _Electra(config, attend).apply(
+    logits: Any = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="discriminate"
     )
     return logits
 
 
 def apply_encoder(
-    config: Config,
+    architecture: Architecture,
     params: Params,
     input_ids_BT: jax.Array,
     attention_mask_BT: jax.Array,
@@ -163,14 +132,14 @@ def apply_encoder(
 ) -> jax.Array:
     """hidden_BTD of the discriminator's last layer, in compute_dtype, for a head of fine-tuning; no dropout without
     seeds."""
-    hidden: Any = _Electra(config, attend).apply(
+    hidden: Any = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="encode"
     )
     return hidden
 
 
 def apply_with_layers(
-    config: Config,
+    architecture: Architecture,
     params: Params,
     part: str,
     input_ids_BT: jax.Array,
@@ -184,8 +153,10 @@ def apply_with_layers(
     if part == "generator":
         arguments.append(positions_BT)
     method = "generate" if part == "generator" else "discriminate"
-    output: Any = _Electra(config).apply({"params": params}, *arguments, None, method=method, mutable=["intermediates"])
+    output: Any = _Electra(architecture).apply(
+        {"params": params}, *arguments, None, method=method, mutable=["intermediates"]
+    )
     logits, kept = output
-    transformer = "generator" if part == "generator" and has_own_generator(config) else "electra"
+    transformer = "generator" if part == "generator" and architecture.generator is not None else "electra"
     found = kept["intermediates"][transformer]
     return [*found["hidden"], *found["encoder"]["layer"]["hidden"]], logits

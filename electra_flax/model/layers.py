@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform
 from jax.typing import DTypeLike
 
-from electra_flax.config.schema import ModelConfig
+from electra_flax.config.architecture import ModelConfig
 from electra_flax.model import randomness
 from electra_flax.model.attention import Attend
 from electra_flax.model.products import add_bias, dot_rows

@@ -105,7 +105,7 @@ def make_plan(phase: Phase, accelerator_type: str, dollars_per_hour: float | Non
 def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explain: int) -> Plan:
     config, num_steps = phase.config, phase.end - phase.start
     mesh = _mesh(config, where)
-    attend = choose_attention(config, mesh, check=False)
+    attend = choose_attention(config.architecture, config.data.max_seq_length, mesh, check=False)
     compiled = compile_step(config, where, mesh, attend)
     abstract = step.abstract_state(config)
     training, generation = config.training, where.generation

@@ -174,7 +174,7 @@ def _detections(run: History) -> list[Detection]:
     from electra_flax.training.step import abstract_state
 
     config = run.config.phases[run.config.phase_of(run.step)].config
-    if not config.objective.electra_objective or config.generator.uniform_generator:
+    if len(config.architecture.parts) < 2:
         raise UserError("this run has no generator and discriminator")
     shards = stage(run.work.read_data_path(run.config.phase_of(run.step)), "")
     examples = open_split(config, DataFolder.open(shards), "validation")
@@ -182,7 +182,8 @@ def _detections(run: History) -> list[Detection]:
         raise UserError("the shards have no validation split")
     params = Checkpoints(run.work.checkpoints).restore(abstract_state(config), make_mesh(MeshConfig())).params
     rows = examples.read(range(min(_NUM_EXAMPLES, len(examples))))
-    return detect_in(str(run.work), rows, Vocabulary.read(run.work.folder / "tokenizer/vocab.txt"), config, params)
+    vocabulary = Vocabulary.read(run.work.folder / "tokenizer/vocab.txt")
+    return detect_in(str(run.work), rows, vocabulary, config.architecture, params)
 
 
 def _marked(detection: Detection) -> str:

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.text import Text
 from scipy.special import expit
 
-from electra_flax.config.schema import Config
+from electra_flax.config.architecture import Architecture
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError, escaped
 from electra_flax.model.electra import Params
 from electra_flax.weights import parity
-from electra_flax.weights.shapes import parts_of
 from electra_flax.weights.sources import find_weights
 
 # A sign beside the colour: in a pipe, a log and under NO_COLOR there is no other.
@@ -42,8 +41,8 @@ def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> lis
     if data.manifest is None or not data.manifest.examples("validation"):
         raise UserError(f"--data {data_path}: no validation split to show examples of")
     weights = find_weights(f"hf:{place}")
-    vocabulary, sizes, manifest = weights.vocabulary, weights.config.model, data.manifest
-    if (parts := parts_of(weights.config)) != ["discriminator", "generator"]:
+    vocabulary, sizes, manifest = weights.vocabulary, weights.architecture.model, data.manifest
+    if (parts := weights.architecture.parts) != ["discriminator", "generator"]:
         raise UserError(
             f"--model {place}: a {parts[0]} alone: expected the folder with both that electra-flax export wrote"
         )
@@ -57,11 +56,11 @@ def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> lis
         )
     examples = ShardedExamples(data.splits["validation"], manifest.max_seq_length, manifest.vocab_size)
     rows = examples.read(range(min(num_examples, len(examples))))
-    return detect_in(f"--model {place}", rows, vocabulary, weights.config, weights.to_params(), seed)
+    return detect_in(f"--model {place}", rows, vocabulary, weights.architecture, weights.to_params(), seed)
 
 
 def detect_in(
-    source: str, rows: np.ndarray, vocabulary: Vocabulary, config: Config, params: Params, seed: int = 0
+    source: str, rows: np.ndarray, vocabulary: Vocabulary, architecture: Architecture, params: Params, seed: int = 0
 ) -> list[Detection]:
     """Replaces 15 % of the tokens of examples, int32 [B, 3, T], by the generator's, and asks the discriminator.
 
@@ -71,7 +70,7 @@ def detect_in(
 
     def logits(part: str, ids: np.ndarray) -> np.ndarray:
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        found = parity.our_logits(config, params, part, inputs)
+        found = parity.our_logits(architecture, params, part, inputs)
         parity.check_finite(source, part, found[mask == 1])
         return found.astype(np.float64)
 

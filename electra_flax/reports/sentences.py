@@ -80,7 +80,7 @@ def _ask(place: str, part: str, texts: Sequence[str]) -> tuple[Vocabulary, list[
     Raises UserError where there is no such model, for an empty text and for one with more pieces than positions.
     """
     weights = find_part(place, part)
-    vocabulary, casing, longest = weights.vocabulary, weights.casing, weights.config.model.max_position_embeddings
+    vocabulary, casing, longest = weights.vocabulary, weights.casing, weights.architecture.model.max_position_embeddings
     assert vocabulary is not None and casing is not None  # find_weights: a Hugging Face folder has them
     encoded = published_tokenizer(vocabulary, casing).encode_batch(list(texts))
     for text, encoding in zip(texts, encoded, strict=True):
@@ -97,7 +97,7 @@ def _ask(place: str, part: str, texts: Sequence[str]) -> tuple[Vocabulary, list[
         ids[i, : len(encoding.ids)] = encoding.ids
         mask[i, : len(encoding.ids)] = 1
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    logits = parity.our_logits(weights.config, weights.to_params(), part, inputs)
+    logits = parity.our_logits(weights.architecture, weights.to_params(), part, inputs)
     parity.check_finite(f"--model {place}", part, logits[mask == 1])
     return vocabulary, encoded, logits
 

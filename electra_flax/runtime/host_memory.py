@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from electra_flax.config.architecture import Architecture
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 
@@ -67,7 +68,8 @@ def check_fits(config: Config, mesh: Mesh) -> None:
     free = available()
     num_local = len(mesh.local_devices)
     share = num_local / mesh.size
-    state = 4 * 4 * least_parameters(config) * mesh.shape["data"] * share  # float32: parameters, moments, gradients
+    # float32: parameters, moments, gradients
+    state = 4 * 4 * least_parameters(config.architecture) * mesh.shape["data"] * share
     activations = max(_least_activations(phase.config) for phase in config.phases) * share
     if free is not None and state + activations > free:
         raise UserError(
@@ -78,33 +80,25 @@ def check_fits(config: Config, mesh: Mesh) -> None:
         )
 
 
-def least_parameters(config: Config) -> int:
+def least_parameters(architecture: Architecture) -> int:
     """Those of tables and of the matrices of layers: all but heads, biases and LayerNorms."""
-    model, generator = config.model, config.generator
-
-    def layers(hidden_size: int, num_layers: int, intermediate_size: int) -> int:
-        return num_layers * (4 * hidden_size**2 + 2 * hidden_size * intermediate_size)
-
+    model = architecture.model
     found = (model.vocab_size + model.max_position_embeddings + model.type_vocab_size) * model.embedding_size
-    found += layers(model.hidden_size, model.num_hidden_layers, model.intermediate_size)
-    if _has_own_generator(config):
-        found += layers(generator.hidden_size, generator.num_hidden_layers, generator.intermediate_size)
-    return found
+    return found + sum(
+        sizes.num_hidden_layers * (4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size)
+        for sizes in (model, architecture.generator)
+        if sizes is not None
+    )
 
 
 def _least_activations(config: Config) -> int:
     """Bytes of the layers' inputs of one slice of the batch, which the backward pass needs."""
-    model, generator = config.model, config.generator
-    widths = model.hidden_size * model.num_hidden_layers
-    if _has_own_generator(config):
-        widths = max(widths, generator.hidden_size * generator.num_hidden_layers)
+    architecture = config.architecture
+    widths = max(
+        sizes.hidden_size * sizes.num_hidden_layers for sizes in (architecture.model, architecture.generator_sizes)
+    )
     rows = config.training.batch_size // config.training.gradient_accumulation_steps
-    return widths * rows * config.data.max_seq_length * (4 if config.training.compute_dtype == "float32" else 2)
-
-
-def _has_own_generator(config: Config) -> bool:
-    own = config.generator.untied_generator and not config.generator.uniform_generator
-    return own and config.objective.electra_objective
+    return widths * rows * config.data.max_seq_length * (4 if architecture.compute_dtype == "float32" else 2)
 
 
 def available(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -58,6 +58,7 @@ def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, f
             f"{data.path}: no validation split; make shards with electra-data shard --validation-fraction 0.01"
         )
     check_batch(config.training.batch_size, 1, mesh)
-    eval_step = make_eval_step(config, vocabulary.special, mesh, choose_attention(config, mesh))
+    attend = choose_attention(config.architecture, config.data.max_seq_length, mesh)
+    eval_step = make_eval_step(config, vocabulary.special, mesh, attend)
     metrics = held_out_metrics(config, eval_step, state.params, examples, mesh)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}

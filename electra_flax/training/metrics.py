@@ -35,7 +35,7 @@ class MetricWriter:
     written is tried again with the next record.
     """
 
-    def __init__(self, workdir: Path, config: Config, start: int, is_evaluated: bool, enabled: bool) -> None:
+    def __init__(self, workdir: Path, config: Config | None, start: int, is_evaluated: bool, enabled: bool) -> None:
         self._enabled = enabled
         if not enabled:
             return
@@ -43,7 +43,7 @@ class MetricWriter:
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._tensorboard = _GrowingFile(workdir / "tensorboard" / name)
         self._tensorboard.write(events.version_event())
-        self._wandb = _open_wandb(workdir, config) if config.logging.wandb_project else None
+        self._wandb = _open_wandb(workdir, config) if config and config.logging.wandb_project else None
         self.go_back(start, is_evaluated)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:

@@ -75,7 +75,10 @@ def pretrain(
         # Everything that can be refused is refused before anything is compiled.
         inputs = _open_all(config, data_paths, work, begin_with, watchdog)
         watchdog.alive("checking the attention of all phases")
-        attends = [choose_attention(phase.config, make_mesh(config.mesh)) for phase in config.phases]
+        mesh = make_mesh(config.mesh)
+        attends = [
+            choose_attention(config.architecture, phase.config.data.max_seq_length, mesh) for phase in config.phases
+        ]
         processes.end_if_asked(interruption.requested, "before the first step of this start")
         for phase, phase_input, attend in zip(config.phases, inputs, attends, strict=True):
             _train(phase, phase_input, attend, work, begin_with, interruption, watchdog)

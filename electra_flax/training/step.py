@@ -56,7 +56,7 @@ def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str
 
 
 def _create_state(config: Config) -> TrainState:
-    params = electra.init(config, jax.random.key(config.training.seed))
+    params = electra.init(config.architecture, jax.random.key(config.training.seed))
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -205,7 +205,7 @@ def forward(
     """Generator, sampling, discriminator: metric sums."""
     attention_mask, token_types = batch["attention_mask"], batch["token_type_ids"]
     logits_BMV = electra.apply_generator(
-        config,
+        config.architecture,
         params,
         masked.masked_ids_BT,
         attention_mask,
@@ -225,7 +225,7 @@ def forward(
         return sums
     corrupted = masking.corrupt(batch["input_ids"], masked, sampled_BM)
     logits_BT = electra.apply_discriminator(
-        config, params, corrupted.corrupted_ids_BT, attention_mask, token_types, dropout_seeds_B, attend
+        config.architecture, params, corrupted.corrupted_ids_BT, attention_mask, token_types, dropout_seeds_B, attend
     )
     return sums | losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, attention_mask)
 

@@ -14,17 +14,16 @@ from typing import Any, NamedTuple, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from electra_flax.config.schema import Config, ModelConfig
+from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.data.tokenizer import Casing, save_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import replaced, write_whole
-from electra_flax.model import electra
 from electra_flax.runtime.console import progress
 from electra_flax.weights import names, parity
 from electra_flax.weights.hugging_face import CONFIG, hugging_face_config
 from electra_flax.weights.model_card import Publication, model_card
-from electra_flax.weights.shapes import Shapes, parts_of
+from electra_flax.weights.shapes import Shapes
 from electra_flax.weights.sources import Moment, Weights
 from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, check_narrow, write_msgpack, write_safetensors
 from electra_flax.weights.tf1_checkpoint import write_tf1_checkpoint
@@ -55,14 +54,14 @@ class ModelPart(NamedTuple):
     """{Hugging Face's Flax name: our name}."""
 
 
-def model_parts(config: Config, shapes: Shapes) -> list[ModelPart]:
+def model_parts(architecture: Architecture, shapes: Shapes) -> list[ModelPart]:
     """What there is to publish: both models, or one of them for objectives that train only one."""
     found = {
-        "discriminator": (config.model, names.discriminator_names),
-        "generator": (electra.generator_model_config(config), names.generator_names),
+        "discriminator": (architecture.model, names.discriminator_names),
+        "generator": (architecture.generator_sizes, names.generator_names),
     }
     return [
-        ModelPart(part, sizes, select(shapes)) for part, (sizes, select) in found.items() if part in parts_of(config)
+        ModelPart(part, sizes, select(shapes)) for part, (sizes, select) in found.items() if part in architecture.parts
     ]
 
 
@@ -76,7 +75,7 @@ def export_to_hugging_face(
     `dtype`, or `out` cannot be written.
     """
     vocabulary, casing = _tokenizer_of(weights)
-    parts = model_parts(weights.config, weights.shapes)
+    parts = model_parts(weights.architecture, weights.shapes)
     folders = {part.name: out / part.name for part in parts}
     numbers = sum(int(np.prod(weights.shapes[ours])) for part in parts for ours in part.ours.values())
     with _progress(3 * numbers, weights.read) as read:
@@ -109,12 +108,13 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
                 slot = names.tf1_slot(name, moment)
                 shapes[slot], ours[slot] = shape, partial(read_moment, name, moment)
     prefix = out / f"model.ckpt-{weights.step}"
-    hparams = original_hparams(weights.config, casing)
+    longest = weights.max_seq_length or weights.architecture.model.max_position_embeddings
+    hparams = original_hparams(weights.architecture, longest, casing)
     if "layer_norm_eps" in hparams["model_hparam_overrides"]:
         log.warning(
             "layer_norm_eps=%g: the original's code has %g and reads no other: this checkpoint computes something else "
             "there; electra-flax reads the value back from hparams.json",
-            weights.config.model.layer_norm_eps, _ORIGINAL["layer_norm_eps"],
+            weights.architecture.model.layer_norm_eps, _ORIGINAL["layer_norm_eps"],
         )  # fmt: skip
     with _progress(2 * sum(int(np.prod(shape)) for shape in shapes.values()), lambda name: ours[name]()) as read:
         for name in shapes:
@@ -129,15 +129,15 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
     return prefix
 
 
-def original_hparams(config: Config, casing: Casing) -> dict[str, Any]:
+def original_hparams(architecture: Architecture, max_seq_length: int, casing: Casing) -> dict[str, Any]:
     """The original's --hparams, from which alone it builds the same variables (docs/semantics.md, section 4).
 
     Raises UserError where its rules cannot make this generator.
     """
-    sizes, generator = config.model, electra.generator_model_config(config)
+    sizes, generator = architecture.model, architecture.generator_sizes
     width = generator.hidden_size
     rules = {"num_attention_heads": max(1, width // 64), "intermediate_size": 4 * width}
-    for name, expected in rules.items() if electra.has_own_generator(config) else ():
+    for name, expected in rules.items() if architecture.generator else ():
         if (ours := getattr(generator, name)) != expected:
             raise UserError(
                 f"--to tf1: generator.{name}={ours}, which the original cannot build: its rule gives {expected}"
@@ -148,15 +148,15 @@ def original_hparams(config: Config, casing: Casing) -> dict[str, Any]:
         "model_size": "small",  # every size is written out below
         "vocab_size": sizes.vocab_size,
         "embedding_size": sizes.embedding_size,
-        "max_seq_length": config.data.max_seq_length,
+        "max_seq_length": max_seq_length,
         "do_lower_case": casing.do_lower_case,
         "model_hparam_overrides": overrides,
         "generator_hidden_size": width / sizes.hidden_size,
         "generator_layers": generator.num_hidden_layers / sizes.num_hidden_layers,
-        "untied_generator": config.generator.untied_generator,
-        "untied_generator_embeddings": config.generator.untied_generator_embeddings,
-        "uniform_generator": config.generator.uniform_generator,
-        "electra_objective": config.objective.electra_objective,
+        "untied_generator": architecture.generator is not None,
+        "untied_generator_embeddings": architecture.has_own_embeddings,
+        "uniform_generator": not architecture.has_generator_head,
+        "electra_objective": architecture.has_discriminator_head,
     }
 
 
@@ -184,8 +184,7 @@ def _write_model(
     for name, write in ((SAFETENSORS, write_safetensors), (MSGPACK, write_msgpack)):
         with replaced(folder / name) as path:
             write(path, shapes, lambda theirs: read(part.ours[theirs]), dtype)
-    architecture = parity.ARCHITECTURES[part.name]
-    settings = hugging_face_config(part.config, architecture, vocabulary.special.pad, dtype.name)
+    settings = hugging_face_config(part.config, parity.ARCHITECTURES[part.name], vocabulary.special.pad, dtype.name)
     write_whole(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
     save_tokenizer(vocabulary, casing, folder, part.config.max_position_embeddings)
     for name, content in model_card(weights, part.name, part.config, publication).items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from electra_flax.config.schema import ModelConfig
+from electra_flax.config.architecture import ModelConfig
 from electra_flax.data.manifest import Manifest
 from electra_flax.errors import UserError
 from electra_flax.training.charts import LEARNING, draw
@@ -166,8 +166,9 @@ In Flax and TensorFlow, which transformers has up to version 4.57, `Flax{name}` 
 
 
 def _training(weights: Weights, history: History | None) -> list[str]:
-    config, run = weights.config, weights.run
+    run = weights.run
     assert run is not None
+    config = run.read_config()
     sections = ["## Training"]
     if (run.folder / "manifest.json").exists():
         manifest = Manifest.read(run.folder)

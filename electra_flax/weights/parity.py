@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_flax.config.schema import Config
+from electra_flax.config.architecture import Architecture
 from electra_flax.errors import UserError
 from electra_flax.files import check_file
 from electra_flax.model import electra
@@ -65,9 +64,8 @@ def compare(weights: Weights, folders: dict[str, Path]) -> dict[str, dict[str, D
 
     A framework that does not load the form that the weights are in is given them in its own.
     """
-    inputs = {
-        part: make_inputs(folder, weights.config.model.max_position_embeddings) for part, folder in folders.items()
-    }
+    longest = weights.architecture.model.max_position_embeddings
+    inputs = {part: make_inputs(folder, longest) for part, folder in folders.items()}
     ours = our_outputs(weights, inputs)
     weights.forget()  # each framework holds the model twice while it reads it
     return {
@@ -129,10 +127,8 @@ def make_inputs(folder: Path, max_length: int) -> Inputs:
 
 def our_outputs(weights: Weights, inputs: dict[str, Inputs]) -> dict[str, Outputs]:
     """Of each part in `inputs`."""
-    training = dataclasses.replace(weights.config.training, compute_dtype="float32")
-    config = dataclasses.replace(weights.config, training=training)
-    params = weights.to_params()
-    found = {part: _outputs(arrays, *_apply(config, params, part, arrays)) for part, arrays in inputs.items()}
+    architecture, params = weights.architecture, weights.to_params()
+    found = {part: _outputs(arrays, *_apply(architecture, params, part, arrays)) for part, arrays in inputs.items()}
     for part, outputs in found.items():
         check_finite(weights.source, part, outputs.logits)
     return found
@@ -147,15 +143,17 @@ def check_finite(source: str, part: str, logits: np.ndarray) -> None:
         )
 
 
-def our_logits(config: Config, params: electra.Params, part: str, inputs: Inputs) -> np.ndarray:
+def our_logits(architecture: Architecture, params: electra.Params, part: str, inputs: Inputs) -> np.ndarray:
     """Our own logits for Hugging Face's inputs: float32 [B, T] or, for the generator, [B, T, V]."""
-    return np.asarray(_apply(config, params, part, inputs)[1])
+    return np.asarray(_apply(architecture, params, part, inputs)[1])
 
 
-def _apply(config: Config, params: electra.Params, part: str, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
+def _apply(
+    architecture: Architecture, params: electra.Params, part: str, inputs: Inputs
+) -> tuple[list[jax.Array], jax.Array]:
     names = ("input_ids", "attention_mask", "token_type_ids")
     arrays = (jnp.asarray(inputs[name], jnp.int32) for name in names)
-    return _jitted(config, params, part, *arrays)
+    return _jitted(architecture, params, part, *arrays)
 
 
 _jitted = jax.jit(electra.apply_with_layers, static_argnums=(0, 2))

@@ -7,15 +7,7 @@ from collections.abc import Mapping
 
 import jax
 
-from electra_flax.config.schema import (
-    Config,
-    DataConfig,
-    GeneratorConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
+from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.errors import UserError
 from electra_flax.model import electra
 from electra_flax.trees import flat
@@ -55,41 +47,19 @@ def sizes_of(shapes: Shapes, transformer: str = "electra", embeddings: str = "el
     }
 
 
-def config_of(shapes: Shapes, electra: ModelConfig, generator: ModelConfig | None) -> Config:
-    """The configuration under which a model has parameters of these names; `generator` is its own transformer.
-
-    It serves to apply the model in float32: what it says of training means nothing.
-    """
-    sizes = generator or electra
-    return Config(
-        model=electra,
-        generator=GeneratorConfig(
-            hidden_size=sizes.hidden_size,
-            num_hidden_layers=sizes.num_hidden_layers,
-            num_attention_heads=sizes.num_attention_heads,
-            intermediate_size=sizes.intermediate_size,
-            untied_generator=generator is not None,
-            untied_generator_embeddings="generator/embeddings/word_embeddings/embedding" in shapes,
-            uniform_generator="generator_lm_head/bias" not in shapes,
-        ),
-        # An encoder alone, as fine-tuning leaves it, counts as a discriminator.
-        objective=ObjectiveConfig(
-            electra_objective="discriminator_predictions/dense/kernel" in shapes
-            or "generator_lm_head/bias" not in shapes
-        ),
-        data=DataConfig(max_seq_length=electra.max_position_embeddings),
-        training=TrainingConfig(batch_size=1, num_steps=1, compute_dtype="float32"),
-        optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),
+def architecture_of(shapes: Shapes, model: ModelConfig, generator: ModelConfig | None) -> Architecture:
+    """The architecture under which a model has parameters of these names; `generator` is its own transformer."""
+    has_generator_head = "generator_lm_head/bias" in shapes
+    return Architecture(
+        model=model,
+        generator=generator,
+        has_own_embeddings="generator/embeddings/word_embeddings/embedding" in shapes,
+        has_generator_head=has_generator_head,
+        has_discriminator_head="discriminator_predictions/dense/kernel" in shapes or not has_generator_head,
     )
 
 
-def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Of every parameter, by name."""
-    params = jax.eval_shape(lambda: electra.init(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0)))
     return {name: leaf.shape for name, leaf in flat(params).items()}
-
-
-def parts_of(config: Config) -> list[str]:
-    """Which of the two models there is to publish."""
-    has = {"discriminator": config.objective.electra_objective, "generator": electra.has_generator_head(config)}
-    return [part for part, there in has.items() if there]

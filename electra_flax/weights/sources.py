@@ -16,7 +16,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from electra_flax.config.schema import Config, DataConfig, MeshConfig, ModelConfig
+from electra_flax.config.architecture import Architecture, ModelConfig
+from electra_flax.config.schema import MeshConfig
 from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
@@ -30,7 +31,7 @@ from electra_flax.training.step import abstract_state
 from electra_flax.trees import flat, nested
 from electra_flax.weights import names
 from electra_flax.weights.hugging_face import HEADS, ModelFolder
-from electra_flax.weights.shapes import HEAD_SIZE, Shapes, config_of, expected_shapes, parts_of, sizes_of
+from electra_flax.weights.shapes import HEAD_SIZE, Shapes, architecture_of, expected_shapes, sizes_of
 from electra_flax.weights.tensor_files import finite
 from electra_flax.weights.tf1_checkpoint import Tf1Checkpoint
 
@@ -65,8 +66,8 @@ class Weights:
     """A model as it was found."""
 
     source: str
-    config: Config
-    """Of a run, the run's; otherwise what the weights and the files beside them say, to apply them in float32."""
+    architecture: Architecture
+    """As the weights and the files beside them say, to be applied in float32."""
     shapes: Shapes
     """Of every parameter, by our names."""
     read: Callable[[str], np.ndarray]
@@ -78,6 +79,8 @@ class Weights:
     """Gives back what `read` keeps: of a run all parameters, which come at once."""
     run: Workdir | None = None
     """The run that they come from, where it was one of ours."""
+    max_seq_length: int | None = None
+    """Tokens of the examples that they were learned from, where something says it."""
     folders: tuple[Path, ...] = ()
     """Hugging Face's folders that they come from, where they did."""
     read_moment: Callable[[str, Moment], np.ndarray] | None = None
@@ -111,7 +114,7 @@ def find_weights(
         found = dataclasses.replace(
             found, vocabulary=Vocabulary.read(vocab_file), casing=found.casing or Casing.read(vocab_file.parent)
         )
-    vocabulary, rows = found.vocabulary, found.config.model.vocab_size
+    vocabulary, rows = found.vocabulary, found.architecture.model.vocab_size
     if vocabulary is None and found.folders:
         raise UserError(
             f"{found.folders[0]}: no vocab.txt there: without it nobody can say what the {rows:,} rows of the "
@@ -130,7 +133,7 @@ def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
     find_weights. Raises UserError."""
     own = Path(place) / part
     weights = find_weights(f"hf:{own if own.is_dir() else place}", needs_head=needs_head)
-    if part not in (parts := parts_of(weights.config)):
+    if part not in (parts := weights.architecture.parts):
         raise UserError(f"--model {place}: a {' and '.join(parts)}; this command asks the {part}")
     return weights
 
@@ -142,7 +145,7 @@ def _vocabulary_in(folder: Path) -> Vocabulary | None:
 
 def _whole(weights: Weights, needs_head: bool) -> Weights:
     """The same without what an ELECTRA of these sizes does not have. Raises UserError where anything is missing."""
-    expected = expected_shapes(weights.config)
+    expected = expected_shapes(weights.architecture)
     if not any(name.startswith(tuple(HEADS.values())) for name in weights.shapes):
         if needs_head:
             raise UserError(
@@ -169,6 +172,7 @@ def _whole(weights: Weights, needs_head: bool) -> Weights:
 def _of_run(source: str, place: str, step: int | None) -> Weights:
     work = Workdir(place).pull(without=("tensorboard/",))
     config = work.read_config()
+    architecture = dataclasses.replace(config.architecture, compute_dtype="float32")
     checkpoints = Checkpoints(work.checkpoints)
     step = checkpoints.existing(step)
     params: dict[str, np.ndarray] = {}
@@ -187,9 +191,10 @@ def _of_run(source: str, place: str, step: int | None) -> Weights:
         return np.asarray(moments[moment][name])
 
     return Weights(
-        source, config, expected_shapes(config), finite(read, source), step,
+        source, architecture, expected_shapes(architecture), finite(read, source), step,
         Vocabulary.read(work.folder / "tokenizer/vocab.txt"), Casing.read(work.folder / "tokenizer"),
-        forget=params.clear, run=work, read_moment=read_moment if config.optimizer.algorithm == "adamw" else None,
+        forget=params.clear, run=work, max_seq_length=config.data.max_seq_length,
+        read_moment=read_moment if config.optimizer.algorithm == "adamw" else None,
     )  # fmt: skip
 
 
@@ -261,7 +266,7 @@ def _joined(
     shapes = {name: owners[name].shapes[theirs] for name, theirs in table.items()}
     vocabulary = _vocabulary_in(folders[0].path)
     return Weights(
-        source, config_of(shapes, folders[0].config, generator), shapes,
+        source, architecture_of(shapes, folders[0].config, generator), shapes,
         lambda name: owners[name].read(table[name]),
         vocabulary=vocabulary, casing=Casing.read(folders[0].path) if vocabulary else None,
         unused=tuple(f"{folder.path}: {name}" for folder in folders for name in folder.unused),
@@ -287,7 +292,7 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         remarks.append(f"no hparams.json beside it: attention heads taken to be hidden size / {HEAD_SIZE}")
     hparams = hparams or _Hparams()
     try:
-        electra = _tf1_model(shapes, hparams, "electra", "electra")
+        model = _tf1_model(shapes, hparams, "electra", "electra")
         own = [name for name in shapes if name.startswith("generator/")]
         table = "generator" if any(name.startswith("generator/embeddings/") for name in own) else "electra"
         generator = _tf1_model(shapes, _Hparams(), "generator", table) if own else None
@@ -295,10 +300,8 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         raise UserError(f"{source}: lacks {names.to_tf1(error.args[0])}: not a whole ELECTRA") from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    config = config_of(shapes, electra, generator)
-    if hparams.max_seq_length is not None:
-        config = dataclasses.replace(config, data=DataConfig(max_seq_length=hparams.max_seq_length))
-    expected = expected_shapes(config)
+    architecture = architecture_of(shapes, model, generator)
+    expected = expected_shapes(architecture)
     has_moments = all(names.tf1_slot(name, moment) in checkpoint.shapes for name in expected for moment in ("m", "v"))
     lower = hparams.do_lower_case
 
@@ -306,11 +309,12 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         return finite(checkpoint.read, source)(names.tf1_slot(name, moment))
 
     return Weights(
-        source, config, shapes, finite(lambda name: checkpoint.read(variables[name]), source),
+        source, architecture, shapes, finite(lambda name: checkpoint.read(variables[name]), source),
         step=int(checkpoint.read(names.TF1_STEP)) if names.TF1_STEP in checkpoint.shapes else 0,
         vocabulary=_vocabulary_in(prefix.parent),
         casing=None if lower is None else Casing(lower, lower),  # the original strips accents where it lower-cases
         read_moment=read_moment if has_moments else None,
+        max_seq_length=hparams.max_seq_length,
         remarks=tuple(remarks),
     )  # fmt: skip
 

@@ -136,7 +136,7 @@ def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
 
 def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Vocabulary) -> dict[str, _Parameter]:
     """How each parameter of `config` is had; those of a warm-started generator's new head are left out."""
-    expected = expected_shapes(config)
+    expected = expected_shapes(config.architecture)
     flag = "--resume-from" if start.resumes else "--init-from"
     _check_vocabulary(weights, vocabulary, flag, may_grow=not start.resumes)
     found, missing, different = {}, [], []
@@ -157,8 +157,9 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             different.append(f"{name}: {theirs} there, {shape} here")
     if any(name.startswith(HEADS["discriminator"]) for name in missing):
         raise UserError(
-            f"{flag} {weights.source}: has no discriminator's head (hidden size {weights.config.model.hidden_size}, "
-            f"here {config.model.hidden_size}), it is a generator: name the discriminator first, hf:DISC,GEN"
+            f"{flag} {weights.source}: has no discriminator's head (hidden size "
+            f"{weights.architecture.model.hidden_size}, here {config.model.hidden_size}), it is a generator: name the "
+            "discriminator first, hf:DISC,GEN"
         )
     if different:
         raise UserError(

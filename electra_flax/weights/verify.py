@@ -10,7 +10,6 @@ from rich.text import Text
 
 from electra_flax.errors import UserError
 from electra_flax.weights import parity
-from electra_flax.weights.shapes import parts_of
 from electra_flax.weights.sources import SOURCES, Weights, find_weights
 
 Found = dict[str, dict[str, parity.Differences | None]]
@@ -24,7 +23,7 @@ def verify(model: str, against: str | None) -> Found:
     Raises UserError where something is missing, cannot be loaded, or is another architecture.
     """
     weights = find_weights(f"hf:{model}")
-    parts = parts_of(weights.config)
+    parts = weights.architecture.parts
     folders = dict(zip(parts, cycle(weights.folders), strict=False))  # both heads may lie in one folder
     found = parity.compare(weights, folders)
     if against:
@@ -64,10 +63,10 @@ def _source(against: str) -> str:
 
 def _compare_weights(ours: Weights, other: Weights, folders: dict[str, Path]) -> dict[str, parity.Differences]:
     """The same texts, in the pieces of our tokenizer, through both."""
-    common = [part for part in folders if part in parts_of(other.config)]
+    common = [part for part in folders if part in other.architecture.parts]
     if not common:
         raise UserError(f"--against {other.source}: has no {' or '.join(folders)} to compare with; expected {SOURCES}")
-    longest = min(ours.config.model.max_position_embeddings, other.config.model.max_position_embeddings)
+    longest = min(ours.architecture.model.max_position_embeddings, other.architecture.model.max_position_embeddings)
     inputs = {part: parity.make_inputs(folders[part], longest) for part in common}
     a, b = parity.our_outputs(ours, inputs), parity.our_outputs(other, inputs)
     for part in common:

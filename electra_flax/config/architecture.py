@@ -1,0 +1,83 @@
+"""What a model is, apart from how it was or is trained: all that is needed to apply it.
+
+Weights found anywhere have an architecture; only a run has a configuration (schema.py). Imports nothing heavy, and
+annotations are types, as in schema.py.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from electra_flax.config.ranges import Range, check, check_numbers
+
+# Far beyond any model that there is, and within what the counters of a device can hold.
+Size = Annotated[int, Range(1, 2**20)]
+BelowOne = Annotated[float, Range(0, 1, "[)")]
+ComputeDtype = Literal["float32", "bfloat16"]
+
+
+def check_heads(section: str, hidden_size: int, num_heads: int) -> None:
+    heads = f"{section}.num_attention_heads={num_heads}"
+    check(hidden_size % num_heads == 0, f"{section}.hidden_size={hidden_size} must be a multiple of {heads}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The discriminator, and what the generator shares with it. Names are those of Hugging Face's ElectraConfig."""
+
+    vocab_size: Annotated[int, Range(1, 2**24)]
+    """Entries in vocab.txt; must equal that of the data."""
+    embedding_size: Size
+    """Width of the word, position and token-type embeddings; projected to hidden_size when it differs."""
+    hidden_size: Size
+    """Width of the transformer."""
+    num_hidden_layers: Annotated[int, Range(1, 1024)]
+    """Transformer layers."""
+    num_attention_heads: Annotated[int, Range(1, 2**16)]
+    """Attention heads; the paper keeps hidden_size / heads at 64."""
+    intermediate_size: Size
+    """Width of the feed-forward layer."""
+    hidden_dropout_prob: BelowOne = 0.1
+    """Dropout after the embeddings and after each sublayer."""
+    attention_probs_dropout_prob: BelowOne = 0.1
+    """Dropout on the attention probabilities."""
+    max_position_embeddings: Size = 512
+    """Longest sequence that the position table can hold."""
+    type_vocab_size: Annotated[int, Range(1, 2**16)] = 2
+    """Segments."""
+    initializer_range: Annotated[float, Range(0, 1000)] = 0.02
+    """Standard deviation parameter of the truncated normal initialiser."""
+    layer_norm_eps: Annotated[float, Range(0, 0.1, "(]")] = 1e-12
+    """Epsilon of every LayerNorm; the original's, and that of its published weights, is always 1e-12."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "model")
+        check_heads("model", self.hidden_size, self.num_attention_heads)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Generator and discriminator, or one of them: sizes, what they share, heads, and the type of their arithmetic."""
+
+    model: ModelConfig
+    """The discriminator's transformer; the only one where there is no `generator`."""
+    generator: ModelConfig | None
+    """The generator's own transformer. Its embedding size is that of the table it uses."""
+    has_own_embeddings: bool = False
+    """Whether the generator's tables are its own."""
+    has_generator_head: bool = True
+    """Whether anything predicts masked tokens."""
+    has_discriminator_head: bool = True
+    """Whether anything tells replaced tokens; also true of an encoder alone, as fine-tuning leaves it."""
+    compute_dtype: ComputeDtype = "float32"
+    """Type of matrix products and activations."""
+
+    @property
+    def generator_sizes(self) -> ModelConfig:
+        """Of the transformer below the generator's head."""
+        return self.generator or self.model
+
+    @property
+    def parts(self) -> list[str]:
+        """Which of the two models there is to publish."""
+        has = {"discriminator": self.has_discriminator_head, "generator": self.has_generator_head}
+        return [part for part, there in has.items() if there]
