@@ -1,4 +1,4 @@
-"""TFRecords of a batch -> one array, compiled; records.py has the plain form, which also explains errors."""
+"""TFRecords of a batch -> one array, compiled; example.py has the plain form, which also explains errors."""
 
 from __future__ import annotations
 
