@@ -145,6 +145,17 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path):
     assert read(path) == [["\ufffd 하나 😀"]]
 
 
+def test_a_wikipedia_page_nested_too_deep_is_left_out_by_its_title(tmp_path):
+    page = "<page><title>{}</title><ns>0</ns><revision><text>{}</text></revision></page>"
+    deep, open_ones = "{{{" * 20_000 + "}}}" * 20_000, "{{" * 300 + "}}" * 100
+    pages = [page.format("가", "하나."), page.format("나", deep), page.format("다", f"{open_ones} 둘.")]
+    (tmp_path / "a.xml").write_text(f"<mediawiki>{''.join(pages)}</mediawiki>")
+    corpus = Corpus(find_sources([str(tmp_path)]))
+    assert [document.lines()[0][-2:] for document in corpus.documents()] == ["나.", "둘."]
+    (problem,) = corpus.malformed.values()
+    assert problem == "1 page left out, whose templates are nested too deep, the first: 나"
+
+
 def test_malformed_modu_is_counted_and_the_rest_read(tmp_path):
     (tmp_path / "a.json").write_text(PARAGRAPHS[:-60])
     (tmp_path / "b.json").write_text(modu("utterance", [turn("가", "말.")], [{"speaker_id": "가"}]))
