@@ -78,6 +78,18 @@ def test_a_reader_that_has_enough_ends_a_command_quietly(ends):
     assert both.wait() == 0
 
 
+@pytest.mark.parametrize("ends", ["sys.exit(e.run_command('p', lambda: print('x' * 10**6), 'OUT'))",
+                                  "sys.exit(e.run_command('p', lambda: print('x'), 'OUT'))",
+                                  "e.print_whole('x')"])  # fmt: skip
+def test_a_full_disk_at_the_standard_output_is_named(ends):
+    program = f"import sys, electra_flax.ending as e; {ends}"
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 1
+    assert found.stderr.removeprefix("p: error: ").startswith("the standard output: the disk is full: make room")
+    assert found.stderr.count("\n") == 1
+
+
 def test_letters_that_print_stay_and_others_are_shown_by_their_code():
     assert escaped("한국 é\t\r\n\x1b[0m\u2028\udcff") == r"한국 é\t\r\n\x1b[0m\u2028\udcff"
 
