@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from electra_flax.arguments import make_parser, nearest_flag
+from electra_flax.arguments import make_parser
 from electra_flax.console import LogHandler, print_json, print_line, print_text, write_line
-from electra_flax.ending import run_command
+from electra_flax.ending import nearest_flag, run_command
 from electra_flax.errors import Preempted, UserError, escaped
 from electra_flax.host_memory import restart_with_huge_pages
 from electra_flax.text import decode, without_halves

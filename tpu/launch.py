@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from electra_flax.config import Config
 from electra_flax.config_io import fields_help, load_config, load_fields
-from electra_flax.ending import Parser, run_command
+from electra_flax.ending import Parser, nearest_flag, run_command
 from electra_flax.errors import RunError, UserError, escaped
 from electra_flax.ranges import in_range
 from tpu import commands, history, package
@@ -38,7 +39,12 @@ _LEFT_ALONE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line."""
-    args, overrides = _parser().parse_known_args(argv)
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    fields = {f"--{field.name}" for field in dataclasses.fields(Settings)}
+    unknown = [each for each in overrides if each.partition("=")[0] not in fields]
+    if problem := nearest_flag(parser, args.command, unknown):
+        parser.error(problem)
     return run_command("tpu", lambda: _run(args, overrides), interrupted=_LEFT_ALONE)
 
 
