@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from electra_flax.arguments import make_parser
-from electra_flax.console import LogHandler, print_json, print_line, print_text, write_line
+from electra_flax.console import LogHandler, print_json, print_line, print_rows, print_text, write_line
 from electra_flax.ending import nearest_flag, run_command
 from electra_flax.errors import Preempted, UserError, escaped
 from electra_flax.host_memory import restart_with_huge_pages
@@ -354,7 +354,7 @@ def _predict(args: argparse.Namespace) -> None:
     if args.file and args.texts:
         raise UserError(f"--file {args.file} and texts: give one of them")
     for line in predict(args.model, [] if args.file else _texts(args), args.file, args.json):
-        print(line)
+        print_rows(line)
 
 
 _WITH_CONFIGURATION: dict[str, Callable[[argparse.Namespace, Sequence[str]], int | None]] = {

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from electra_flax import progress_bar
-from electra_flax.console import fitted, progress
+from electra_flax.console import fitted, print_rows, progress
 from electra_flax.detections import Detection, show
 from electra_flax.progress_bar import Bar
 from electra_flax.sentences import Piece, coloured, legend
@@ -45,6 +45,13 @@ def test_what_fits_or_has_no_space_is_left_alone():
         "  " + "/a/path/" * 20,
         "  for more",
     ]
+
+
+def test_rows_on_a_terminal_hold_no_escapes_and_are_whole_elsewhere(capsys, monkeypatch):
+    print_rows("1\t\x1b[31m한국\n2\t\x9b")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_rows("1\t\x1b[31m한국\n2\t\x9b")
+    assert capsys.readouterr().out == "1\t\x1b[31m한국\n2\t\x9b\n1\t\\x1b[31m한국\n2\t\\x9b\n"
 
 
 class Clock:

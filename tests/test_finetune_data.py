@@ -128,6 +128,8 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
         ("files: {train: [mine.tsv]", "files: {train: ['']", "files: an empty name"),
         ("title: My task", "title: x\nsubmission: ../x", "submission=../x: expected the name of a file"),
         ("title: My task", "title: x\nsubmission: ..", "submission=..: expected the name of a file"),
+        ("files: {train: [mine.tsv]", "files: {train: [b.tsv mine.tsv ./b.tsv]", "names b.tsv twice"),
+        ("title: My task", "title: x\nlabels: {a: x, b: ''}", "labels: b: an empty name, expected"),
         ("title: My task", "title: x\nlabels: {a: x, b: x}", "labels: two of them have the same name: x, x"),
     ):
         (tmp_path / "wrong.yaml").write_text(OWN.replace(line, wrong))

@@ -150,6 +150,8 @@ def test_labels_are_as_json_writes_them(tmp_path, value, label):
         # Columns that are none.
         ({"has_header": False, "columns": {"text": "²", "label": "1"}}, GOOD, "train: has no column ²"),
         ({"has_header": False, "columns": {"text": "0", "label": "9" * 5000}}, GOOD, "train: has no column 999"),
+        ({}, table(ROWS, ("stars", "stars")), "train: has no column body; its header is: stars, stars"),
+        ({}, table([{**row, "more": "x"} for row in ROWS], ("body", "stars", "body")), "names the column body 2 times"),
         # A tab too many.
         ({}, GOOD.replace(" ", "\t", 1), "train:2: 3 cells, but the header names 2: a tab within a text?"),
         (HEADLESS, table(ROWS, None).replace(" ", "\t", 1), "train:1: 3 cells, but 2 in most other rows: a tab"),
