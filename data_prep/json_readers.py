@@ -127,7 +127,10 @@ def _items(given: Input, prefix: str) -> Iterator[Any]:
     except (ijson.JSONError, UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split("\n")[0].split())
+        said = error.args[0] if error.args else ""
+        # Bytes where the place that it shows begins or ends within a letter.
+        text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+        reason = " ".join(text.split("\n")[0].split())
         if "overflow" in reason:
             raise UserError(
                 f"{given.path}: before byte {given.file.tell():,}: a number beyond 64 bits: put it in quotes, or give "

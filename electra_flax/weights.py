@@ -270,8 +270,9 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
     if not any(name.startswith("electra/") for name in shapes):
         raise UserError(f"{source}: no variable of it is ELECTRA's; the first is {min(shapes, default='missing')}")
     hparams = _read_hparams(prefix.parent / "hparams.json")
-    remarks = []
+    remarks, where = [], f"{source} with {prefix.parent / 'hparams.json'}"
     if hparams is None:
+        where = source
         remarks.append(f"no hparams.json beside it: attention heads taken to be hidden size / {HEAD_SIZE}")
     hparams = hparams or _Hparams()
     try:
@@ -279,13 +280,13 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         own = [name for name in shapes if name.startswith("generator/")]
         table = "generator" if any(name.startswith("generator/embeddings/") for name in own) else "electra"
         generator = _tf1_model(shapes, _Hparams(), "generator", table) if own else None
+        config = config_of(shapes, electra, generator)
+        if hparams.max_seq_length is not None:
+            config = dataclasses.replace(config, data=DataConfig(max_seq_length=hparams.max_seq_length))
     except KeyError as error:
         raise UserError(f"{source}: lacks {names.to_tf1(error.args[0])}: not a whole ELECTRA") from None
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-    config = config_of(shapes, electra, generator)
-    if hparams.max_seq_length is not None:
-        config = dataclasses.replace(config, data=DataConfig(max_seq_length=hparams.max_seq_length))
+        raise UserError(f"{where}: {error}") from None
     expected = expected_shapes(config)
     has_moments = all(names.tf1_slot(name, moment) in checkpoint.shapes for name in expected for moment in ("m", "v"))
     lower = hparams.do_lower_case

@@ -179,6 +179,10 @@ def test_json_as_people_have_it(content, expected, tmp_path):
         ('[{"namespace": "0", "text": "가"}, "나"]', 'object 2: expected an article, found "나"'),
         ('{\n "text": "가",\n}', "line 3 column 1: broken JSON"),
         ('[{"text": "가"', "broken JSON before byte"),
+        (
+            '[{"text": "' + "가" * 20 + '"} 나]',
+            "before byte [0-9]+: lexical error: invalid char in json text",
+        ),
         ("[1, 2]", "a.json object 1: expected text or an object with the key 'text', found 1: take it out, or give "),
         ('[["가"], ["나"]]', "object 1: expected text or an object with the key .text., found ..가"),
         ('["가", null]', "object 2: expected text or an object .* found null"),
