@@ -307,6 +307,14 @@ def test_shards_are_shared_evenly_between_hosts_and_their_order_is_mixed(shard, 
     assert len({row.tobytes() for row in rows}) > 150
 
 
+def test_a_number_of_shards_that_hosts_cannot_share_is_refused(shard, capsys):
+    code, folder = shard("out", "--hosts", "4", "--num-shards", "3")
+    assert code == 1 and not folder.exists() and not folder.with_name("out.partial").exists()
+    assert (
+        "--num-shards 3: no multiple of --hosts 4, which could not share them evenly: give 4" in capsys.readouterr().err
+    )
+
+
 def test_encoder_is_the_tokenizer():
     """On text of every kind of character, with each way of casing."""
     letters = [chr(code) for code in range(0x3100) if code != ord("\n")] + [chr(code) for code in range(0xAC00, 0xAD00)]
