@@ -163,7 +163,9 @@ def _export(args: argparse.Namespace) -> None:
     from electra_flax.export import export_to_hugging_face, export_to_tf1
     from electra_flax.model_card import Publication
     from electra_flax.weights import find_weights
+    from electra_flax.workdir import refuse_inside
 
+    refuse_inside(args.out)
     if args.to == "tf1" and args.dtype != "float32":
         raise UserError(f"--dtype {args.dtype}: the original loads float32 only")
     if args.private and not args.push:
