@@ -26,7 +26,7 @@ from data_prep.reading import Document, ReaderOptions
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
 from data_prep.shards import shard_counts
 from data_prep.sources import Source
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.files import parse_json
 from electra_flax.records import Manifest, ShardInfo, Vocabulary, shard_name
 from electra_flax.tfrecord import ShardWriter, index_path
@@ -80,7 +80,7 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
         infos[split].append(found.shards[str(shard)])
     totals = Counter(found.counts)
     if not sum(info.examples for info in infos["train"]):
-        raise UserError(f"the corpus gave no training example ({len(corpus.sources)} files)")
+        raise UserError(f"the corpus gave no training example ({counted(len(corpus.sources), 'files')})")
 
     def of(prefix: str) -> dict[str, int]:
         return {name.removeprefix(prefix): n for name, n in sorted(totals.items()) if name.startswith(prefix)}

@@ -21,7 +21,7 @@ from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, 
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
 from electra_flax.console import console, print_json, print_line, progress, write_line
 from electra_flax.ending import Parser, run_command
-from electra_flax.errors import EXIT_CODES, UserError
+from electra_flax.errors import EXIT_CODES, UserError, counted
 from electra_flax.files import given_path, given_place, write_all
 from electra_flax.ranges import MOST_INT32, MOST_UINT32, in_range
 from electra_flax.records import Vocabulary
@@ -355,13 +355,13 @@ def _shard(args: argparse.Namespace) -> None:
         manifest = write_shards_with_beam(job, _corpus(args), args.out, args.runner, args.beam_options)
     for split in manifest.splits:
         print_line(
-            f"{args.out} {split}: {manifest.examples(split):,} examples, {manifest.tokens(split):,} tokens, "
-            f"{len(manifest.splits[split])} shards"
+            f"{args.out} {split}: {counted(manifest.examples(split), 'examples')}, {manifest.tokens(split):,} tokens, "
+            f"{counted(len(manifest.splits[split]), 'shards')}"
         )
     if args.validation_fraction and not manifest.examples("validation"):
         documents = sum(int(source["documents"]) for source in manifest.sources)
         _warn(
-            f"none of {documents} documents was held out; raise --validation-fraction "
+            f"none of {counted(documents, 'documents')} was held out; raise --validation-fraction "
             f"({args.validation_fraction}) to have held-out metrics"
         )
     if manifest.unk_rate > MOST_UNKNOWN:
@@ -370,7 +370,7 @@ def _shard(args: argparse.Namespace) -> None:
             + why_unknown(*_read_tokenizer(args.vocab), _first_lines(args))
         )
     for step, count in manifest.cleaning.get("changed_or_dropped", {}).items():
-        print(f"{step:17s} {count:,} texts")
+        print(f"{step:17s} {counted(count, 'texts')}")
     print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
 
 

@@ -23,7 +23,7 @@ from data_prep.reading import (
     text_of,
     texts_as_documents,
 )
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.text import without_halves
 
 _MAX_JSON_LINE_BYTES = 256 << 20
@@ -177,8 +177,8 @@ def read_modu(given: Input) -> Iterator[Document]:
         raise Malformed(str(error).removeprefix(f"{given.path}: ")) from None
     if not found:
         raise Malformed('no "document" array with members')
-    left = [f"{len(problems)} documents left out, the first: {problems[0]}"] if problems else []
-    left += [f"{forms} forms left out, which are no text"] if forms else []
+    left = [f"{counted(len(problems), 'documents')} left out, the first: {problems[0]}"] if problems else []
+    left += [f"{counted(forms, 'forms')} left out as no text"] if forms else []
     if left:
         given.leave_out(given.path, "; ".join(left))
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.errors import UserError, escaped
+from electra_flax.errors import UserError, counted, escaped
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -100,7 +100,7 @@ def _tell_left(pattern: str, left: Sequence[str], warn: Callable[[str], None]) -
     if left:
         shown = ", ".join(map(escaped, sorted(left)[:_SHOWN]))
         warn(
-            f"--corpus {pattern}: {len(left)} files left out, whose names do not say that they are text: {shown}"
+            f"--corpus {pattern}: {counted(len(left), 'files')} left out, not known as text by name: {shown}"
             f"{', ...' if len(left) > _SHOWN else ''}; name them, or a glob, to read them"
         )
 

@@ -209,7 +209,7 @@ def test_empty_validation_split_is_said(shard, tmp_path, capsys):
     corpus = tmp_path / "one.txt"
     corpus.write_text("한 문서뿐인 말뭉치입니다.\n", encoding="utf-8")
     assert shard("out", "--validation-fraction", "0.000001", corpus=corpus)[0] == 0
-    assert "none of 1 documents was held out" in capsys.readouterr().err
+    assert "none of 1 document was held out" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

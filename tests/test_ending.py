@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from electra_flax.ending import run_command
-from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
+from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, counted, escaped
 from electra_flax.files import parse_lines, parse_yaml, read_bytes, read_json, read_text
 from electra_flax.interruption import Interruption
 from electra_flax.text import decode, without_halves
@@ -92,6 +92,10 @@ def test_a_full_disk_at_the_standard_output_is_named(ends):
 
 def test_letters_that_print_stay_and_others_are_shown_by_their_code():
     assert escaped("한국 é\t\r\n\x1b[0m\u2028\udcff") == r"한국 é\t\r\n\x1b[0m\u2028\udcff"
+
+
+def test_one_thing_is_no_plural():
+    assert [counted(number, "files") for number in (0, 1, 2, 1200)] == ["0 files", "1 file", "2 files", "1,200 files"]
 
 
 # ---------------------------------------------------------------------------------------------------- small files

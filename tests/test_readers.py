@@ -290,7 +290,7 @@ def test_gs_paths(google_storage, monkeypatch):
     told: list[str] = []
     assert len(find_sources(["gs://bucket/a", "gs://bucket/a/1.txt"], told.append)) == 2
     assert [line.partition(";")[0] for line in told] == [
-        "--corpus gs://bucket/a: 1 files left out, whose names do not say that they are text: bucket/a/3.csv"
+        "--corpus gs://bucket/a: 1 file left out, not known as text by name: bucket/a/3.csv"
     ]
     assert read("gs://bucket/a") == [FIRST, SECOND] * 2
     assert read("gs://bucket/a/*.jsonl") == [FIRST, SECOND]

@@ -15,7 +15,7 @@ from pathlib import Path
 from electra_flax.config import Config
 from electra_flax.config_io import fields_help, load_config, load_fields
 from electra_flax.ending import Parser, nearest_flag, run_command
-from electra_flax.errors import RunError, UserError, escaped
+from electra_flax.errors import RunError, UserError, counted, escaped
 from electra_flax.ranges import in_range
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
@@ -120,7 +120,8 @@ def _status(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Non
     for number, worker in sorted(seen.workers.items()):
         said = f"  {worker.message}" if worker.message else ""
         print(f"worker {number}   {escaped(worker.phase)}, step {worker.step:,}, {worker.seconds:.0f} s ago{said}")
-    print(f"run        step {past.step:,}, {len(past.machines)} machines so far, about ${seen.spent:,.2f} spent")
+    machines = counted(len(past.machines), "machines")
+    print(f"run        step {past.step:,}, {machines} so far, about ${seen.spent:,.2f} spent")
     print(f"watched by {escaped(past.babysitter) or 'nobody'}")
     print(remaining(settings, gcloud))
 

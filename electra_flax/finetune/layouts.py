@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.files import read_text
 from electra_flax.finetune.examples import Skipped, TaggedExample, TextExample
 from electra_flax.finetune.task import Task
@@ -58,7 +58,7 @@ def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | Non
             expected = f"the header names {most}" if header else f"{most} in most other rows"
             raise UserError(f"{place}: {len(cells)} cells, but {expected}: a tab within a text? Remove it")
         if len(cells) <= max(places.values()):
-            skipped.add(f"with {len(cells)} columns" if line else "that are blank", place)
+            skipped.add(f"with {counted(len(cells), 'columns')}" if line else "that are blank", place)
             yield None
             continue
         found = {name: cells[place].strip() for name, place in places.items()}
