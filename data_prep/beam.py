@@ -29,7 +29,7 @@ from data_prep.sources import Source
 from electra_flax.data.manifest import Manifest, ShardInfo, shard_name
 from electra_flax.data.tfrecord import ShardWriter, index_path
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.files import parse_json
 
 try:
@@ -81,7 +81,7 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
         infos[split].append(found.shards[str(shard)])
     totals = Counter(found.counts)
     if not sum(info.examples for info in infos["train"]):
-        raise UserError(f"the corpus gave no training example ({len(corpus.sources)} files)")
+        raise UserError(f"the corpus gave no training example ({counted(len(corpus.sources), 'files')})")
 
     def of(prefix: str) -> dict[str, int]:
         return {name.removeprefix(prefix): n for name, n in sorted(totals.items()) if name.startswith(prefix)}

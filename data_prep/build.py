@@ -17,6 +17,7 @@ from data_prep.examples import BuilderName, ExampleBuilder
 from electra_flax.data.tfrecord import frame
 from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.errors import UserError
 
 SPLITS = ("train", "validation")
 
@@ -35,7 +36,16 @@ class ShardJob:
     num_shards: int | None = None
     """Training shards; None: chosen by the size of the text."""
     num_hosts: int = 1
-    """The number of training shards is a multiple of it, as far as it is chosen here."""
+    """The number of training shards is a multiple of it."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for shards that the hosts cannot share evenly."""
+        if self.num_shards and self.num_shards % self.num_hosts:
+            above = -(-self.num_shards // self.num_hosts) * self.num_hosts
+            raise UserError(
+                f"--num-shards {self.num_shards}: no multiple of --hosts {self.num_hosts}, which could not share them "
+                f"evenly: give {above}, or leave --num-shards out"
+            )
 
 
 class Made(NamedTuple):

@@ -22,12 +22,13 @@ from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
 from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, in_range
 from electra_flax.data.tokenizer import Casing, tokenizer_files
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import EXIT_CODES, UserError
+from electra_flax.errors import EXIT_CODES, UserError, counted
 from electra_flax.files import given_path, given_place, write_all
 from electra_flax.runtime.console import console, print_json, print_line, progress, write_line
 from electra_flax.runtime.ending import Parser, run_command
 
 _MODEL_MAX_LENGTH = 512
+_SIZE, _UNUSED = 35_000, 200
 _SOURCES = (
     "files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki "
     "dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; or tfds:NAME[:split][:feature]"
@@ -136,10 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_corpus(vocab)
     vocab.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write")
     vocab.add_argument(
-        "--size", type=in_range(int, 1, 2**24), default=35_000, metavar="N", help="entries, [unused] slots included"
+        "--size", type=in_range(int, 1, 2**24), metavar="N", help=f"entries, [unused] slots included (default: {_SIZE})"
     )
     vocab.add_argument(
-        "--unused", type=in_range(int, 0, 2**24), default=200, metavar="N", help="[unused] slots for domain words"
+        "--unused",
+        type=in_range(int, 0, 2**24),
+        metavar="N",
+        help=f"[unused] slots for domain words (default: {_UNUSED})",
     )
     vocab.add_argument(
         "--algorithm", choices=("wordpiece", "unigram", "bpe"), default="wordpiece",
@@ -150,11 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         help="mecab: learn within morphemes, as KoELECTRA v3 did; at run time no MeCab is needed",
     )  # fmt: skip
     vocab.add_argument(
-        "--limit-alphabet",
-        type=in_range(int, 1, sys.maxunicode),
-        metavar="N",
+        "--limit-alphabet", type=in_range(int, 1, sys.maxunicode), metavar="N",
         help="most characters kept (default: 6000, a third of --size if less)",
-    )
+    )  # fmt: skip
     vocab.add_argument(
         "--min-frequency", type=in_range(int, 1, MOST_INT32), default=2, metavar="N", help="rarest pair that is merged"
     )
@@ -163,12 +165,9 @@ def _parser() -> argparse.ArgumentParser:
         help="fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay",
     )  # fmt: skip
     vocab.add_argument(
-        "--sample-mb",
-        type=in_range(int, 1, 2**20),
-        default=1024,
-        metavar="MB",
+        "--sample-mb", type=in_range(int, 1, 2**20), default=1024, metavar="MB",
         help="most text that is kept to learn from",
-    )
+    )  # fmt: skip
     vocab.add_argument("--lower-case", action="store_true", help="lower-case the text (English, not Korean)")
     vocab.add_argument("--strip-accents", action="store_true", help="remove accents; refused for Hangul")
     _add_report(vocab)
@@ -219,18 +218,13 @@ def _parser() -> argparse.ArgumentParser:
         help="carry loses no token; original cuts examples exactly as the original code does",
     )  # fmt: skip
     shard.add_argument(
-        "--num-shards",
-        type=in_range(int, 1, 10**5),
-        metavar="N",
-        help="training shards (default: one per 64 MB of text)",
-    )
+        "--num-shards", type=in_range(int, 1, 10**5), metavar="N",
+        help="training shards, a multiple of --hosts (default: one per 64 MB of text)",
+    )  # fmt: skip
     shard.add_argument(
-        "--hosts",
-        type=in_range(int, 1, 2**16),
-        default=1,
-        metavar="N",
+        "--hosts", type=in_range(int, 1, 2**16), default=1, metavar="N",
         help="machines that will train: the number of shards is a multiple of it",
-    )
+    )  # fmt: skip
     shard.add_argument(
         "--seed", type=in_range(int, 0, MOST_UINT32), default=0, metavar="N", help="seed of segments and split (0)"
     )
@@ -278,11 +272,14 @@ def _vocab(args: argparse.Namespace) -> None:
     for name in ("vocab.txt", "manifest.json"):
         if (args.out / name).exists():  # shards are of the vocabulary beside them
             raise UserError(f"--out {args.out}: already holds a {name}: remove the folder or choose another")
-    if args.extend and (args.lower_case or args.strip_accents):
-        raise UserError(f"--lower-case and --strip-accents are of a new vocabulary: {args.extend} has its own")
+    of_new = {"--size": args.size, "--unused": args.unused, "--lower-case": args.lower_case or None,
+              "--strip-accents": args.strip_accents or None}  # fmt: skip
+    if args.extend and (given := [flag for flag, value in of_new.items() if value is not None]):
+        raise UserError(f"{', '.join(given)}: of a new vocabulary; --extend {args.extend} has its own: leave it out")
+    size, num_unused = args.size or _SIZE, _UNUSED if args.unused is None else args.unused
     casing = Casing.read(args.extend) if args.extend else Casing(args.lower_case, args.strip_accents)
     options = VocabularyOptions(
-        args.size, args.unused, casing, args.algorithm, args.pretokenizer, args.limit_alphabet, args.min_frequency
+        size, num_unused, casing, args.algorithm, args.pretokenizer, args.limit_alphabet, args.min_frequency
     )
     lines = _sample(args)
     if args.extend:
@@ -292,11 +289,11 @@ def _vocab(args: argparse.Namespace) -> None:
     else:
         vocabulary = train_vocabulary(lines, args.out, options, sys.stderr.isatty())
     unused = sum(token.startswith("[unused") for token in vocabulary.tokens)
-    if unused > max(args.unused, len(vocabulary.tokens) // 10) and not args.extend:
+    if unused > max(num_unused, len(vocabulary.tokens) // 10) and not args.extend:
         learned = len(vocabulary.tokens) - unused
         _warn(
-            f"the corpus gave {learned:,} entries of the {args.size:,} of --size, the rest are [unused]: give "
-            f"more text (30 MB and more for 30,000), or --size {learned + args.unused}"
+            f"the corpus gave {learned:,} entries of the {size:,} of --size, the rest are [unused]: give "
+            f"more text (30 MB and more for 30,000), or --size {learned + num_unused}"
         )
     compared = [*args.compare, *([args.extend] if args.extend else [])]
     found = [(vocabulary, casing), *map(_read_tokenizer, compared)]
@@ -358,13 +355,13 @@ def _shard(args: argparse.Namespace) -> None:
         manifest = write_shards_with_beam(job, _corpus(args), args.out, args.runner, args.beam_options)
     for split in manifest.splits:
         print_line(
-            f"{args.out} {split}: {manifest.examples(split):,} examples, {manifest.tokens(split):,} tokens, "
-            f"{len(manifest.splits[split])} shards"
+            f"{args.out} {split}: {counted(manifest.examples(split), 'examples')}, {manifest.tokens(split):,} tokens, "
+            f"{counted(len(manifest.splits[split]), 'shards')}"
         )
     if args.validation_fraction and not manifest.examples("validation"):
         documents = sum(int(source["documents"]) for source in manifest.sources)
         _warn(
-            f"none of {documents} documents was held out; raise --validation-fraction "
+            f"none of {counted(documents, 'documents')} was held out; raise --validation-fraction "
             f"({args.validation_fraction}) to have held-out metrics"
         )
     if manifest.unk_rate > MOST_UNKNOWN:
@@ -373,7 +370,7 @@ def _shard(args: argparse.Namespace) -> None:
             + why_unknown(*_read_tokenizer(args.vocab), _first_lines(args))
         )
     for step, count in manifest.cleaning.get("changed_or_dropped", {}).items():
-        print(f"{step:17s} {count:,} texts")
+        print(f"{step:17s} {counted(count, 'texts')}")
     print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
 
 

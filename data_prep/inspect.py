@@ -12,7 +12,7 @@ from rich.text import Text
 
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import escaped
+from electra_flax.errors import counted, escaped
 
 _SEGMENT_STYLES = ("cyan", "yellow")
 _MASKED = 0.15  # share of tokens that training masks (docs/semantics.md, section 5)
@@ -78,13 +78,13 @@ def _show_cleaning(cleaning: dict[str, Any], console: Console) -> None:
     steps = f"{cleaning.get('recipe', 'none')}: {', '.join(cleaning.get('steps', ())) or 'no step'}"
     console.print(_line("cleaning", escaped(steps)))
     for step, count in cleaning.get("changed_or_dropped", {}).items():
-        console.print(f"  {escaped(step):17s} {count:,} texts changed or dropped")
+        console.print(f"  {escaped(step):17s} {counted(count, 'texts')} changed or dropped")
     for path, reason in cleaning.get("malformed_files", {}).items():
         console.print(escaped(f"  {path}: {reason}"), soft_wrap=True)
 
 
 def _show_sources(sources: list[dict[str, Any]], console: Console) -> None:
-    console.print(_line("sources", f"{len(sources)} files"))
+    console.print(_line("sources", counted(len(sources), "files")))
     largest = sorted(sources, key=lambda source: -source["documents"])[:_SHOWN_SOURCES]
     for source in largest:
         counts = f"  {source['documents']:>12,} documents  {source['bytes']:>15,} bytes  "
@@ -98,7 +98,7 @@ def _show_lengths(examples: ShardedExamples, max_seq_length: int, console: Conso
     places = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), _SAMPLED_EXAMPLES), dtype=int))
     lengths = examples.read(places)[:, 1].sum(axis=1)
     counts, edges = np.histogram(lengths, bins=_BINS, range=(0, max_seq_length))
-    console.print(_line("tokens an example", f"of {len(places):,} examples"))
+    console.print(_line("tokens an example", f"of {counted(len(places), 'examples')}"))
     for count, first, last in zip(counts, edges, edges[1:], strict=False):
         bar = "█" * round(40 * count / counts.max())
         console.print(f"  {int(first) + 1:5d} to {int(last):5d} {count / len(places):6.1%} {bar}")

@@ -23,7 +23,7 @@ from data_prep.reading import (
     text_of,
     texts_as_documents,
 )
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.text import without_halves
 
 _MAX_JSON_LINE_BYTES = 256 << 20
@@ -127,7 +127,10 @@ def _items(given: Input, prefix: str) -> Iterator[Any]:
     except (ijson.JSONError, UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split("\n")[0].split())
+        said = error.args[0] if error.args else ""
+        # Bytes where the place that it shows begins or ends within a letter.
+        text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+        reason = " ".join(text.split("\n")[0].split())
         if "overflow" in reason:
             raise UserError(
                 f"{given.path}: before byte {given.file.tell():,}: a number beyond 64 bits: put it in quotes, or give "
@@ -174,8 +177,8 @@ def read_modu(given: Input) -> Iterator[Document]:
         raise Malformed(str(error).removeprefix(f"{given.path}: ")) from None
     if not found:
         raise Malformed('no "document" array with members')
-    left = [f"{len(problems)} documents left out, the first: {problems[0]}"] if problems else []
-    left += [f"{forms} forms left out, which are no text"] if forms else []
+    left = [f"{counted(len(problems), 'documents')} left out, the first: {problems[0]}"] if problems else []
+    left += [f"{counted(forms, 'forms')} left out as no text"] if forms else []
     if left:
         given.leave_out(given.path, "; ".join(left))
 

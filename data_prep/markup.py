@@ -19,6 +19,8 @@ _NOT_TEXT_LINKS = re.compile(
 _TEXT_TEMPLATES = {"lang", "llang", "한자", "일본어", "nihongo", "unicode", "nowrap"}
 _EMPTY_BRACKETS = re.compile(r"\s?\((?:[\s,;:·/]|또는)*\)")  # what templates leave behind
 _LIST_MARKS = re.compile(r"^[\s*#:;]+")
+# MediaWiki itself gives up at 40; a few hundred, and the parser's calls are more than Python allows.
+_MOST_TEMPLATES_DEEP = 100
 
 
 def wikipedia_lines(markup: str) -> list[str]:
@@ -33,6 +35,23 @@ def wikipedia_lines(markup: str) -> list[str]:
     text = without_halves(text)  # &#xD800; is half a pair
     lines = (_LIST_MARKS.sub("", line).strip() for line in text.split("\n"))
     return [line for line in lines if line and not line.startswith(("{|", "|", "!", "__", "----"))]
+
+
+def is_nested_too_deep(markup: str) -> bool:
+    """Whether templates lie within each other deeper than the parser can follow; those never closed do not count."""
+    if markup.count("}}") <= _MOST_TEMPLATES_DEEP:
+        return False
+    inside: list[int] = []  # of each open pair: how deep it is below
+    for braces in re.finditer(r"\{\{|\}\}", markup):
+        if braces[0] == "{{":
+            inside.append(0)
+        elif inside:
+            depth = inside.pop() + 1
+            if depth > _MOST_TEMPLATES_DEEP:
+                return True
+            if inside:
+                inside[-1] = max(inside[-1], depth)
+    return False
 
 
 def _wikipedia_text(node: Any, nodes: Any) -> str:

@@ -107,4 +107,5 @@ def texts_as_documents(rows: Iterable[tuple[str, Any]], given: Input) -> Iterato
         num_rows, num_texts = num_rows + 1, num_texts + bool(lines)
         yield as_document(lines)
     if num_rows and not num_texts:
-        raise UserError(f"{given.path}: {key!r} is empty in all {num_rows:,} rows: give --text-key NAME")
+        where = "its only row" if num_rows == 1 else f"all {num_rows:,} rows"
+        raise UserError(f"{given.path}: {key!r} is empty in {where}: give --text-key NAME")

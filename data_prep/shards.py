@@ -37,7 +37,7 @@ from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadat
 from electra_flax.data.manifest import Manifest, ShardInfo, shard_name
 from electra_flax.data.tfrecord import ShardWriter, index_path
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.files import read_json, replaced, write_whole
 from electra_flax.runtime.console import Bar, progress
 
@@ -75,15 +75,16 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
     summary = _clean(job, corpus, work, run)
     if not summary.documents:
         raise UserError(
-            f"the corpus gave no training example ({len(corpus.sources)} files, no text after cleaning): it is empty, "
-            "or cleaning dropped all"
+            f"the corpus gave no training example ({counted(len(corpus.sources), 'files')}, no text after cleaning): "
+            "it is empty, or cleaning dropped all"
         )
     duplicates = _deduplicate(job, work, summary)
     counts = shard_counts(job, summary.bytes)
     totals = _build(job, work, summary, counts, run)
     if not totals.examples[: counts["train"]].sum():
         raise UserError(
-            f"the corpus gave no training example ({summary.documents} documents in {len(corpus.sources)} files): "
+            f"the corpus gave no training example ({counted(summary.documents, 'documents')} in "
+            f"{counted(len(corpus.sources), 'files')}): "
             "--validation-fraction is too large"
         )
     infos = _shuffle(job, work, counts, totals, run)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.errors import UserError, escaped
+from electra_flax.errors import UserError, counted, escaped
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -31,6 +31,7 @@ _UNPACKERS: dict[bytes, Callable[..., Any]] = {
     b"\xfd7zXZ\x00": lzma.open,
     b"\x28\xb5\x2f\xfd": zstd.open,
 }
+_ARCHIVES = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a": "rar"}
 _BUFFER_BYTES = 1 << 20
 _SHOWN = 5  # names in a message
 
@@ -99,7 +100,7 @@ def _tell_left(pattern: str, left: Sequence[str], warn: Callable[[str], None]) -
     if left:
         shown = ", ".join(map(escaped, sorted(left)[:_SHOWN]))
         warn(
-            f"--corpus {pattern}: {len(left)} files left out, whose names do not say that they are text: {shown}"
+            f"--corpus {pattern}: {counted(len(left), 'files')} left out, not known as text by name: {shown}"
             f"{', ...' if len(left) > _SHOWN else ''}; name them, or a glob, to read them"
         )
 
@@ -172,6 +173,15 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
+def _check_head(source: Source, head: bytes) -> None:
+    """Raises what `open_source` does for a file of several files, and for a packed one cut within its first bytes."""
+    for magic, kind in _ARCHIVES.items():
+        if head.startswith(magic):
+            raise UserError(f"{source.path}: a {kind} archive, expected a file: unpack it and name what it holds")
+    if head and is_packed(source.path) and any(magic.startswith(head) and magic != head for magic in _UNPACKERS):
+        raise EOFError("cut off within its first bytes")
+
+
 @contextmanager
 def open_source(source: Source, count: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Any]:
     """The file's bytes, decompressed by what it begins with; `count` hears of every read of the packed file.
@@ -183,6 +193,7 @@ def open_source(source: Source, count: Callable[[int], None] = lambda num_bytes:
         raw = google_storage().open(source.path, "rb") if source.path.startswith("gs://") else open(source.path, "rb")
         file: Any = io.BufferedReader(_Counted(raw, count), _BUFFER_BYTES)
         head = file.peek(8)
+        _check_head(source, head)
         for magic, unpacker in _UNPACKERS.items():
             if head.startswith(magic):
                 file = io.BufferedReader(unpacker(file, "rb"), _BUFFER_BYTES)

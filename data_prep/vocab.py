@@ -261,6 +261,12 @@ def check_vocabulary(vocabulary: Vocabulary, casing: Casing) -> None:
         raise UserError(f"{vocabulary.path}: the first five entries must be {' '.join(_SPECIAL)}")
     if len(set(vocabulary.tokens)) != len(vocabulary.tokens):
         raise UserError(f"{vocabulary.path}: an entry appears twice: every line must be different")
+    # Before its Jamo are counted, which would be blamed on the corpus.
+    normalized = build_tokenizer(vocabulary.tokens, casing).normalizer.normalize_str(ROUND_TRIP)
+    if normalized != ROUND_TRIP:
+        raise UserError(
+            "--strip-accents decomposes Hangul syllables to Jamo: every Korean word would become [UNK]; leave it off"
+        )
     text = "".join(vocabulary.tokens)
     num_jamo, num_syllables = (
         sum("\u1100" <= c <= "\u11ff" for c in text),
@@ -270,11 +276,6 @@ def check_vocabulary(vocabulary: Vocabulary, casing: Casing) -> None:
         raise UserError(
             f"{vocabulary.path}: holds more decomposed Hangul ({num_jamo} Jamo) than syllables ({num_syllables}): "
             "the corpus is in NFD form; normalise it to NFC"
-        )
-    normalized = build_tokenizer(vocabulary.tokens, casing).normalizer.normalize_str(ROUND_TRIP)
-    if normalized != ROUND_TRIP:
-        raise UserError(
-            "--strip-accents decomposes Hangul syllables to Jamo: every Korean word would become [UNK]; leave it off"
         )
     pieces = build_tokenizer(vocabulary.tokens, casing).encode(ROUND_TRIP, add_special_tokens=False).tokens
     if "[UNK]" not in pieces:

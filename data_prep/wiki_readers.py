@@ -11,7 +11,7 @@ from typing import Any
 from data_prep import markup
 from data_prep.reading import Document, Input, as_document
 from data_prep.text_readers import stripped_lines
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 
 _HEADING = re.compile(r"((?:= ?)+)[^=].*=$")
 
@@ -53,7 +53,26 @@ def read_wikiextractor(given: Input) -> Iterator[Document]:
 
 
 def read_wikipedia(given: Input) -> Iterator[Document]:
-    """pages-articles XML: pages of the main namespace that are no redirects."""
+    """pages-articles XML: pages of the main namespace that are no redirects.
+
+    A page whose templates are nested too deep to be parsed is left out, and counted.
+    """
+    too_deep: list[str] = []
+    for title, text in _articles(given):
+        if markup.is_nested_too_deep(text):
+            too_deep.append(title)
+        else:
+            yield Document(0, text, "wikipedia")
+    if too_deep:
+        given.leave_out(
+            given.path,
+            f"{counted(len(too_deep), 'pages')} left out, whose templates are nested too deep, the first: "
+            f"{too_deep[0][:80]}",
+        )
+
+
+def _articles(given: Input) -> Iterator[tuple[str, str]]:
+    """(title, markup)"""
     parents: list[Any] = []
     try:
         parser = ElementTree.XMLParser(encoding="utf-8")  # whatever it declares: it was decoded
@@ -68,7 +87,7 @@ def read_wikipedia(given: Input) -> Iterator[Document]:
             text = element.findtext(f"{namespace}revision/{namespace}text")
             is_article = element.findtext(f"{namespace}ns") == "0" and element.find(f"{namespace}redirect") is None
             if is_article and text:
-                yield Document(0, text, "wikipedia")
+                yield element.findtext(f"{namespace}title") or "?", text
             if parents:
                 parents[-1].clear()
     except ElementTree.ParseError as error:

@@ -72,6 +72,11 @@ def escaped(text: object) -> str:
     )
 
 
+def counted(number: int, things: str) -> str:
+    """`1,200 files`, `1 file`; `things` is a plural that ends in s."""
+    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
+
+
 def _code(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 

@@ -21,6 +21,10 @@ _MARKS = (
 
 
 _HEAD_BYTES = 1 << 16
+# Where CP949 has what Korean hardly uses, single vowels but ㅜ ㅠ ㅡ, letters of old, Greek, Roman numbers, EUC-JP has
+# the kana of every sentence; its kanji are syllables there.
+_SYLLABLES = re.compile("[가-힣]")
+_HARDLY_KOREAN = re.compile("[\u314f-\u315b\u315d-\u315f\u3162-\u318e\u0370-\u03ff\u2160-\u217f]")
 
 
 def marked_encoding(head: bytes) -> tuple[str | None, int]:
@@ -61,7 +65,7 @@ def encoding_advice(
             text = codecs.getincrementaldecoder("cp949")().decode(raw)  # the end may be half a letter
         except UnicodeDecodeError:
             return other
-        if re.search("[가-힣]", text):
+        if len(_SYLLABLES.findall(text)) >= max(1, 2 * len(_HARDLY_KOREAN.findall(text))):
             return f"it reads as Korean in CP949 (EUC-KR): {cp949}"
     return other
 

@@ -14,7 +14,7 @@ from electra_flax.model.sharding import coverage_report
 from electra_flax.reports.replaced import Detection, show
 from electra_flax.reports.sentences import Piece, coloured, legend
 from electra_flax.runtime import progress_bar
-from electra_flax.runtime.console import fitted, progress
+from electra_flax.runtime.console import fitted, print_rows, progress
 from electra_flax.runtime.progress_bar import Bar
 
 METRICS = (
@@ -45,6 +45,13 @@ def test_what_fits_or_has_no_space_is_left_alone():
         "  " + "/a/path/" * 20,
         "  for more",
     ]
+
+
+def test_rows_on_a_terminal_hold_no_escapes_and_are_whole_elsewhere(capsys, monkeypatch):
+    print_rows("1\t\x1b[31m한국\n2\t\x9b")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_rows("1\t\x1b[31m한국\n2\t\x9b")
+    assert capsys.readouterr().out == "1\t\x1b[31m한국\n2\t\x9b\n1\t\\x1b[31m한국\n2\t\\x9b\n"
 
 
 class Clock:

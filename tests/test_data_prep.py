@@ -205,14 +205,14 @@ def test_missing_corpus_and_occupied_output(shard, tmp_path, capsys):
 def test_stripping_accents_from_hangul_is_refused(sample_corpus, tmp_path, capsys):
     arguments = ["vocab", "--corpus", str(sample_corpus), "--out", str(tmp_path / "v"), "--size", "600"]
     assert main([*arguments, "--strip-accents"]) == 1
-    assert "Jamo" in capsys.readouterr().err
+    assert "error: --strip-accents decomposes Hangul syllables to Jamo" in capsys.readouterr().err
 
 
 def test_empty_validation_split_is_said(shard, tmp_path, capsys):
     corpus = tmp_path / "one.txt"
     corpus.write_text("한 문서뿐인 말뭉치입니다.\n", encoding="utf-8")
     assert shard("out", "--validation-fraction", "0.000001", corpus=corpus)[0] == 0
-    assert "none of 1 documents was held out" in capsys.readouterr().err
+    assert "none of 1 document was held out" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +308,14 @@ def test_shards_are_shared_evenly_between_hosts_and_their_order_is_mixed(shard, 
     assert len(sizes) == 4 and max(sizes) - min(sizes) <= 3  # at most one a chunk
     rows = ShardedExamples([folder / manifest.splits["train"][0].file], 32, 600).read(range(200))
     assert len({row.tobytes() for row in rows}) > 150
+
+
+def test_a_number_of_shards_that_hosts_cannot_share_is_refused(shard, capsys):
+    code, folder = shard("out", "--hosts", "4", "--num-shards", "3")
+    assert code == 1 and not folder.exists() and not folder.with_name("out.partial").exists()
+    assert (
+        "--num-shards 3: no multiple of --hosts 4, which could not share them evenly: give 4" in capsys.readouterr().err
+    )
 
 
 def test_encoder_is_the_tokenizer():

@@ -179,6 +179,10 @@ def test_json_as_people_have_it(content, expected, tmp_path):
         ('[{"namespace": "0", "text": "가"}, "나"]', 'object 2: expected an article, found "나"'),
         ('{\n "text": "가",\n}', "line 3 column 1: broken JSON"),
         ('[{"text": "가"', "broken JSON before byte"),
+        (
+            '[{"text": "' + "가" * 20 + '"} 나]',
+            "before byte [0-9]+: lexical error: invalid char in json text",
+        ),
         ("[1, 2]", "a.json object 1: expected text or an object with the key 'text', found 1: take it out, or give "),
         ('[["가"], ["나"]]', "object 1: expected text or an object with the key .text., found ..가"),
         ('["가", null]', "object 2: expected text or an object .* found null"),
@@ -205,11 +209,11 @@ def test_what_a_modu_file_holds_that_is_no_text_is_counted_and_the_rest_is_read(
     path.write_text(_json({"document": documents}))
     found, corpus = read(path)
     assert found == ["하나.\n둘.", "셋.\n넷."]
-    assert "1 documents left out, the first: document 2: KeyError 'form'" in corpus.malformed[str(path)]
-    assert corpus.malformed[str(path)].endswith("; 2 forms left out, which are no text")
+    assert "1 document left out, the first: document 2: KeyError 'form'" in corpus.malformed[str(path)]
+    assert corpus.malformed[str(path)].endswith("; 2 forms left out as no text")
     del documents[1]
     path.write_text(_json({"document": documents}))
-    assert read(path)[1].malformed == {str(path): "2 forms left out, which are no text"}
+    assert read(path)[1].malformed == {str(path): "2 forms left out as no text"}
     with pytest.raises(UserError, match="2 forms left out"):
         read(path, strict=True)
 
@@ -232,7 +236,7 @@ def test_what_of_a_folder_is_left_out_is_named_and_a_file_counts_once(tmp_path):
     names = sorted(os.path.basename(source.path) for source in found)
     assert names == ["B.TXT", "a.txt", "c.ndjson", "e.JSONL", "f.txt"]
     assert len(told) == 1
-    assert "2 files left out, whose names do not say that they are text: README, d.csv" in told[0]
+    assert "2 files left out, not known as text by name: README, d.csv" in told[0]
     with pytest.raises(UserError, match="no file of text"):
         find_sources([str(corpus / "g.txt")])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
+from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, counted, escaped
 from electra_flax.files import parse_lines, parse_yaml, read_bytes, read_json, read_text
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.interruption import Interruption
@@ -78,8 +78,24 @@ def test_a_reader_that_has_enough_ends_a_command_quietly(ends):
     assert both.wait() == 0
 
 
+@pytest.mark.parametrize("ends", ["sys.exit(e.run_command('p', lambda: print('x' * 10**6), 'OUT'))",
+                                  "sys.exit(e.run_command('p', lambda: print('x'), 'OUT'))",
+                                  "e.print_whole('x')"])  # fmt: skip
+def test_a_full_disk_at_the_standard_output_is_named(ends):
+    program = f"import sys, electra_flax.runtime.ending as e; {ends}"
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 1
+    assert found.stderr.removeprefix("p: error: ").startswith("the standard output: the disk is full: make room")
+    assert found.stderr.count("\n") == 1
+
+
 def test_letters_that_print_stay_and_others_are_shown_by_their_code():
     assert escaped("한국 é\t\r\n\x1b[0m\u2028\udcff") == r"한국 é\t\r\n\x1b[0m\u2028\udcff"
+
+
+def test_one_thing_is_no_plural():
+    assert [counted(number, "files") for number in (0, 1, 2, 1200)] == ["0 files", "1 file", "2 files", "1,200 files"]
 
 
 # ---------------------------------------------------------------------------------------------------- small files

@@ -362,6 +362,7 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
         ({"--preset": "mine"}, "--preset mine: there are koelectra, paper, original"),
         ({"--lr": "1"}, "--lr: unknown field"),
         ({"--dev_fraction": "0.001"}, "dev_fraction=0.001 of its 64 training examples are 0"),
+        ({"--dev_fraction": "0.999"}, "dev_fraction=0.999 of its 64 training examples are 64: lower dev_fraction"),
         ({"--task": "korsts", "--data": "data/nsmc"}, "no training file of KorSTS"),
     ],
 )  # fmt: skip

@@ -128,6 +128,8 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
         ("files: {train: [mine.tsv]", "files: {train: ['']", "files: an empty name"),
         ("title: My task", "title: x\nsubmission: ../x", "submission=../x: expected the name of a file"),
         ("title: My task", "title: x\nsubmission: ..", "submission=..: expected the name of a file"),
+        ("files: {train: [mine.tsv]", "files: {train: [b.tsv mine.tsv ./b.tsv]", "names b.tsv twice"),
+        ("title: My task", "title: x\nlabels: {a: x, b: ''}", "labels: b: an empty name, expected"),
         ("title: My task", "title: x\nlabels: {a: x, b: x}", "labels: two of them have the same name: x, x"),
     ):
         (tmp_path / "wrong.yaml").write_text(OWN.replace(line, wrong))
@@ -142,7 +144,7 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
         ("nsmc", "id\tdocument\tlabel\n1\tx\t2\n", r":2: label is \"2\", expected one of 0, 1"),
         ("nsmc", "id\tdocument\tlabel\n", "has no rows: expected NSMC in its tsv layout"),
         ("nsmc", "", "has no column document; its header is: empty"),
-        ("nsmc", "id\tdocument\tlabel\n1\t\t0\n", "none of its rows can be used: 0 of 1 rows of file .left"),
+        ("nsmc", "id\tdocument\tlabel\n1\t\t0\n", "none of its rows can be used: 0 of 1 row of file .left"),
         ("korsts", "score\tsentence1\tsentence2\nhigh\ta\tb\n", 'score is "high", expected a number from 0 to 5'),
         ("korsts", "score\tsentence1\tsentence2\n6\ta\tb\n", 'score is "6", expected a number from 0 to 5'),
         ("naver-ner", "a b\tO\n", ":1: 2 words and 1 tags"),

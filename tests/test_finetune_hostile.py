@@ -150,6 +150,8 @@ def test_labels_are_as_json_writes_them(tmp_path, value, label):
         # Columns that are none.
         ({"has_header": False, "columns": {"text": "²", "label": "1"}}, GOOD, "train: has no column ²"),
         ({"has_header": False, "columns": {"text": "0", "label": "9" * 5000}}, GOOD, "train: has no column 999"),
+        ({}, table(ROWS, ("stars", "stars")), "train: has no column body; its header is: stars, stars"),
+        ({}, table([{**row, "more": "x"} for row in ROWS], ("body", "stars", "body")), "names the column body 2 times"),
         # A tab too many.
         ({}, GOOD.replace(" ", "\t", 1), "train:2: 3 cells, but the header names 2: a tab within a text?"),
         (HEADLESS, table(ROWS, None).replace(" ", "\t", 1), "train:1: 3 cells, but 2 in most other rows: a tab"),
@@ -176,7 +178,7 @@ def test_what_is_none_of_the_task_is_refused_with_its_place(tmp_path, task, trai
         (WITH_JSON, GOOD_JSON, lines(changed(0, stars="2")), 'test:1: stars is "2", expected one of 0, 1'),
         ({}, GOOD, table(changed(5, stars="없음")), 'test:7: stars is "없음", expected one of 0, 1'),
         (NER, "a b\tLOC-B O\n" * 4, "a b\tLOC-B PER-I\n", 'the tag is "PER-I", expected one of O, B-LOC, I-LOC'),
-        (SQUAD, GOOD_SQUAD, squad(questions(count=1) * 2), "test: 1 ids belong to several questions, the first is 0"),
+        (SQUAD, GOOD_SQUAD, squad(questions(count=1) * 2), "test: 1 id of several questions, the first 0"),
     ],
 )
 def test_what_nobody_learned_is_refused_before_training(tmp_path, task, train, test, expected):
@@ -210,7 +212,7 @@ def test_rows_that_predictions_lack_are_counted_with_their_places(tmp_path):
     path.write_text("id\tdocument\tlabel\na\t좋다\t1\n\nb\t\t0\nc\nd\t나쁘다\t0\n\n\n")
     found = read_files(without_labels(load_task("nsmc"), path), [path])
     assert found.examples == [TextExample("a", "좋다", "", ""), TextExample("d", "나쁘다", "", "")]
-    places = "1 that are blank, 1 with 1 columns, 1 with an empty text: file:3, file:4, file:5"
+    places = "1 that are blank, 1 with 1 column, 1 with an empty text: file:3, file:4, file:5"
     assert found.summary() == f"2 of 5 rows of file (left out: {places})"
     path.write_text("좋다\t1\n\n나쁘다\t0\n")
     task = load_task("cola")

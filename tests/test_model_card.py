@@ -34,7 +34,7 @@ def test_a_card_says_how_the_data_was_cleaned(tmp_path):
     text = card(tmp_path, 60_600, CLEANING)
     steps = "nfc (3 texts), sentences (splitter kiwi), short (min_characters 12, 1,234 texts)"
     assert f"Cleaning, recipe koelectra-v3: {steps}." in text
-    assert "12 documents in 1 files (60.6 KB), of which 10 sequences" in text
+    assert "12 documents in 1 file (60.6 KB), of which 10 sequences" in text
     assert "license: mit\nlanguage: ko\n" in text
 
 

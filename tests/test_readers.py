@@ -145,6 +145,17 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path):
     assert read(path) == [["\ufffd 하나 😀"]]
 
 
+def test_a_wikipedia_page_nested_too_deep_is_left_out_by_its_title(tmp_path):
+    page = "<page><title>{}</title><ns>0</ns><revision><text>{}</text></revision></page>"
+    deep, open_ones = "{{{" * 20_000 + "}}}" * 20_000, "{{" * 300 + "}}" * 100
+    pages = [page.format("가", "하나."), page.format("나", deep), page.format("다", f"{open_ones} 둘.")]
+    (tmp_path / "a.xml").write_text(f"<mediawiki>{''.join(pages)}</mediawiki>")
+    corpus = Corpus(find_sources([str(tmp_path)]))
+    assert [document.lines()[0][-2:] for document in corpus.documents()] == ["나.", "둘."]
+    (problem,) = corpus.malformed.values()
+    assert problem == "1 page left out, whose templates are nested too deep, the first: 나"
+
+
 def test_malformed_modu_is_counted_and_the_rest_read(tmp_path):
     (tmp_path / "a.json").write_text(PARAGRAPHS[:-60])
     (tmp_path / "b.json").write_text(modu("utterance", [turn("가", "말.")], [{"speaker_id": "가"}]))
@@ -161,6 +172,10 @@ def test_malformed_modu_is_counted_and_the_rest_read(tmp_path):
     ("name", "content", "options", "expected"),
     [
         ("a.txt", "가\n나다\n".encode("cp949"), {}, r"line 1: byte 0xb0 at column 1 is not UTF-8; it reads as Korean in CP949 \(EUC-KR\): give --encoding cp949"),
+        ("a.txt", "日本の首都は東京です\n".encode("euc-jp"), {}, r"byte 0xc6 at column 1 is not UTF-8; give --encoding NAME"),
+        ("a.txt", "와 ㅠㅠ α선\n".encode("cp949"), {}, r"it reads as Korean in CP949"),
+        ("a.txt", b"PK\x03\x04\x14\0\0\0", {}, "a zip archive, expected a file: unpack it and name what it holds"),
+        ("a.txt.xz", lzma.compress(b"text\n")[:4], {}, "cannot be read at byte 4 of 4: truncated: cut off within its first"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', {}, "line 2 column 9: broken JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', {}, "line 2: no key 'text' there, only body: give --text-key NAME"),
         ("a.jsonl", b'{"text": ["a"]}\n', {}, "line 1: 'text' is not text but"),
@@ -275,7 +290,7 @@ def test_gs_paths(google_storage, monkeypatch):
     told: list[str] = []
     assert len(find_sources(["gs://bucket/a", "gs://bucket/a/1.txt"], told.append)) == 2
     assert [line.partition(";")[0] for line in told] == [
-        "--corpus gs://bucket/a: 1 files left out, whose names do not say that they are text: bucket/a/3.csv"
+        "--corpus gs://bucket/a: 1 file left out, not known as text by name: bucket/a/3.csv"
     ]
     assert read("gs://bucket/a") == [FIRST, SECOND] * 2
     assert read("gs://bucket/a/*.jsonl") == [FIRST, SECOND]

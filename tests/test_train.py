@@ -160,6 +160,11 @@ def test_bad_input_is_one_line_and_exit_1(run, capsys):
     assert "data.max_seq_length=16, but the shards" in refused("new", "--data.max_seq_length", "16")
     assert "nearest is training.batch_size" in refused("new", "--training.batchsize", "8")
     assert "nearest: 8 or 16" in refused("new", "--training.batch_size", "12")
+    assert "model.vocab_size=700, but" in refused("deep/er", "--model.vocab_size", "700")
+    assert not (run / "new").exists() and not (run / "deep").exists(), "what is refused leaves nothing"
+    (run / "empty").mkdir()
+    assert "model.vocab_size=700, but" in refused("empty", "--model.vocab_size", "700")
+    assert (run / "empty").exists() and not any((run / "empty").iterdir())
     assert "no such folder" in refused("new", data="nowhere")
     assert "--config nowhere.yaml" in refusal(
         capsys, ["pretrain", "--config", "nowhere.yaml", "--data", "x", "--workdir", "y"]
@@ -171,6 +176,9 @@ def test_bad_input_is_one_line_and_exit_1(run, capsys):
     assert "is damaged" in refused("new", data=flipped)
     (run / "file").write_text("not a folder")
     assert "cannot be written" in refused("file/workdir")
+    for out in ("run", "run/checkpoints", "run/../run/checkpoints/more", "run/damaged/x"):
+        said = refusal(capsys, ["export", "--workdir", str(run / "run"), "--out", str(run / out)])
+        assert f"would be mixed with the run of --workdir {run / 'run'}" in said
     assert "no config.yaml" in refusal(capsys, ["evaluate", "--workdir", str(run / "nowhere")])
     shutil.copytree(run / "shards", run / "other_vocab")
     (run / "other_vocab/vocab.txt").write_text(

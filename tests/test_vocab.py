@@ -17,7 +17,8 @@ def lines(sample_corpus):
 
 
 def run(out, corpus, *extra):
-    return main(["vocab", "--corpus", str(corpus), "--out", str(out), "--size", "2000", "--unused", "20", *extra])
+    new = [] if "--extend" in extra else ["--size", "2000", "--unused", "20"]
+    return main(["vocab", "--corpus", str(corpus), "--out", str(out), *new, *extra])
 
 
 def pieces(folder, text):
@@ -78,6 +79,8 @@ def test_extending_a_full_vocabulary_is_refused(sample_corpus, tmp_path, capsys)
     (full / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     assert run(tmp_path / "more", sample_corpus, "--extend", str(full)) == 1
     assert "has no [unused] entries to fill" in capsys.readouterr().err
+    assert run(tmp_path / "more", sample_corpus, "--extend", str(full), "--size", "9", "--unused", "0") == 1
+    assert f"--size, --unused: of a new vocabulary; --extend {full} has its own" in capsys.readouterr().err
 
 
 def test_a_report_names_what_is_missing_and_warns(sample_corpus, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 from electra_flax.config.loading import fields_help, load_config, load_fields
 from electra_flax.config.ranges import in_range
 from electra_flax.config.schema import Config
-from electra_flax.errors import RunError, UserError, escaped
-from electra_flax.runtime.ending import Parser, run_command
+from electra_flax.errors import RunError, UserError, counted, escaped
+from electra_flax.runtime.ending import Parser, nearest_flag, run_command
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.board import clock
@@ -38,7 +39,12 @@ _LEFT_ALONE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line."""
-    args, overrides = _parser().parse_known_args(argv)
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    fields = {f"--{field.name}" for field in dataclasses.fields(Settings)}
+    unknown = [each for each in overrides if each.partition("=")[0] not in fields]
+    if problem := nearest_flag(parser, args.command, unknown):
+        parser.error(problem)
     return run_command("tpu", lambda: _run(args, overrides), interrupted=_LEFT_ALONE)
 
 
@@ -114,7 +120,8 @@ def _status(args: argparse.Namespace, settings: Settings, gcloud: Gcloud) -> Non
     for number, worker in sorted(seen.workers.items()):
         said = f"  {worker.message}" if worker.message else ""
         print(f"worker {number}   {escaped(worker.phase)}, step {worker.step:,}, {worker.seconds:.0f} s ago{said}")
-    print(f"run        step {past.step:,}, {len(past.machines)} machines so far, about ${seen.spent:,.2f} spent")
+    machines = counted(len(past.machines), "machines")
+    print(f"run        step {past.step:,}, {machines} so far, about ${seen.spent:,.2f} spent")
     print(f"watched by {escaped(past.babysitter) or 'nobody'}")
     print(remaining(settings, gcloud))
 

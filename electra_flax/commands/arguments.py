@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -260,16 +258,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser
-
-
-def nearest_flag(parser: argparse.ArgumentParser, command: str, given: Sequence[str]) -> str:
-    """ "--work-dir: ... --workdir" for the first of what is `given` that is nearly a flag of the command, else ""."""
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    flags = [flag for action in commands.choices[command]._actions for flag in action.option_strings]
-    for name in (each.partition("=")[0] for each in given if each.startswith("--") and "." not in each):
-        if found := difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=0.8):
-            return f"{name}: no such flag; the nearest is {found[0]}"
-    return ""
 
 
 def _add_finetune(commands: argparse._SubParsersAction[Parser]) -> None:

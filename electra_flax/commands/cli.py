@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from electra_flax.commands.arguments import make_parser, nearest_flag
+from electra_flax.commands.arguments import make_parser
 from electra_flax.errors import Preempted, UserError, escaped
-from electra_flax.runtime.console import LogHandler, print_json, print_line, print_text, write_line
-from electra_flax.runtime.ending import run_command
+from electra_flax.runtime.console import LogHandler, print_json, print_line, print_rows, print_text, write_line
+from electra_flax.runtime.ending import nearest_flag, run_command
 from electra_flax.runtime.host_memory import restart_with_huge_pages
 from electra_flax.text import decode, without_halves
 
@@ -159,11 +159,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     _use_devices(args)
+    from electra_flax.storage.workdir import refuse_inside
     from electra_flax.weights import hub
     from electra_flax.weights.export import export_to_hugging_face, export_to_tf1
     from electra_flax.weights.model_card import Publication
     from electra_flax.weights.sources import find_weights
 
+    refuse_inside(args.out)
     if args.to == "tf1" and args.dtype != "float32":
         raise UserError(f"--dtype {args.dtype}: the original loads float32 only")
     if args.private and not args.push:
@@ -354,7 +356,7 @@ def _predict(args: argparse.Namespace) -> None:
     if args.file and args.texts:
         raise UserError(f"--file {args.file} and texts: give one of them")
     for line in predict(args.model, [] if args.file else _texts(args), args.file, args.json):
-        print(line)
+        print_rows(line)
 
 
 _WITH_CONFIGURATION: dict[str, Callable[[argparse.Namespace, Sequence[str]], int | None]] = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.finetune.encoding import Row, encode, labels_of
 from electra_flax.finetune.splits import Split, any_tag, find_files, read_split
 from electra_flax.finetune.task import Task, Training
@@ -102,9 +102,11 @@ def _hold_out(train: Split, fraction: float, task: Task) -> tuple[list[Any], lis
     """The same part of the training examples in every run."""
     count = round(len(train.examples) * fraction)
     if not 0 < count < len(train.examples):
+        fix = "lower dev_fraction: nothing would be left to learn from" if count else "raise dev_fraction"
         raise UserError(
             f"{train.files[0]}: {task.title} has no dev file, and dev_fraction={fraction:g} of its "
-            f"{len(train.examples):,} training examples are {count}: raise dev_fraction"
+            f"{counted(len(train.examples), 'training examples')} are {count}: "
+            + (fix if len(train.examples) > 1 else "add examples, or a dev file")
         )
     order = np.random.default_rng(0).permutation(len(train.examples))
     return [train.examples[i] for i in sorted(order[count:])], [train.examples[i] for i in sorted(order[:count])]

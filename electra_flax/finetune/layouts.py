@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.files import read_text
 from electra_flax.finetune.examples import Skipped, TaggedExample, TextExample
 from electra_flax.finetune.task import Task
@@ -49,7 +49,7 @@ def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | Non
     columns = task.columns
     places = {name: _place(name, header, path) for name in (columns.text, columns.pair, columns.label) if name}
     if columns.id in header:
-        places[columns.id] = header.index(columns.id)
+        places[columns.id] = _place(columns.id, header, path)
     most = len(header) or _usual_width(lines)
     for number, (line_number, line) in enumerate(lines):
         place = f"{path}:{line_number}"
@@ -58,7 +58,7 @@ def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | Non
             expected = f"the header names {most}" if header else f"{most} in most other rows"
             raise UserError(f"{place}: {len(cells)} cells, but {expected}: a tab within a text? Remove it")
         if len(cells) <= max(places.values()):
-            skipped.add(f"with {len(cells)} columns" if line else "that are blank", place)
+            skipped.add(f"with {counted(len(cells), 'columns')}" if line else "that are blank", place)
             yield None
             continue
         found = {name: cells[place].strip() for name, place in places.items()}
@@ -77,6 +77,10 @@ def _place(name: str, header: list[str], path: Path) -> int:
     if name not in header:
         shown = ", ".join(header)[:200] or "empty"
         raise UserError(f"{path}: has no column {name[:40]}; its header is: {shown}: the file of another task?")
+    if header.count(name) > 1:
+        raise UserError(
+            f"{path}: its header names the column {name[:40]} {header.count(name)} times: rename all but one"
+        )
     return header.index(name)
 
 

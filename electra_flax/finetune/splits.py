@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.finetune.examples import QuestionExample, Skipped
 from electra_flax.finetune.layouts import LAYOUTS, lines_of
 from electra_flax.finetune.squad import read_squad
@@ -27,7 +27,9 @@ class Split(NamedTuple):
 
     def summary(self) -> str:
         """In one line, for people."""
-        said = f"{len(self.examples):,} of {self.rows:,} rows of {', '.join(path.name for path in self.files)}"
+        said = (
+            f"{len(self.examples):,} of {counted(self.rows, 'rows')} of {', '.join(path.name for path in self.files)}"
+        )
         reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(self.skipped.items()))
         more = ", ..." if self.skipped.total() > len(self.skipped.places) else ""
         return f"{said} (left out: {reasons}: {', '.join(self.skipped.places)}{more})" if reasons else said
@@ -37,7 +39,7 @@ class Split(NamedTuple):
         ids = Counter(example.id for example in self.examples if isinstance(example, QuestionExample))
         if twice := [name for name, count in ids.items() if count > 1]:
             raise UserError(
-                f"{self.files[0]}: {len(twice):,} ids belong to several questions, the first is {twice[0]}: "
+                f"{self.files[0]}: {counted(len(twice), 'ids')} of several questions, the first {twice[0]}: "
                 "predictions have one answer for each id: give each question its own"
             )
 

@@ -2,6 +2,7 @@
 anywhere. Presets of hyperparameters lie in `presets.yaml`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -102,6 +103,9 @@ class Task:
         check(self.format in expected, f"format={self.format}: a task of kind {self.kind} has {' or '.join(expected)}")
         check(self.format not in ("tsv", "json") or bool(self.columns.text), "columns.text must be named")
         check(all(map(str.split, [*self.files.train, *self.files.dev, *self.files.test])), "files: an empty name")
+        for entry in (*self.files.train, *self.files.dev, *self.files.test):
+            twice = [name for name, count in Counter(map(PurePath, entry.split())).items() if count > 1]
+            check(not twice, f"files: {entry}: names {', '.join(map(str, twice))} twice: its rows would count twice")
         check(bool(self.files.train), "files.train: empty, expected the names that the training file may have")
         check(
             PurePath(self.submission).name == self.submission != "..",
@@ -112,6 +116,8 @@ class Task:
             f"submission={self.submission}: expected a name that ends with .tsv, .csv or .txt: a model's files do not",
         )
         names = list(self.labels.values())
+        unnamed = [label for label, name in self.labels.items() if not name.strip()]
+        check(not unnamed, f"labels: {', '.join(unnamed)[:200]}: an empty name, expected what predictions shall say")
         check(len({*names}) == len(names), f"labels: two of them have the same name: {', '.join(names)[:200]}")
         allowed = METRICS_OF[self.kind]
         check(bool(self.metrics), f"metrics: empty; of kind {self.kind} are {', '.join(allowed)}")

@@ -29,6 +29,13 @@ def print_line(line: object) -> None:
     print(escaped(line))
 
 
+def print_rows(text: str) -> None:
+    """Lines of cells to the standard output: as they are, but a terminal gets what texts hold besides escaped."""
+    if sys.stdout.isatty():
+        text = "\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n"))
+    print(text)
+
+
 class OneLine(logging.Formatter):
     """The message; names in it are shown escaped, and the lines that it has itself stay."""
 

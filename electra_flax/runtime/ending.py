@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import io
 import os
+import stat
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
 from electra_flax.runtime.console import write_line
@@ -21,6 +23,7 @@ _PASSING = frozenset({
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
     errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EREMOTEIO,
 })  # fmt: skip
+_STDOUT = "the standard output"
 
 
 def run_command(program: str, action: Callable[[], int | None], out: object = None, interrupted: str = "") -> int:
@@ -47,7 +50,7 @@ def run_command(program: str, action: Callable[[], int | None], out: object = No
     except Preempted as error:
         return _say(program, error.exit_code, str(error))
     except Exception as error:
-        code, message = classify(error, out)
+        code, message = classify(error, _STDOUT if _is_of_stdout(error) else out)
         return _say(program, code, f"error: {message}")
 
 
@@ -137,10 +140,38 @@ def _say(program: str, code: int, message: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Of a command line; what is said of a mistake shows escapes and line breaks of what was given by their codes."""
+    """Of a command line; what is said of a mistake shows escapes and line breaks of what was given by their codes.
+
+    A flag that is unknown is named with the nearest one, also where a mistyped one is said to be missing.
+    """
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever, but `error` knows what was given."""
+        self._given = [str(each) for each in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("required") or message.startswith(("the following arguments", "unrecognized")):
+            command = next((each for each in self._given if each in _commands(self)), "")
+            message = nearest_flag(self, command, self._given, cutoff=0.6) or message
         super().error(escaped(message))
+
+
+def nearest_flag(parser: argparse.ArgumentParser, command: str, given: Sequence[str], cutoff: float = 0.8) -> str:
+    """ "--work-dir: ... --workdir" for the first of what is `given` that is nearly a flag of the command, else ""."""
+    parser = _commands(parser).get(command, parser)
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    for name in (each.partition("=")[0] for each in given if each.startswith("--")):
+        found = difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=cutoff)
+        if found and name not in flags and "." not in name:
+            return f"{name}: no such flag; the nearest is {found[0]}"
+    return ""
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next((action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)), {})
 
 
 def print_whole(text: str) -> None:
@@ -149,6 +180,26 @@ def print_whole(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         _forget_stdout()
+    except OSError as error:
+        _forget_stdout()
+        raise SystemExit(os_problem(error, _STDOUT)) from None
+
+
+def _is_of_stdout(error: Exception) -> bool:
+    """Whether a full disk that has no name is the standard output's: a file with no room left, or a device."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC or error.filename is not None:
+        return False
+    try:
+        file = sys.stdout.fileno()
+        is_full = stat.S_ISREG(os.fstat(file).st_mode) and os.fstatvfs(file).f_bavail == 0
+        os.write(file, b"")
+    except ValueError:  # closed, or no file
+        return False
+    except OSError as problem:
+        is_full = problem.errno == errno.ENOSPC
+    if is_full:
+        _forget_stdout()
+    return is_full
 
 
 def _forget_stdout() -> None:

@@ -12,7 +12,8 @@ import os
 import socket
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -114,6 +115,15 @@ class Workdir:
         return paths[phase]
 
 
+def refuse_inside(out: Path) -> None:
+    """Raises UserError where `out` is the workdir of a run, or lies among its checkpoints."""
+    place = Path(os.path.realpath(out))
+    for folder in (place, *place.parents):
+        is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+        if is_run and (folder == place or place.relative_to(folder).parts[0] + "/" in _BY_ITSELF):
+            raise UserError(f"--out {out}: would be mixed with the run of --workdir {folder}: name another folder")
+
+
 def check_kinds(workdir: Path) -> None:
     """Raises UserError where a folder lies in a file's place or the reverse: before training, not in the middle."""
     if workdir.exists() and not workdir.is_dir():
@@ -128,7 +138,23 @@ def check_kinds(workdir: Path) -> None:
             raise UserError(f"{path}: no regular file, expected one: move it away, or use another --workdir")
 
 
-def _lock(workdir: Path) -> IO[str]:
+@contextmanager
+def _lock(workdir: Path) -> Iterator[None]:
+    """A folder that nothing was written to, as by a run that is refused, is left as it was found."""
+    made = [path for path in (workdir, *workdir.absolute().parents) if not path.exists()]
+    file = _locked(workdir)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if [path.name for path in workdir.iterdir()] == ["lock"]:
+                (workdir / "lock").unlink()
+                for path in made:
+                    path.rmdir()
+        file.close()
+
+
+def _locked(workdir: Path) -> IO[str]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         check_kinds(workdir)
@@ -144,6 +170,9 @@ def _lock(workdir: Path) -> IO[str]:
         raise UserError(
             f"{workdir}: another process trains there ({holder}): wait for it, end it, or use another folder"
         ) from None
+    if not (workdir / "lock").exists() or not os.path.samestat(os.fstat(file.fileno()), (workdir / "lock").stat()):
+        file.close()
+        return _locked(workdir)  # its holder has just ended, and removed it
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     file.flush()

@@ -11,7 +11,7 @@ import yaml
 
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.data.manifest import Manifest
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, counted
 from electra_flax.training.charts import LEARNING, draw
 from electra_flax.training.history import History
 from electra_flax.weights import hub
@@ -174,9 +174,10 @@ def _training(weights: Weights, history: History | None) -> list[str]:
         manifest = Manifest.read(run.folder)
         documents = sum(int(source["documents"]) for source in manifest.sources)
         size = sum(int(source["bytes"]) for source in manifest.sources)
+        files = counted(len(manifest.sources), "files")
         sections.append(
-            f"Data: {documents:,} documents in {len(manifest.sources):,} files ({_readable(size)}), of which "
-            f"{manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
+            f"Data: {counted(documents, 'documents')} in {files} ({_readable(size)}), of "
+            f"which {manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
             f"{manifest.examples('validation'):,} held out; {manifest.unk_rate:.2%} of the pieces are unknown. "
             + _cleaning(dict(manifest.cleaning))
         )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_flax.config.architecture import Architecture, ModelConfig
-from electra_flax.config.schema import MeshConfig
+from electra_flax.config.schema import DataConfig, MeshConfig
 from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
@@ -287,8 +287,9 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
     if not any(name.startswith("electra/") for name in shapes):
         raise UserError(f"{source}: no variable of it is ELECTRA's; the first is {min(shapes, default='missing')}")
     hparams = _read_hparams(prefix.parent / "hparams.json")
-    remarks = []
+    remarks, where = [], f"{source} with {prefix.parent / 'hparams.json'}"
     if hparams is None:
+        where = source
         remarks.append(f"no hparams.json beside it: attention heads taken to be hidden size / {HEAD_SIZE}")
     hparams = hparams or _Hparams()
     try:
@@ -296,10 +297,17 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         own = [name for name in shapes if name.startswith("generator/")]
         table = "generator" if any(name.startswith("generator/embeddings/") for name in own) else "electra"
         generator = _tf1_model(shapes, _Hparams(), "generator", table) if own else None
+        if hparams.max_seq_length is not None:
+            DataConfig(max_seq_length=hparams.max_seq_length)  # refused beyond its range
+            if hparams.max_seq_length > model.max_position_embeddings:
+                raise UserError(
+                    f"max_seq_length={hparams.max_seq_length} must be at most the {model.max_position_embeddings} "
+                    "positions of the model"
+                )
     except KeyError as error:
         raise UserError(f"{source}: lacks {names.to_tf1(error.args[0])}: not a whole ELECTRA") from None
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     architecture = architecture_of(shapes, model, generator)
     expected = expected_shapes(architecture)
     has_moments = all(names.tf1_slot(name, moment) in checkpoint.shapes for name in expected for moment in ("m", "v"))

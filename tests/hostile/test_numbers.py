@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from data_prep.cli import _parser as data_parser
-from electra_flax.commands.arguments import make_parser, nearest_flag
+from electra_flax.commands.arguments import make_parser
 from electra_flax.commands.cli import main
 from electra_flax.config import loading
 from electra_flax.config.schema import Config
 from electra_flax.finetune.task import Training
+from electra_flax.runtime.ending import nearest_flag
 from tpu.launch import _parser as tpu_parser
 
 PARSERS = {"electra-flax": make_parser(), "electra-data": data_parser(), "tpu": tpu_parser()}
@@ -53,10 +54,31 @@ def test_an_address_has_a_host_and_a_port(value, capsys):
     assert ended.value.code == 2 and "expected HOST:PORT" in said.splitlines()[-1] and "\x1b" not in said
 
 
+@pytest.mark.parametrize(
+    ("program", "given", "said"),
+    [
+        ("electra-flax", ["show", "--modle", "x", "--data", "y"], "--modle: no such flag; the nearest is --model"),
+        ("electra-flax", ["export", "--workdri=x", "--out", "y"], "--workdri: no such flag; the nearest is --workdir"),
+        ("electra-flax", ["report", "--workdir", "x", "--outt=y"], "--outt: no such flag; the nearest is --out"),
+        ("electra-flax", ["report", "--workdir", "x", "--zzz"], "unrecognized arguments: --zzz"),
+        ("electra-flax", ["--versoin"], "--versoin: no such flag; the nearest is --version"),
+        ("electra-data", ["inspect", "x", "--jsno"], "--jsno: no such flag; the nearest is --json"),
+        ("electra-data", ["vocab", "--corpu", "x", "--out", "y"], "--corpu: no such flag; the nearest is --corpus"),
+        ("tpu", ["ssh", "--wroker", "1", "x"], "--wroker: no such flag; the nearest is --worker"),
+    ],
+)
+def test_an_unknown_flag_is_named_with_the_nearest(program, given, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        PARSERS[program].parse_args(given)
+    assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+
+
 def test_a_mistyped_flag_is_no_field():
     parser = make_parser()
     assert nearest_flag(parser, "pretrain", ["--work-dir", "x"]) == "--work-dir: no such flag; the nearest is --workdir"
     assert "--seeds" in nearest_flag(parser, "finetune", ["--epochs=1", "--seed=1"])
+    tpu = PARSERS["tpu"]
+    assert nearest_flag(tpu, "train", ["--setings=x"]) == "--setings: no such flag; the nearest is --settings"
     for command, kind in (("pretrain", Config), ("plan", Config), ("doctor", Config), ("finetune", Training)):
         assert not nearest_flag(parser, command, [f"--{name}" for name in loading._fields(kind)])
 
