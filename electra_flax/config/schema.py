@@ -90,6 +90,11 @@ class ObjectiveConfig:
     disallow_correct: bool = False
     """Never let the generator sample the original token."""
 
+    @property
+    def kind(self) -> str:
+        """The objective's name in training/objectives."""
+        return "replaced_tokens" if self.electra_objective else "masked_tokens"
+
     def __post_init__(self) -> None:
         check_numbers(self, "objective")
 

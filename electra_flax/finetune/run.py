@@ -29,8 +29,8 @@ from electra_flax.finetune import publish
 from electra_flax.finetune.attention import choose_by_length
 from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.loop import SeedResult, finetune_seed, seed_folder
 from electra_flax.finetune.publish import to_json
+from electra_flax.finetune.seed import SeedResult, finetune_seed, seed_folder
 from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.model import electra

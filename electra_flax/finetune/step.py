@@ -24,8 +24,8 @@ from electra_flax.model.electra import Params
 from electra_flax.model.sharding import batch_sharding, global_batch, rows_of_process, state_shardings, whole
 from electra_flax.runtime.console import progress
 from electra_flax.runtime.processes import is_main
-from electra_flax.training.optimizer import make_optimizer, scale_by_layer
-from electra_flax.training.step import TrainState, sum_over_slices
+from electra_flax.training.optimizer import learning_rate, make_optimizer, scale_by_layer
+from electra_flax.training.step import TrainState, apply_gradients, sum_over_slices
 
 _BELOW_TOP = {"paper": 1, "original": 2}
 
@@ -42,18 +42,22 @@ class Network(NamedTuple):
     attend: Attend = xla_attention
 
 
-def optimizer_of(training: Training, num_layers: int, num_steps: int) -> optax.GradientTransformation:
-    """AdamW, as in pretraining or with bias correction, each layer with its own part of the learning rate."""
-    rates = OptimizerConfig(
+def rates_of(training: Training, num_steps: int) -> OptimizerConfig:
+    """The optimizer's settings, in the terms of pretraining."""
+    return OptimizerConfig(
         learning_rate=training.learning_rate,
         warmup_steps=round(num_steps * training.warmup_proportion),
         weight_decay=training.weight_decay,
         epsilon=training.epsilon,
         max_grad_norm=training.max_grad_norm,
     )
+
+
+def optimizer_of(training: Training, num_layers: int, num_steps: int) -> optax.GradientTransformation:
+    """AdamW, as in pretraining or with bias correction, each layer with its own part of the learning rate."""
     below_top = _BELOW_TOP[training.layer_decay_form]
     layers = scale_by_layer(training.layer_decay, num_layers, below_top)
-    return optax.chain(make_optimizer(rates, num_steps, training.bias_correction), layers)
+    return optax.chain(make_optimizer(rates_of(training, num_steps), num_steps, training.bias_correction), layers)
 
 
 class Steps(NamedTuple):
@@ -64,7 +68,7 @@ class Steps(NamedTuple):
     shapes: TrainState
     """Of a state's arrays."""
     train: Callable[[TrainState, Batch, np.uint32], tuple[TrainState, dict[str, jax.Array]]]
-    """(state, batch, seed) -> (next state, {"loss", "grad_norm"})."""
+    """(state, batch, seed) -> (next state, what a loop wants to know, and "loss" and "steps")."""
     predict: Callable[[Params, Batch], Outputs]
     """(params, batch) -> the head's outputs."""
 
@@ -72,6 +76,9 @@ class Steps(NamedTuple):
 def make_steps(network: Network, training: Training, num_steps: int, params: Params) -> Steps:
     """`params` are arrays or their shapes."""
     optimizer = optimizer_of(training, network.architecture.model.num_hidden_layers, num_steps)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return learning_rate(step, rates_of(training, num_steps), num_steps)
 
     def init(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -82,7 +89,7 @@ def make_steps(network: Network, training: Training, num_steps: int, params: Par
         jax.jit(init, out_shardings=shardings),
         shapes,
         jax.jit(
-            functools.partial(_train_step, network, training, optimizer),
+            functools.partial(_train_step, network, training, optimizer, schedule),
             donate_argnums=0,
             in_shardings=(shardings, batch_sharding(network.mesh), None),
             out_shardings=(shardings, whole(network.mesh)),
@@ -95,6 +102,7 @@ def _train_step(
     network: Network,
     training: Training,
     optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
     state: TrainState,
     batch: Batch,
     seed: jax.Array,
@@ -113,9 +121,9 @@ def _train_step(
         (batch, randomness.row_seeds(key, rows), divisor_B),
         training.gradient_accumulation_steps,
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    after, how = apply_gradients(optimizer, state, grads, loss)
+    tokens = (batch["attention_mask"] * batch["weight"][:, None]).sum()
+    return after, how | {"loss": loss, "steps": jnp.ones(()), "tokens": tokens, "learning_rate": schedule(state.step)}
 
 
 def _encode(network: Network, params: Params, batch: Batch, seeds_B: jax.Array | None) -> jax.Array:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from electra_flax.config.schema import Config
 from electra_flax.data.manifest import Manifest
 from electra_flax.training.history import History
+from electra_flax.training.objectives import metrics_of
+from electra_flax.training.objectives.objective import Metric
 
 
 class Finding(NamedTuple):
@@ -21,7 +23,7 @@ class Finding(NamedTuple):
 def diagnose(run: History) -> list[Finding]:
     """Everything found in a run's numbers and configuration; nothing for a healthy run."""
     rules: Sequence[Callable[[History], Iterator[Finding]]] = (
-        _first_loss, _generator_stuck, _not_finite, _input_bound, _checkpoints_too_rare, _lines_left_out,
+        _first_loss, _stuck, _not_finite, _input_bound, _checkpoints_too_rare, _lines_left_out,
     )  # fmt: skip
     return [
         *_discriminator_at_base_rate(run),
@@ -85,36 +87,35 @@ def _configuration(config: Config) -> Iterator[Finding]:
         )
 
 
+def _losses(run: History) -> Iterator[tuple[str, Metric, float]]:
+    """Name, metric and the value of guessing, of each loss of which the objective knows that."""
+    for metric in metrics_of(run.config):
+        if metric.guessed is not None:
+            yield metric.title.lower(), metric, metric.guessed(run.config)
+
+
 def _first_loss(run: History) -> Iterator[Finding]:
-    first = next((record for record in [*run.validation, *run.train] if record["step"] <= 1), None)
-    if first is None or "generator_loss" not in first:
-        return
-    expected = math.log(run.config.model.vocab_size)
-    if abs(first["generator_loss"] - expected) > 0.1 * expected:
-        yield Finding(
-            f"the first generator loss is {first['generator_loss']:.2f}; guessing gives {expected:.2f}, the logarithm "
-            f"of {run.config.model.vocab_size:,}",
-            "fresh weights start there: look at model.initializer_range and at the vocabulary of the shards",
-        )
-    if "discriminator_loss" in first and abs(first["discriminator_loss"] - math.log(2)) > 0.1:
-        yield Finding(
-            f"the first discriminator loss is {first['discriminator_loss']:.2f}; guessing gives ln 2 = 0.69",
-            "fresh weights start there: look at model.initializer_range",
-        )
+    first = next((record for record in [*run.validation, *run.train] if record["step"] <= 1), {})
+    for name, metric, guessed in _losses(run):
+        if metric.name in first and abs(first[metric.name] - guessed) > 0.1 * max(guessed, 1.0):
+            yield Finding(
+                f"the first {name} is {first[metric.name]:.2f}; guessing gives {guessed:.2f}",
+                "fresh weights start there: look at model.initializer_range, and at the vocabulary of the shards",
+            )
 
 
 def _is_past_warmup(run: History) -> bool:
     return run.step > max(2 * run.config.optimizer.warmup_steps, 1000)
 
 
-def _generator_stuck(run: History) -> Iterator[Finding]:
-    loss = run.recent("generator_loss")
-    start = math.log(run.config.model.vocab_size)
-    if loss is not None and _is_past_warmup(run) and loss > 0.8 * start:
-        yield Finding(
-            f"the generator's loss is {loss:.2f} after {run.step:,} steps, near where it started ({start:.2f})",
-            "lower optimizer.learning_rate, or warm up longer; look for shuffled or repeated text in the corpus",
-        )
+def _stuck(run: History) -> Iterator[Finding]:
+    for name, metric, guessed in _losses(run):
+        loss = run.recent(metric.name)
+        if loss is not None and _is_past_warmup(run) and loss > 0.8 * guessed:
+            yield Finding(
+                f"the {name} is {loss:.2f} after {run.step:,} steps, near what guessing gives ({guessed:.2f})",
+                "lower optimizer.learning_rate, or warm up longer; look for shuffled or repeated text in the corpus",
+            )
 
 
 def _discriminator_at_base_rate(run: History) -> Iterator[Finding]:

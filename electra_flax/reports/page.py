@@ -15,7 +15,7 @@ from electra_flax.errors import UserError
 from electra_flax.files import check_place, write_all
 from electra_flax.reports.doctor import Finding, diagnose
 from electra_flax.reports.replaced import Detection, detect_in, most_suspicious
-from electra_flax.training.charts import LEARNING, SPEED, draw
+from electra_flax.training.charts import SPEED, draw, learning_panels
 from electra_flax.training.history import History
 
 _NUM_EXAMPLES = 6
@@ -31,7 +31,7 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
     except UserError as error:
         raise UserError(f"--out {error}") from None
     runs = [History.read(workdir) for workdir in workdirs]
-    charts = {"learning": draw(runs, LEARNING), "speed": draw(runs, SPEED)}
+    charts = {"learning": draw(runs, learning_panels(runs)), "speed": draw(runs, SPEED)}
     sections = [_run_section(run) for run in runs]
     page = _PAGE.format(
         title=html.escape(", ".join(run.name for run in runs)),

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from electra_flax.errors import escaped
 from electra_flax.pictures import to_png
 from electra_flax.training.history import History
+from electra_flax.training.metrics import STEP_METRICS
+from electra_flax.training.objectives import metrics_of
 
 _COLORS = ("#1f6fb2", "#d1622b", "#2e8b57", "#8553a3", "#b8860b", "#555555")
 
@@ -23,20 +25,17 @@ class Panel(NamedTuple):
     is_log: bool = False
 
 
-LEARNING = (
-    Panel("Generator loss", "generator_loss", "cross entropy of the masked tokens, nats"),
-    Panel("Generator accuracy", "generator_accuracy", "share of masked tokens guessed right"),
-    Panel("Discriminator loss", "discriminator_loss", "binary cross entropy a token, nats"),
-    Panel("Discriminator AUC", "discriminator_auc", "0.5 is chance"),
-    Panel("Discriminator precision", "discriminator_precision", "of the tokens flagged, those replaced"),
-    Panel("Discriminator recall", "discriminator_recall", "of the tokens replaced, those flagged"),
-    Panel("Gradient norm", "grad_norm", "before clipping", is_log=True),
-    Panel("Learning rate", "learning_rate", ""),
-)
 SPEED = (
     Panel("Tokens a second", "tokens_per_sec", "over all devices, padding left out"),
     Panel("Waiting for input", "input_wait", "share of the time; under 0.01 is good"),
 )
+
+
+def learning_panels(runs: Sequence[History]) -> list[Panel]:
+    """Return a panel for each metric with a title of any of the runs, in the order of their objectives."""
+    metrics = [metric for run in runs for metric in (*metrics_of(run.config), *STEP_METRICS)]
+    panels = [Panel(each.title, each.name, each.note, each.is_logarithmic) for each in metrics if each.title]
+    return list(dict.fromkeys(panels))
 
 
 def draw(runs: Sequence[History], panels: Sequence[Panel]) -> bytes:
@@ -44,7 +43,9 @@ def draw(runs: Sequence[History], panels: Sequence[Panel]) -> bytes:
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).ravel()
-    for axis, panel in zip(axes, panels, strict=True):
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes, panels, strict=False):
         for run, color in zip(runs, _COLORS * len(runs), strict=False):
             train = [(record["step"], record[panel.metric]) for record in run.train if panel.metric in record]
             held_out = [(record["step"], record[panel.metric]) for record in run.validation if panel.metric in record]

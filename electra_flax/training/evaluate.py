@@ -17,26 +17,31 @@ from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.sharding import Batch, check_batch, make_mesh
 from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
-from electra_flax.training import losses
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.metrics import MetricSums
+from electra_flax.training.objectives import Objective, make_objective
+from electra_flax.training.objectives.objective import Sums
 from electra_flax.training.step import abstract_state, make_eval_step
 
-EvalStep = Callable[[electra.Params, Batch, jax.Array], losses.Sums]
+EvalStep = Callable[[electra.Params, Batch, jax.Array], Sums]
 
 
 def held_out_metrics(
-    config: Config, eval_step: EvalStep, params: electra.Params, examples: ShardedExamples, mesh: Mesh
+    config: Config,
+    objective: Objective,
+    eval_step: EvalStep,
+    params: electra.Params,
+    examples: ShardedExamples,
+    mesh: Mesh,
 ) -> dict[str, float]:
-    """The metrics of losses.summarize over the validation split, by token (not means of batch means)."""
+    """The objective's metrics over the validation split, by token (not means of batch means)."""
     total = MetricSums()
     key = jax.random.key(config.evaluation.seed)
     batches = evaluation_batches(config, examples, mesh, config.evaluation.max_batches)
     for number, batch in enumerate(batches):
         sums = eval_step(params, batch, jax.random.fold_in(key, number))
         total.add(jax.tree.map(np.asarray, sums))
-    objective = config.objective
-    return losses.summarize(total.sums, objective.generator_weight, objective.discriminator_weight)
+    return objective.summarize(total.sums)
 
 
 def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, float]:
@@ -59,6 +64,7 @@ def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, f
         )
     check_batch(config.training.batch_size, 1, mesh)
     attend = choose_attention(config.architecture, config.data.max_seq_length, mesh)
-    eval_step = make_eval_step(config, vocabulary.special, mesh, attend)
-    metrics = held_out_metrics(config, eval_step, state.params, examples, mesh)
+    objective = make_objective(config, vocabulary.special)
+    eval_step = make_eval_step(objective, mesh, attend)
+    metrics = held_out_metrics(config, objective, eval_step, state.params, examples, mesh)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}

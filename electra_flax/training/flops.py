@@ -12,14 +12,16 @@ from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.attention import xla_attention
 from electra_flax.training import step
+from electra_flax.training.objectives import make_objective
 
 
 def step_flops(config: Config) -> int:
     """Matrix products of one optimizer step over the whole batch, traced with plain attention."""
-    special = SpecialTokens(*range(5))  # which ids they are changes no shape
+    objective = make_objective(config, SpecialTokens(*range(5)))  # which ids they are changes no shape
+    slices = config.training.gradient_accumulation_steps
 
     def gradients(params: Any, batch: Any) -> Any:
-        return step.accumulate_gradients(config, special, params, batch, jax.random.key(0), xla_attention)[0]
+        return step.accumulate_gradients(objective, params, batch, jax.random.key(0), xla_attention, slices)[0]
 
     return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, step.abstract_batch(config)))
 

@@ -5,6 +5,8 @@ Array names: B batch, T tokens, M masked positions, V vocabulary, K thresholds.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,34 +72,19 @@ def denominators(weights_BM: jax.Array, attention_mask_BT: jax.Array) -> Sums:
     return {"masked": weights_BM.sum(), "tokens": attention_mask_BT.sum().astype(jnp.float32)}
 
 
-def mean_losses(sums: Sums, counts: Sums) -> Sums:
-    """The two losses: each a sum over the whole batch divided by its count over the whole batch."""
-    losses = {"generator_loss": sums["generator_nll"] / (counts["masked"] + _TINY)}
-    if "discriminator_nll" in sums:
-        losses["discriminator_loss"] = sums["discriminator_nll"] / (counts["tokens"] + _TINY)
-    return losses
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+    """A sum over the whole batch divided by its count over the whole batch."""
+    return total / (count + _TINY)
 
 
-def summarize(sums: dict[str, np.ndarray], generator_weight: float, discriminator_weight: float) -> dict[str, float]:
-    """The metrics that people read, from sums over any number of batches."""
-    masked, tokens = float(sums["masked"]) + _TINY, float(sums["tokens"]) + _TINY
-    metrics = {
-        "generator_loss": float(sums["generator_nll"]) / masked,
-        "generator_accuracy": float(sums["generator_correct"]) / masked,
-        "generator_sampled_accuracy": float(sums["generator_sampled_correct"]) / masked,
-    }
-    if "discriminator_nll" not in sums:
-        return {"loss": metrics["generator_loss"], **metrics}
-    metrics |= {
-        "discriminator_loss": float(sums["discriminator_nll"]) / tokens,
-        "discriminator_accuracy": float(sums["discriminator_correct"]) / tokens,
-        "discriminator_precision": float(sums["flagged_replaced"]) / max(float(sums["flagged"]), 1.0),
-        "discriminator_recall": float(sums["flagged_replaced"]) / max(float(sums["replaced"]), 1.0),
-        "discriminator_auc": auc(sums["auc_replaced_above"], sums["auc_original_above"]),
-        "replaced_rate": float(sums["replaced"]) / tokens,
-    }
-    loss = generator_weight * metrics["generator_loss"] + discriminator_weight * metrics["discriminator_loss"]
-    return {"loss": loss, **metrics}
+def ratio(total: str, count: str) -> Callable[[Mapping[str, np.ndarray]], float]:
+    """What `mean` makes of two sums of these names over any number of batches."""
+    return lambda sums: float(sums[total]) / (float(sums[count]) + _TINY)
+
+
+def share(part: str, whole: str) -> Callable[[Mapping[str, np.ndarray]], float]:
+    """Two counts of these names divided, 0 of nothing."""
+    return lambda sums: float(sums[part]) / max(float(sums[whole]), 1.0)
 
 
 def auc(replaced_above_K: np.ndarray, original_above_K: np.ndarray) -> float:

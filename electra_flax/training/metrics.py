@@ -21,10 +21,20 @@ from electra_flax.config.loading import config_fields
 from electra_flax.config.schema import Config
 from electra_flax.files import parse_lines, read_bytes, read_text
 from electra_flax.runtime.console import progress, write_line
-from electra_flax.training import events, losses
+from electra_flax.training import events
 from electra_flax.training.history import METRICS, Record
+from electra_flax.training.objectives.objective import Metric, Totals
 
 log = logging.getLogger("electra_flax")
+
+Summarize = Callable[[Totals], dict[str, float]]
+
+STEP_METRICS = (
+    Metric("grad_norm", lambda totals: float(totals["grad_norm"]), "Gradient norm", "before clipping",
+           is_logarithmic=True),
+    Metric("learning_rate", lambda totals: float(totals["learning_rate"]), "Learning rate"),
+)  # fmt: skip
+"""What every step has beside its objective's: sums over the steps, divided by their number."""
 
 
 class MetricWriter:
@@ -62,7 +72,12 @@ class MetricWriter:
             self._jsonl.cut(lambda line: _is_before(line, step, is_evaluated))
             self._tensorboard.write(events.restart_event(step))
 
-    def close(self) -> None:
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._enabled:
             self._jsonl.close()
             self._tensorboard.close()
@@ -212,14 +227,13 @@ class Window:
         yield
         self._saved += time.perf_counter() - begin
 
-    def metrics(self, config: Config, peak_per_step: float | None) -> dict[str, float]:
+    def metrics(self, summarize: Summarize, peak_per_step: float | None) -> dict[str, float]:
         """Averages over the window. `peak_per_step` is how long a step takes at least: its operations at peak rate."""
-        objective = config.objective
         found: dict[str, float] = {}
         if self.totals.steps:
-            found = losses.summarize(self.totals.sums, objective.generator_weight, objective.discriminator_weight)
-            for name in ("grad_norm", "learning_rate"):
-                found[name] = float(self.totals.sums[name]) / self.totals.steps
+            found = summarize(self.totals.sums)
+            for metric in STEP_METRICS:
+                found[metric.name] = metric.value(self.totals.sums) / self.totals.steps
         training = time.perf_counter() - self._begin - self._paused - self._saved
         steps = self.steps - self._steps_before
         found |= {

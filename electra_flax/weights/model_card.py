@@ -12,7 +12,7 @@ import yaml
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.data.manifest import Manifest
 from electra_flax.errors import UserError, counted
-from electra_flax.training.charts import LEARNING, draw
+from electra_flax.training.charts import draw, learning_panels
 from electra_flax.training.history import History
 from electra_flax.weights import hub
 from electra_flax.weights.parity import ARCHITECTURES
@@ -128,7 +128,7 @@ def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Pub
     ]
     files: dict[str, str | bytes] = {"README.md": "\n\n".join(sections) + "\n"}
     if history is not None:
-        files[CURVES] = draw([history], LEARNING)
+        files[CURVES] = draw([history], learning_panels([history]))
     return files
 
 

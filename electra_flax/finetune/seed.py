@@ -1,0 +1,229 @@
+"""The fine-tuning of one seed: what is special about it in the loop, and the result that its best checkpoint gives."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from electra_flax.config.schema import CheckpointConfig, LoggingConfig, TrainingConfig
+from electra_flax.errors import RunError
+from electra_flax.finetune.batches import epoch_batches
+from electra_flax.finetune.data import Part, TaskData
+from electra_flax.finetune.heads import Batch, Outputs
+from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores
+from electra_flax.finetune.step import Network, Steps, make_batch, predict_rows
+from electra_flax.finetune.task import Task, Training
+from electra_flax.model.electra import Params
+from electra_flax.runtime.interruption import Interruption, Watchdog
+from electra_flax.storage import guard
+from electra_flax.storage.workdir import Workdir
+from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
+from electra_flax.training.metrics import RunNotes
+from electra_flax.training.objectives.objective import Sums, Totals
+from electra_flax.training.step import TrainState
+
+log = logging.getLogger("electra_flax")
+
+_RHYTHM = Rhythm(
+    LoggingConfig().every_steps,
+    CheckpointConfig(max_to_keep=1, keep_best=1),
+    TrainingConfig(batch_size=1, num_steps=1).max_skipped_steps,
+    needs_every_evaluation=True,
+)
+
+
+class SeedResult(NamedTuple):
+    """What became of one seed."""
+
+    params: Params
+    """The best checkpoint's, numpy float32."""
+    step: int
+    """Its step."""
+    history: list[dict[str, Any]]
+    """{"step", "epoch", "loss", metric: value on the examples that choose} of each evaluation."""
+    predictions: list[Prediction]
+    """Of the scored examples."""
+    scores: dict[str, float]
+    """Of the scored examples."""
+    null_threshold: float
+    """Of answers, chosen on the examples that choose."""
+    seconds: float
+    """Of training, without what an interrupted start had spent."""
+
+
+class SeedNotes(RunNotes, total=False):
+    """What a seed's checkpoint holds beside the state."""
+
+    history: list[dict[str, Any]]
+    losses: list[float]
+    """Of the steps since the last evaluation."""
+
+
+def finetune_seed(
+    task: Task,
+    training: Training,
+    data: TaskData,
+    network: Network,
+    steps: Steps,
+    begin: Params,
+    seed: int,
+    work: Workdir,
+    interruption: Interruption,
+    watchdog: Watchdog,
+) -> SeedResult:
+    """Learn from `begin`, keep the best checkpoint in `work` and score it: the same in all processes.
+
+    A start that was interrupted goes on from its last checkpoint. Raises RunError where the loss is not finite,
+    Preempted where it was asked to stop and has saved.
+    """
+    started = time.perf_counter()
+    learner = Seed(task, training, data, network, steps, begin, seed, watchdog)
+    folder = seed_folder(work, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    places = Places(folder, work.checkpoints / str(seed), functools.partial(guard.push, work))
+    with Loop(learner, places, interruption, watchdog) as loop:
+        loop.run()
+        # Of equally good ones not all are kept.
+        kept = [found for found in learner.history if found["step"] in loop.checkpoints.steps]
+        best = max(kept, key=lambda found: comparable(found[task.metrics[0]]))
+        params = loop.checkpoints.restore(steps.shapes, network.mesh, best["step"]).params
+    threshold = learner.threshold_of(learner.predict(data.choice, params)) if task.kind == "answers" else math.inf
+    predictions = learner.predict(data.scored, params)
+    return SeedResult(
+        jax.device_get(params), best["step"], learner.history, predictions,
+        scores(task, data.labels, data.scored.examples, predictions, threshold), threshold,
+        time.perf_counter() - started,
+    )  # fmt: skip
+
+
+class Seed:
+    """One seed of a task, as the loop learns it."""
+
+    notes_type = SeedNotes
+    rhythm = _RHYTHM
+    start = 0
+    shown = ("loss", "tokens_per_sec")
+    least_seconds: float | None = None
+
+    def __init__(
+        self,
+        task: Task,
+        training: Training,
+        data: TaskData,
+        network: Network,
+        steps: Steps,
+        begin: Params,
+        seed: int,
+        watchdog: Watchdog,
+    ) -> None:
+        self._task, self._training, self._data, self._network = task, training, data, network
+        self._steps, self._begin, self._seed, self._watchdog = steps, begin, seed, watchdog
+        self.mesh, self.shapes = network.mesh, steps.shapes
+        num_rows = len(data.train.rows)
+        self._per_epoch = training.steps_per_epoch(num_rows)
+        self.end = self.total = training.num_steps(num_rows)
+        evaluations = training.evaluations or training.epochs
+        self._evaluated_at = {round(self.end * (i + 1) / evaluations) for i in range(evaluations)}
+        self.history: list[dict[str, Any]] = []
+        self._losses: list[float] = []
+
+    def fresh(self) -> TrainState:
+        head = self._network.head.init(jax.random.key(self._seed))
+        return self._steps.init({**self._begin, **jax.device_get(head)})
+
+    def prepare(self, state: TrainState, is_fresh: bool) -> None:
+        """Compile nothing yet: batches have several lengths, and each is compiled when it comes."""
+        if not is_fresh:
+            log.info("seed %d: continuing from step %d", self._seed, int(state.step))
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        rows, size = self._data.train.rows, self._training.batch_size
+        while True:
+            epoch, place = divmod(step, self._per_epoch)
+            for indices in epoch_batches(rows, size, self._seed, epoch)[place:]:
+                yield make_batch(self._network, rows, indices, size, self._training.max_seq_length)
+                step += 1
+
+    def advance(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        return self._steps.train(state, batch, np.uint32(self._seed))
+
+    def add(self, step: int, sums: dict[str, np.ndarray]) -> None:
+        if not sums["skipped"]:
+            self._losses.append(float(sums["loss"]))
+
+    def summarize(self, totals: Totals) -> dict[str, float]:
+        return {"loss": float(totals["loss"] / totals["steps"])}
+
+    def evaluates(self, step: int) -> bool:
+        return step in self._evaluated_at
+
+    def saves(self, step: int) -> bool:
+        return step in self._evaluated_at
+
+    def evaluate(self, step: int, params: Params) -> Evaluation | None:
+        """Scores on the examples that choose. Raises RunError where no step since the last time was finite."""
+        if not self._losses:
+            raise RunError(self._diverged(f"no step before {step} was finite"))
+        loss, self._losses = float(np.mean(self._losses)), []
+        choice = self._data.choice
+        predictions = self.predict(choice, params)
+        found = scores(self._task, self._data.labels, choice.examples, predictions, self.threshold_of(predictions))
+        epoch = step / self._per_epoch
+        self.history.append({"step": step, "epoch": epoch, "loss": loss, **found})
+        known = {name: value for name, value in found.items() if math.isfinite(value)}
+        line = f"seed {self._seed} epoch {epoch:.2f}: loss {loss:.4f}, {on_one_line(found, found)}"
+        return Evaluation(known, line, -comparable(found[self._task.metrics[0]]))
+
+    def is_enough(self) -> bool:
+        """Whether so many evaluations brought nothing better."""
+        values = [comparable(found[self._task.metrics[0]]) for found in self.history]
+        patience = self._training.patience
+        return bool(patience and values) and len(values) - 1 - int(np.argmax(values)) >= patience
+
+    def notes(self) -> dict[str, Any]:
+        return {"history": self.history, "losses": self._losses}
+
+    def restore(self, notes: dict[str, Any]) -> None:
+        self.history, self._losses = list(notes.get("history", [])), list(notes.get("losses", []))
+
+    def explain_not_finite(self, first: int, last: int, state: TrainState, batch: Batch) -> str:
+        del state, batch
+        return self._diverged(f"no finite step from {first} to {last}, twice")
+
+    def _diverged(self, what: str) -> str:
+        return f"seed {self._seed}: {what}: lower learning_rate={self._training.learning_rate:g}"
+
+    def predict(self, part: Part, params: Params) -> list[Prediction]:
+        """Return what the model says of all examples of a part, in their order."""
+
+        def step(params: Params, batch: Batch) -> Outputs:
+            self._watchdog.alive("predicting")
+            return self._steps.predict(params, batch)
+
+        training = self._training
+        outputs = predict_rows(self._network, step, params, part.rows, training.batch_size, training.max_seq_length)
+        return decode(self._task, self._data.labels, part.examples, part.rows, outputs, training.max_answer_length)
+
+    def threshold_of(self, predictions: list[Prediction]) -> float:
+        """Return from which score a question has no answer, as the examples that choose have it; else infinity."""
+        if self._task.kind != "answers":
+            return math.inf
+        return best_null_threshold(self._task, self._data.choice.examples, predictions)
+
+
+def seed_folder(work: Workdir, seed: int) -> Path:
+    """What is kept of a seed."""
+    return work.folder / "seeds" / str(seed)
+
+
+def comparable(score: float) -> float:
+    """A score that is not a number, as a correlation with a constant, is the worst."""
+    return score if math.isfinite(score) else -1.0

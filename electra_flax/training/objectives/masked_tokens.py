@@ -1,0 +1,89 @@
+"""Masked-language modelling: the generator's loss, and the whole of it with objective.electra_objective=false."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+
+from electra_flax.config.schema import Config
+from electra_flax.data.vocabulary import SpecialTokens
+from electra_flax.model import electra
+from electra_flax.model.attention import Attend
+from electra_flax.model.sharding import Batch
+from electra_flax.training import losses, masking
+from electra_flax.training.objectives.objective import Metric, RowSeeds, Sums, Totals
+
+GENERATOR_METRICS = (
+    Metric(
+        "generator_loss", losses.ratio("generator_nll", "masked"), "Generator loss",
+        "cross entropy of the masked tokens, nats", guessed=lambda config: math.log(config.model.vocab_size),
+        is_on_console=True,
+    ),
+    Metric(
+        "generator_accuracy", losses.ratio("generator_correct", "masked"), "Generator accuracy",
+        "share of masked tokens guessed right", is_on_console=True,
+    ),
+    Metric("generator_sampled_accuracy", losses.ratio("generator_sampled_correct", "masked")),
+)  # fmt: skip
+
+
+class Draws(NamedTuple):
+    """What is hidden, and the seeds of the rest."""
+
+    masked: masking.MaskedInputs
+    sample_B: jax.Array
+    dropout_B: jax.Array
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Guess the tokens that are hidden (docs/semantics.md, sections 5 and 6)."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = GENERATOR_METRICS
+
+    config: Config
+    special: SpecialTokens
+
+    def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
+        with jax.named_scope("masking"):
+            masked = masking.mask_inputs(
+                seeds.mask_B, batch, self.config.masking, self.special, self.config.max_predictions_per_seq
+            )
+        return Draws(masked, seeds.sample_B, seeds.dropout_B)
+
+    def count(self, batch: Batch, draws: Draws) -> Sums:
+        return losses.denominators(draws.masked.weights_BM, batch["attention_mask"])
+
+    def sums(self, params: electra.Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
+        return self.generate(params, batch, draws, attend, is_training)[0]
+
+    def generate(
+        self, params: electra.Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
+    ) -> tuple[Sums, jax.Array]:
+        """Return the generator's sums, and an id sampled for each hidden position, int32 [B, M], without gradient."""
+        masked, settings = draws.masked, self.config.objective
+        logits_BMV = electra.apply_generator(
+            self.config.architecture, params, masked.masked_ids_BT, batch["attention_mask"], batch["token_type_ids"],
+            masked.positions_BM, draws.dropout_B if is_training else None, attend,
+        )  # fmt: skip
+        with jax.named_scope("sampling"):
+            sampled_BM = masking.sample_replacements(
+                draws.sample_B, logits_BMV, masked.targets_BM, settings.temperature, settings.disallow_correct
+            )
+        with jax.named_scope("generator_loss"):
+            sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)
+        return sums, sampled_BM
+
+    def loss(self, sums: Sums, counts: Sums) -> jax.Array:
+        """Return generator_weight times the mean over the hidden positions."""
+        return self.config.objective.generator_weight * losses.mean(sums["generator_nll"], counts["masked"])
+
+    def summarize(self, totals: Totals) -> dict[str, float]:
+        found = {metric.name: metric.value(totals) for metric in self.metrics}
+        return {"loss": self._total(found), **found}
+
+    def _total(self, found: dict[str, float]) -> float:
+        return found["generator_loss"]

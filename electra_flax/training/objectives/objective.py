@@ -1,0 +1,80 @@
+"""What an objective is: draws, losses as sums and counts, and metrics with their names.
+
+The step (training/step.py) asks for them in this order: `draw` for the whole batch, `count` what losses are divided by,
+`sums` of each slice of the batch, and the `loss` of sums and counts. Everything that shows numbers (console, charts,
+report, doctor) iterates over `metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from electra_flax.config.schema import Config
+from electra_flax.data.vocabulary import SpecialTokens
+from electra_flax.model import electra, randomness
+from electra_flax.model.attention import Attend
+from electra_flax.model.sharding import Batch
+
+Sums = dict[str, jax.Array]
+Totals = Mapping[str, np.ndarray]
+"""Sums over any number of batches, float64 on the host."""
+Draws = Any
+"""A tree of arrays with B rows: all that is random in a batch."""
+
+
+class Metric(NamedTuple):
+    """A number that people read."""
+
+    name: str
+    """In metrics.jsonl and TensorBoard."""
+    value: Callable[[Totals], float]
+    title: str = ""
+    """Of its chart; "" draws none."""
+    note: str = ""
+    """What the chart says of the number."""
+    guessed: Callable[[Config], float] | None = None
+    """Of a loss: what a model that knows nothing has, nats."""
+    is_on_console: bool = False
+    is_logarithmic: bool = False
+    """Whether its chart has a logarithmic axis."""
+
+
+class RowSeeds(NamedTuple):
+    """A step's randomness: one int32 seed a row of the global batch for each use."""
+
+    mask_B: jax.Array
+    sample_B: jax.Array
+    dropout_B: jax.Array
+
+
+def row_seeds(key: jax.Array, num_rows: int) -> RowSeeds:
+    """Return the seeds of a global batch; those of a row depend on the key and its place alone."""
+    seeds_B = randomness.row_seeds(key, num_rows)
+    return RowSeeds(*(randomness.fold_in(seeds_B, number) for number in range(3)))
+
+
+class Objective(Protocol):
+    """Built from the configuration of a run and the ids of its special tokens; hashable."""
+
+    metrics: ClassVar[tuple[Metric, ...]]
+
+    def __init__(self, config: Config, special: SpecialTokens) -> None: ...
+
+    def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
+        """Return all that is random, for the whole batch: slices of it are those of the batch."""
+
+    def count(self, batch: Batch, draws: Draws) -> Sums:
+        """Return what sums are divided by, known before any slice of the batch is computed."""
+
+    def sums(self, params: electra.Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
+        """Return float32 sums over a slice of the batch, with dropout where it `is_training`."""
+
+    def loss(self, sums: Sums, counts: Sums) -> jax.Array:
+        """Return the loss, of which the gradient is taken."""
+
+    def summarize(self, totals: Totals) -> dict[str, float]:
+        """Return "loss" and all `metrics`."""
