@@ -17,7 +17,7 @@ from electra_flax.commands.arguments import make_parser
 from electra_flax.commands.cli import main
 from electra_flax.config.loading import load_config
 from electra_flax.errors import Preempted, UserError
-from electra_flax.finetune import loop
+from electra_flax.finetune import seed as one_seed
 from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.predictions import Answered, best_null_threshold, scores
 from electra_flax.finetune.run import Request, finetune
@@ -176,14 +176,14 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
     """Asked to stop between two evaluations, while accumulating and with dropout."""
     how = ["--gradient_accumulation_steps", "2", "--dropout", "0.1"]
     straight = run(root, "nsmc", tmp_path / "straight", *how)
-    real, steps, interruption = loop.make_batch, [], Interruption(None)
+    real, steps, interruption = one_seed.make_batch, [], Interruption(None)
 
     def make_batch(*arguments):
         steps.append(1)
         interruption.requested = len(steps) >= 2
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "make_batch", make_batch)
+    monkeypatch.setattr(one_seed, "make_batch", make_batch)
     with pytest.raises(Preempted, match="saved at step 3 of 8"):
         run(root, "nsmc", tmp_path / "again", *how, interruption=interruption)
     monkeypatch.undo()
@@ -198,9 +198,9 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
 
 # One of two processes is asked to stop in its third step.
 STOPS = """
-from electra_flax.finetune import loop
+from electra_flax.finetune import seed
 from electra_flax.runtime.interruption import Interruption
-real, steps, found = loop.make_batch, [], []
+real, steps, found = seed.make_batch, [], []
 init = Interruption.__init__
 def noted(self, host):
     init(self, host)
@@ -211,7 +211,7 @@ def make_batch(*arguments):
     if len(steps) == 2 and "1" in sys.argv[-1]:
         found[0].requested = True
     return real(*arguments)
-loop.make_batch = make_batch
+seed.make_batch = make_batch
 """
 
 

@@ -10,8 +10,9 @@ from golden_tools import SPECIAL, golden_config, golden_params, read_json
 
 from electra_flax.config.schema import OptimizerConfig
 from electra_flax.model import electra
-from electra_flax.training import losses, masking, step
+from electra_flax.training import losses, masking
 from electra_flax.training.masking import MaskedInputs
+from electra_flax.training.objectives.replaced_tokens import ReplacedTokens
 from electra_flax.training.optimizer import AdamState, learning_rate, make_optimizer
 from electra_flax.trees import tree_names
 from electra_flax.weights.names import to_tf1
@@ -46,8 +47,11 @@ def losses_with_given_draws(config, params, case):
     sums = losses.masked_lm_sums(generator_BMV, masked.targets_BM, masked.weights_BM, masked.targets_BM)
     sums |= losses.replaced_token_sums(discriminator_BT, jnp.asarray(case["is_fake_labels"]), mask_BT)
     counts = losses.denominators(masked.weights_BM, mask_BT)
-    means = losses.mean_losses(sums, counts)
-    return step.total_loss(config, sums, counts), (means, generator_BMV, discriminator_BT)
+    means = {
+        "generator_loss": losses.mean(sums["generator_nll"], counts["masked"]),
+        "discriminator_loss": losses.mean(sums["discriminator_nll"], counts["tokens"]),
+    }
+    return ReplacedTokens(config, SPECIAL).loss(sums, counts), (means, generator_BMV, discriminator_BT)
 
 
 @pytest.mark.parametrize("name", FORWARD_CASES)

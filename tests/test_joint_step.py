@@ -8,6 +8,8 @@ from weights_tools import export, random_weights
 
 from electra_flax.model import electra
 from electra_flax.training import masking, step
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.objective import row_seeds
 from electra_flax.trees import flat
 from electra_flax.weights import names
 
@@ -43,11 +45,12 @@ def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
         "token_type_ids": (np.arange(32) >= lengths[:, None] // 2).astype(np.int32) * mask,
     }
     key = jax.random.key(7)
-    gradients, sums = jax.jit(step.accumulate_gradients, static_argnums=(0, 1))(config, SPECIAL, params, batch, key)
+    objective = make_objective(config, SPECIAL)
+    gradients, sums = jax.jit(step.accumulate_gradients, static_argnums=0)(objective, params, batch, key)
 
     # What our step hid and sampled.
-    seeds = step.row_seeds(key, len(mask))
-    hidden = step.mask(config, SPECIAL, batch, seeds)
+    seeds = row_seeds(key, len(mask))
+    hidden = objective.draw(batch, seeds).masked
     ours_BMV = electra.apply_generator(
         config.architecture, params, hidden.masked_ids_BT, mask, batch["token_type_ids"], hidden.positions_BM, None
     )
@@ -75,7 +78,7 @@ def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
         logits_BT[torch.tensor(mask > 0)], tensor(corrupted.is_replaced_BT)[torch.tensor(mask > 0)].float()
     )
     total = generator_loss + 50 * discriminator_loss
-    np.testing.assert_allclose(step.total_loss(config, sums, sums), total.item(), rtol=1e-5)
+    np.testing.assert_allclose(objective.loss(sums, sums), total.item(), rtol=1e-5)
     total.backward()
 
     models = {"generator": generator, "discriminator": discriminator}

@@ -12,7 +12,8 @@ from weights_tools import SHARING
 from electra_flax.errors import UserError
 from electra_flax.model import electra, randomness
 from electra_flax.model.sharding import batch_sharding, check_batch, make_mesh, rule_for
-from electra_flax.training import losses, masking
+from electra_flax.training import masking
+from electra_flax.training.objectives import make_objective
 from electra_flax.training.step import accumulate_gradients, init_state, make_train_step
 from electra_flax.trees import tree_names
 
@@ -31,6 +32,10 @@ def make_batches(config, num_batches=NUM_STEPS, always_the_same=False):
         yield {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
+def loss_of(config, sums):
+    return make_objective(config, SPECIAL).summarize(jax.tree.map(np.asarray, sums))["loss"]
+
+
 def run(num_devices=8, always_the_same=False, **changes):
     """Losses of ten steps, and the final parameters."""
     config = tiny_config(**changes)
@@ -39,7 +44,7 @@ def run(num_devices=8, always_the_same=False, **changes):
     history = []
     for batch in make_batches(config, always_the_same=always_the_same):
         state, sums = step(state, jax.device_put(batch, batch_sharding(mesh)))
-        history.append(losses.summarize(jax.tree.map(np.asarray, sums), 1.0, 50.0)["loss"])
+        history.append(loss_of(config, sums))
     return np.asarray(history), state
 
 
@@ -80,7 +85,7 @@ def test_first_loss_is_that_of_guessing(vocab_size):
     _, sums = make_train_step(config, SPECIAL, mesh)(
         init_state(config, mesh), jax.device_put(batch, batch_sharding(mesh))
     )
-    loss = losses.summarize(jax.tree.map(np.asarray, sums), 1.0, 50.0)["loss"]
+    loss = loss_of(config, sums)
     assert loss == pytest.approx(np.log(vocab_size) + 50 * np.log(2), rel=0.02)
 
 
@@ -151,7 +156,9 @@ def test_embedding_gradients_add_up_in_bfloat16():
     config = tiny_config(training={"batch_size": 64, "compute_dtype": "bfloat16"})
     params = init_state(config, make_mesh(config.mesh, jax.devices()[:1])).params
     batch = next(make_batches(config, 1))
-    grads, _ = jax.jit(functools.partial(accumulate_gradients, config, SPECIAL))(params, batch, key=jax.random.key(0))
+    grads, _ = jax.jit(functools.partial(accumulate_gradients, make_objective(config, SPECIAL)))(
+        params, batch, jax.random.key(0)
+    )
     tables = grads["electra"]["embeddings"]
     token_type, positions = (tables[f"{name}_embeddings"]["embedding"] for name in ("token_type", "position"))
     np.testing.assert_allclose(token_type[0], positions.sum(axis=0), rtol=1e-4, atol=1e-5 * np.abs(token_type).max())

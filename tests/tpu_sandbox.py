@@ -59,7 +59,7 @@ def halt(number, frame):
     while frame:
         places.append(frame.f_code.co_filename + frame.f_code.co_name)
         frame = frame.f_back
-    in_loop = any(place.endswith("electra_flax/training/pretrain.py_train") for place in places)
+    in_loop = any(place.endswith("electra_flax/training/loop.py_steps") for place in places)
     if not in_loop or any("weakref" in place or place.endswith("__del__") for place in places):
         signal.setitimer(signal.ITIMER_REAL, 0.01)  # Python would swallow it in a callback
         return

@@ -110,7 +110,7 @@ class Seed:
     notes_type = SeedNotes
     rhythm = _RHYTHM
     start = 0
-    shown = ("loss", "tokens_per_sec")
+    shown: tuple[str, ...] = ("loss", "tokens_per_sec")
     least_seconds: float | None = None
 
     def __init__(
