@@ -147,7 +147,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
         assert shown == [(one["step"], one["loss"]) for one in seed["history"]]
     assert records_of(out) == records_of(out / f"seeds/{results['best_seed']}")
     assert {seconds for seconds, _ in doing} == {30 * 60.0} and set(attended) == {16}
-    assert {"reading the checkpoint", "step 2", "step 33", "predicting", "saving"} <= {what for _, what in doing}
+    assert {"reading the checkpoint", "step 2", "step 33", "predicting", "saving step 4"} <= {what for _, what in doing}
 
     capsys.readouterr()
     assert main(["predict", "--model", str(out), "한국어 공유", "짧은 문장"]) == 0

@@ -32,8 +32,8 @@ from electra_flax.training.step import TrainState
 
 log = logging.getLogger("electra_flax")
 
+_RECORD_EVERY = LoggingConfig().every_steps
 _RHYTHM = Rhythm(
-    LoggingConfig().every_steps,
     CheckpointConfig(max_to_keep=1, keep_best=1),
     TrainingConfig(batch_size=1, num_steps=1).max_skipped_steps,
     needs_every_evaluation=True,
@@ -161,6 +161,9 @@ class Seed:
 
     def summarize(self, totals: Totals) -> dict[str, float]:
         return {"loss": float(totals["loss"] / totals["steps"])}
+
+    def records(self, step: int) -> bool:
+        return step % _RECORD_EVERY == 0 or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:
         return step in self._evaluated_at

@@ -46,10 +46,8 @@ class Evaluation(NamedTuple):
 
 
 class Rhythm(NamedTuple):
-    """How often the loop does what."""
+    """How the loop saves and goes back."""
 
-    record_every: int
-    """Steps between records."""
     checkpoint: CheckpointConfig
     max_skipped_steps: int
     """In a row, before the loop goes back to the last checkpoint."""
@@ -95,6 +93,8 @@ class Learner(Protocol):
 
     def summarize(self, totals: Totals) -> dict[str, float]:
         """Return the metrics of the steps since the last record."""
+
+    def records(self, step: int) -> bool: ...
 
     def evaluates(self, step: int) -> bool: ...
 
@@ -246,7 +246,7 @@ class Loop:
         self._faults.add(pending.step, not self.window.add(sums))
         self.learner.add(pending.step, sums)
         self.watchdog.alive(f"step {pending.step + 1}")
-        if pending.step % self.learner.rhythm.record_every == 0 or pending.step == self.learner.end:
+        if self.learner.records(pending.step) or pending.step == self.learner.end:
             self._record(pending.step)
         return self._agreement.receive(pending.wishes)
 

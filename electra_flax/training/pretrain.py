@@ -133,7 +133,7 @@ class Pretraining:
         self._config, self._vocabulary, self._attend = config, vocabulary, attend
         self._work, self._begin_with = work, begin_with
         self.start, self.end, self.total = phase.start, phase.end, config.training.num_steps
-        self.rhythm = Rhythm(config.logging.every_steps, config.checkpoint, config.training.max_skipped_steps)
+        self.rhythm = Rhythm(config.checkpoint, config.training.max_skipped_steps)
         self.mesh, self.shapes = make_mesh(config.mesh), abstract_state(config)
         self.objective = make_objective(config, vocabulary.special)
         on_console = [metric.name for metric in self.objective.metrics if metric.is_on_console]
@@ -182,6 +182,9 @@ class Pretraining:
 
     def summarize(self, totals: Totals) -> dict[str, float]:
         return self.objective.summarize(totals)
+
+    def records(self, step: int) -> bool:
+        return step % self._config.logging.every_steps == 0
 
     def evaluates(self, step: int) -> bool:
         return step % self._config.evaluation.every_steps == 0
