@@ -72,7 +72,7 @@ def test_the_source_is_parsed_once(monkeypatch):
 )
 def test_parameters_are_the_originals(golden, option, preset):
     """Names, shapes, weight decay and count of every variable of the full-size model."""
-    from electra_flax.training.optimizer import is_decayed
+    from electra_flax.training.optimizers.optimizer import is_decayed
     from electra_flax.trees import tree_names
     from electra_flax.weights.names import to_tf1
 

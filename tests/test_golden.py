@@ -13,7 +13,8 @@ from electra_flax.model import electra
 from electra_flax.training import losses, masking
 from electra_flax.training.masking import MaskedInputs
 from electra_flax.training.objectives.replaced_tokens import ReplacedTokens
-from electra_flax.training.optimizer import AdamState, learning_rate, make_optimizer
+from electra_flax.training.optimizer import learning_rate, make_optimizer
+from electra_flax.training.optimizers.adamw import AdamState
 from electra_flax.trees import tree_names
 from electra_flax.weights.names import to_tf1
 

@@ -155,7 +155,7 @@ def test_what_the_original_cannot_build_is_said(tmp_path, caplog):
 )
 def test_heads_of_a_checkpoint_follow_the_original(tmp_path, hparams, expected):
     weights = random_weights(tmp_path, model={"hidden_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4})
-    weights = dataclasses.replace(weights, read_moment=None)
+    weights = dataclasses.replace(weights, optimizer=None)
     prefix = export_to_tf1(weights, tmp_path / "out")
     (prefix.parent / "hparams.json").write_text(json.dumps(hparams))
     assert find_weights(f"tf1:{prefix}").architecture.model.num_attention_heads == expected

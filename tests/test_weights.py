@@ -15,7 +15,7 @@ from weights_tools import SHARING, assert_equal, export, export_both, random_wei
 from electra_flax.commands.cli import main
 from electra_flax.config.schema import MeshConfig
 from electra_flax.model.sharding import make_mesh
-from electra_flax.training.optimizer import AdamState
+from electra_flax.training.optimizers.adamw import AdamState
 from electra_flax.training.step import TrainState
 from electra_flax.trees import flat, nested
 from electra_flax.weights import names

@@ -10,6 +10,7 @@ from once import copied_once
 
 from electra_flax.data.tokenizer import SPECIAL_TOKENS, Casing
 from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.training.optimizers.adamw import ADAMW
 from electra_flax.weights import parity
 from electra_flax.weights.export import export_to_hugging_face, export_to_tf1
 from electra_flax.weights.model_card import Publication
@@ -60,7 +61,7 @@ def random_weights(folder, sharing="embeddings", seed=0, **changes):
 
     vocabulary = write_vocabulary(folder / "vocab.txt", config.model.vocab_size)
     return Weights(
-        "random", config.architecture, shapes, read, 7, vocabulary, CASED, read_moment=read,
+        "random", config.architecture, shapes, read, 7, vocabulary, CASED, optimizer=ADAMW, read_moment=read,
         max_seq_length=config.data.max_seq_length,
     )  # fmt: skip
 

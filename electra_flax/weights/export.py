@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ from electra_flax.weights import names, parity
 from electra_flax.weights.hugging_face import CONFIG, hugging_face_config
 from electra_flax.weights.model_card import Publication, model_card
 from electra_flax.weights.shapes import Shapes
-from electra_flax.weights.sources import Moment, Weights
+from electra_flax.weights.sources import Weights
 from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, check_narrow, write_msgpack, write_safetensors
 from electra_flax.weights.tf1_checkpoint import write_tf1_checkpoint
 
@@ -96,17 +96,15 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
     """Writes a checkpoint of the original's, with moments of Adam and step where there are any, hparams.json and
     vocab.txt; returns its prefix. Raises UserError where `out` cannot be written."""
     vocabulary, casing = _tokenizer_of(weights)
-    read_moment = weights.read_moment
     shapes = {names.to_tf1(name): shape for name, shape in weights.shapes.items()} | {names.TF1_STEP: ()}
     ours: dict[str, Callable[[], np.ndarray]] = {
         names.to_tf1(name): partial(weights.read, name) for name in weights.shapes
     }
     ours[names.TF1_STEP] = lambda: np.asarray(weights.step, np.int64)
-    if read_moment is not None:
+    for moment, slot in weights.optimizer.slots.items() if weights.optimizer else ():
         for name, shape in weights.shapes.items():
-            for moment in get_args(Moment):
-                slot = names.tf1_slot(name, moment)
-                shapes[slot], ours[slot] = shape, partial(read_moment, name, moment)
+            variable = names.tf1_slot(name, slot)
+            shapes[variable], ours[variable] = shape, partial(weights.read_moment, name, moment)
     prefix = out / f"model.ckpt-{weights.step}"
     longest = weights.max_seq_length or weights.architecture.model.max_position_embeddings
     hparams = original_hparams(weights.architecture, longest, casing)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
 
 TF1_STEP = "global_step"
 
@@ -62,9 +61,9 @@ def from_tf1(name: str) -> str:
     return _rewrite(name, _FROM_TF1)
 
 
-def tf1_slot(name: str, moment: Literal["m", "v"]) -> str:
-    """The variable of the original code that holds one of our parameters' first or second moment."""
-    return f"{to_tf1(name)}/adam_{moment}"
+def tf1_slot(name: str, slot: str) -> str:
+    """The variable of the original code that holds a `slot` (training/optimizers) of one of our parameters."""
+    return f"{to_tf1(name)}/{slot}"
 
 
 def is_tf1_parameter(name: str) -> bool:

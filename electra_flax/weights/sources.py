@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,8 @@ from electra_flax.model import electra
 from electra_flax.model.sharding import make_mesh
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.optimizer import AdamState
+from electra_flax.training.optimizers import OPTIMIZERS, Optimizer
+from electra_flax.training.optimizers.adamw import ADAMW
 from electra_flax.training.step import abstract_state
 from electra_flax.trees import flat, nested
 from electra_flax.weights import names
@@ -35,7 +36,6 @@ from electra_flax.weights.shapes import HEAD_SIZE, Shapes, architecture_of, expe
 from electra_flax.weights.tensor_files import finite
 from electra_flax.weights.tf1_checkpoint import Tf1Checkpoint
 
-Moment = Literal["m", "v"]
 SOURCES = "hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"
 _DEBUG_HEADS = 4  # of the original's debug=true, which wins over everything
 
@@ -61,6 +61,10 @@ class _Hparams:
     debug: bool = False
 
 
+def _no_moment(name: str, moment: str) -> np.ndarray:
+    raise KeyError(f"{name}: no {moment} of an optimizer")
+
+
 @dataclass(frozen=True)
 class Weights:
     """A model as it was found."""
@@ -83,8 +87,10 @@ class Weights:
     """Tokens of the examples that they were learned from, where something says it."""
     folders: tuple[Path, ...] = ()
     """Hugging Face's folders that they come from, where they did."""
-    read_moment: Callable[[str, Moment], np.ndarray] | None = None
-    """A parameter's moment of AdamW, where there are any."""
+    optimizer: Optimizer | None = None
+    """Of which there are moments, where there are any."""
+    read_moment: Callable[[str, str], np.ndarray] = _no_moment
+    """A parameter's moment, by the field of the optimizer's state that holds it."""
     unused: tuple[str, ...] = ()
     """Tensors there that are no parameter of ours."""
     remarks: tuple[str, ...] = ()
@@ -183,18 +189,20 @@ def _of_run(source: str, place: str, step: int | None) -> Weights:
             params.update(flat(checkpoints.restore_params(abstract_state(config).params, step)))
         return params[name]
 
-    def read_moment(name: str, moment: Moment) -> np.ndarray:
+    optimizer = OPTIMIZERS[config.optimizer.algorithm]
+
+    def read_moment(name: str, moment: str) -> np.ndarray:
         if not moments:
             state = checkpoints.restore(abstract_state(config), make_mesh(MeshConfig()), step)
-            adam = next(part for part in state.opt_state if isinstance(part, AdamState))
-            moments.update(m=flat(adam.m), v=flat(adam.v))
+            found = next(part for part in state.opt_state if isinstance(part, optimizer.state or ()))
+            moments.update({slot: flat(getattr(found, slot)) for slot in optimizer.slots})
         return np.asarray(moments[moment][name])
 
     return Weights(
         source, architecture, expected_shapes(architecture), finite(read, source), step,
         Vocabulary.read(work.folder / "tokenizer/vocab.txt"), Casing.read(work.folder / "tokenizer"),
         forget=params.clear, run=work, max_seq_length=config.data.max_seq_length,
-        read_moment=read_moment if config.optimizer.algorithm == "adamw" else None,
+        optimizer=optimizer if optimizer.slots else None, read_moment=read_moment,
     )  # fmt: skip
 
 
@@ -310,18 +318,19 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         raise UserError(f"{where}: {error}") from None
     architecture = architecture_of(shapes, model, generator)
     expected = expected_shapes(architecture)
-    has_moments = all(names.tf1_slot(name, moment) in checkpoint.shapes for name in expected for moment in ("m", "v"))
+    slots = ADAMW.slots
+    has_moments = all(names.tf1_slot(name, slot) in checkpoint.shapes for name in expected for slot in slots.values())
     lower = hparams.do_lower_case
 
-    def read_moment(name: str, moment: Moment) -> np.ndarray:
-        return finite(checkpoint.read, source)(names.tf1_slot(name, moment))
+    def read_moment(name: str, moment: str) -> np.ndarray:
+        return finite(checkpoint.read, source)(names.tf1_slot(name, slots[moment]))
 
     return Weights(
         source, architecture, shapes, finite(lambda name: checkpoint.read(variables[name]), source),
         step=int(checkpoint.read(names.TF1_STEP)) if names.TF1_STEP in checkpoint.shapes else 0,
         vocabulary=_vocabulary_in(prefix.parent),
         casing=None if lower is None else Casing(lower, lower),  # the original strips accents where it lower-cases
-        read_moment=read_moment if has_moments else None,
+        optimizer=ADAMW if has_moments else None, read_moment=read_moment,
         max_seq_length=hparams.max_seq_length,
         remarks=tuple(remarks),
     )  # fmt: skip

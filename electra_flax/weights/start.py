@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.model.sharding import state_shardings
-from electra_flax.training.optimizer import AdamState
+from electra_flax.training.optimizers import OPTIMIZERS
 from electra_flax.training.step import TrainState
 from electra_flax.trees import flat, nested
 from electra_flax.weights.hugging_face import HEADS
 from electra_flax.weights.shapes import expected_shapes
-from electra_flax.weights.sources import Moment, Weights, find_weights
+from electra_flax.weights.sources import Weights, find_weights
 
 log = logging.getLogger("electra_flax")
 
@@ -53,12 +53,12 @@ class Start(NamedTuple):
         _parameters(self, weights, config, vocabulary)
         if not self.resumes:
             return
-        if weights.read_moment is None:
+        if weights.optimizer is None:
             raise UserError(
                 f"--resume-from {weights.source}: holds no moments of Adam to go on with: begin a new run from its "
                 "weights with --init-from"
             )
-        if config.optimizer.algorithm != "adamw":
+        if OPTIMIZERS[config.optimizer.algorithm] != weights.optimizer:
             raise UserError(
                 f"--resume-from {weights.source}: its moments are AdamW's, optimizer.algorithm="
                 f"{config.optimizer.algorithm}"
@@ -91,12 +91,13 @@ class Start(NamedTuple):
         state = state._replace(params=place({name: parameter.read for name, parameter in parameters.items()}))
         if not self.resumes:
             return state
-        read_moment = weights.read_moment
-        assert read_moment is not None  # check
-        moments = [
-            place({name: partial(read_moment, name, moment) for name in shardings}) for moment in get_args(Moment)
-        ]
-        opt_state = tuple(AdamState(*moments) if isinstance(part, AdamState) else part for part in state.opt_state)
+        optimizer = weights.optimizer
+        assert optimizer is not None and optimizer.state is not None  # check
+        moments = optimizer.state(**{
+            moment: place({name: partial(weights.read_moment, name, moment) for name in shardings})
+            for moment in optimizer.slots
+        })  # fmt: skip
+        opt_state = tuple(moments if isinstance(part, optimizer.state) else part for part in state.opt_state)
 
         def count(leaf: jax.Array) -> jax.Array:
             # A buffer of its own: the train step is given each to keep, which cannot be done twice.
