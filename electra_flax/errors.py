@@ -81,6 +81,12 @@ def _code(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 
 
+class Problem(Exception):
+    """Something failed in a way that is tried again, or lived with; its words say all."""
+
+
 def reason(error: Exception) -> str:
     """Describe an error of another library on one line."""
+    if isinstance(error, Problem):
+        return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

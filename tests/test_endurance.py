@@ -39,8 +39,9 @@ from electra_flax.errors import UserError
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime import processes
 from electra_flax.storage.workdir import Workdir
-from electra_flax.training.checkpoint import Checkpoints, fingerprint
+from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.faults import SaveClock, SkippedSteps
+from electra_flax.training.fingerprint import fingerprint
 from electra_flax.training.step import abstract_state
 
 NUM_EXAMPLES = 396  # of the sample corpus
@@ -270,12 +271,12 @@ from electra_flax import errors
 from electra_flax.runtime import processes
 from electra_flax.training import checkpoint
 processes._LEAVE_SECONDS = 10
-failure = checkpoint.Checkpoints.failure
+check = checkpoint.Checkpoints.check
 def fails(self):
     if self.steps[-1:] == [12] and sys.argv[sys.argv.index("--process-id") + 1] == "1":
         raise errors.RunError("something here alone")
-    return failure(self)
-checkpoint.Checkpoints.failure = fails
+    return check(self)
+checkpoint.Checkpoints.check = fails
 """
     first, second = in_two_processes(root, "gone", *PARTED, before=fails_at_12)
     assert end(second) == (3, "electra-flax: error: something here alone")

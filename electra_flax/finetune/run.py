@@ -128,8 +128,10 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
         if processes.is_main():
             results = _finish(work, request, task, data)
             patiently(work.checkpoints, functools.partial(work.checkpoints.rmtree, missing_ok=True))
-        if problem := guard.push(work):
-            raise RunError(f"all seeds are done, but {problem}; the same command writes what is missing")
+        try:
+            guard.push(work)
+        except UserError as problem:
+            raise RunError(f"all seeds are done, but {problem}; the same command writes what is missing") from None
     return results
 
 

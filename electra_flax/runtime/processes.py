@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from electra_flax import __version__
-from electra_flax.errors import Preempted, Unavailable, UserError, reason
+from electra_flax.errors import Preempted, Problem, Unavailable, UserError, reason
 from electra_flax.runtime import metadata
 from electra_flax.runtime.ending import traceback_note
 
@@ -150,6 +150,12 @@ def first_problem(problem: str) -> str:
         if theirs.any():
             return f"process {process}: {_text(theirs)}"
     return ""
+
+
+def raise_first(problem: str) -> None:
+    """Raise the Problem of the first process that has one, in all of them."""
+    if problem := first_problem(problem):
+        raise Problem(problem)
 
 
 def end_if_asked(asked: bool, place: str) -> None:

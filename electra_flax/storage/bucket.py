@@ -12,12 +12,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from electra_flax.errors import Unavailable, UserError, reason
 from electra_flax.runtime.interruption import metadata_host
 
 log = logging.getLogger("electra_flax")
+
+T = TypeVar("T")
 
 SCHEME = "gs://"
 _SECONDS = 30.0  # that a request may be silent
@@ -34,43 +36,36 @@ def is_remote(path: str | Path) -> bool:
     return str(path).startswith(SCHEME)
 
 
-def until_done(path: object, attempt: Callable[[], str]) -> str:
-    """Why `attempt` failed, or "", as it says itself; where `path` is in a bucket, it is made again after pauses."""
+def until_done(path: object, action: Callable[[], T]) -> T:
+    """Return what `action` gives; where `path` is in a bucket, it is tried again after pauses.
+
+    Raises a UserError at once, and the last of all other errors.
+    """
     for pause in _PAUSES if is_remote(str(path)) else ():
-        if not (problem := attempt()):
-            return ""
-        log.warning("%s: %s; trying again in %.0f s", path, problem, pause)
-        time.sleep(pause)
-    return attempt()
+        try:
+            return action()
+        except UserError:
+            raise
+        except Exception as error:  # gcsfs, TensorStore and Orbax raise whatever they meet
+            log.warning("%s: %s; trying again in %.0f s", path, reason(error), pause)
+            time.sleep(pause)
+    return action()
 
 
-def patiently(path: object, action: Callable[[], Any]) -> Any:
-    """What `action` gives; where `path` is in a bucket, tried again after pauses, and in the end problem_of.
+def patiently(path: object, action: Callable[[], T]) -> T:
+    """Return what `action` gives, tried again as `until_done` does; what a bucket raises in the end is problem_of it.
 
     For what gcsfs does: it repeats a request that fails, but a deletion, for one, that succeeded unheard is then
     refused, because there is nothing left to delete.
     """
-    if not is_remote(str(path)):
-        return action()
-    found: Any = None
-    last: Exception | None = None
-
-    def attempt() -> str:
-        nonlocal found, last
-        try:
-            found = action()
-        except UserError:
-            raise
-        except Exception as error:  # gcsfs, TensorStore and Orbax raise whatever they meet
-            last = error
-            return reason(error)
-        last = None
-        return ""
-
-    until_done(path, attempt)
-    if last is not None:
-        raise problem_of(path, "cannot be used", last)
-    return found
+    try:
+        return until_done(path, action)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_remote(str(path)):
+            raise problem_of(path, "cannot be used", error) from None
+        raise
 
 
 def is_away(problem: str) -> bool:

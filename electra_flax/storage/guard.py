@@ -26,7 +26,9 @@ def traceback_kept(work: Workdir) -> Iterator[None]:
         name = f"error-{jax.process_index()}.txt"
         if not is_foreseen(error) and isinstance(keep_traceback(error, work.folder / name), Path):
             note_traceback(error, f"{work}/{name}")
-            if problem := push(work, everyone=True):
+            try:
+                work.push()
+            except UserError as problem:
                 log.warning("the traceback is only in %s: %s", work.folder / name, problem)
         raise
 
@@ -45,15 +47,13 @@ def only_here(work: Workdir) -> Iterator[None]:
         try:
             yield
         finally:
-            if problem := push(work):
+            try:
+                push(work)
+            except UserError as problem:
                 log.warning("the newest files are only in %s: %s", work.folder, problem)
 
 
-def push(work: Workdir, everyone: bool = False) -> str:
-    """Brings the small files of process 0, or `everyone`, to where the workdir is; why it could not be done, or ""."""
-    try:
-        if processes.is_main() or everyone:
-            work.push()
-    except UserError as error:
-        return str(error)
-    return ""
+def push(work: Workdir) -> None:
+    """Bring the small files of process 0 to where the workdir is. Raises UserError, in that process."""
+    if processes.is_main():
+        work.push()

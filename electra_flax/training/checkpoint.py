@@ -9,6 +9,7 @@ once in `<workdir>/config.yaml`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import stat
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -27,13 +27,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 import electra_flax
 from electra_flax.config.schema import CheckpointConfig
-from electra_flax.errors import RunError, Unavailable, UserError, reason
+from electra_flax.errors import Problem, RunError, Unavailable, UserError, reason
 from electra_flax.files import parse_json, read_bytes
 from electra_flax.model.electra import Params
 from electra_flax.model.sharding import state_shardings
 from electra_flax.runtime import processes
 from electra_flax.storage import bucket
 from electra_flax.storage.bucket import is_away, is_remote, patiently
+from electra_flax.training.fingerprint import fingerprint, is_whole
 from electra_flax.training.step import TrainState
 
 log = logging.getLogger("electra_flax")
@@ -153,65 +154,72 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, notes: Notes, held_out_loss: float | None = None) -> str:
-        """Starts saving, once the save before is done; returns as soon as the arrays are copied off the devices.
+    def save(self, state: TrainState, notes: Notes, held_out_loss: float | None = None) -> None:
+        """Start saving, once the save before is done; returns as soon as the arrays are copied off the devices.
 
-        `notes` come back with the state, as JSON keeps them. Returns why this save or the one before could not be
-        made, or "". Older checkpoints stay as they are. Raises RunError where that happens to one of several
-        processes.
+        `notes` come back with the state, as JSON keeps them. Raises Problem where this save, or the one before, could
+        not be made: older checkpoints stay as they are. Raises RunError where that happens to one of several processes.
         """
-        step = int(state.step)
-        problem = self.wait()
-        if step in self._manager.all_steps():
-            return problem
-        meta = {
-            "next_batch": step,
-            "electra_flax": electra_flax.__version__,
-            "notes": notes,
-            "fingerprint": np.asarray(fingerprint(state)).tolist(),
-        }
+        step, before = int(state.step), None
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
-                metrics=None if held_out_loss is None else {"loss": held_out_loss},
-                force=True,
-            )
-        except Exception as error:  # whatever a disk or a bucket answers
-            return problem or self._give_up(error)
-        return problem
+            self.wait()
+        except Problem as problem:  # this one may succeed
+            before = problem
+        if step not in self._manager.all_steps():
+            meta = {
+                "next_batch": step,
+                "electra_flax": electra_flax.__version__,
+                "notes": notes,
+                "fingerprint": np.asarray(fingerprint(state)).tolist(),
+            }
+            try:
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
+                    metrics=None if held_out_loss is None else {"loss": held_out_loss},
+                    force=True,
+                )
+            except Exception as error:  # whatever a disk or a bucket answers
+                raise before or self._give_up(error) from None
+        if before is not None:
+            raise before
 
-    def failure(self) -> str:
-        """Why the save in the background could not be made, or "" where it was or still goes on."""
-        return "" if self.is_saving else self.wait()
+    def check(self) -> None:
+        """Raise Problem where the save in the background could not be made; nothing where it still goes on."""
+        if not self.is_saving:
+            self.wait()
 
     @property
     def is_saving(self) -> bool:
         return self._manager.is_saving_in_progress()
 
-    def wait(self) -> str:
-        """Waits for the save in the background; returns why it could not be made, or ""."""
+    def wait(self) -> None:
+        """Wait for the save in the background. Raises Problem where it could not be made."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            return self._give_up(error)
-        return ""
+            raise self._give_up(error) from None
 
-    def finish(self, state: TrainState, notes: Notes, held_out_loss: float | None) -> str:
-        """Waits until the last state of all is saved; where a bucket refused it, saves it again after pauses.
+    def finish(self, state: TrainState, notes: Notes, held_out_loss: float | None) -> None:
+        """Wait until the last state of all is saved; where a bucket refused it, save it again after pauses.
 
-        Returns why it is not there, or "": the same in all processes.
+        Raises Problem, in all processes, where it is not there in the end.
         """
         step = int(state.step)
 
-        def attempt() -> str:
-            self.save(state, notes, held_out_loss)  # nothing where it is there
-            problem = self.wait()
-            return processes.first_problem("" if step in self.steps else problem or "it is not there")
+        def attempt() -> None:
+            problem = "it is not there"
+            try:
+                self.save(state, notes, held_out_loss)  # nothing where it is there
+                self.wait()
+            except Problem as error:
+                problem = str(error)
+            processes.raise_first("" if step in self.steps else problem)
 
-        return bucket.until_done(self._path / str(step), attempt)
+        bucket.until_done(self._path / str(step), attempt)
 
-    def _give_up(self, error: Exception) -> str:
+    def _give_up(self, error: Exception) -> Problem:
+        """What became of a save; raises RunError where there are other processes."""
         if jax.process_count() > 1:  # the others wait for this one in Orbax's barriers, and would be a save behind
             raise RunError(
                 f"process {jax.process_index()}: a checkpoint could not be written ({reason(error)}); those of steps "
@@ -223,7 +231,7 @@ class Checkpoints:
                     unfinished.rmtree()  # it may be what fills the disk
         with contextlib.suppress(UserError):
             patiently(self._path, self._manager.reload)
-        return reason(error)
+        return Problem(reason(error))
 
     def restore(self, shapes: TrainState, mesh: Mesh, step: int | None = None) -> TrainState:
         """The state of a step (the newest by default), placed on the mesh; `shapes` are those of its arrays.
@@ -231,10 +239,10 @@ class Checkpoints:
         Raises UserError where there is no such checkpoint, or it is damaged, Unavailable where a bucket is away.
         """
         step = self.existing(step)
-        state, _, problem = self._read(shapes, mesh, step)
-        if problem:
-            raise self._refusal(step, problem)
-        return state
+        try:
+            return self._read(shapes, mesh, step)[0]
+        except Problem as problem:
+            raise self._refusal(step, problem) from None
 
     def restore_params(self, shapes: Params, step: int) -> Params:
         """The parameters alone, as numpy arrays: a third of the memory of a state.
@@ -244,10 +252,10 @@ class Checkpoints:
         target = {"params": shapes}
         restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), target)
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=True)
-        read, _, problem = self._try_until_done(args, self.existing(step))
-        if problem:
-            raise self._refusal(step, problem)
-        return read["params"]
+        try:
+            return self._try_until_done(args, self.existing(step))[0]["params"]
+        except Problem as problem:
+            raise self._refusal(step, problem) from None
 
     def existing(self, step: int | None) -> int:
         """The step, or the newest. Raises UserError where there is no such checkpoint."""
@@ -258,8 +266,8 @@ class Checkpoints:
             raise UserError(f"{self._path}: {wanted}; there are: {there}")
         return steps[-1] if step is None else step
 
-    def _refusal(self, step: int, problem: str) -> UserError:
-        if is_remote(str(self._path)) and is_away(problem):
+    def _refusal(self, step: int, problem: Problem) -> UserError:
+        if is_remote(str(self._path)) and is_away(str(problem)):
             return Unavailable(
                 f"{self._path / str(step)}: cannot be read for now ({problem}); run the same command again"
             )
@@ -273,16 +281,18 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
-            state, notes, problem = self._read(shapes, mesh, step)
-            if not problem:
-                self._set_aside(damaged)
-                if damaged:
-                    processes.wait_for_all("damaged checkpoints set aside")
-                    self._manager.reload()
-                return state, notes
-            if isinstance(refusal := self._refusal(step, problem), Unavailable):
-                raise refusal
-            damaged[step] = problem
+            try:
+                found = self._read(shapes, mesh, step)
+            except Problem as problem:
+                if isinstance(refusal := self._refusal(step, problem), Unavailable):
+                    raise refusal from None
+                damaged[step] = str(problem)
+                continue
+            self._set_aside(damaged)
+            if damaged:
+                processes.wait_for_all("damaged checkpoints set aside")
+                self._manager.reload()
+            return found
         self._refuse(damaged)
         return None
 
@@ -295,8 +305,8 @@ class Checkpoints:
                 "again in a new folder"
             )
 
-    def _read(self, shapes: TrainState, mesh: Mesh, step: int) -> tuple[TrainState, Notes, str]:
-        """State, notes and "", or anything and why it cannot be used; the same in all processes."""
+    def _read(self, shapes: TrainState, mesh: Mesh, step: int) -> tuple[TrainState, Notes]:
+        """State and notes. Raises Problem, the same in all processes, where they cannot be used."""
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -305,39 +315,28 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
         return self._try_until_done(args, step)
 
-    def _try_until_done(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes, str]:
+    def _try_until_done(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes]:
         """What a bucket does not give is asked for again: a checkpoint must not pass for damaged because of the
-        network."""
-        state: Any = None
-        notes: Notes = {}
+        network. Raises Problem."""
+        return bucket.until_done(self._path / str(step), functools.partial(self._try_to_read, args, step))
 
-        def attempt() -> str:
-            nonlocal state, notes
-            state, notes, problem = self._try_to_read(args, step)
-            return problem
-
-        problem = bucket.until_done(self._path / str(step), attempt)
-        return state, notes, problem
-
-    def _try_to_read(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes, str]:
-        state: Any = None
-        notes: Notes = {}
+    def _try_to_read(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes]:
+        state, notes, problem = None, Notes(), ""
         try:
             restored: Any = self._manager.restore(
                 step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
             )
-            state, meta = (
-                restored["state"],
-                parse_json(json.dumps(restored["meta"]), _Meta, "meta", "it was damaged", is_ours=False),
-            )
+            state = restored["state"]
+            meta = parse_json(json.dumps(restored["meta"]), _Meta, "meta", "it was damaged", is_ours=False)
             notes = parse_json(json.dumps(meta.notes), self._notes, "notes", "they were damaged", is_ours=False)
-            is_whole = meta.fingerprint is None or _is_whole(state, meta.fingerprint)
-            problem = "" if is_whole else "its numbers are not those that were saved"
+            if meta.fingerprint is not None and not is_whole(state, meta.fingerprint):
+                problem = "its numbers are not those that were saved"
         except UserError as error:
             problem = str(error)
         except Exception as error:  # Orbax and TensorStore raise whatever they meet
             problem = reason(error)
-        return state, notes, processes.first_problem(problem)
+        processes.raise_first(problem)
+        return state, notes
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         for step, problem in damaged.items():
@@ -359,32 +358,6 @@ def _check_files(folder: epath.Path) -> None:
     for path in () if is_remote(str(folder)) else Path(folder).rglob("*"):
         if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"{path.relative_to(folder)}: no regular file")
-
-
-def _is_whole(read: Any, expected: list[int]) -> bool:
-    """Whether a state, or the parameters alone, are those of the fingerprint of a state."""
-    if isinstance(read, TrainState):
-        return np.array_equal(fingerprint(read), expected)
-    leaves = jax.tree.leaves(read)
-    found = [int(fingerprint(leaf)[0]) for leaf in leaves]  # one by one: no second copy of all
-    return found == expected[1 : 1 + len(leaves)]  # after the step
-
-
-@jax.jit
-def fingerprint(tree: Any) -> jax.Array:
-    """A number for each array of 32-bit values, uint32 [arrays]; the same however the arrays are sharded.
-
-    Sums of all bits, each weighed by its place: one changed value always shows.
-    """
-
-    def of_array(leaf: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-        weights = jnp.ones(bits.shape, jnp.uint32)
-        for dim in range(bits.ndim):  # odd, so that no bit is lost
-            weights *= (2 * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim) + 1) * (2 * dim + 3)
-        return (bits * weights).sum(dtype=jnp.uint32)
-
-    return jnp.stack([of_array(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def _array_handlers() -> Any:

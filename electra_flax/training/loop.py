@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +20,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import CheckpointConfig
-from electra_flax.errors import Preempted, RunError, Unavailable, UserError
+from electra_flax.errors import Preempted, Problem, RunError, Unavailable, UserError
 from electra_flax.model.electra import Params
 from electra_flax.runtime import processes
 from electra_flax.runtime.interruption import Interruption, Watchdog
@@ -122,8 +123,8 @@ class Places(NamedTuple):
     folder: Path
     """Of metrics, events and TensorBoard."""
     checkpoints: epath.Path
-    push: Callable[[], str]
-    """Brings the small files to where the run is; returns why it could not be done, or ""."""
+    push: Callable[[], None]
+    """Brings the small files to where the run is. Raises UserError."""
 
 
 class _Pending(NamedTuple):
@@ -257,7 +258,9 @@ class Loop:
         self._progress.print(f"step {step} train: {on_one_line(metrics, learner.shown)}")
         self._progress.show(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
         self.window = Window()
-        if problem := self.checkpoints.failure():
+        try:
+            self.checkpoints.check()
+        except Problem as problem:
             self._warn_of_save(step, problem)
 
     def _write(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -280,18 +283,21 @@ class Loop:
         self.watchdog.alive(f"saving step {self.step}")
         notes = {"window": self.window.notes(), "evaluated": self._is_evaluated, **self.learner.notes()}
         self._last = notes, cost
-        with self.window.saving():
-            problem = processes.first_problem(self.places.push()) or self.checkpoints.save(self.state, *self._last)
-        if problem:
+        try:
+            with self.window.saving():
+                with processes.together():
+                    self.places.push()
+                self.checkpoints.save(self.state, *self._last)
+        except (Problem, UserError) as problem:
             self._warn_of_save(self.step, problem)
-        else:
-            self._clock.saved()
-            self._events.add("save", self.step)
+            return
+        self._clock.saved()
+        self._events.add("save", self.step)
 
-    def _warn_of_save(self, step: int, problem: str) -> None:
+    def _warn_of_save(self, step: int, problem: Exception) -> None:
         """At the step at which it is known, which the loop may have passed."""
         self._clock.failed()
-        self._events.add("save failed", step, reason=problem)
+        self._events.add("save failed", step, reason=str(problem))
         if self.learner.rhythm.needs_every_evaluation:
             raise RunError(f"a checkpoint could not be written ({problem}): make room; the same command continues")
         kept = ", ".join(map(str, self.checkpoints.steps)) or "none yet"
@@ -305,7 +311,8 @@ class Loop:
         end, first = self.step, self._faults.first
         if not self._faults.go_back(end):
             raise RunError(self.learner.explain_not_finite(first, end, self.state, batch))
-        self.checkpoints.wait()
+        with suppress(Problem):  # an older checkpoint will do
+            self.checkpoints.wait()
         self._restore()
         self._pending = None
         if self.step < self.learner.start:  # only where the newest checkpoints are damaged
@@ -322,12 +329,14 @@ class Loop:
     def _finish(self) -> None:
         learner = self.learner
         self.watchdog.alive("the last save")
-        if problem := self.checkpoints.finish(self.state, *self._last):
+        try:
+            self.checkpoints.finish(self.state, *self._last)
+        except Problem as problem:
             saved = self.checkpoints.steps
             raise RunError(
                 f"the checkpoint of step {self.step} could not be written ({problem}): make room, then the same "
                 f"command continues from step {saved[-1] if saved else 0}"
-            )
+            ) from None
         self.interruption.saves = False
         is_asked = self.step < learner.end and not learner.is_enough()
         self._events.add("stop" if is_asked or self.step < learner.total else "done", self.step)

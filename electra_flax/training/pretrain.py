@@ -89,8 +89,10 @@ def pretrain(
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
             log.info("all %d steps are done; models: electra-flax export --workdir %s", config.training.num_steps, work)
-        if problem := guard.push(work):
-            raise RunError(f"all steps are done, but {problem}; the same command writes what is missing")
+        try:
+            guard.push(work)
+        except UserError as problem:
+            raise RunError(f"all steps are done, but {problem}; the same command writes what is missing") from None
 
 
 def _open_all(
