@@ -35,7 +35,7 @@ from electra_flax.commands.cli import main
 from electra_flax.config.loading import load_config
 from electra_flax.data.pipeline import GlobalOrder, open_split
 from electra_flax.data.shards import DataFolder
-from electra_flax.errors import UserError
+from electra_flax.errors import Problem, UserError
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime import processes
 from electra_flax.storage.workdir import Workdir
@@ -379,7 +379,12 @@ def test_a_few_skipped_steps_are_counted(root, monkeypatch):
 def test_a_failed_save_is_logged_at_the_step_at_which_it_is_known(root, monkeypatch, capsys):
     """The numbers of step 8 are taken when step 9 was begun."""
     answers = iter(["", "No space left on device"])  # to the records of step 4 and 8
-    monkeypatch.setattr(Checkpoints, "failure", lambda self: next(answers, ""))
+
+    def check(self):
+        if problem := next(answers, ""):
+            raise Problem(problem)
+
+    monkeypatch.setattr(Checkpoints, "check", check)
     assert main(command(root, "noticed")) == 0
     events = [json.loads(line) for line in (root / "noticed/events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "save failed"] == [8]

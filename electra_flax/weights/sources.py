@@ -301,10 +301,10 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
         remarks.append(f"no hparams.json beside it: attention heads taken to be hidden size / {HEAD_SIZE}")
     hparams = hparams or _Hparams()
     try:
-        model = _tf1_model(shapes, hparams, "electra", "electra")
+        model = _tf1_model(shapes, hparams)
         own = [name for name in shapes if name.startswith("generator/")]
         table = "generator" if any(name.startswith("generator/embeddings/") for name in own) else "electra"
-        generator = _tf1_model(shapes, _Hparams(), "generator", table) if own else None
+        generator = _tf1_generator(shapes, model, table) if own else None
         if hparams.max_seq_length is not None:
             DataConfig(max_seq_length=hparams.max_seq_length)  # refused beyond its range
             if hparams.max_seq_length > model.max_position_embeddings:
@@ -348,15 +348,21 @@ def _check_prefix(source: str, prefix: Path) -> None:
     )
 
 
-def _tf1_model(shapes: Shapes, hparams: _Hparams, transformer: str, embeddings: str) -> ModelConfig:
+def _tf1_model(shapes: Shapes, hparams: _Hparams) -> ModelConfig:
     """Sizes as the variables have them, the rest by the original's rules (docs/semantics.md, section 4)."""
-    sizes: dict[str, Any] = dict(sizes_of(shapes, transformer, embeddings))
+    sizes: dict[str, Any] = dict(sizes_of(shapes))
     sizes["num_attention_heads"] = max(1, sizes["hidden_size"] // HEAD_SIZE)
     overrides = dataclasses.asdict(hparams.model_hparam_overrides)
     sizes |= {name: value for name, value in overrides.items() if value is not None}
     if hparams.debug:
         sizes["num_attention_heads"] = _DEBUG_HEADS
     return ModelConfig(**sizes)
+
+
+def _tf1_generator(shapes: Shapes, model: ModelConfig, embeddings: str) -> ModelConfig:
+    """The discriminator's settings in the sizes of the generator's variables, heads by the original's rule."""
+    sizes = sizes_of(shapes, "generator", embeddings)
+    return dataclasses.replace(model, **sizes, num_attention_heads=max(1, sizes["hidden_size"] // HEAD_SIZE))
 
 
 def _read_hparams(path: Path) -> _Hparams | None:

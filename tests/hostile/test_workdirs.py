@@ -41,7 +41,8 @@ def test_a_run_that_goes_on_keeps_numbers_around_a_damaged_line(copy: Path) -> N
     lines = path.read_bytes().splitlines(keepends=True)
     steps = [json.loads(line)["step"] for line in lines]
     path.write_bytes(b"".join([*lines[:2], b"damaged\n", *lines[2:], b'{"st']))
-    MetricWriter(Path("run"), load_config("tiny.yaml"), 4, False, enabled=True).close()
+    with MetricWriter(Path("run"), load_config("tiny.yaml"), 4, False, enabled=True):
+        pass
     kept = [line for line, step in zip(lines, steps, strict=True) if step <= 4]
     assert path.read_bytes() == b"".join([*kept[:2], b"damaged\n", *kept[2:]])
 
