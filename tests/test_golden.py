@@ -24,8 +24,6 @@ from electra_flax.training.optimizer import AdamState, learning_rate
 FORWARD_CASES = {
     "A_small_gen0.25": "tf1_ckpt/A_small_gen0.25/weights.npz",
     "B_koelectra_small_gen1.0": "tf1_ckpt/B_koelectra_small_gen1.0/weights.npz",
-    "V_tied_generator": "forward/V_tied_generator_weights.npz",
-    "V_untied_generator_embeddings": "forward/V_untied_generator_embeddings_weights.npz",
 }
 
 
