@@ -133,6 +133,9 @@ def test_sampling_with_the_originals_noise():
     ):
         ours = masking.sample_with_uniform(noise, logits, targets, temperature, disallow)
         np.testing.assert_array_equal(ours, helpers[name], err_msg=name)
+    # None of the recorded draws hits its target, so that disallowing changes nothing there. Here all would.
+    drawn = jnp.asarray(helpers["samp_ids"])
+    assert (masking.sample_with_uniform(noise, logits, drawn, 1.0, disallow_correct=True) != drawn).all()
 
 
 @pytest.mark.parametrize("mask_prob", [0.1, 0.15, 0.2, 0.25])
