@@ -1,12 +1,20 @@
-"""Reads the golden values into our structures."""
+"""Reads the golden values into our structures, and trains as the original did.
+
+Array names: B batch, T tokens, M masked positions, V vocabulary.
+"""
 
 import dataclasses
+import functools
+import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.config.schema import (
@@ -19,9 +27,14 @@ from electra_flax.config.schema import (
 )
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import electra
+from electra_flax.training import losses, masking
+from electra_flax.training.masking import CorruptedInputs, MaskedInputs
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.optimizer import learning_rate, make_optimizer
 from electra_flax.trees import tree_names
 from electra_flax.weights import names
 
+RECORDED = Path(__file__).parent / "golden"  # values of the original that may live here (README there)
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
@@ -67,30 +80,39 @@ def config_for(architecture: Architecture) -> Config:
     )
 
 
-def golden_config(hparams: dict) -> Config:
-    """The original's hyperparameters as our configuration, dropout off."""
-    sizes = hparams["model_hparam_overrides"]
+def golden_config(hparams: dict, *, batch_size: int = 8, num_steps: int = 20, warmup_steps: int = 5) -> Config:
+    """The original's hyperparameters as our configuration, dropout off.
+
+    The run's length may be another one than theirs: values were recorded over the first steps of a longer one, or with
+    a schedule of their own.
+    """
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = hparams["model_hparam_overrides"] | off
     untied = hparams.get("untied_generator", True)
     width = int(round(sizes["hidden_size"] * hparams["generator_hidden_size"])) if untied else sizes["hidden_size"]
     return Config(
         model=ModelConfig(
             vocab_size=hparams["vocab_size"],
             embedding_size=hparams["embedding_size"],
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
             **sizes,
         ),
         generator=GeneratorConfig(
             hidden_size=width,
             num_hidden_layers=sizes["num_hidden_layers"],
             num_attention_heads=max(1, width // 64) if untied else sizes["num_attention_heads"],
-            intermediate_size=4 * width,
+            intermediate_size=4 * width if untied else sizes["intermediate_size"],
             untied_generator=untied,
             untied_generator_embeddings=hparams.get("untied_generator_embeddings", False),
+            uniform_generator=hparams.get("uniform_generator", False),
         ),
         data=DataConfig(max_seq_length=hparams["max_seq_length"]),
-        training=TrainingConfig(batch_size=8, num_steps=20, compute_dtype="float32"),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5),
+        training=TrainingConfig(batch_size=batch_size, num_steps=num_steps, compute_dtype="float32"),
+        optimizer=OptimizerConfig(learning_rate=hparams["learning_rate"], warmup_steps=warmup_steps),
+        objective=ObjectiveConfig(
+            electra_objective=hparams.get("electra_objective", True),
+            temperature=hparams.get("temperature", 1.0),
+            disallow_correct=hparams.get("disallow_correct", False),
+        ),
     )
 
 
@@ -107,4 +129,150 @@ def golden_params(config: Config, weights: dict[str, np.ndarray]) -> electra.Par
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text())
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return json.loads(text)
+
+
+def below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with "prefix/", without it."""
+    return {name.removeprefix(f"{prefix}/"): arrays[name] for name in arrays if name.startswith(f"{prefix}/")}
+
+
+class Draws(NamedTuple):
+    """A batch with all that the original drew for it."""
+
+    ids_BT: jax.Array
+    mask_BT: jax.Array
+    types_BT: jax.Array
+    masked: MaskedInputs
+    corrupted: CorruptedInputs
+
+    @classmethod
+    def read(cls, case: Mapping[str, np.ndarray]) -> "Draws":
+        """What the original made of its draws."""
+        masked = (case[f"masked_{name}"] for name in ("input_ids", "lm_positions", "lm_ids", "lm_weights"))
+        corrupted = CorruptedInputs(jnp.asarray(case["corrupted_input_ids"]), jnp.asarray(case["is_fake_labels"]))
+        return cls(*_inputs(case), MaskedInputs(*map(jnp.asarray, masked)), corrupted)
+
+    @classmethod
+    def replay(cls, config: Config, case: Mapping[str, np.ndarray]) -> "Draws":
+        """What our functions make of the original's draws."""
+        ids_BT, mask_BT, types_BT = _inputs(case)
+        drawn_BM = jnp.asarray(case["position_draws"])
+        # The first draw has the highest score, so that the candidates with the highest ones are the draws in order.
+        place_M = jnp.arange(drawn_BM.shape[1], 0, -1, jnp.float32)
+        score_BT = jax.vmap(lambda drawn_M: jnp.zeros(ids_BT.shape[1]).at[drawn_M].set(place_M))(drawn_BM)
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        share, width = config.masking.mask_prob, config.max_predictions_per_seq
+        positions_BM, weights_BM = masking.choose_positions(score_BT, batch, share, SPECIAL, width)
+        becomes_mask_BM = jnp.asarray(case["u_replace"]) < config.masking.mask_token_prob
+        masked = masking.hide(ids_BT, positions_BM, weights_BM, becomes_mask_BM, SPECIAL.mask)
+        corrupted = masking.corrupt(ids_BT, masked, jnp.asarray(case["sampled_ids"]))
+        return cls(ids_BT, mask_BT, types_BT, masked, corrupted)
+
+
+def _inputs(case: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return tuple(jnp.asarray(case[name]) for name in ("input_ids", "input_mask", "segment_ids"))
+
+
+class Outcome(NamedTuple):
+    """What the objective makes of a batch."""
+
+    means: dict[str, jax.Array]
+    generator_BMV: jax.Array
+    discriminator_BT: jax.Array | None
+    """Logits; None without a discriminator."""
+
+
+def _means(sums: dict[str, jax.Array], counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    found = {"generator_loss": losses.mean(sums["generator_nll"], counts["masked"])}
+    if "discriminator_nll" in sums:
+        found["discriminator_loss"] = losses.mean(sums["discriminator_nll"], counts["tokens"])
+    return found
+
+
+def losses_with_given_draws(config: Config, params: electra.Params, draws: Draws) -> tuple[jax.Array, Outcome]:
+    """The total loss where masks, samples and labels are given, not drawn by us."""
+    masked, mask_BT, types_BT = draws.masked, draws.mask_BT, draws.types_BT
+    generator_BMV = electra.apply_generator(
+        config.architecture, params, masked.masked_ids_BT, mask_BT, types_BT, masked.positions_BM, None
+    )
+    sums = losses.masked_lm_sums(generator_BMV, masked.targets_BM, masked.weights_BM, masked.targets_BM)
+    discriminator_BT = None
+    if config.objective.electra_objective:
+        discriminator_BT = electra.apply_discriminator(
+            config.architecture, params, draws.corrupted.corrupted_ids_BT, mask_BT, types_BT, None
+        )
+        sums |= losses.replaced_token_sums(discriminator_BT, draws.corrupted.is_replaced_BT, mask_BT)
+    counts = losses.denominators(masked.weights_BM, mask_BT)
+    outcome = Outcome(_means(sums, counts), generator_BMV, discriminator_BT)
+    return make_objective(config, SPECIAL).loss(sums, counts), outcome
+
+
+class _Count(NamedTuple):
+    count: jax.Array
+
+
+def clip_by_recorded_norms(norms: jax.Array) -> optax.GradientTransformation:
+    """The original on CPU takes the norm of a lookup's gradient over its rows, before those of one token are summed
+    (docs/semantics.md, section 10); on TPU it is the true norm, which is ours."""
+
+    def update(grads, state, params=None):
+        return jax.tree.map(lambda g: g / jnp.maximum(1.0, norms[state.count]), grads), _Count(state.count + 1)
+
+    return optax.GradientTransformation(lambda params: _Count(jnp.zeros((), jnp.int32)), update)
+
+
+class Updated(NamedTuple):
+    """A step's results."""
+
+    params: electra.Params
+    opt_state: optax.OptState
+    total: jax.Array
+    outcome: Outcome
+    grads: electra.Params
+    """Before clipping."""
+    norm: jax.Array
+
+
+class GivenTraining:
+    """Steps on batches with the original's draws.
+
+    `clip_norms`: those that the original clipped by, a step each; without them gradients are clipped by their own.
+    """
+
+    def __init__(self, config: Config, clip_norms: np.ndarray | None = None):
+        self.config = config
+        optimizer = config.optimizer
+        if clip_norms is not None:
+            optimizer = dataclasses.replace(optimizer, max_grad_norm=1e30)
+        self.optimizer = make_optimizer(optimizer, config.training.num_steps)
+        if clip_norms is not None:
+            self.optimizer = optax.chain(clip_by_recorded_norms(jnp.asarray(clip_norms)), self.optimizer)
+
+    @functools.cached_property
+    def update(self):
+        """(params, opt_state, draws) -> Updated, compiled."""
+
+        @jax.jit
+        def update(params, opt_state, draws):
+            gradient = jax.value_and_grad(functools.partial(losses_with_given_draws, self.config), has_aux=True)
+            (total, outcome), grads = gradient(params, draws)
+            updates, opt_state = self.optimizer.update(grads, opt_state, params)
+            norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+            return Updated(optax.apply_updates(params, updates), opt_state, total, outcome, grads, norm)
+
+        return update
+
+    def assert_step(self, number: int, updated: Updated, loss: float, norm: float, rate: float) -> None:
+        """The step's loss, norm before clipping and learning rate are the original's."""
+        np.testing.assert_allclose(updated.total, loss, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(updated.norm, norm, rtol=1e-4)
+        ours = learning_rate(number, self.config.optimizer, self.config.training.num_steps)
+        np.testing.assert_allclose(ours, rate, rtol=1e-6, atol=1e-10)
+
+
+def assert_tree(ours: electra.Params, theirs: Mapping[str, np.ndarray], atol: float, suffix: str = "") -> None:
+    """Every array is the original's, which has its name with `suffix`."""
+    for name, value in zip(jax.tree.leaves(tree_names(ours)), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(value, theirs[names.to_tf1(name) + suffix], atol=atol, rtol=0, err_msg=name)

@@ -55,10 +55,10 @@ sys.exit(cli.main())
 
 def make_shards(root: Path, corpus: Path) -> None:
     """root/vocab, root/shards and root/tiny.yaml."""
-    copied_once(root, "shards", lambda folder: _make_shards(folder, corpus))
+    copied_once(root, "shards", lambda folder: fill_with_shards(folder, corpus))
 
 
-def _make_shards(root: Path, corpus: Path) -> None:
+def fill_with_shards(root: Path, corpus: Path) -> None:
     vocab, shards = ["--vocab", str(root / "vocab")], ["--out", str(root / "shards")]
     source = ["--corpus", str(corpus)]
     assert data_main(["vocab", *source, "--out", str(root / "vocab"), "--size", "600", "--unused", "10"]) == 0

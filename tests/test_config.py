@@ -8,7 +8,7 @@ from typing import get_type_hints
 
 import jax
 import pytest
-from golden_tools import read_json
+from golden_tools import RECORDED, read_json
 
 from electra_flax.config.loading import config_differences, config_to_yaml, fields_help, from_dict, load_config
 from electra_flax.config.ranges import ranges
@@ -70,13 +70,13 @@ def test_the_source_is_parsed_once(monkeypatch):
         ("large_gen0.25_mask0.25", "electra_large"),
     ],
 )
-def test_parameters_are_the_originals(golden, option, preset):
+def test_parameters_are_the_originals(option, preset):
     """Names, shapes, weight decay and count of every variable of the full-size model."""
     from electra_flax.training.optimizers.optimizer import is_decayed
     from electra_flax.trees import tree_names
     from electra_flax.weights.names import to_tf1
 
-    expected = read_json(golden / "variables_by_option.json")[option]
+    expected = read_json(RECORDED / "variables_by_option.json.gz")[option]
     vocab = str(next(v["shape"][0] for v in expected["variables"] if v["name"].endswith("word_embeddings")))
     length = str(expected["hparams"].get("max_seq_length", 128))
     overrides = ["--model.vocab_size", vocab, "--data.max_seq_length", length]

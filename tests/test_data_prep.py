@@ -2,6 +2,7 @@
 
 import _thread
 import gzip
+import hashlib
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from test_tokenizer import characters_as_vocabulary
 
 from data_prep.cli import main
 from data_prep.encode import Encoder
@@ -26,7 +28,7 @@ from electra_flax.data.example import FEATURES, decode_example
 from electra_flax.data.manifest import Manifest
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.tokenizer import Casing, build_tokenizer
-from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.data.vocabulary import SpecialTokens, Vocabulary
 
 
 @pytest.mark.parametrize(("folder", "length", "num_files"), [("seeded_L128_p1", 128, 2), ("seeded_L512_p1", 512, 1)])
@@ -49,9 +51,26 @@ def test_original_builder_reproduces_the_originals_rows(golden, folder, length, 
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_carry_builder_loses_no_token_and_keeps_documents_apart():
-    from electra_flax.data.vocabulary import SpecialTokens
+@pytest.mark.parametrize(
+    ("length", "digest"),
+    [
+        (32, "ee50b038e7d6afd4939f40e46b6eb3177b7cbd8694aecb4123b158898d1b9513"),
+        (128, "4a317cfcd8c51dd64766910a331424fbc11e0f7e91a2e458ee5536006cb0518a"),
+    ],
+)
+def test_original_builder_makes_the_rows_that_it_made(sample_corpus, length, digest):
+    """Recorded when the test above held: that one needs text which is not in this repository."""
+    text = (sample_corpus / "korean.txt").read_text(encoding="utf-8")
+    tokens = characters_as_vocabulary(text)
+    builder = ExampleBuilder("original", length, SpecialTokens(0, 1, 2, 3, 4), random.Random(1234))
+    encoder, found = Encoder(tokens, Casing(False, False)), hashlib.sha256()
+    for document in Corpus(find_sources([str(sample_corpus / "korean.txt")])).documents():
+        for example in builder.add_document(encoder.encode(document.lines())):
+            found.update(decode_example(example.encode(length), length, "").astype("<i4").tobytes())
+    assert found.hexdigest() == digest
 
+
+def test_carry_builder_loses_no_token_and_keeps_documents_apart():
     special = SpecialTokens(0, 1, 2, 3, 4)
     rng = random.Random(0)
     builder = ExampleBuilder("carry", 32, special, random.Random(1))

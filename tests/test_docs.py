@@ -1,7 +1,10 @@
-"""What code and documents say of docs/semantics.md is there."""
+"""What documents name is there: sections of docs/semantics.md, files, the checks that a change must pass."""
 
 import re
 from pathlib import Path
+
+import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs/semantics.md").read_text(), re.MULTILINE))
@@ -25,6 +28,44 @@ def test_every_section_that_is_named_exists():
 
 
 def test_links_between_documents_lead_somewhere():
-    for path in (*ROOT.glob("docs/*.md"), ROOT / "README.md"):
+    for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("tests/*/*.md")):
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_what_contributors_are_sent_to_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./-]+)`", text)) | set(re.findall(r"[\w./-]+/[\w.-]+", text))
+    paths = {name for name in named if "/" in name or Path(name).suffix}
+    assert len(paths) > 25 and not [path for path in paths if not (ROOT / path).exists()]
+    rooms = {room.name for room in (ROOT / "electra_flax").iterdir() if (room / "__init__.py").exists()}
+    assert rooms <= named
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {target for line in re.findall(r"^    make ([a-z -]+?)  ", text, re.M) for target in line.split()} <= targets
+
+
+def _workflow(found):
+    (job,) = found["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert (ROOT / ".ci/run").stat().st_mode & 0o100
+
+
+def _bug(found):
+    fields = {field["id"]: field for field in found["body"]}
+    required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
+    assert {"command", "output"} <= required and fields["doctor"]["attributes"]["label"] == "electra-flax doctor --json"
+
+
+def _hooks(found):
+    assert [repo["repo"] for repo in found["repos"]] == ["local"]
+    assert [hook["entry"].split()[-2:] for hook in found["repos"][0]["hooks"]] == [["lint", "types"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "check"),
+    [(".github/workflows/ci.yml", _workflow), (".github/ISSUE_TEMPLATE/bug.yml", _bug),
+     (".pre-commit-config.yaml", _hooks)],
+)  # fmt: skip
+def test_files_for_github_say_what_they_must(path, check):
+    check(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))

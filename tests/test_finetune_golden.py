@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from golden_tools import clip_by_recorded_norms
 
 from electra_flax.config.schema import MeshConfig
 from electra_flax.finetune.heads import make_head
@@ -49,20 +48,6 @@ def hidden_of(encoder, batch):
     architecture, params = encoder
     inputs = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask", "token_type_ids"))
     return jax.jit(electra.apply_encoder, static_argnums=0)(architecture, params, *inputs)
-
-
-class Count(NamedTuple):
-    count: jax.Array
-
-
-def clip_by_recorded_norms(norms):
-    """The original on CPU takes the norm of a lookup's gradient over its rows, before those of one token are summed
-    (docs/semantics.md, section 10); on TPU it is the true norm, which is ours."""
-
-    def update(grads, state, params=None):
-        return jax.tree.map(lambda g: g / jnp.maximum(1.0, norms[state.count]), grads), Count(state.count + 1)
-
-    return optax.GradientTransformation(lambda params: Count(jnp.zeros((), jnp.int32)), update)
 
 
 def test_ten_steps_of_a_classification(golden, encoder, monkeypatch):

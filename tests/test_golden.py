@@ -1,58 +1,31 @@
 """Our forward pass, losses and optimizer against values that the original code computed (float32, CPU)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_tools import SPECIAL, golden_config, golden_params, read_json
+from golden_tools import (
+    RECORDED,
+    SPECIAL,
+    Draws,
+    GivenTraining,
+    assert_tree,
+    below,
+    golden_config,
+    golden_params,
+    losses_with_given_draws,
+    read_json,
+)
 
 from electra_flax.config.schema import OptimizerConfig
-from electra_flax.model import electra
 from electra_flax.training import losses, masking
-from electra_flax.training.masking import MaskedInputs
-from electra_flax.training.objectives.replaced_tokens import ReplacedTokens
-from electra_flax.training.optimizer import learning_rate, make_optimizer
+from electra_flax.training.optimizer import learning_rate
 from electra_flax.training.optimizers.adamw import AdamState
-from electra_flax.trees import tree_names
-from electra_flax.weights.names import to_tf1
 
 FORWARD_CASES = {
     "A_small_gen0.25": "tf1_ckpt/A_small_gen0.25/weights.npz",
     "B_koelectra_small_gen1.0": "tf1_ckpt/B_koelectra_small_gen1.0/weights.npz",
-    "V_tied_generator": "forward/V_tied_generator_weights.npz",
-    "V_untied_generator_embeddings": "forward/V_untied_generator_embeddings_weights.npz",
 }
-
-
-def given_masks(case) -> MaskedInputs:
-    return MaskedInputs(
-        jnp.asarray(case["masked_input_ids"]),
-        jnp.asarray(case["masked_lm_positions"]),
-        jnp.asarray(case["masked_lm_ids"]),
-        jnp.asarray(case["masked_lm_weights"]),
-    )
-
-
-def losses_with_given_draws(config, params, case):
-    """(total loss, ...) where masks, samples and labels are the recorded ones, not drawn by us."""
-    masked = given_masks(case)
-    mask_BT, types_BT = jnp.asarray(case["input_mask"]), jnp.asarray(case["segment_ids"])
-    generator_BMV = electra.apply_generator(
-        config.architecture, params, masked.masked_ids_BT, mask_BT, types_BT, masked.positions_BM, None
-    )
-    discriminator_BT = electra.apply_discriminator(
-        config.architecture, params, jnp.asarray(case["corrupted_input_ids"]), mask_BT, types_BT, None
-    )
-    sums = losses.masked_lm_sums(generator_BMV, masked.targets_BM, masked.weights_BM, masked.targets_BM)
-    sums |= losses.replaced_token_sums(discriminator_BT, jnp.asarray(case["is_fake_labels"]), mask_BT)
-    counts = losses.denominators(masked.weights_BM, mask_BT)
-    means = {
-        "generator_loss": losses.mean(sums["generator_nll"], counts["masked"]),
-        "discriminator_loss": losses.mean(sums["discriminator_nll"], counts["tokens"]),
-    }
-    return ReplacedTokens(config, SPECIAL).loss(sums, counts), (means, generator_BMV, discriminator_BT)
 
 
 @pytest.mark.parametrize("name", FORWARD_CASES)
@@ -61,12 +34,12 @@ def test_forward_is_the_originals(golden, name):
     params = golden_params(config, np.load(golden / FORWARD_CASES[name]))
     case = np.load(golden / f"forward/{name}.npz")
 
-    total, (means, generator_BMV, discriminator_BT) = losses_with_given_draws(config, params, case)
+    total, outcome = losses_with_given_draws(config, params, Draws.read(case))
 
-    np.testing.assert_allclose(generator_BMV, case["mlm_logits"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(discriminator_BT, case["disc_logits"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(means["generator_loss"], case["mlm_loss"], rtol=1e-5)
-    np.testing.assert_allclose(means["discriminator_loss"], case["disc_loss"], rtol=1e-5)
+    np.testing.assert_allclose(outcome.generator_BMV, case["mlm_logits"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(outcome.discriminator_BT, case["disc_logits"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(outcome.means["generator_loss"], case["mlm_loss"], rtol=1e-5)
+    np.testing.assert_allclose(outcome.means["discriminator_loss"], case["disc_loss"], rtol=1e-5)
     np.testing.assert_allclose(total, case["total_loss"], rtol=1e-5)
 
 
@@ -96,61 +69,41 @@ def test_hiding_and_corrupting_follow_the_original(golden, name):
     assert num_checked, "every row has a duplicate: nothing was compared whole"
 
 
-class RecordedTraining:
+class RecordedTraining(GivenTraining):
     """Twenty steps that the original took, on batches with its draws."""
 
     def __init__(self, golden):
         setup = read_json(golden / "optimizer/A_config.json")
         self.hparams = setup["hparams"]
-        self.config = golden_config(self.hparams)
+        super().__init__(golden_config(self.hparams))
         self.slots = np.load(golden / "optimizer/A_adam_slots_after_20.npz")
         self._weights = np.load(golden / "optimizer/A_weights.npz")
         self._trace = np.load(golden / "optimizer/A_trace.npz")
         self._batches = np.load(golden / "optimizer/batches.npz")
-        self.optimizer = make_optimizer(self.config.optimizer, self.config.training.num_steps)
 
     def weights(self, moment):
         """{the original's name: array}; "init" or "20"."""
-        (prefix,) = {key.split("/")[0] + "/" for key in self._weights.files if moment in key.split("/")[0]}
-        return {key.removeprefix(prefix): self._weights[key] for key in self._weights.files if key.startswith(prefix)}
-
-    @functools.cached_property
-    def _update(self):
-        @jax.jit
-        def update(params, opt_state, case):
-            gradient = jax.value_and_grad(functools.partial(losses_with_given_draws, self.config), has_aux=True)
-            (total, (means, _, _)), grads = gradient(params, case)
-            updates, opt_state = self.optimizer.update(grads, opt_state, params)
-            params = jax.tree.map(jnp.add, params, updates)
-            norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
-            return params, opt_state, total, means, norm
-
-        return update
+        (prefix,) = {key.split("/")[0] for key in self._weights.files if moment in key.split("/")[0]}
+        return below(prefix, self._weights)
 
     def train(self, params, opt_state, steps):
         """(params, opt_state) after these steps, whose losses, norms and rates are the original's."""
         for number in steps:
             case = {key: self._batches[key][number] for key in self._batches.files}
-            params, opt_state, total, means, norm = self._update(params, opt_state, case)
+            updated = self.update(params, opt_state, Draws.read(case))
+            params, opt_state = updated.params, updated.opt_state
             trace = {key: self._trace[key][number] for key in ("loss", "mlm", "disc", "gnorm", "lr")}
-            np.testing.assert_allclose(total, trace["loss"], atol=1e-4, rtol=0)
+            self.assert_step(number, updated, trace["loss"], trace["gnorm"], trace["lr"])
+            means = updated.outcome.means
             np.testing.assert_allclose(means["generator_loss"], trace["mlm"], atol=1e-4, rtol=0)
             np.testing.assert_allclose(means["discriminator_loss"], trace["disc"], atol=1e-4, rtol=0)
-            np.testing.assert_allclose(norm, trace["gnorm"], rtol=1e-4)
-            rate = learning_rate(number, self.config.optimizer, self.config.training.num_steps)
-            np.testing.assert_allclose(rate, trace["lr"], rtol=1e-6, atol=1e-10)
         return params, opt_state
 
     def assert_is_its_end(self, params, opt_state):
-        final = self.weights("20")
         adam = next(part for part in opt_state if isinstance(part, AdamState))
-        for name, value, m, v in zip(
-            jax.tree.leaves(tree_names(params)), *map(jax.tree.leaves, (params, adam.m, adam.v)), strict=True
-        ):
-            theirs = to_tf1(name)
-            np.testing.assert_allclose(value, final[theirs], atol=1e-5, rtol=0, err_msg=name)
-            np.testing.assert_allclose(m, self.slots[f"{theirs}/adam_m"], atol=1e-5, rtol=0, err_msg=name)
-            np.testing.assert_allclose(v, self.slots[f"{theirs}/adam_v"], atol=1e-5, rtol=0, err_msg=name)
+        assert_tree(params, self.weights("20"), atol=1e-5)
+        assert_tree(adam.m, self.slots, atol=1e-5, suffix="/adam_m")
+        assert_tree(adam.v, self.slots, atol=1e-5, suffix="/adam_v")
 
 
 def test_twenty_optimizer_steps_are_the_originals(golden):
@@ -160,8 +113,8 @@ def test_twenty_optimizer_steps_are_the_originals(golden):
 
 
 @pytest.mark.parametrize("schedule", "abcde")
-def test_learning_rate_schedules_are_the_originals(golden, schedule):
-    helpers = np.load(golden / "helpers/helpers.npz")
+def test_learning_rate_schedules_are_the_originals(schedule):
+    helpers = np.load(RECORDED / "helpers.npz")
     base, total, warmup, power = helpers[f"lr_{schedule}_base_T_W_power"]
     config = OptimizerConfig(learning_rate=float(base), warmup_steps=int(warmup), decay_power=float(power))
     ours = jax.vmap(lambda t: learning_rate(t, config, int(total)))(jnp.asarray(helpers[f"lr_{schedule}_steps"]))
@@ -170,8 +123,8 @@ def test_learning_rate_schedules_are_the_originals(golden, schedule):
     np.testing.assert_allclose(ours, helpers[f"lr_{schedule}_values"], rtol=1e-6, atol=ulp)
 
 
-def test_sampling_with_the_originals_noise(golden):
-    helpers = np.load(golden / "helpers/helpers.npz")
+def test_sampling_with_the_originals_noise():
+    helpers = np.load(RECORDED / "helpers.npz")
     logits, noise = jnp.asarray(helpers["samp_logits"]), jnp.asarray(helpers["samp_u"])
     targets = jnp.asarray(helpers["samp_oracle"])
     for name, temperature, disallow in (
@@ -181,11 +134,14 @@ def test_sampling_with_the_originals_noise(golden):
     ):
         ours = masking.sample_with_uniform(noise, logits, targets, temperature, disallow)
         np.testing.assert_array_equal(ours, helpers[name], err_msg=name)
+    # None of the recorded draws hits its target, so that disallowing changes nothing there. Here all would.
+    drawn = jnp.asarray(helpers["samp_ids"])
+    assert (masking.sample_with_uniform(noise, logits, drawn, 1.0, disallow_correct=True) != drawn).all()
 
 
 @pytest.mark.parametrize("mask_prob", [0.1, 0.15, 0.2, 0.25])
-def test_number_of_predictions_is_the_originals(golden, mask_prob):
-    rounded = np.load(golden / "helpers/helpers.npz")[f"round_num_tokens_times_{mask_prob}"]
+def test_number_of_predictions_is_the_originals(mask_prob):
+    rounded = np.load(RECORDED / "helpers.npz")[f"round_num_tokens_times_{mask_prob}"]
     lengths = np.arange(1, 513)
     table = rounded[-512:] if len(rounded) == 512 else rounded[1:]
     mask_BT = jnp.asarray(np.arange(512)[None, :] < lengths[:, None], jnp.int32)
@@ -194,9 +150,8 @@ def test_number_of_predictions_is_the_originals(golden, mask_prob):
     np.testing.assert_array_equal(weights_BM.sum(axis=1), np.maximum(table, 1))
 
 
-def test_evaluation_metrics_are_the_originals(golden):
-    case = np.load(golden / "eval/eval_inputs_outputs.npz")
-    expected = read_json(golden / "eval/metrics.json")["after_each_batch"][-1]
+def test_evaluation_metrics_are_the_originals():
+    case = np.load(RECORDED / "evaluation.npz")
     probs, labels, mask = (
         jnp.asarray(case[key].reshape(48, 128)) for key in ("disc_probs", "disc_labels", "input_mask")
     )
@@ -204,7 +159,7 @@ def test_evaluation_metrics_are_the_originals(golden):
     both = losses.auc_sums(probs * mask, labels * mask, jnp.ones_like(mask))
     np.testing.assert_allclose(
         losses.auc(np.asarray(both["auc_replaced_above"]), np.asarray(both["auc_original_above"])),
-        expected["disc_auc"],
+        case["disc_auc"],
         atol=1e-6,
     )
     ours = losses.auc_sums(probs, labels, mask)

@@ -1,11 +1,17 @@
-"""Framing, codec, index, vocabulary: against files that the original wrote, and against damage."""
+"""Framing, codec, index, vocabulary: against files that the original wrote, protobuf's own code, and damage."""
+
+import struct
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # tensorboardX needs it
+from once import made_once
+from run_tools import fill_with_shards
 
 from electra_flax.data.decoder import decode_records, masked_crc
-from electra_flax.data.example import decode_example, encode_example
+from electra_flax.data.example import FEATURES, decode_example, encode_example
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.tfrecord import Shard, ShardWriter, frame, index_path
 from electra_flax.data.vocabulary import Vocabulary
@@ -24,10 +30,85 @@ def test_reads_what_the_original_wrote(golden, folder, length):
             np.testing.assert_array_equal(rows[:, i], decoded[f"{path.name}/{name}"])
 
 
-def test_stock_shards_are_found_in_numeric_order(golden):
-    data = DataFolder.open(golden / "tfrecords/stock_2_of_1000")
-    assert [path.name.split("-")[1] for path in data.splits["train"]] == ["0", "1"]
-    assert len(ShardedExamples(data.splits["train"], 128, 32200)) > 0
+# What tensorflow/core/example/{example,feature}.proto say of int64 lists.
+EXAMPLE = """
+name: "example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "Int64List"
+  field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED options { packed: true } } }
+message_type { name: "Feature"
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".tensorflow.Int64List" label: LABEL_OPTIONAL } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: ".tensorflow.Features.FeatureEntry"
+          label: LABEL_REPEATED }
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".tensorflow.Feature" label: LABEL_OPTIONAL } } }
+message_type { name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".tensorflow.Features" label: LABEL_OPTIONAL } }
+"""
+
+
+@pytest.fixture(scope="module")
+def example_class():
+    """tf.train.Example, made by protobuf."""
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(EXAMPLE, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+def plain_masked_crc(data: bytes) -> int:
+    """CRC-32C bit by bit, masked as TFRecord files have it."""
+    crc = 0xFFFFFFFF
+    for octet in data:
+        crc ^= octet
+        for _ in range(8):
+            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def plain_records(path: Path):
+    """The records of a TFRecord file."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        assert struct.unpack("<I", data[8:12])[0] == plain_masked_crc(data[:8])
+        payload, data = data[12 : 12 + length], data[12 + length :]
+        assert struct.unpack("<I", data[:4])[0] == plain_masked_crc(payload)
+        data = data[4:]
+        yield payload
+
+
+def test_shards_are_what_protobuf_reads(sample_corpus, example_class):
+    folder = made_once("shards", lambda root: fill_with_shards(root, sample_corpus)) / "shards"
+    (path,) = DataFolder.open(folder).splits["validation"]
+    examples = ShardedExamples([path], 32, 600)
+    payloads = list(plain_records(path))
+    assert len(payloads) == len(examples) > 10
+    for payload, rows in zip(payloads, examples.read(range(len(examples))), strict=True):
+        features = example_class.FromString(payload).features.feature
+        assert set(features) == set(FEATURES)
+        np.testing.assert_array_equal(rows, [features[name].int64_list.value for name in FEATURES])
+
+
+def test_what_protobuf_writes_is_read(example_class):
+    rows = np.random.default_rng(0).integers(0, 2**20, (3, 32))
+    for names in (FEATURES, FEATURES[::-1]):  # a map has no order
+        example = example_class()
+        for name in names:
+            example.features.feature[name].int64_list.value.extend(rows[FEATURES.index(name)])
+        np.testing.assert_array_equal(decode_example(example.SerializeToString(), 32, "here"), rows)
+
+
+def test_shards_of_the_original_are_found_in_numeric_order(tmp_path):
+    for number in (10, 2, 0, 1):
+        writer = ShardWriter(tmp_path / f"pretrain_data.tfrecord-{number}-of-1000")
+        writer.write(frame(encode_example([number] * 8, 8, 8)))
+        writer.close()
+    data = DataFolder.open(tmp_path)
+    assert data.manifest is None
+    assert [path.name.split("-")[1] for path in data.splits["train"]] == ["0", "1", "2", "10"]
+    assert ShardedExamples(data.splits["train"], 8, 100).read(range(4))[:, 0, 0].tolist() == [0, 1, 2, 10]
 
 
 def test_codec_round_trip_of_every_varint_size():

@@ -1,9 +1,13 @@
-"""Our run-time tokenizer and ElectraTokenizerFast from our folder against the original's FullTokenizer."""
+"""Our run-time tokenizer and ElectraTokenizerFast from our folder against the original's FullTokenizer, and against
+the plain Python of the same rules in transformers."""
 
 import json
+import unicodedata
+from collections import Counter
 
 import pytest
 from transformers import ElectraTokenizerFast
+from transformers.models.bert.tokenization_bert import BasicTokenizer, WordpieceTokenizer
 
 from electra_flax.data.tokenizer import Casing, build_tokenizer, save_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
@@ -40,6 +44,45 @@ def test_pieces_are_the_originals(golden, tokenizers):
             different.add(line["id"])
     assert len(newer_unicode) == ASSIGNED_BY_UNICODE_14
     assert different <= newer_unicode | ASSIGNED_BY_UNICODE_16
+
+
+# Composed text alone: the library composes what it is given, the original does not. No character is younger than
+# Unicode 11 but those that no version has.
+ODD_LINES = [
+    "가\u0000나\ufffd다\u0007라\u200b마\u200d바\u00ad사\ufeff아\u0378자\ue000차",  # they vanish
+    "가\t나\u00a0다\u3000라\u2028마\u2029바\u1680사",  # they separate
+    "한국어漢字と日本語カナ\u3400\U00020000가",  # ideographs stand alone, Kana does not
+    "가,나。다、라…마『바』사—아·자_차^카`타~파|하$①½",
+    "₩1,000 €5 ★ → 😀 가😀나",  # category S is no punctuation
+    "[MASK] [CLS]가[SEP] [unused0] ##가",  # text, where they stand in a text
+    "가" * 200 + " " + "가" * 201,  # the longest word, and one that is too long
+    "DON'T Can't naïve ÀÉÎ İstanbul ǅ ß Ελλάς",
+    "\u1100 \u1161 ㄱㅏ ﾡ",  # jamo
+    "",
+    "  ",
+]
+
+
+def characters_as_vocabulary(text: str) -> list[str]:
+    """Every character of the text, alone and within a word, and its most common words."""
+    characters = sorted(set("".join(text.split())))
+    words = [word for word, _ in Counter(text.split()).most_common(300) if len(word) > 1 and word.isalnum()]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return [*special, *characters, *(f"##{character}" for character in characters), *words]
+
+
+@pytest.mark.parametrize("casing", [CASED, Casing(True, False), Casing(True, True)], ids=str)
+def test_pieces_are_those_of_plain_python(sample_corpus, casing):
+    text = (sample_corpus / "korean.txt").read_text(encoding="utf-8")
+    lines = [*text.splitlines(), *ODD_LINES]
+    assert all(unicodedata.is_normalized("NFC", line) for line in lines)
+    tokens = characters_as_vocabulary("\n".join([text, text.lower(), *ODD_LINES[1:]]))
+    words = BasicTokenizer(casing.do_lower_case, strip_accents=casing.strip_accents)
+    pieces = WordpieceTokenizer(dict.fromkeys(tokens), "[UNK]", max_input_chars_per_word=200)
+    ours = build_tokenizer(tokens, casing)
+    for line in lines:
+        expected = [piece for word in words.tokenize(line) for piece in pieces.tokenize(word)]
+        assert ours.encode(line, add_special_tokens=False).tokens == expected, line
 
 
 def test_published_example_of_koelectra_v3(tmp_path):

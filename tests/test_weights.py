@@ -7,9 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from golden_tools import config_for, read_json
+from golden_tools import Draws, config_for, losses_with_given_draws, read_json
 from run_tools import refusal
-from test_golden import FORWARD_CASES, RecordedTraining, losses_with_given_draws
+from test_golden import FORWARD_CASES, RecordedTraining
 from weights_tools import SHARING, assert_equal, export, export_both, random_weights, write_original, write_vocabulary
 
 from electra_flax.commands.cli import main
@@ -41,9 +41,9 @@ def test_checkpoints_of_the_original_come_whole(golden, name):
 
     case = np.load(golden / f"forward/{name}.npz")
     config = config_for(weights.architecture)
-    total, (_, generator_BMV, discriminator_BT) = losses_with_given_draws(config, weights.to_params(), case)
-    np.testing.assert_allclose(generator_BMV, case["mlm_logits"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(discriminator_BT, case["disc_logits"], atol=1e-5, rtol=0)
+    total, outcome = losses_with_given_draws(config, weights.to_params(), Draws.read(case))
+    np.testing.assert_allclose(outcome.generator_BMV, case["mlm_logits"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(outcome.discriminator_BT, case["disc_logits"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(total, case["total_loss"], rtol=1e-5)
 
 
