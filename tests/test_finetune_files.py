@@ -17,8 +17,8 @@ from electra_flax.errors import UserError
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.publish import Recipe, write_model
+from electra_flax.finetune.result import SeedResult
 from electra_flax.finetune.run import Request, _claim_out
-from electra_flax.finetune.seed import SeedResult
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.storage.workdir import Workdir
 from electra_flax.trees import nested

@@ -33,7 +33,7 @@ WITHOUT = {
 }
 # The only modules that know a framework: Flax's modules, its file format, other frameworks' forward passes.
 KNOWS = {
-    "flax": {"electra_flax.model.layers", "electra_flax.model.electra"},
+    "flax": {f"electra_flax.model.{name}" for name in ("layers", "electra", "heads")},
     "torch": {"electra_flax.weights.parity"},
 }
 

@@ -17,7 +17,7 @@ from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.model import electra
 from electra_flax.model.sharding import make_mesh
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 from electra_flax.trees import flat
 from electra_flax.weights.sources import find_weights
 from electra_flax.weights.start import Start

@@ -16,7 +16,7 @@ from electra_flax.finetune import publish, scoreboard
 from electra_flax.finetune.data import Part, TaskData
 from electra_flax.finetune.examples import TaggedExample, TextExample
 from electra_flax.finetune.predictions import Labelled
-from electra_flax.finetune.seed import SeedResult
+from electra_flax.finetune.result import SeedResult
 from electra_flax.finetune.task import load_task
 from electra_flax.training import charts
 

@@ -24,7 +24,7 @@ from electra_flax.finetune.run import find_encoder
 from electra_flax.finetune.scoreboard import Protocol, scoreboard
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.interruption import Interruption
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 from electra_flax.trees import nested
 from electra_flax.weights.sources import find_weights
 from electra_flax.weights.start import Start

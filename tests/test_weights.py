@@ -16,7 +16,7 @@ from electra_flax.commands.cli import main
 from electra_flax.config.schema import MeshConfig
 from electra_flax.model.sharding import make_mesh
 from electra_flax.training.optimizers.adamw import AdamState
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 from electra_flax.trees import flat, nested
 from electra_flax.weights import names
 from electra_flax.weights.export import export_to_tf1

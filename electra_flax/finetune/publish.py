@@ -21,7 +21,7 @@ from electra_flax.files import replaced, write_whole
 from electra_flax.finetune.data import TaskData
 from electra_flax.finetune.examples import Example, TextExample
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction
-from electra_flax.finetune.seed import SeedResult
+from electra_flax.finetune.result import SeedResult
 from electra_flax.finetune.task import Task, Training
 from electra_flax.pictures import to_png
 from electra_flax.trees import flat

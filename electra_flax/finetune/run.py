@@ -30,8 +30,9 @@ from electra_flax.finetune.attention import choose_by_length
 from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.publish import to_json
-from electra_flax.finetune.seed import SeedResult, finetune_seed, seed_folder
-from electra_flax.finetune.step import Network, make_steps
+from electra_flax.finetune.result import SeedResult, seed_folder
+from electra_flax.finetune.seed import finetune_seed
+from electra_flax.finetune.step import Network, Steps, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.model import electra
 from electra_flax.model.electra import Params
@@ -80,7 +81,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
     with processes.together():
         run = _read(request)
     set_up_compiler(COMPILATION_CACHE)
-    task, training, data, architecture = run.task, run.training, run.data, run.architecture
+    task, training, data = run.task, run.training, run.data
     processes.require_agreement(
         {
             "number of rows": f"{len(data.train.rows)} to learn from, {len(data.scored.rows)} scored",
@@ -93,13 +94,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
         task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
         data.scored.name, f"{len(data.scored.examples):,}",
     )  # fmt: skip
-    head = make_head(task, training.head, architecture.model, len(data.labels), training.dropout)
-    attend = choose_by_length(architecture, run.mesh, training.max_seq_length)
-    network = Network(architecture, head, run.mesh, run.vocabulary.special.pad, task.kind == "tagging", attend)
-    num_steps = training.num_steps(len(data.train.rows))
-    encoder = jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0)))["electra"]
-    shapes = {"electra": encoder, **jax.eval_shape(head.init, jax.random.key(0))}
-    steps = make_steps(network, training, num_steps, shapes)
+    network, steps = _build(run)
     work = Workdir(request.out)
     with (
         guard.traceback_kept(work),
@@ -133,6 +128,18 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
         except UserError as problem:
             raise RunError(f"all seeds are done, but {problem}; the same command writes what is missing") from None
     return results
+
+
+def _build(run: _Run) -> tuple[Network, Steps]:
+    """The encoder with its head, and its steps, which all seeds share."""
+    training, architecture = run.training, run.architecture
+    head = make_head(run.task, training.head, architecture.model, len(run.data.labels), training.dropout)
+    attend = choose_by_length(architecture, run.mesh, training.max_seq_length)
+    is_tagging = run.task.kind == "tagging"
+    network = Network(architecture, head, run.mesh, run.vocabulary.special.pad, is_tagging, attend)
+    encoder = jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0)))["electra"]
+    shapes = {"electra": encoder, **jax.eval_shape(head.init, jax.random.key(0))}
+    return network, make_steps(network, training, training.num_steps(len(run.data.train.rows)), shapes)
 
 
 class _Run(NamedTuple):

@@ -7,8 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from electra_flax.finetune.batches import epoch_batches
 from electra_flax.finetune.data import Part, TaskData
 from electra_flax.finetune.heads import Batch, Outputs
 from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores
+from electra_flax.finetune.result import SeedResult, seed_folder
 from electra_flax.finetune.step import Network, Steps, make_batch, predict_rows
 from electra_flax.finetune.task import Task, Training
 from electra_flax.model.electra import Params
@@ -28,7 +28,7 @@ from electra_flax.storage.workdir import Workdir
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
 from electra_flax.training.metrics import RunNotes
 from electra_flax.training.objectives.objective import Sums, Totals
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 
 log = logging.getLogger("electra_flax")
 
@@ -38,25 +38,6 @@ _RHYTHM = Rhythm(
     TrainingConfig(batch_size=1, num_steps=1).max_skipped_steps,
     needs_every_evaluation=True,
 )
-
-
-class SeedResult(NamedTuple):
-    """What became of one seed."""
-
-    params: Params
-    """The best checkpoint's, numpy float32."""
-    step: int
-    """Its step."""
-    history: list[dict[str, Any]]
-    """{"step", "epoch", "loss", metric: value on the examples that choose} of each evaluation."""
-    predictions: list[Prediction]
-    """Of the scored examples."""
-    scores: dict[str, float]
-    """Of the scored examples."""
-    null_threshold: float
-    """Of answers, chosen on the examples that choose."""
-    seconds: float
-    """Of training, without what an interrupted start had spent."""
 
 
 class SeedNotes(RunNotes, total=False):
@@ -220,11 +201,6 @@ class Seed:
         if self._task.kind != "answers":
             return math.inf
         return best_null_threshold(self._task, self._data.choice.examples, predictions)
-
-
-def seed_folder(work: Workdir, seed: int) -> Path:
-    """What is kept of a seed."""
-    return work.folder / "seeds" / str(seed)
 
 
 def comparable(score: float) -> float:

@@ -35,7 +35,7 @@ from electra_flax.runtime import processes
 from electra_flax.storage import bucket
 from electra_flax.storage.bucket import is_away, is_remote, patiently
 from electra_flax.training.fingerprint import fingerprint, is_whole
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 
 log = logging.getLogger("electra_flax")
 

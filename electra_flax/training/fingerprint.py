@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 
 
 def is_whole(read: Any, expected: list[int]) -> bool:

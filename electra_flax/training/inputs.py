@@ -25,7 +25,7 @@ from electra_flax.storage.bucket import patiently
 from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 
 
 class FirstWeights(Protocol):

@@ -30,7 +30,7 @@ from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.faults import SaveClock, SkippedSteps
 from electra_flax.training.metrics import MetricWriter, Progress, Window
 from electra_flax.training.objectives.objective import Sums, Totals
-from electra_flax.training.step import TrainState
+from electra_flax.training.state import TrainState
 
 log = logging.getLogger("electra_flax")
 

@@ -36,8 +36,8 @@ from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_
 from electra_flax.training.metrics import RunNotes
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import Totals
+from electra_flax.training.state import TrainState
 from electra_flax.training.step import (
-    TrainState,
     abstract_batch,
     abstract_state,
     init_state,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,8 @@ from electra_flax.model.sharding import Batch, batch_sharding, state_shardings
 from electra_flax.training.objectives import Objective, make_objective
 from electra_flax.training.objectives.objective import Sums, row_seeds
 from electra_flax.training.optimizer import learning_rate, make_optimizer
+from electra_flax.training.state import TrainState
 from electra_flax.trees import flat
-
-
-class TrainState(NamedTuple):
-    """All that changes from step to step."""
-
-    step: jax.Array
-    params: Params
-    opt_state: optax.OptState
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:
