@@ -176,8 +176,8 @@ def _detections(run: History) -> list[Detection]:
     config = run.config.phases[run.config.phase_of(run.step)].config
     if len(config.architecture.parts) < 2:
         raise UserError("this run has no generator and discriminator")
-    shards = stage(run.work.read_data_path(run.config.phase_of(run.step)), "")
-    examples = open_split(config, DataFolder.open(shards), "validation")
+    shards = stage(run.work.read_data_path(run.config.phase_of(run.step)), without="train")
+    examples = open_split(config, DataFolder.open(shards, without="train"), "validation")
     if not len(examples):
         raise UserError("the shards have no validation split")
     params = Checkpoints(run.work.checkpoints).restore(abstract_state(config), make_mesh(MeshConfig())).params
