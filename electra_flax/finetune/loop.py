@@ -139,7 +139,7 @@ def finetune_seed(
             # Step k's loss is read after step k + 1 is dispatched: the device never waits for the host.
             stops = pending is not None and record(*pending)
             pending = step, sums, sent
-            progress.advance()
+            progress.update()
             is_evaluated = step in evaluated_at
             if is_evaluated or stops:
                 stops |= record(*pending)

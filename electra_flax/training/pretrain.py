@@ -24,7 +24,7 @@ from electra_flax.files import write_whole
 from electra_flax.model.attention import Attend
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.sharding import batch_sharding, coverage_report, make_mesh
-from electra_flax.runtime import processes, tpus
+from electra_flax.runtime import processes, status, tpus
 from electra_flax.runtime.compiler import compile_step, set_up_compiler
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
@@ -120,6 +120,8 @@ def _train(
     if start >= phase.end and phase.end < config.training.num_steps:  # that of the next phase
         checkpoints.close()
         return
+    if is_main:
+        status.tell(state="compiling", began=start, step=start, of=total)
     place = "before the first step" if restored is None else f"at step {start} of {total}, which is saved"
     processes.end_if_asked(interruption.requested, place)
     if restored is not None:
@@ -178,7 +180,7 @@ def _train(
                 metrics = window.metrics(config, least_seconds)
                 writer.write(step, "train", metrics)
                 progress.print(f"step {step} train: {_line(metrics)}")
-                progress.show(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
+                progress.note(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
                 window = Window()
                 if problem := checkpoints.failure():
                     warn_of_save(step, problem)
@@ -226,7 +228,7 @@ def _train(
             # Step k's numbers are read after step k + 1 is dispatched: the devices never wait for the host.
             wishes = record(*pending) if pending else Wishes(save=False, stop=False)
             pending = (step, sums, sent)
-            progress.advance()
+            progress.update()
             evaluates = step % config.evaluation.every_steps == 0 or step == num_steps
             saves = step % config.checkpoint.every_steps == 0 or step == num_steps or wishes.save or wishes.stop
             if saves or evaluates:
