@@ -40,6 +40,9 @@ $(TPU_STAMP): $(STAMP) requirements-tpu.lock
 
 tpu-compiler: $(TPU_STAMP)  ## add the TPU compiler, which electra-flax plan needs (Linux)
 
+# malloc asks for huge pages: a step on a CPU allocates gigabytes anew (docs/training.md).
+demo bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 demo: $(STAMP)  ## text to two published models in minutes; CORPUS=path for your own text
 	rm -rf $(DEMO)
 	$(BIN)/electra-data vocab --corpus $(CORPUS) --out $(DEMO)/vocab --size 2000 --unused 20

@@ -5,6 +5,7 @@ so that nothing but the training differs. The Trainer has torch's AdamW, which c
 preset koelectra, and draws its own batches.
 
     python benchmarks/finetune_beside_trainer.py scores --task korsts --model DIR --data DIR --out runs/bench
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \\
     python benchmarks/finetune_beside_trainer.py speed --task korsts --model DIR --data DIR --out runs/bench
 """
 
@@ -37,7 +38,6 @@ from electra_flax.finetune.step import Network, Steps, make_batch, make_steps, p
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.compiler import set_up_compiler
-from electra_flax.runtime.host_memory import restart_with_huge_pages
 from electra_flax.runtime.processes import use_cpu_where_there_is_nothing_else
 
 
@@ -52,7 +52,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for finetune_WHAT.json")
     args, overrides = parser.parse_known_args()
     logging.basicConfig(level=logging.WARNING)
-    restart_with_huge_pages()  # as finetune does; the Trainer has them too
     use_cpu_where_there_is_nothing_else()
     set_up_compiler("~/.cache/electra-flax/compiled")
     task = load_task(args.task)

@@ -27,7 +27,6 @@ from contestants import CONTESTANTS
 
 from electra_flax.config.loading import load_config
 from electra_flax.config.schema import Config
-from electra_flax.runtime.host_memory import huge_page_environment
 
 
 def main() -> int:
@@ -76,8 +75,7 @@ def compare(args: argparse.Namespace) -> int:
     for name in args.only:
         started = time.perf_counter()
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
-        environment = huge_page_environment()  # pretrain asks for huge pages; here all do
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if read(worker) != "ready":
             raise SystemExit(f"{name} did not start")
         print(f"{name}: ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)

@@ -39,7 +39,8 @@ from electra_flax.data.tfrecord import ShardWriter, index_path
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError, counted
 from electra_flax.files import read_json, replaced, write_whole
-from electra_flax.runtime.console import Bar, progress
+from electra_flax.runtime.console import progress
+from electra_flax.runtime.progress_bar import Bar
 
 _STAGES = ("chunks", "records", "shards")
 _SHARD_BYTES = 64 << 20  # of text

@@ -92,7 +92,6 @@ def start(arguments: list[str], before: str = "", **environment: str) -> subproc
     """The command in a process of its own; `before` is Python run in it first."""
     command = [sys.executable, "-c", COMMAND.format(before=before), *arguments]
     here = Path(__file__).parent
-    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **environment}  # what it would start itself again for
     process = subprocess.Popen(command, cwd=here, env={**os.environ, **environment}, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     started.append(process)

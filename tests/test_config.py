@@ -10,7 +10,7 @@ import jax
 import pytest
 from golden_tools import RECORDED, read_json
 
-from electra_flax.config.loading import config_differences, config_to_yaml, fields_help, from_dict, load_config
+from electra_flax.config.loading import config_differences, config_to_yaml, fields_help, load_config
 from electra_flax.config.ranges import ranges
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
@@ -38,7 +38,7 @@ def test_every_preset_is_in_the_table():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset(name):
+def test_preset(name, tmp_path):
     path = CONFIGS / f"{name}.yaml"
     config = load_config(path)
     g, rate = config.generator, config.optimizer.learning_rate
@@ -51,7 +51,8 @@ def test_preset(name):
     for word in ("# Command:", "# Hardware:", "# Time:"):
         assert word in header
     assert re.search("published|predicted|measured|not published", header)
-    assert from_dict(Config, __import__("yaml").safe_load(config_to_yaml(config)), "round trip", "") == config
+    (tmp_path / "again.yaml").write_text(config_to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
 
 
 def test_the_source_is_parsed_once(monkeypatch):
@@ -164,7 +165,6 @@ FIELDS = [
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 def test_every_number_has_a_range(section, name):
-    """The same line for an override and for what a checkpoint holds; a file is read as an override is."""
     kind = {field.name: field.type for field in dataclasses.fields(Config)}[section]
     allowed = ranges(kind)[name]
     good = getattr(DEMO_CONFIG, section)
@@ -173,14 +173,9 @@ def test_every_number_has_a_range(section, name):
             dataclasses.replace(good, **{name: value})
         assert str(error.value).startswith(f"{section}.{name}=") and str(error.value).endswith(f": expected {allowed}")
     value = 10**30 if get_type_hints(kind)[name] is int else -1.5
-    checkpoint = {section: dataclasses.asdict(good) | {name: value}}
-    for place, refused in (
-        ("--", lambda: load_config(CONFIGS / "demo.yaml", [f"--{section}.{name}={value}"])),
-        ("checkpoint 7: ", lambda: from_dict(Config, dataclasses.asdict(DEMO_CONFIG) | checkpoint, "checkpoint 7", "")),
-    ):
-        with pytest.raises(UserError) as error:
-            refused()
-        assert str(error.value) == f"{place}{section}.{name}={value}: expected {allowed}"
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS / "demo.yaml", [f"--{section}.{name}={value}"])
+    assert str(error.value) == f"--{section}.{name}={value}: expected {allowed}"
 
 
 def test_generator_size_has_no_default(tmp_path):

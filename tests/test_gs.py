@@ -303,31 +303,33 @@ def test_shards_are_copied_once_and_again_only_where_they_changed(root, faults, 
     assert (local / "vocab.txt").read_bytes() == (root / "shards/vocab.txt").read_bytes()
 
 
-@pytest.mark.parametrize("because", ["asked", "no room"])
-def test_shards_may_stay_in_the_bucket(root, faults, tmp_path, monkeypatch, caplog, because):
-    if because == "no room":
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    folder = staging.stage("gs://bucket/shards", "" if because == "asked" else str(tmp_path / "small"))
-    assert ("the shards are read from the bucket" in caplog.text) == (because == "no room")
-    shards = DataFolder.open(folder).splits["train"]
-    assert all(path.stat().st_blocks == 0 for path in shards), "the shards take room on the disk"
-    streamed = ShardedExamples(shards, 32, 600)
-    local = ShardedExamples(DataFolder.open(root / "shards").splits["train"], 32, 600)
-    numbers = np.random.default_rng(0).permutation(len(local))
-    np.testing.assert_array_equal(streamed.read(numbers), local.read(numbers))
-    if because == "asked":
-        monkeypatch.undo()
-        whole = staging.stage("gs://bucket/shards", str(folder.parents[1]))
-        assert whole == folder and all(path.stat().st_blocks for path in shards)
-        np.testing.assert_array_equal(ShardedExamples(shards, 32, 600).read(numbers), local.read(numbers))
+def test_what_needs_held_out_examples_copies_those_alone(root, faults, tmp_path):
+    """And the run that comes later copies only the rest."""
+    local = staging.stage("gs://bucket/shards", str(tmp_path), without="train")
+    assert not list(local.glob("electra-train*"))
+    held_out = DataFolder.open(local, without="train").splits
+    before = held_out["validation"][0].stat()
+    expected = DataFolder.open(root / "shards").splits
+    examples = ShardedExamples(held_out["validation"], 32, 600)
+    np.testing.assert_array_equal(
+        examples.read(range(len(examples))), ShardedExamples(expected["validation"], 32, 600).read(range(len(examples)))
+    )
+    staging.stage("gs://bucket/shards", str(tmp_path))
+    assert {name: [path.name for path in paths] for name, paths in DataFolder.open(local).splits.items()} == {
+        name: [path.name for path in paths] for name, paths in expected.items()
+    }
+    assert held_out["validation"][0].stat().st_ctime_ns == before.st_ctime_ns
 
 
-@pytest.mark.slow
-def test_a_run_that_streams_is_the_same_run(root, straight, proxy):
-    workdir = "gs://bucket/runs/streamed"
-    assert main(remote_command(root, workdir, "--data.staging_folder", "")) == 0
-    assert_undisturbed(root, workdir)
+def test_doctor_copies_what_the_run_will_find(root, proxy, capsys, tmp_path, monkeypatch):
+    arguments = ["doctor", "--config", str(root / "tiny.yaml"), "--data", "gs://bucket/shards"]
+    arguments += ["--data.staging_folder", str(tmp_path)]
+    main(arguments)
+    assert list(tmp_path.rglob("electra-train*")) and "MB to copy" not in capsys.readouterr().out
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0))
+    assert main([*arguments[:-1], str(tmp_path / "small")]) == 1
+    found = " ".join(capsys.readouterr().out.split())
+    assert "MB to copy, but" in found and "has room for 0 MB" in found
 
 
 # --------------------------------------------------------------------------------------------------- what is refused
@@ -340,6 +342,7 @@ def test_what_is_wrong_with_a_bucket_is_one_line(root, proxy, capsys, tmp_path, 
         (remote_command(root, "gs://bucket/z", "--data", "gs://"), "gs://: expected gs://BUCKET/FOLDER"),
         (remote_command(root, "gs://no-such-bucket/z"), "gs://no-such-bucket/z: cannot be"),
         (remote_command(root, "gs://bucket/z", "--data.staging_folder", "/proc/x"), "data.staging_folder=/proc/x: "),
+        (remote_command(root, "gs://bucket/z", "--data.staging_folder", ""), 'data.staging_folder="": name a folder'),
         (["evaluate", "--workdir", "gs://no-such-bucket/z"], "gs://no-such-bucket/z: cannot be read"),
     ):
         capsys.readouterr()

@@ -115,6 +115,10 @@ def test_codec_round_trip_of_every_varint_size():
     ids = [0, 1, 127, 128, 16383, 16384, 2_097_151, 2_097_152]
     rows = decode_example(encode_example(ids, 3, 10), 10, "here")
     np.testing.assert_array_equal(rows, [[*ids, 0, 0], [1] * 8 + [0] * 2, [0] * 3 + [1] * 5 + [0] * 2])
+    with pytest.raises(UserError, match="here: not a tf.train.Example"):
+        decode_example(b"\xff", 10, "here")
+    with pytest.raises(UserError, match="input_ids holds 2147483648, expected a token id"):
+        decode_example(encode_example([1 << 31], 1, 10), 10, "here")
 
 
 def make_shard(folder, num_records=5):

@@ -1,4 +1,4 @@
-"""The way to the first step: the wish for huge pages, and a start that finds its program compiled."""
+"""The way to the first step: a start that finds its program compiled."""
 
 import json
 import os
@@ -10,33 +10,7 @@ import pytest
 
 from electra_flax.errors import UserError
 from electra_flax.runtime import compiler
-from electra_flax.runtime.host_memory import give_back_unused, restart_environment
-
-MADVISE, GLIBC = "always [madvise] never\n", "glibc 2.36"
-
-
-def test_the_wish_joins_what_is_set():
-    assert restart_environment({}, MADVISE, GLIBC) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    others = {"HOME": "/", "GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
-    wanted = restart_environment(others, MADVISE, GLIBC)
-    assert wanted == others | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1"}
-    assert restart_environment(wanted, MADVISE, GLIBC) is None  # no second restart
-
-
-@pytest.mark.parametrize(
-    ("setting", "libc"),
-    [("[always] madvise never\n", GLIBC), ("always madvise [never]\n", GLIBC), (MADVISE, "glibc 2.31"),
-     (MADVISE, "musl 1.2"), (MADVISE, "")],
-)  # fmt: skip
-def test_no_restart_where_it_is_needless_or_in_vain(setting, libc):
-    assert restart_environment({}, setting, libc) is None
-
-
-def test_the_command_restarts_itself_once_with_its_arguments():
-    command = [Path(sys.executable).with_name("electra-flax"), "pretrain", "--config", "no such file",
-               "--data", "x", "--workdir", "y"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1 and "no such file" in done.stderr.splitlines()[-1]
+from electra_flax.runtime.host_memory import give_back_unused
 
 
 def test_giving_memory_back_harms_nothing():

@@ -135,6 +135,13 @@ def test_what_gcloud_sends_is_what_google_reads(api, gcloud, mode, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not HAS_GCLOUD, reason="NOT CHECKED: how gcloud ends, it is not installed here")
+def test_a_command_that_gcloud_does_not_know_fails_for_good(gcloud):
+    with pytest.raises(GcloudError) as error:
+        gcloud.ask(["compute", "tpus", "nothing"])
+    assert error.value.is_for_good and not error.value.is_not_found
+
+
 @pytest.mark.skipif(not HAS_GCLOUD, reason="NOT CHECKED: ssh through gcloud, it is not installed here")
 def test_ssh_passes_commands_on_as_they_are_and_their_exit_codes_back(api, gcloud, tmp_path, monkeypatch):
     made = settings(mode="plain")

@@ -36,7 +36,7 @@ def save_and_die(self, *given):
 train.Checkpoints.save = save_and_die
 """
     for before, expected_code in ((die_once_saved, 9), ("", 0)):
-        process = start(pretrain(run, "resumed"), before)
+        process = start(pretrain(run, "resumed"), before, ELECTRA_FLAX_STATUS=str(run / "status.json"))
         error = process.communicate()[1]
         assert process.returncode == expected_code, error
     straight, resumed = state_at(run, "run", 6), state_at(run, "resumed", 6)
@@ -47,6 +47,9 @@ train.Checkpoints.save = save_and_die
         for step in (4, 5, 6) if split == "train" else (6,):
             assert found[step] == expected[step]
     assert (run / "resumed/DONE").exists()
+    told = json.loads((run / "status.json").read_text())
+    assert (told["began"], told["step"], told["of"], told["state"], told["seconds_left"]) == (3, 6, 6, "done", 0)
+    assert {"loss", "tokens_per_sec"} <= told["train"].keys() and "loss" in told["validation"]
 
 
 def test_batches_visit_every_example_once_an_epoch():

@@ -103,13 +103,13 @@ class Seen(NamedTuple):
 
 def decide(seen: Seen, settings: Settings) -> Decision:
     """The first of the rules that applies."""
-    for rule in (_ended, _must_stop, _trainer, _state):
-        if decision := rule(seen, settings):
-            return decision
-    return _workers(seen, settings)
+    return (
+        _ended(seen) or _must_stop(seen, settings) or _trainer(seen) or _state(seen, settings)
+        or _workers(seen, settings)
+    )  # fmt: skip
 
 
-def _ended(seen: Seen, settings: Settings) -> Decision | None:
+def _ended(seen: Seen) -> Decision | None:
     phases = [worker.phase for worker in seen.workers.values()]
     if 0 in seen.workers and seen.workers[0].phase == "done":
         return Decision(Action.FINISH, "all steps are done")
@@ -126,7 +126,7 @@ def _must_stop(seen: Seen, settings: Settings) -> Decision | None:
     return None
 
 
-def _trainer(seen: Seen, settings: Settings) -> Decision | None:
+def _trainer(seen: Seen) -> Decision | None:
     """What the trainer itself says."""
     for number, worker in sorted(seen.workers.items()):
         if worker.phase == "failed":

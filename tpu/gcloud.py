@@ -14,18 +14,22 @@ from electra_flax.files import parse_json
 from tpu.commands import Command
 
 T = TypeVar("T")
-# What will not go away by itself, in Google's words and numbers (google.rpc.Code); "unrecognized" is gcloud's.
-_FOR_GOOD = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "FAILED_PRECONDITION", "unrecognized")
+# gcloud ends with 1 whatever Google answered, and with --format=json or core/show_structured_logs its errors are the
+# same words; so the names of google.rpc.Code are looked for in them, and numbers where the error of an operation has
+# one. What will not go away by itself:
+_FOR_GOOD = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "FAILED_PRECONDITION")
 _FOR_GOOD_CODES = (3, 7, 9, 16)
 # What passes: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (no capacity now), UNAVAILABLE.
 _PASSING_CODES = (4, 8, 14)
+_NOT_FOUND = ("NOT_FOUND", "was not found", "matched no objects")  # gcloud storage has no code, only the last two
+_USAGE = 2  # gcloud's exit code for a command that it does not know
 
 
 class GcloudError(UserError):
     """gcloud said no."""
 
-    def __init__(self, command: Command, said: str) -> None:
-        self.said = said
+    def __init__(self, command: Command, said: str, exit_code: int = 1) -> None:
+        self.said, self.exit_code = said, exit_code
         error = _operation_error(said)
         self.code = error[0] if error else None
         reason = error[1] if error else _error_line(said)
@@ -33,11 +37,12 @@ class GcloudError(UserError):
 
     @property
     def is_not_found(self) -> bool:
-        return any(sign in self.said for sign in ("NOT_FOUND", "was not found", "matched no objects"))
+        return any(sign in self.said for sign in _NOT_FOUND)
 
     @property
     def is_for_good(self) -> bool:
-        return self.code in _FOR_GOOD_CODES or any(sign in self.said for sign in _FOR_GOOD)
+        is_named = any(sign in self.said for sign in _FOR_GOOD)
+        return is_named or self.code in _FOR_GOOD_CODES or self.exit_code == _USAGE
 
     @property
     def is_refusal(self) -> bool:
@@ -97,7 +102,7 @@ class Gcloud:
         except OSError as error:  # no processes to be had for now, or no program
             raise GcloudError(command, f"ERROR: {self._executable} cannot be run ({error.strerror})") from None
         if found.returncode:
-            raise GcloudError(command, found.stderr)
+            raise GcloudError(command, found.stderr, found.returncode)
         return found.stdout
 
     def answer(self, command: Command, kind: type[T], *, is_ours: bool = False) -> T:

@@ -181,6 +181,7 @@ def _plan(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
     ]  # fmt: skip
     environment = {**os.environ, **dict(pair.split("=", 1) for pair in settings.environment)}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+    # libtpu ends the process itself where it does not know a flag: its line is all that there is.
     unknown = [line for line in done.stderr.splitlines() if "Unknown command line flag" in line]
     if unknown:  # the compiler is that of the machines: they would end the same way
         return [Finding("problem", f"environment: LIBTPU_INIT_ARGS: {unknown[0].strip()}: remove it")]

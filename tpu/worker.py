@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from electra_flax.errors import UserError
-from electra_flax.files import parse_lines, read_json, write_whole
+from electra_flax.files import parse_lines, read_json, recall, write_whole
+from electra_flax.runtime import status as trainer_status
 from electra_flax.runtime.ending import run_command
 from electra_flax.storage.bucket import RemoteFolder
 
@@ -29,7 +29,7 @@ RUN = os.environ["ELECTRA_RUN"]
 CODE = Path(os.environ["ELECTRA_CODE"])
 WORKER, WORKERS = int(os.environ["ELECTRA_WORKER"]), int(os.environ["ELECTRA_WORKERS"])
 BEAT_SECONDS = float(os.environ.get("ELECTRA_BEAT_SECONDS", "30"))
-LOG, FAILURES = PLACE / "worker.log", PLACE / "failures.json"
+LOG, FAILURES, TOLD = PLACE / "worker.log", PLACE / "failures.json", PLACE / "trainer.json"
 MOST_FAILURES = 3
 """In a row, without a step gained between them."""
 FINAL = (1, 2)
@@ -37,9 +37,6 @@ FINAL = (1, 2)
 SAVED = 75
 CHECK_SECONDS, CHECKS = 600, 3
 _BIN = Path(sys.executable).parent
-# "step 120 train: loss 41.3, ..." as the trainer prints it.
-_STEP = re.compile(r"\bstep (\d+) train: .*?\bloss ([\d.]+|nan)")
-_DONE_STEP = re.compile(r"continuing from step (\d+)")
 
 # All hosts of a pod, and a single one, see all devices, each device here computes, and all of them add up what each
 # holds; or it is no machine to train on.
@@ -103,7 +100,7 @@ class Teller:
         self._status: dict[str, Any] = {"phase": "checking"}
         if past := last_failures():
             self._status["step"] = past.step
-        self._lock = threading.Lock()
+        self._lock, self._sending = threading.Lock(), threading.Lock()
         self._sent = 0
         self.stop_requested = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -114,23 +111,17 @@ class Teller:
             self._status.update(phase=phase, **details)
         self._send()
 
-    def note(self, line: str) -> None:
-        """Takes step and loss out of a line of the trainer's; what is done again is no new step."""
-        details: dict[str, Any] = {}
-        if match := _STEP.search(line):
-            details = {"step": int(match[1]), "loss": float(match[2])}
-        elif match := _DONE_STEP.search(line):
-            details = {"step": int(match[1]), "began": int(match[1])}
-        if details:
-            with self._lock:
-                details["step"] = max(details["step"], self._status.get("step", 0))
-                self._status.update(details)
+    def _note(self) -> dict[str, Any]:
+        """The status, with what the trainer tells of its steps; what is done again is no new step."""
+        told = recall(TOLD, dict[str, Any]) or {}
+        with self._lock:
+            if told:
+                self._status.update(began=told["began"], step=max(told["step"], self._status.get("step", 0)))
+            return dict(self._status)
 
     def place(self) -> Place | None:
         """Where the run is; None where worker 0, which counts the steps, cannot be asked."""
-        status: dict[str, Any] | None = self._status
-        if WORKER != 0:
-            status = self._statuses().get(0)
+        status = self._note() if WORKER == 0 else self._statuses().get(0)
         return Place(status.get("began", 0), status.get("step", 0)) if status else None
 
     def wait_for_others(self) -> None:
@@ -161,9 +152,9 @@ class Teller:
 
     def _send(self) -> None:
         try:
-            with self._lock:
+            with self._sending:
                 status = {
-                    "machine": os.environ["ELECTRA_MACHINE"], "worker": WORKER, **self._status, "time": time.time(),
+                    "machine": os.environ["ELECTRA_MACHINE"], "worker": WORKER, **self._note(), "time": time.time(),
                 }  # fmt: skip
                 path = PLACE / "status.json"
                 write_whole(path, json.dumps(status, ensure_ascii=False) + "\n")
@@ -242,6 +233,8 @@ def train(teller: Teller, run: Run, environment: dict[str, str]) -> tuple[int, s
         str(_BIN / "electra-flax"), "pretrain", "--config", str(CODE / "config.yaml"), "--data", run.data,
         "--workdir", f"{RUN}/workdir", *(["--long-data", run.long_data] if run.long_data else []),
     ]  # fmt: skip
+    TOLD.unlink(missing_ok=True)
+    environment = {**environment, trainer_status.VARIABLE: str(TOLD)}
     trainer = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -259,7 +252,6 @@ def train(teller: Teller, run: Run, environment: dict[str, str]) -> tuple[int, s
             log.write(line)
             log.flush()
             sys.stdout.write(line)
-            teller.note(line)
             last = line.strip() or last
     return trainer.wait(), last
 

@@ -16,7 +16,6 @@ from electra_flax.commands.arguments import make_parser
 from electra_flax.errors import Preempted, UserError, escaped
 from electra_flax.runtime.console import LogHandler, print_json, print_line, print_rows, print_text, write_line
 from electra_flax.runtime.ending import nearest_flag, run_command
-from electra_flax.runtime.host_memory import restart_with_huge_pages
 from electra_flax.text import decode, without_halves
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not is_a_run:
         return _run(args, overrides)
     signal.signal(signal.SIGTERM, _nothing_to_save)
-    restart_with_huge_pages()
     code = _run(args, overrides)
     for number in (signal.SIGTERM, signal.SIGINT):  # all is said: what still waits for threads may be cut short
         signal.signal(number, lambda *unused: os._exit(code))
@@ -204,7 +202,7 @@ def _show(args: argparse.Namespace) -> None:
     from electra_flax.runtime.console import console
     from electra_flax.storage.staging import stage
 
-    replaced.show(replaced.detect(str(args.model), stage(args.data, ""), args.examples), console())
+    replaced.show(replaced.detect(str(args.model), stage(args.data, without="train"), args.examples), console())
 
 
 def _verify(args: argparse.Namespace) -> int:

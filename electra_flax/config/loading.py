@@ -66,19 +66,11 @@ def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str
     return _made(cls, [*given, *overrides], source, overrides, help_command)
 
 
-def from_dict(cls: type[T], values: dict[str, Any], source: str, help_command: str) -> T:
-    """A dataclass from what dataclasses.asdict made of it. Raises UserError as `load_config` does."""
-    return _made(cls, _without_empty(values), source, (), help_command)
-
-
-def _made(
-    cls: type[T], given: list[str] | dict[str, Any], source: str, overrides: Sequence[str], help_command: str
-) -> T:
-    """The dataclass of arguments or values. Raises UserError that names the place where the wrong one was given."""
+def _made(cls: type[T], given: list[str], source: str, overrides: Sequence[str], help_command: str) -> T:
+    """The dataclass of arguments. Raises UserError that names the place where the wrong one was given."""
     parser = _parser(cls)
     try:
-        namespace = parser.parse_object(given) if isinstance(given, dict) else parser.parse_args(given)
-        found = parser.instantiate(namespace)
+        found = parser.instantiate(parser.parse_args(given))
         return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except UserError as error:
         message = str(error)

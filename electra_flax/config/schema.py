@@ -108,8 +108,7 @@ class DataConfig:
     vocab_file: str | None = None
     """vocab.txt, only for shards without a manifest (made by the original code); others carry their own."""
     staging_folder: str = "~/.cache/electra-flax/shards"
-    """Where shards on gs:// are copied to before training. "" leaves them in the bucket and reads each example from
-    there, as a disk that is too small does too: slower, and every example is a request."""
+    """Where shards on gs:// are copied to before training; a later start copies only what changed."""
     shuffle_seed: Seed = 0
     """Seed of the global shuffle, drawn anew for each epoch."""
     read_threads: Annotated[int, Range(1, 1024)] = 4

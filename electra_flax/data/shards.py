@@ -1,7 +1,7 @@
 """A folder of shards, and random access to its examples.
 
-A shard is a TFRecord file (tfrecord.py) of examples (example.py). Needs numpy, numba and google-crc32c (and TensorStore
-for shards in a bucket): neither TensorFlow nor JAX.
+A shard is a TFRecord file (tfrecord.py) of examples (example.py). Needs numpy, numba and google-crc32c: neither
+TensorFlow nor JAX.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import bisect
 import itertools
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ from electra_flax.data.manifest import Manifest
 from electra_flax.data.tfrecord import Shard
 from electra_flax.errors import UserError
 
-_REQUESTS = 64  # at a time, to a bucket
 _ORIGINAL_NAME = re.compile(r"pretrain_data\.tfrecord-(\d+)-of-(\d+)$")
 
 
@@ -35,13 +33,18 @@ class DataFolder(NamedTuple):
     vocab_path: Path | None
 
     @classmethod
-    def open(cls, path: Path) -> DataFolder:
-        """Finds the shards. Raises UserError where there are none or the manifest names absent ones."""
+    def open(cls, path: Path, without: str | None = None) -> DataFolder:
+        """Find the shards, but for those of the split `without`. Raises UserError where there are none or the manifest
+        names absent ones."""
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; electra-data shard --out {path} makes one")
         if (path / "manifest.json").exists():
             manifest = Manifest.read(path)
-            splits = {name: [path / shard.file for shard in shards] for name, shards in manifest.splits.items()}
+            splits = {
+                name: [path / shard.file for shard in shards]
+                for name, shards in manifest.splits.items()
+                if name != without
+            }
             if absent := [file.name for files in splits.values() for file in files if not file.exists()]:
                 raise UserError(
                     f"{path}: manifest.json names {len(absent)} shards that are not there, the first {absent[0]}: "
@@ -66,8 +69,6 @@ class ShardedExamples:
         self.shards = [Shard(path) for path in paths]
         self._max_seq_length = max_seq_length
         self._vocab_size = vocab_size
-        # Each record of a bucket is a request of its own: many at a time.
-        self._pool = ThreadPoolExecutor(_REQUESTS) if any(shard.is_remote for shard in self.shards) else None
         self._ends = list(itertools.accumulate(len(shard) for shard in self.shards))
 
     def __len__(self) -> int:
@@ -80,8 +81,7 @@ class ShardedExamples:
             shard_number = bisect.bisect_right(self._ends, number)
             shard = self.shards[shard_number]
             places.append((shard, number - self._ends[shard_number] + len(shard)))
-        fetch = self._pool.map if self._pool else map
-        records = list(fetch(lambda place: place[0].framed(place[1]), places))
+        records = [shard.framed(record) for shard, record in places]
         examples = np.empty((len(records), len(FEATURES), self._max_seq_length), dtype=np.int32)
         ends = np.cumsum([len(record) for record in records], dtype=np.int64)
         if decode_records(np.frombuffer(b"".join(records), np.uint8), ends, examples) >= 0:

@@ -15,8 +15,7 @@ import google_crc32c
 import numpy as np
 
 from electra_flax.errors import UserError
-from electra_flax.files import check_file, read_bytes, read_text
-from electra_flax.storage.streaming import RemoteBytes, pointer_path
+from electra_flax.files import check_file, read_bytes
 
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC32C of those 8 bytes
 _FOOTER = struct.Struct("<I")  # masked CRC32C of the payload
@@ -42,15 +41,10 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offsets: np.ndarray | None = None
-        self._bytes: mmap.mmap | bytes | RemoteBytes = b""
-        size = path.stat().st_size
-        pointer = pointer_path(path)
-        self.is_remote = pointer.exists()
-        if self.is_remote:
-            self._bytes = RemoteBytes(read_text(pointer), size)
-        elif check_file(path):
+        self._bytes: mmap.mmap | bytes = b""
+        if check_file(path):
             with path.open("rb") as file:
-                self._bytes = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @property
     def offsets(self) -> np.ndarray:
@@ -98,8 +92,6 @@ class Shard:
 
     def _scan(self) -> np.ndarray:
         """Walks the record headers: for shards without an index."""
-        if self.is_remote:
-            raise UserError(f"{self.path}: has no .index, without which it cannot be streamed: copy it to this machine")
         offsets, position, size = [0], 0, len(self._bytes)
         while position < size:
             header = self._bytes[position : position + 12]

@@ -14,13 +14,12 @@ from electra_flax.runtime.console import progress
 def verify_shards(shards: Sequence[Shard], memory: Path | None) -> None:
     """Checks the CRC32C of all records; shards already checked at this size and time are skipped.
 
-    Those in a bucket are left out: each of their records is checked when it is read. `memory` is the JSON file that
-    remembers (None: nothing is known, and nothing remembered). Raises UserError naming the damaged shard and record.
+    `memory` is the JSON file that remembers (None: nothing is known, and nothing remembered). Raises UserError naming
+    the damaged shard and record.
     """
     known = (recall(memory, dict[str, list[int]]) if memory else None) or {}
-    local = [shard for shard in shards if not shard.is_remote]
-    stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in local}
-    todo = [shard for shard in local if known.get(str(shard.path)) != stamps[str(shard.path)]]
+    stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards}
+    todo = [shard for shard in shards if known.get(str(shard.path)) != stamps[str(shard.path)]]
     total = sum(len(shard) for shard in todo)
     with progress(total, "checking shards", "examples", enabled=total >= 100_000) as bar:
         for shard in todo:

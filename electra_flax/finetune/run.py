@@ -45,7 +45,7 @@ from electra_flax.storage.bucket import patiently
 from electra_flax.storage.workdir import Workdir
 from electra_flax.trees import nested
 from electra_flax.weights.hugging_face import HEADS
-from electra_flax.weights.sources import Weights, find_part, find_weights
+from electra_flax.weights.sources import Weights, find_part, find_weights, is_source
 
 log = logging.getLogger("electra_flax")
 
@@ -179,10 +179,10 @@ def _read(request: Request) -> _Run:
 def find_encoder(place: str) -> Weights:
     """A discriminator or an encoder alone, also that of a fine-tuned model: an export, a model's folder, OWNER/NAME on
     the hub, or hf:, tf1:, orbax: as export --from has them. Raises UserError for a generator."""
-    if place.partition(":")[0] not in ("hf", "tf1", "orbax"):
-        weights = find_part(place, "discriminator", needs_head=False)
-    else:
+    if is_source(place):
         weights = find_weights(place, needs_head=False)
+    else:
+        weights = find_part(place, "discriminator", needs_head=False)
     if not weights.architecture.has_discriminator_head:
         raise UserError(f"--model {place}: a generator; the discriminator is what is fine-tuned")
     if not any(name.startswith(HEADS["discriminator"]) for name in weights.shapes):

@@ -37,7 +37,7 @@ def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> lis
 
     Raises UserError where one of them is missing, they are not of the shards' vocabulary, or nothing was held out.
     """
-    data = DataFolder.open(data_path)
+    data = DataFolder.open(data_path, without="train")
     if data.manifest is None or not data.manifest.examples("validation"):
         raise UserError(f"--data {data_path}: no validation split to show examples of")
     weights = find_weights(f"hf:{place}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.cells import cell_len
 
@@ -67,7 +67,7 @@ class Bar:
                 self.clear()
                 _drawn = None
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

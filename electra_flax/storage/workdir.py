@@ -24,6 +24,7 @@ from electra_flax.config.loading import load_config
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
+from electra_flax.runtime import status
 from electra_flax.storage.bucket import RemoteFolder, is_remote
 from electra_flax.storage.lease import Lease
 
@@ -188,6 +189,7 @@ class Events:
 
     def add(self, event: str, step: int, **details: Any) -> None:
         if self._enabled:
+            status.tell(state=event, step=step)
             try:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(

@@ -55,7 +55,7 @@ def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, f
     state = Checkpoints(work.checkpoints).restore(abstract_state(config), mesh, step)
     phase = config.phase_of(int(state.step))
     config = config.phases[phase].config
-    data = DataFolder.open(stage(data_path or work.read_data_path(phase), ""))
+    data = DataFolder.open(stage(data_path or work.read_data_path(phase), without="train"), without="train")
     vocabulary = read_vocabulary(config, data)
     examples = open_split(config, data, "validation")
     if not len(examples):

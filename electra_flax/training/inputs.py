@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from jax.sharding import Mesh
@@ -97,10 +96,10 @@ def identity_of(inputs: Sequence[Input]) -> str:
 def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None) -> tuple[list[str], Manifest | None]:
     """Everything for which `pretrain` would not begin, or go on, and what the first shards say of themselves.
 
-    Nothing is written, and shards on gs:// are streamed; without `data_paths`, data are not asked for.
+    Shards on gs:// are copied as the run would, which then finds them there; nothing else is written. Without
+    `data_paths`, data are not asked for.
     """
     refusals = Refusals(collects=True)
-    config = replace(config, data=replace(config.data, staging_folder=""))
     inputs = open_all(config, data_paths, None, None, refusals)
     if workdir_name is not None:
         with refusals.each():
@@ -112,7 +111,7 @@ def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None)
             verify_shards([shard], None)
     manifest = None
     with suppress(UserError):  # said above
-        manifest = DataFolder.open(stage(data_paths[0], "")).manifest if data_paths else None
+        manifest = DataFolder.open(stage(data_paths[0], config.data.staging_folder)).manifest if data_paths else None
     return [str(error) for error in refusals.found], manifest
 
 
@@ -120,7 +119,7 @@ def _open(config: Config, path: str, name: str, refusals: Refusals, alive: Calla
     """None where something is wrong, which only a collection of refusals lets happen."""
     data = vocabulary = None
     with refusals.each(name):
-        data = DataFolder.open(stage(path, config.data.staging_folder, alive))
+        data = DataFolder.open(stage(path, config.data.staging_folder, alive=alive))
     if data is None:
         return None
     with refusals.each(name):

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from electra_flax.config.schema import CheckpointConfig
 from electra_flax.errors import Preempted, Problem, RunError, Unavailable, UserError
 from electra_flax.model.electra import Params
-from electra_flax.runtime import processes
+from electra_flax.runtime import processes, status
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage.workdir import Events
 from electra_flax.training.agreement import Agreement, Wishes
@@ -177,6 +177,8 @@ class Loop:
         place = "before the first step" if self.is_fresh else f"at step {self.step} of {learner.total}, which is saved"
         processes.end_if_asked(self.interruption.requested, place)
         self.watchdog.alive("compiling")
+        if is_main:
+            status.tell(state="compiling", began=self.step, step=self.step, of=learner.total)
         learner.prepare(self.state, self.is_fresh)
         processes.end_if_asked(self.interruption.requested, place)
         self.interruption.saves = True
@@ -235,7 +237,7 @@ class Loop:
             self._progress.print(f"first step done {time.perf_counter() - self._began:.0f} s after the start")
         wishes = self._settle()
         self._pending = _Pending(self.step, sums, sent)
-        self._progress.advance()
+        self._progress.update()
         return wishes, batch
 
     def _settle(self) -> Wishes:
@@ -256,7 +258,7 @@ class Loop:
         metrics = self.window.metrics(learner.summarize, learner.least_seconds)
         self._write(step, "train", metrics)
         self._progress.print(f"step {step} train: {on_one_line(metrics, learner.shown)}")
-        self._progress.show(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
+        self._progress.note(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
         self.window = Window()
         try:
             self.checkpoints.check()

@@ -20,7 +20,9 @@ from typing_extensions import TypedDict
 from electra_flax.config.loading import config_fields
 from electra_flax.config.schema import Config
 from electra_flax.files import parse_lines, read_bytes, read_text
-from electra_flax.runtime.console import progress, write_line
+from electra_flax.runtime import status
+from electra_flax.runtime.console import columns, write_line
+from electra_flax.runtime.progress_bar import Bar
 from electra_flax.training import events
 from electra_flax.training.history import METRICS, Record
 from electra_flax.training.objectives.objective import Metric, Totals
@@ -63,6 +65,7 @@ class MetricWriter:
         self._jsonl.write(json.dumps(record).encode() + b"\n")
         named = {f"{split}/{name}": value for name, value in metrics.items()}
         self._tensorboard.write(events.scalars_event(step, named))
+        status.tell(step=step, **{split: metrics})
         if self._wandb is not None:
             self._wandb.log({"step": step, **named})  # not as wandb's own step, which cannot go back when the run does
 
@@ -248,30 +251,15 @@ class Window:
         return found
 
 
-class Progress:
+class Progress(Bar):
     """The loop's bar, with loss, tokens per second and ETA, and what is printed beside it."""
 
     def __init__(self, total: int, initial: int, enabled: bool) -> None:
         self._enabled = enabled
-        self._bar = progress(total, "training", "steps", initial=initial, enabled=enabled)
-
-    def advance(self) -> None:
-        self._bar.update()
-
-    def go_back(self, step: int) -> None:
-        self._bar.go_back(step)
-
-    def show(self, text: str) -> None:
-        self._bar.note(text)
+        super().__init__(
+            total, "training", "steps", scaled=False, initial=initial, delay=0.0, columns=columns if enabled else None
+        )
 
     def print(self, line: str) -> None:
         if self._enabled:
             write_line(line)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()

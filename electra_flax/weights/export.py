@@ -30,8 +30,6 @@ from electra_flax.weights.tf1_checkpoint import write_tf1_checkpoint
 
 log = logging.getLogger("electra_flax")
 
-DTYPES = ("float32", "float16", "bfloat16")
-
 
 # What the original makes of model_size by rules, and what it takes where nothing overrides it.
 _RULED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

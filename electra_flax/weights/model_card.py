@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.data.manifest import Manifest
@@ -23,16 +25,12 @@ _DOES = {
     "discriminator": ("tells replaced tokens from original ones; fine-tune this one", "replaced-token-detection"),
     "generator": ("fills in `[MASK]`; use it to continue pretraining", "fill-mask"),
 }
-_CITATION = """```bibtex
-@inproceedings{clark2020electra,
-  title = {{ELECTRA}: Pre-training Text Encoders as Discriminators Rather Than Generators},
-  author = {Kevin Clark and Minh-Thang Luong and Quoc V. Le and Christopher D. Manning},
-  booktitle = {ICLR},
-  year = {2020},
-  url = {https://openreview.net/pdf?id=r1xMH1BtvB}
-}
-```"""
-
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 # The hub's documentation, "Licenses", as it was in 2026; huggingface_hub has no list. It grows: others are passed on.
 _LICENSES = """
@@ -90,43 +88,36 @@ class Publication:
             "if the hub does not know it either, give --license other --license-name NAME",
         )
 
-    def header(self) -> list[str]:
-        """Lines of YAML."""
-        given = {name: getattr(self, name) for name in ("license", "license_name", "license_link", "language")}
-        return [f"{name}: {_yaml(value)}" for name, value in given.items() if value]
+    def head(self, tags: list[str]) -> str:
+        """Return what the hub reads: lines of YAML."""
+        return ModelCardData(
+            library_name="transformers", license=self.license or None, license_name=self.license_name or None,
+            license_link=self.license_link or None, language=self.language or None, tags=tags,
+        ).to_yaml(original_order=["library_name", "license", "license_name", "license_link", "language"])  # fmt: skip
 
     def _nearest(self) -> str:
         found = difflib.get_close_matches(re.sub(r"[\s_]+", "-", self.license.lower()), _LICENSES, 1)
         return f" (did you mean {found[0]}?)" if found else ""
 
 
-def _yaml(value: str) -> str:
-    """Quoted where it needs to be, such as no, which is Norwegian and YAML's word for false."""
-    return yaml.safe_dump(value, allow_unicode=True, width=10_000).removesuffix("...\n").strip()
-
-
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
     """{file name: content}: README.md and, of a run, the picture of its curves."""
     does, tag = _DOES[part]
-    header = ["library_name: transformers"]
-    header += [*publication.header(), "tags:", "- electra", "- electra-flax", f"- {tag}"]
     history = _history(weights)
-    sections = [
-        "---\n" + "\n".join(header) + "\n---",
-        f"# ELECTRA {part}",
-        f"An ELECTRA {part} ({does}), {_origin(weights)}.",
-        "| layers | hidden | embedding | heads | feed-forward | vocabulary | positions |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n"
-        f"| {sizes.num_hidden_layers} | {sizes.hidden_size} | {sizes.embedding_size} | {sizes.num_attention_heads} "
-        f"| {sizes.intermediate_size} | {sizes.vocab_size:,} | {sizes.max_position_embeddings} |",
-        _usage(part, publication.repository),
-        *(_training(weights, history) if weights.run else []),
-        "## Licence",
-        _license(publication),
-        "## Citation",
-        _CITATION,
-    ]
-    files: dict[str, str | bytes] = {"README.md": "\n\n".join(sections) + "\n"}
+    text = _TEMPLATES.get_template("model_card.md").render(
+        head=publication.head(["electra", "electra-flax", tag]),
+        part=part,
+        does=does,
+        origin=_origin(weights),
+        sizes=sizes,
+        name=ARCHITECTURES[part],
+        place=hub.repositories(publication.repository, [part])[part] if publication.repository else part,
+        training=_training(weights, history) if weights.run else None,
+        curves=CURVES if history is not None else None,
+        licence=_license(publication),
+        table=_table,
+    )
+    files: dict[str, str | bytes] = {"README.md": text}
     if history is not None:
         files[CURVES] = draw([history], learning_panels([history]))
     return files
@@ -150,32 +141,17 @@ def _origin(weights: Weights) -> str:
     return f"pretrained with electra-flax for {weights.step:,} steps"
 
 
-def _usage(part: str, repository: str) -> str:
-    name = ARCHITECTURES[part]
-    place = hub.repositories(repository, [part])[part] if repository else part
-    return f"""## Usage
-
-```python
-from transformers import AutoTokenizer, {name}
-
-tokenizer = AutoTokenizer.from_pretrained("{place}")
-model = {name}.from_pretrained("{place}")  # PyTorch
-```
-
-In Flax and TensorFlow, which transformers has up to version 4.57, `Flax{name}` and `TF{name}` load the same folder."""
-
-
-def _training(weights: Weights, history: History | None) -> list[str]:
+def _training(weights: Weights, history: History | None) -> dict[str, Any]:
     run = weights.run
     assert run is not None
     config = run.read_config()
-    sections = ["## Training"]
+    data, last = "", {}
     if (run.folder / "manifest.json").exists():
         manifest = Manifest.read(run.folder)
         documents = sum(int(source["documents"]) for source in manifest.sources)
         size = sum(int(source["bytes"]) for source in manifest.sources)
         files = counted(len(manifest.sources), "files")
-        sections.append(
+        data = (
             f"Data: {counted(documents, 'documents')} in {files} ({_readable(size)}), of "
             f"which {manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
             f"{manifest.examples('validation'):,} held out; {manifest.unk_rate:.2%} of the pieces are unknown. "
@@ -199,14 +175,10 @@ def _training(weights: Weights, history: History | None) -> list[str]:
     if config.long_phase.steps:
         long = config.long_phase
         settings["last steps"] = f"{long.steps:,} of {long.batch_size} sequences of {long.max_seq_length} tokens"
-    sections.append(_table(settings))
-    if history is None:
-        return sections
-    if history.validation:
+    if history is not None and history.validation:
         last = history.validation[-1]
-        shown = {name: f"{value:.4g}" for name, value in last.items() if isinstance(value, float) and name != "time"}
-        sections += [f"Held-out metrics at step {last['step']:,}:", _table(shown)]
-    return [*sections, f"![curves of training and held-out metrics]({CURVES})"]
+    shown = {name: f"{value:.4g}" for name, value in last.items() if isinstance(value, float) and name != "time"}
+    return {"data": data, "settings": settings, "held_out": shown, "held_out_step": f"{last.get('step', 0):,}"}
 
 
 def _readable(size: float) -> str:

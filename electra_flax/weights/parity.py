@@ -25,7 +25,6 @@ from electra_flax.weights.sources import Weights
 from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, is_labelled, write_msgpack, write_safetensors
 
 TEXTS = ("한국어 ELECTRA를 공유합니다. The quick brown fox jumps over the lazy dog.", "짧은 문장입니다.")
-TOLERANCE = 1e-4
 ARCHITECTURES = {"discriminator": "ElectraForPreTraining", "generator": "ElectraForMaskedLM"}
 FRAMEWORKS = ("flax", "torch", "tensorflow")
 

@@ -101,6 +101,11 @@ class Weights:
         return nested({name: jnp.asarray(self.read(name)) for name in self.shapes})
 
 
+def is_source(place: str) -> bool:
+    """Whether a place says what lies there: hf:, tf1: or orbax:."""
+    return place.partition(":")[0] in ("hf", "tf1", "orbax")
+
+
 def find_weights(
     source: str, step: int | None = None, vocab_file: Path | None = None, *, needs_head: bool = True
 ) -> Weights:
@@ -110,7 +115,7 @@ def find_weights(
     also that of a fine-tuned model. Raises UserError where there is nothing, or it is no ELECTRA, or not a whole one.
     """
     kind, _, place = source.partition(":")
-    if not place or kind not in ("orbax", "hf", "tf1"):
+    if not place or not is_source(source):
         raise UserError(f"{source}: expected {SOURCES}")
     if step is not None and kind != "orbax":
         raise UserError(f"--step {step}: only a run (orbax:DIR) has several steps, {source} has one")

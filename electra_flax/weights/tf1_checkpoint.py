@@ -10,10 +10,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
+from electra_flax.data.protobuf import message_classes
 from electra_flax.data.tfrecord import masked_crc
 from electra_flax.errors import UserError
 from electra_flax.files import check_file
@@ -28,15 +30,19 @@ _DTYPES: dict[int, np.dtype] = {
 }  # numbers of TensorFlow's DataType
 
 
-class _Entry(NamedTuple):
-    """BundleEntryProto: where a tensor lies."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    shard: int
-    offset: int
-    size: int
-    masked_crc: int
+# tensorflow/core/protobuf/tensor_bundle.proto, as far as it is needed.
+_CLASSES = message_classes({
+    "Dim": {"size": (1, "uint64")},
+    "Shape": {"dim": (2, "repeated Dim")},
+    "Slice": {},
+    "Version": {"producer": (1, "int32")},
+    "Header": {"num_shards": (1, "uint32"), "endianness": (2, "uint32"), "version": (3, "Version")},
+    "Entry": {
+        "dtype": (1, "uint32"), "shape": (2, "Shape"), "shard": (3, "uint32"), "offset": (4, "uint64"),
+        "size": (5, "uint64"), "crc32c": (6, "fixed32"), "slices": (7, "repeated Slice"),
+    },
+})  # fmt: skip
+_Header, _Entry = _CLASSES["Header"], _CLASSES["Entry"]
 
 
 class Tf1Checkpoint:
@@ -51,16 +57,16 @@ class Tf1Checkpoint:
         try:
             check_file(index)
             table = dict(_read_table(index.read_bytes()))
-            header = _fields(table.pop(b""))
-            self._num_shards = header[1]
-            assert header.get(2, 0) == 0, "big-endian"
+            header = _Header.FromString(table.pop(b""))
+            self._num_shards = header.num_shards
+            assert header.num_shards and not header.endianness, "big-endian, or without shards"
             self._entries = {key.decode(): _entry(value) for key, value in table.items()}
         except OSError as error:
             raise UserError(
                 f"{index}: cannot be read ({error.strerror}): name a TensorFlow checkpoint by its prefix, as in "
                 "model.ckpt-1000000"
             ) from None
-        except (AssertionError, KeyError, IndexError, ValueError, TypeError, struct.error) as error:
+        except (AssertionError, KeyError, IndexError, ValueError, TypeError, struct.error, DecodeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -70,7 +76,7 @@ class Tf1Checkpoint:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every variable, slots and counters included."""
-        return {name: entry.shape for name, entry in self._entries.items()}
+        return {name: _shape(entry) for name, entry in self._entries.items()}
 
     def read(self, name: str) -> np.ndarray:
         """A variable, in its own type. Raises UserError where its bytes are not those that were written."""
@@ -83,17 +89,17 @@ class Tf1Checkpoint:
                 data = file.read(entry.size)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}): copy it beside its .index") from None
-        if len(data) != entry.size or masked_crc(data) != entry.masked_crc:
+        if len(data) != entry.size or masked_crc(data) != entry.crc32c:
             problem = "cut off" if len(data) != entry.size else "its CRC32C does not match"
             raise UserError(f"{path}: {name} is damaged ({problem}): copy the checkpoint again")
-        return np.frombuffer(data, entry.dtype).reshape(entry.shape)
+        return np.frombuffer(data, _DTYPES[entry.dtype]).reshape(_shape(entry))
 
 
 def write_tf1_checkpoint(
     prefix: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
 ) -> None:
     """Writes variables, one at a time, and the `checkpoint` file that names the newest."""
-    entries = [(b"", _message({1: 1, 3: _message({1: 1})}))]  # one shard, little-endian, version 1
+    entries = [(b"", _Header(num_shards=1, version={"producer": 1}).SerializeToString())]  # little-endian
     offset = 0
     with _data_path(prefix, 0, 1).open("wb") as file:
         for name in sorted(shapes, key=str.encode):
@@ -102,11 +108,9 @@ def write_tf1_checkpoint(
             number = next(number for number, dtype in _DTYPES.items() if dtype == value.dtype)
             data = value.tobytes()
             file.write(data)
-            shape = b"".join(_field(2, _message({1: size})) for size in value.shape)
-            crc = struct.pack("<I", masked_crc(data))
-            place = _message({1: number, 2: shape, 4: offset, 5: value.nbytes})
-            message = place + _varint(6 << 3 | 5) + crc
-            entries.append((name.encode(), message))
+            shape = {"dim": [{"size": size} for size in value.shape]}
+            entry = _Entry(dtype=number, shape=shape, offset=offset, size=value.nbytes, crc32c=masked_crc(data))
+            entries.append((name.encode(), entry.SerializeToString()))
             offset += value.nbytes
     with prefix.with_name(prefix.name + ".index").open("wb") as file:
         _write_table(file, entries)
@@ -116,6 +120,19 @@ def write_tf1_checkpoint(
 
 def _data_path(prefix: Path, shard: int, num_shards: int) -> Path:
     return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{num_shards:05d}")
+
+
+def _entry(message: bytes) -> Any:
+    found = _Entry.FromString(message)
+    if found.dtype not in _DTYPES:
+        raise ValueError(f"type {found.dtype} of TensorFlow is not among those of ELECTRA's variables")
+    if found.slices:
+        raise ValueError("a variable is in slices")
+    return found
+
+
+def _shape(entry: Any) -> tuple[int, ...]:
+    return tuple(dim.size for dim in entry.shape.dim)
 
 
 # ------------------------------------------------------------------------------------------------ sorted string table
@@ -179,57 +196,6 @@ def _write_block(file: BinaryIO, entries: list[tuple[bytes, bytes]]) -> bytes:
     uncompressed = data + b"\0"
     file.write(uncompressed + struct.pack("<I", masked_crc(uncompressed)))
     return _varint(offset) + _varint(len(data))
-
-
-# -------------------------------------------------------------------------------------------------- protocol buffers
-
-
-def _entry(message: bytes) -> _Entry:
-    found = _fields(message)
-    if found[1] not in _DTYPES:
-        raise ValueError(f"type {found[1]} of TensorFlow is not among those of ELECTRA's variables")
-    if 7 in found:
-        raise ValueError("a variable is in slices")
-    shape = tuple(_fields(size).get(1, 0) for size in _repeated(found.get(2, b""), 2))
-    return _Entry(_DTYPES[found[1]], shape, found.get(3, 0), found.get(4, 0), found.get(5, 0), found.get(6, 0))
-
-
-def _fields(message: bytes) -> dict[int, Any]:
-    """The last value of each field, by its number."""
-    return dict(_all_fields(message))
-
-
-def _repeated(message: bytes, number: int) -> list[bytes]:
-    return [value for found, value in _all_fields(message) if found == number and isinstance(value, bytes)]
-
-
-def _all_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    position = 0
-    value: int | bytes
-    while position < len(message):
-        tag, position = _read_varint(message, position)
-        if tag & 7 == 0:
-            value, position = _read_varint(message, position)
-        elif tag & 7 == 5:
-            (value,) = struct.unpack_from("<I", message, position)
-            position += 4
-        elif tag & 7 == 2:
-            length, position = _read_varint(message, position)
-            value = message[position : position + length]
-            position += length
-        else:
-            raise ValueError("not a protocol buffer of a tensor bundle")
-        yield tag >> 3, value
-
-
-def _message(fields: Mapping[int, int | bytes]) -> bytes:
-    return b"".join(_field(number, value) for number, value in fields.items())
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:

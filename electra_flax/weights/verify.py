@@ -10,7 +10,7 @@ from rich.text import Text
 
 from electra_flax.errors import UserError
 from electra_flax.weights import parity
-from electra_flax.weights.sources import SOURCES, Weights, find_weights
+from electra_flax.weights.sources import SOURCES, Weights, find_weights, is_source
 
 Found = dict[str, dict[str, parity.Differences | None]]
 """{"discriminator": {"flax": ..., "torch": ..., "tensorflow": ..., "--against": ...}, "generator": ...}"""
@@ -58,7 +58,7 @@ def table(part: str, found: dict[str, parity.Differences | None], tolerance: flo
 
 
 def _source(against: str) -> str:
-    return against if against.partition(":")[0] in ("hf", "tf1", "orbax") else f"hf:{against}"
+    return against if is_source(against) else f"hf:{against}"
 
 
 def _compare_weights(ours: Weights, other: Weights, folders: dict[str, Path]) -> dict[str, parity.Differences]:
