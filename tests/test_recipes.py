@@ -125,14 +125,14 @@ def test_a_long_phase_goes_on_with_the_same_state(root, phases, capsys):
 @pytest.mark.parametrize("dies_at", [4, 6])
 def test_a_run_of_two_phases_resumes_in_either(root, phases, dies_at):
     die = f"""
-from electra_flax.training import pretrain as train
-save = train.Checkpoints.save
+from electra_flax.training.checkpoint import Checkpoints
+save = Checkpoints.save
 def save_and_die(self, state, *given):
     save(self, state, *given)
     if int(state.step) == {dies_at}:
         self.wait()
         os._exit(9)
-train.Checkpoints.save = save_and_die
+Checkpoints.save = save_and_die
 """
     name = f"phases{dies_at}"
     process = start(two_phases(root, name), die)

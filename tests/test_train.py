@@ -27,13 +27,13 @@ def run(whole, tmp_path_factory):
 
 def test_six_steps_are_three_and_a_new_process_and_three(run):
     die_once_saved = """
-from electra_flax.training import pretrain as train
-save = train.Checkpoints.save
+from electra_flax.training.checkpoint import Checkpoints
+save = Checkpoints.save
 def save_and_die(self, *given):
     save(self, *given)
     self.wait()
     os._exit(9)
-train.Checkpoints.save = save_and_die
+Checkpoints.save = save_and_die
 """
     for before, expected_code in ((die_once_saved, 9), ("", 0)):
         process = start(pretrain(run, "resumed"), before, ELECTRA_FLAX_STATUS=str(run / "status.json"))
