@@ -20,7 +20,7 @@ GROUND = ("pictures", "files", "text", "trees", "errors")
 # What the other packages need of this one: all else stays out of a worker of data preparation, and of a laptop.
 OF_THE_PACKAGE = {
     "data_prep": {"data", "runtime", "config", *GROUND},
-    "tpu": {"config", "runtime.console", "runtime.ending", "runtime.tpus", *GROUND},
+    "tpu": {"config", "runtime.console", "runtime.ending", "runtime.flags", "runtime.tpus", *GROUND},
     # It runs on the TPU.
     "tpu.worker": {"config", "runtime", "storage.bucket", *GROUND},
 }

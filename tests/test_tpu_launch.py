@@ -273,6 +273,14 @@ def test_a_dry_run_prints_the_commands_and_runs_none(capsys, file):
     assert "delete electra --force --quiet" in lines[5]
 
 
+def test_a_mistyped_flag_is_usage_and_a_field_is_none(capsys, file):
+    with pytest.raises(SystemExit) as ended:
+        run(capsys, "train", f"--setings={file}")
+    assert ended.value.code == 2 and "--setings: no such flag; the nearest is --settings" in capsys.readouterr().err
+    code, _, err = run(capsys, "stop", "--settings", str(file), "--silent_minutes", "x")
+    assert code == 1 and "silent_minutes" in err and "no such flag" not in err
+
+
 def test_mistakes_are_one_line(capsys, file, tmp_path):
     for arguments, expected in (
         (["status", "--settings", str(tmp_path / "none.yaml")], "no such file: copy tpu/tpu.yaml"),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from electra_flax.config.ranges import Range, ranges, short
 from electra_flax.config.schema import Config
@@ -42,51 +41,46 @@ def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_c
     values = read_yaml(Path(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected fields and their values, found {type(values).__name__}")
-    try:
-        given = json.dumps(_without_empty(values))
-    except (TypeError, ValueError) as error:  # dates and sets, which YAML has and no field; 0xff... without end
-        raise UserError(f"{path}: {error}: expected text, numbers, lists and mappings") from None
-    return _made(cls, ["--fields-from", given, *overrides], str(path), overrides, help_command)
-
-
-def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_empty(value) if isinstance(value, dict) else value
-        for name, value in values.items()
-        if value is not None
-    }
+    return fields_from(cls, values, overrides, str(path), help_command)
 
 
 def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str], source: str, help_command: str) -> T:
-    """Fields of a dataclass of plain values, and `--field value` overrides; `source` is named in errors.
+    """Fields of a dataclass, and `--field value` overrides; None is the default; `source` is named in errors.
 
-    Raises UserError as `load_config` does.
+    Raises UserError that names the place where the wrong one was given.
     """
-    given = [f"--{name}={value}" for name, value in values.items()]
-    return _made(cls, [*given, *overrides], source, overrides, help_command)
-
-
-def from_dict(cls: type[T], values: dict[str, Any], source: str, help_command: str) -> T:
-    """A dataclass from what dataclasses.asdict made of it. Raises UserError as `load_config` does."""
-    return _made(cls, _without_empty(values), source, (), help_command)
-
-
-def _made(
-    cls: type[T], given: list[str] | dict[str, Any], source: str, overrides: Sequence[str], help_command: str
-) -> T:
-    """The dataclass of arguments or values. Raises UserError that names the place where the wrong one was given."""
     parser = _parser(cls)
     try:
-        namespace = parser.parse_object(given) if isinstance(given, dict) else parser.parse_args(given)
-        found = parser.instantiate(namespace)
+        found = parser.instantiate(parser.parse_args(list(overrides), namespace=_namespace(cls, values)))
         return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except UserError as error:
         message = str(error)
     except OverflowError as error:  # from jsonargparse, which does not say where
         message = f"a number of hundreds of digits: {error}"
+    except KeyError as error:  # a name that can be no field's: empty, or with a space
+        message = str(error)
     except ArgumentError as error:
         message = _one_line(str(error), cls, help_command)
     raise UserError(_placed(message, source, overrides))
+
+
+def from_dict(cls: type[T], values: dict[str, Any], source: str, help_command: str) -> T:
+    """A dataclass from what dataclasses.asdict made of it. Raises UserError as `load_config` does."""
+    return fields_from(cls, values, (), source, help_command)
+
+
+def _namespace(cls: type, values: Mapping[str, Any]) -> Namespace:
+    """What is given, for jsonargparse. Raises UserError for a section that is none."""
+    found, kinds = Namespace(), get_type_hints(cls)
+    for name, value in values.items():
+        is_section = dataclasses.is_dataclass(kinds.get(name)) and value is not None
+        if is_section and not isinstance(value, dict):
+            raise UserError(f"{name}: expected fields and their values, or each as --{name}.FIELD VALUE")
+        given = {f"{name}.{field}": each for field, each in value.items()} if is_section else {f"{name}": value}
+        for key, each in given.items():
+            if each is not None:
+                found[key] = each
+    return found
 
 
 def config_to_yaml(config: Config) -> str:
@@ -147,7 +141,6 @@ def _parser(cls: type) -> ArgumentParser:
             print_config=None,
             usage=argparse.SUPPRESS,
         )
-        parser.add_argument("--fields-from", action="config", help=argparse.SUPPRESS)
         parser.add_class_arguments(cls)
         _parsers[cls] = parser
     return _parsers[cls]

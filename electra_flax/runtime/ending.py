@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import os
@@ -11,7 +10,6 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
 from electra_flax.runtime.console import write_line
@@ -134,13 +132,6 @@ def keep_traceback(error: BaseException, path: Path) -> Path | str:
 def _say(program: str, code: int, message: str) -> int:
     write_line(f"{program}: {escaped(message)}")
     return code
-
-
-class Parser(argparse.ArgumentParser):
-    """Of a command line; what is said of a mistake shows escapes and line breaks of what was given by their codes."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(escaped(message))
 
 
 def print_whole(text: str) -> None:
