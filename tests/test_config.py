@@ -105,6 +105,7 @@ DEMO = f"{CONFIGS / 'demo.yaml'}: "
         (["--optimizer.learning_rat", "1"], "--optimizer.learning_rat: unknown field; the nearest is optimizer"),
         (["--learning-rate", "1"], "--learning-rate: unknown field; the nearest is optimizer.learning_rate"),
         (["--seed=1"], "--seed: unknown field; the nearest is training.seed or evaluation.seed"),
+        (["--fields-from", "{}"], "--fields-from: unknown field; electra-flax pretrain --help lists all fields"),
         (["--zzz", "1"], "--zzz: unknown field; electra-flax pretrain --help lists all fields"),
         (["--model", "{hiden_size: 3}"], f"{DEMO}model.hiden_size: unknown field; the nearest is model.hidden_size"),
         (["--training.seed", "1", "stray"], "unrecognized arguments: stray"),

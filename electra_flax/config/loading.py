@@ -57,8 +57,6 @@ def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str
         message = str(error)
     except OverflowError as error:  # from jsonargparse, which does not say where
         message = f"a number of hundreds of digits: {error}"
-    except KeyError as error:  # a name that can be no field's: empty, or with a space
-        message = str(error)
     except ArgumentError as error:
         message = _one_line(str(error), cls, help_command)
     raise UserError(_placed(message, source, overrides))
@@ -77,9 +75,11 @@ def _namespace(cls: type, values: Mapping[str, Any]) -> Namespace:
         if is_section and not isinstance(value, dict):
             raise UserError(f"{name}: expected fields and their values, or each as --{name}.FIELD VALUE")
         given = {f"{name}.{field}": each for field, each in value.items()} if is_section else {f"{name}": value}
-        for key, each in given.items():
-            if each is not None:
-                found[key] = each
+        for key in (key for key, each in given.items() if each is not None):
+            try:
+                found[key] = given[key]
+            except KeyError as error:  # that can be no field's: empty, or with a space
+                raise UserError(str(error)) from None
     return found
 
 

@@ -38,8 +38,20 @@ from typing import get_type_hints as hints_of
 
 from electra_flax.config.ranges import Range, in_range
 from electra_flax.errors import EXIT_CODES, escaped
-from electra_flax.files import given_path, given_place
 from electra_flax.runtime.ending import print_whole
+
+
+def given_place(text: str) -> str:
+    """The type of a flag that names a path or gs://...: "" would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("empty, expected a path")
+    return text
+
+
+def given_path(text: str) -> Path:
+    """`given_place` as a Path."""
+    return Path(given_place(text))
+
 
 Folder = Annotated[Path, given_path, "DIR"]
 File = Annotated[Path, given_path, "FILE"]
