@@ -6,9 +6,8 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from data_prep import inspect, vocab_report
 from data_prep.build import ShardJob
@@ -27,7 +26,7 @@ from electra_flax.errors import UserError
 from electra_flax.files import write_all
 from electra_flax.runtime.console import console, print_json, print_line, progress, write_line
 from electra_flax.runtime.ending import run_command
-from electra_flax.runtime.flags import Flag, Folder, Parser, Place, exit_codes, make_parser, parse
+from electra_flax.runtime.flags import Command, Flag, Folder, Parser, Place, exit_codes, make_parser, parse
 
 _MODEL_MAX_LENGTH = 512
 _STEP_NAMES = tuple(step.name for step in STEPS)
@@ -52,15 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """Return that of electra-data."""
     text = "Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain."
-    commands = {"vocab": Vocab, "report": Report, "shard": Shard, "inspect": Inspect}
-    return make_parser("electra-data", text, exit_codes((0, 1, 2, 3, 70, 130)), commands)
+    return make_parser("electra-data", text, exit_codes((0, 1, 2, 3, 70, 130)), (Vocab, Report, Shard, Inspect))
 
 
 # ------------------------------------------------------------------------------------------------------ the corpus
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cleaning:
+class Cleaning(Command):
     """Cleaning."""
 
     clean: Annotated[str, tuple(RECIPES)] = "none"
@@ -83,12 +80,11 @@ class Cleaning:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Reading(Cleaning):
     """Reading."""
 
-    epilog: ClassVar[str] = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
-    interrupted: ClassVar[str] = "nothing was kept"
+    epilog = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
+    interrupted = "nothing was kept"
 
     corpus: Annotated[tuple[Place, ...], "SRC"]
     """files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki
@@ -140,7 +136,6 @@ def _warn(message: str) -> None:
 # ---------------------------------------------------------------------------------------------------- vocabularies
 
 
-@dataclass(frozen=True, kw_only=True)
 class Vocab(Reading):
     """Learn a WordPiece vocabulary.
 
@@ -203,7 +198,6 @@ class Vocab(Reading):
         print_line(f"{vocabulary.path}: {len(vocabulary.tokens):,} entries, {unused:,} of them [unused]")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Report(Reading):
     """Compare vocabularies on a text.
 
@@ -250,7 +244,6 @@ def _show_report(
 # ---------------------------------------------------------------------------------------------------------- shards
 
 
-@dataclass(frozen=True, kw_only=True)
 class Shard(Reading):
     """Write TFRecord shards.
 
@@ -259,7 +252,7 @@ class Shard(Reading):
     again; unfinished work lies in OUT.partial.
     """
 
-    interrupted: ClassVar[str] = "the same command goes on with what is done"
+    interrupted = "the same command goes on with what is done"
 
     vocab: Folder
     """folder of electra-data vocab"""
@@ -325,14 +318,11 @@ class Shard(Reading):
         return write_shards(job, self.read(), Path(self.out), self.workers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inspect:
+class Inspect(Command):
     """Show what shards hold.
 
     Prints the manifest, the counts and a few decoded examples in colour.
     """
-
-    interrupted: ClassVar[str] = ""
 
     folder: Annotated[Folder, Flag(positional=True)]
     """folder of electra-data shard"""

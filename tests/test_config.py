@@ -10,7 +10,7 @@ import jax
 import pytest
 from golden_tools import read_json
 
-from electra_flax.config.loading import config_differences, config_to_yaml, fields_help, from_dict, load_config
+from electra_flax.config.loading import config_differences, config_to_yaml, fields_from, fields_help, load_config
 from electra_flax.config.ranges import ranges
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
@@ -51,7 +51,7 @@ def test_preset(name):
     for word in ("# Command:", "# Hardware:", "# Time:"):
         assert word in header
     assert re.search("published|predicted|measured|not published", header)
-    assert from_dict(Config, __import__("yaml").safe_load(config_to_yaml(config)), "round trip", "") == config
+    assert fields_from(Config, __import__("yaml").safe_load(config_to_yaml(config)), (), "round trip", "") == config
 
 
 def test_the_source_is_parsed_once(monkeypatch):
@@ -177,7 +177,10 @@ def test_every_number_has_a_range(section, name):
     checkpoint = {section: dataclasses.asdict(good) | {name: value}}
     for place, refused in (
         ("--", lambda: load_config(CONFIGS / "demo.yaml", [f"--{section}.{name}={value}"])),
-        ("checkpoint 7: ", lambda: from_dict(Config, dataclasses.asdict(DEMO_CONFIG) | checkpoint, "checkpoint 7", "")),
+        (
+            "checkpoint 7: ",
+            lambda: fields_from(Config, dataclasses.asdict(DEMO_CONFIG) | checkpoint, (), "checkpoint 7", ""),
+        ),
     ):
         with pytest.raises(UserError) as error:
             refused()

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -42,24 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> Parser:
     """Return that of python -m tpu.launch."""
-    table: dict[str, type[Command]] = {
-        "preflight": Preflight,
-        "create": Create,
-        "train": Train,
-        "status": Status,
-        "logs": Logs,
-        "ssh": Ssh,
-        "stop": Stop,
-        "delete": Delete,
-        "fields": Fields,
-    }
+    table = (Preflight, Create, Train, Status, Logs, Ssh, Stop, Delete, Fields)
     return make_parser("python -m tpu.launch", __doc__, _EPILOG, table)
 
 
 # ---------------------------------------------------------------------------------------------- what they share
 
 
-@dataclass(frozen=True, kw_only=True)
 class Launch(Overridden):
     """The run.
 
@@ -90,7 +78,6 @@ class Launch(Overridden):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checked(Launch):
     """What is checked before."""
 
@@ -121,7 +108,6 @@ def _upload(settings: Settings, config: Config, gcloud: Gcloud) -> str:
 # ------------------------------------------------------------------------------------------------------- commands
 
 
-@dataclass(frozen=True, kw_only=True)
 class Preflight(Checked):
     """Tell what is wrong before anything is paid for."""
 
@@ -129,7 +115,6 @@ class Preflight(Checked):
         self.check(settings, gcloud)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Create(Checked):
     """Ask for the machine once; it trains when it is there."""
 
@@ -145,7 +130,6 @@ class Create(Checked):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Train(Checked):
     """Stay with a run until its models are here, through every preemption."""
 
@@ -180,7 +164,6 @@ def _detach(settings: Settings) -> None:
     print(f"process {process.pid} stays with the run while this computer is on; its log: {log}; make tpu-status")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Status(Launch):
     """Tell how the run and its machine are."""
 
@@ -206,7 +189,6 @@ class Status(Launch):
         print(remaining(settings, gcloud))
 
 
-@dataclass(frozen=True, kw_only=True)
 class OfWorker(Launch):
     """Worker."""
 
@@ -214,7 +196,6 @@ class OfWorker(Launch):
     """which"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Logs(OfWorker):
     """Print the last lines of a worker's log."""
 
@@ -225,7 +206,6 @@ class Logs(OfWorker):
         print(log_tail(settings, gcloud, self.worker, self.lines))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ssh(OfWorker):
     """Open a shell on a worker, or run a command there."""
 
@@ -236,7 +216,6 @@ class Ssh(OfWorker):
         return gcloud.attached(commands.ssh(settings, str(self.worker), self.command))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Delete(Launch):
     """Delete the machine at once, without a save."""
 
@@ -251,7 +230,6 @@ class Delete(Launch):
         print(remaining(settings, gcloud))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stop(Delete):
     """Save, end and delete the machine; train goes on later."""
 
@@ -282,8 +260,7 @@ class Stop(Delete):
         print(f"the run is at {settings.run_url}; make tpu-train goes on with it")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fields:
+class Fields(Command):
     """List the fields of --settings, their meaning, range and default."""
 
     def run(self) -> None:

@@ -9,33 +9,19 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from electra_flax.commands.evaluate import Evaluate
 from electra_flax.commands.export import Export
 from electra_flax.commands.finetune import Finetune, Predict, Scoreboard
 from electra_flax.commands.models import Detect, Fill, Show, Verify
-from electra_flax.commands.plan import Plan
-from electra_flax.commands.pretrain import Pretrain
-from electra_flax.commands.reports import Doctor, Report
+from electra_flax.commands.pretrain import Evaluate, Pretrain
+from electra_flax.commands.reports import Doctor, Plan, Report
 from electra_flax.errors import Preempted
 from electra_flax.runtime.console import LogHandler
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.flags import Command, Parser, exit_codes, make_parser, parse
 
-COMMANDS: dict[str, type[Command]] = {
-    "pretrain": Pretrain,
-    "evaluate": Evaluate,
-    "export": Export,
-    "show": Show,
-    "verify": Verify,
-    "detect": Detect,
-    "fill": Fill,
-    "report": Report,
-    "doctor": Doctor,
-    "finetune": Finetune,
-    "scoreboard": Scoreboard,
-    "predict": Predict,
-    "plan": Plan,
-}
+COMMANDS: tuple[type[Command], ...] = (
+    Pretrain, Evaluate, Export, Show, Verify, Detect, Fill, Report, Doctor, Finetune, Scoreboard, Predict, Plan,
+)  # fmt: skip
 
 
 def parser() -> Parser:

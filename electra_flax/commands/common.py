@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from typing import Annotated
 
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError
-from electra_flax.runtime.flags import Flag
+from electra_flax.runtime.flags import Command, Flag
 from electra_flax.text import decode, without_halves
 
 
-@dataclass(frozen=True, kw_only=True)
-class Devices:
+class Devices(Command):
     """Devices."""
 
     simulate_devices: Annotated[int | None, Range(1, 1024), "N"] = None
@@ -39,8 +37,7 @@ def _address(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Processes:
+class Processes(Command):
     """Several processes.
 
     on a TPU they find each other; elsewhere each is told, with the same command otherwise

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from electra_flax.commands.common import Devices
 from electra_flax.config.ranges import MOST_INT32, Range
 from electra_flax.errors import UserError
 from electra_flax.runtime.console import print_line, write_line
-from electra_flax.runtime.flags import File, Flag, Folder, Place
+from electra_flax.runtime.flags import Command, File, Flag, Folder, Place
 
 if TYPE_CHECKING:
     from electra_flax.weights.model_card import Publication
     from electra_flax.weights.sources import Weights
 
 
-@dataclass(frozen=True, kw_only=True)
-class Publishing:
+class Publishing(Command):
     """Publishing."""
 
     license: Annotated[str, "ID"] = ""
@@ -34,7 +32,6 @@ class Publishing:
     """with --push: repositories that only you can see"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Export(Publishing, Devices):
     """Write Hugging Face model folders, or a checkpoint of the original.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from electra_flax.commands.common import Devices, Processes, Texts, texts_or_stdin
@@ -14,7 +13,6 @@ from electra_flax.runtime.flags import File, Flag, Folder, Overridden, Place
 _Places = Annotated[tuple[Place, ...], Flag(action="extend")]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Protocol(Overridden):
     """How a model is scored."""
 
@@ -35,7 +33,6 @@ class Protocol(Overridden):
         return Training
 
 
-@dataclass(frozen=True, kw_only=True)
 class Finetune(Protocol, Devices, Processes):
     """Fine-tune a model on a task, with several seeds, and score it.
 
@@ -81,7 +78,6 @@ class Finetune(Protocol, Devices, Processes):
             print_line(self.out)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Scoreboard(Protocol, Devices, Processes):
     """Score models on all tasks whose data is there: one table.
 
@@ -115,7 +111,6 @@ class Scoreboard(Protocol, Devices, Processes):
             print(table)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Predict(Devices):
     """Tell what a fine-tuned model says of your texts.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Annotated
 
 from electra_flax.commands.common import Devices, Texts, texts_or_stdin
@@ -12,7 +11,6 @@ from electra_flax.runtime.console import console, print_json, print_line
 from electra_flax.runtime.flags import Folder, Place
 
 
-@dataclass(frozen=True, kw_only=True)
 class Show(Devices):
     """Show what the discriminator detects, in colour.
 
@@ -34,7 +32,6 @@ class Show(Devices):
         replaced.show(replaced.detect(str(self.model), stage(self.data, ""), self.examples), console())
 
 
-@dataclass(frozen=True, kw_only=True)
 class Verify(Devices):
     """Compare a published model in every framework, layer by layer.
 
@@ -73,7 +70,6 @@ class Verify(Devices):
         return 1 if beyond else 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Detect(Devices):
     """Tell which words of a sentence look replaced.
 
@@ -105,7 +101,6 @@ class Detect(Devices):
             output.print(sentences.coloured(text, pieces))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Fill(Devices):
     """Tell what the generator would put at [MASK].
 

@@ -1,20 +1,20 @@
-"""electra-flax pretrain."""
+"""electra-flax pretrain and evaluate: a run, and what its checkpoints are worth."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from electra_flax.commands.common import Devices, Processes
+from electra_flax.config.ranges import MOST_INT32, Range
 from electra_flax.errors import UserError
-from electra_flax.runtime.flags import ConfigFile, Overridden, Place
+from electra_flax.runtime.console import print_json
+from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Place
 
 if TYPE_CHECKING:
     from electra_flax.weights.start import Start
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstWeights:
+class FirstWeights(Command):
     """Weights to begin with.
 
     DISC and GEN are each a Hugging Face folder or OWNER/NAME on the hub, PREFIX a checkpoint of the original
@@ -45,7 +45,6 @@ class FirstWeights:
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Pretrain(Overridden, FirstWeights, Devices, Processes):
     """Train, or continue, a run.
 
@@ -83,3 +82,23 @@ class Pretrain(Overridden, FirstWeights, Devices, Processes):
 
             with processes.joined(group):
                 pretrain(config, paths, self.workdir, interruption, begin_with)
+
+
+class Evaluate(Devices):
+    """Print held-out metrics as JSON.
+
+    Prints a checkpoint's metrics on the validation split as JSON; the masks never change.
+    """
+
+    workdir: Place
+    """the run"""
+    data: Place | None = None
+    """other shards than the run's own"""
+    step: Annotated[int | None, Range(0, MOST_INT32), "N"] = None
+    """checkpoint (default: the newest)"""
+
+    def run(self) -> None:
+        self.use_devices()
+        from electra_flax.training.evaluate import evaluate
+
+        print_json(evaluate(self.workdir, self.data, self.step))

@@ -1,12 +1,13 @@
-"""electra-flax report and doctor: what became of a run."""
+"""electra-flax report, doctor and plan: about a run, after it and before."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from electra_flax.commands.common import Devices
+from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError, escaped
 from electra_flax.runtime.console import print_json, print_line, print_text
 from electra_flax.runtime.flags import ConfigFile, File, Flag, Overridden, Place
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from electra_flax.reports.doctor import Finding
 
 
-@dataclass(frozen=True, kw_only=True)
 class Report(Devices):
     """Write one HTML page about one run or several.
 
@@ -37,7 +37,6 @@ class Report(Devices):
             print_line(path)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Doctor(Overridden, Devices):
     """Tell what is wrong with a run or a configuration, and what to change.
 
@@ -46,9 +45,7 @@ class Doctor(Overridden, Devices):
     to change. Fields are overridden by --section.field VALUE.
     """
 
-    epilog: ClassVar[str] = (
-        "exit codes: 0 nothing found; 1 something found, or you can fix it; the others as those of pretrain"
-    )
+    epilog = "exit codes: 0 nothing found; 1 something found, or you can fix it; the others as those of pretrain"
 
     workdir: Place | None = None
     """a run"""
@@ -96,3 +93,46 @@ class Doctor(Overridden, Devices):
         paths = [each for each in (self.data, self.long_data) if each]
         refused, manifest = examine(config, paths, self.workdir)
         return [*diagnose_refusals(refused), *diagnose_config(config, manifest)]
+
+
+class Plan(Overridden):
+    """Tell memory, predicted time and cost on a TPU that is not here.
+
+    Compiles the very train step of a run for a TPU slice and prints what it needs and what it is predicted to take:
+    memory per device (exact), seconds a step, days, dollars. Where it does not fit, it tries what makes it fit. Needs
+    the TPU compiler (pip install 'electra-flax[tpu]') but no TPU. Minutes for a new program; results are cached.
+    Fields are overridden by --section.field VALUE, as in pretrain.
+    """
+
+    config: ConfigFile
+    """the configuration: a file of configs/, or your own"""
+    topology: Annotated[str, "TYPE"]
+    """accelerator type: v3-8, v4-8, v5litepod-8 ..."""
+    batch: Annotated[int | None, Range(1, 2**24), "N"] = None
+    """short for --training.batch_size N"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """short for --training.compute_dtype"""
+    price_per_hour: Annotated[float | None, Range(0, 10**6, "(]"), "USD"] = None
+    """of the whole slice (default: a dated list)"""
+    explain: Annotated[int | None, Range(1, 10_000), "N", Flag(nargs="?", const=20)] = None
+    """list the N (20) costliest operations"""
+    json: bool = False
+    """print JSON instead of the table"""
+
+    def run(self) -> None:
+        from electra_flax.config.loading import load_config
+        from electra_flax.planning.kernel_schedule import COMPILER_ENVIRONMENT
+
+        short = {"--training.batch_size": self.batch, "--training.compute_dtype": self.dtype}
+        given = [part for name, value in short.items() if value is not None for part in (name, str(value))]
+        config = load_config(self.config, [*self.overrides, *given])
+        os.environ.update(COMPILER_ENVIRONMENT)  # before JAX is imported
+        from electra_flax.planning.plan import make_plan
+        from electra_flax.planning.table import INDENT, report
+
+        plans = [make_plan(phase, self.topology, self.price_per_hour, self.explain or 0) for phase in config.phases]
+        if self.json:
+            printed = [plan.to_dict() for plan in plans]
+            print_json(printed if len(plans) > 1 else printed[0])
+        else:
+            print_text("\n\n".join(map(report, plans)), INDENT)

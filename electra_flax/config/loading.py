@@ -62,11 +62,6 @@ def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str
     raise UserError(_placed(message, source, overrides))
 
 
-def from_dict(cls: type[T], values: dict[str, Any], source: str, help_command: str) -> T:
-    """A dataclass from what dataclasses.asdict made of it. Raises UserError as `load_config` does."""
-    return fields_from(cls, values, (), source, help_command)
-
-
 def _namespace(cls: type, values: Mapping[str, Any]) -> Namespace:
     """What is given, for jsonargparse. Raises UserError for a section that is none."""
     found, kinds = Namespace(), get_type_hints(cls)

@@ -1,23 +1,21 @@
 """A command line made of dataclasses: a command is one, its fields are the flags, `run` is what it does.
 
-    @dataclass(frozen=True, kw_only=True)
     class Show(Devices):
-        \"""What the discriminator detects, in colour.
+        \"""Show what the discriminator detects.    in the list of commands; what follows, above the command's own help
 
-        The first line stands in the list of commands, the rest above the command's own help.
+        Lets the generator of an export replace words ...
         \"""
 
         model: Folder
-        \"""help of --model; it must be given, as there is no default\"""
+        \"""help of --model; there is no default: it must be given\"""
         examples: Annotated[int, Range(1, 10_000), "N"] = 4
         \"""examples to show\"""
 
-        def run(self) -> int | None: ...
+        def run(self) -> None: ...
 
 A bool is a flag without a value, a Literal a choice, a tuple takes several values. An annotation holds, beside a Range,
-the placeholder in the help (text), the choices (a tuple), what reads the text (a function), or a Flag. The fields of
-a base class stand in a group of the help, whose title and text are the base's docstring. `overrides` is no flag: it
-takes what is left, fields of a configuration (`fields`), which are read with it.
+the placeholder in the help (text), the choices (a tuple), what reads the text (a function), or a Flag. The fields of a
+base class stand in a group of the help, whose title and text are the base's docstring.
 """
 
 from __future__ import annotations
@@ -29,11 +27,22 @@ import difflib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Protocol, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 from typing import get_type_hints as hints_of
 
 from electra_flax.config.ranges import Range, in_range
@@ -60,15 +69,27 @@ Place = Annotated[str, given_place, "DIR"]
 """Local or gs://."""
 
 
-class Command(Protocol):
-    """A frozen dataclass of flags."""
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Command:
+    """Makes a frozen dataclass of each class below it."""
 
-    def run(self) -> int | None: ...
+    epilog: ClassVar[str] = ""
+    """The end of its help, where it is not the program's."""
+    more_help: ClassVar[Callable[[], str] | None] = None
+    """What follows the help, made when it is asked for."""
+    interrupted: ClassVar[str] = ""
+    """What Ctrl-C leaves."""
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    def run(self) -> int | None:
+        """Do it; the exit code, where it is not 0."""
+        raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Overridden:
-    """Fields of a configuration, given as --section.field VALUE."""
+class Overridden(Command):
+    """Takes the flags that are none of its own: fields of a configuration, read with it."""
 
     overrides: tuple[str, ...] = ()
 
@@ -81,14 +102,11 @@ class Overridden:
 
 
 class Flag(NamedTuple):
-    """What the type of a field does not say."""
+    """What the type of a field does not say: three words of argparse, and two of ours."""
 
     action: str | None = None
-    """argparse's: append, extend."""
     nargs: str | None = None
-    """argparse's: *, ?."""
     const: Any = None
-    """What the flag without a value means."""
     positional: bool = False
     one_of: bool = False
     """Exactly one of the fields that say so must be given."""
@@ -142,21 +160,17 @@ def exit_codes(codes: Iterable[int] = EXIT_CODES) -> str:
     return "exit codes: " + "; ".join(f"{code} {EXIT_CODES[code]}" for code in codes)
 
 
-def make_parser(program: str, description: str, epilog: str, commands: Mapping[str, type[Command]]) -> Parser:
-    """Return the parser of a program; a command may have an `epilog` of its own, and `more_help`."""
+def make_parser(program: str, description: str, epilog: str, commands: Iterable[type[Command]]) -> Parser:
+    """Return the parser of a program whose commands are named as their classes."""
     parser = Parser(prog=program, description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"{program} {version('electra-flax')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, cls in commands.items():
+    for cls in commands:
         title, text = _docstring(cls)
-        command = subparsers.add_parser(
-            name,
-            help=title,
-            description=text or f"{title[0].upper()}{title[1:]}.",
-            epilog=getattr(cls, "epilog", epilog),
-        )
+        text = text or f"{title[0].upper()}{title[1:]}."
+        command = subparsers.add_parser(cls.__name__.lower(), help=title, description=text, epilog=cls.epilog or epilog)
         command.set_defaults(of_command=(cls, command))
-        command.more_help = getattr(cls, "more_help", None)
+        command.more_help = cls.more_help
         _add_flags(command, cls)
     return parser
 
