@@ -10,11 +10,12 @@ import jax
 import pytest
 from golden_tools import read_json
 
-from electra_flax.config.loading import config_differences, config_to_yaml, fields_from, fields_help, load_config
+from electra_flax.config.loading import config_differences, config_to_yaml, fields_from, load_config
 from electra_flax.config.ranges import ranges
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.model import electra
+from electra_flax.runtime.flags import fields_help
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
@@ -199,7 +200,7 @@ def test_help_explains_every_field():
     for section in dataclasses.fields(Config):
         for field in dataclasses.fields(section.type):
             assert f"--{section.name}.{field.name} " in text
-    assert "Peak of the schedule. (from the preset, type: float, more than 0 and at most 1,000)" in text
+    assert "Peak of the schedule. (from the preset, float, more than 0 and at most 1,000)" in text
     for word in ("required", "Annotated", "Literal", "configuration file", "--data "):  # --data names the shards
         assert word not in text
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from electra_flax.config.loading import fields_help, load_config, load_fields
+from electra_flax.config.loading import load_config, load_fields
 from electra_flax.config.ranges import Range
 from electra_flax.config.schema import Config
 from electra_flax.errors import RunError, UserError, escaped
 from electra_flax.runtime.ending import run_command
-from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Parser, make_parser, parse
+from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Parser, fields_help, make_parser, parse
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.board import clock

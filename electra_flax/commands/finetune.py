@@ -8,7 +8,7 @@ from electra_flax.commands.common import Devices, Processes, Texts, texts_or_std
 from electra_flax.config.ranges import MOST_UINT32, Range
 from electra_flax.errors import UserError
 from electra_flax.runtime.console import print_line
-from electra_flax.runtime.flags import File, Flag, Folder, Overridden, Place
+from electra_flax.runtime.flags import File, Flag, Folder, Overridden, Place, fields_help
 
 _Places = Annotated[tuple[Place, ...], Flag(action="extend")]
 
@@ -53,12 +53,11 @@ class Finetune(Protocol, Devices, Processes):
 
     @staticmethod
     def more_help() -> str:
-        from electra_flax.config.loading import fields_help
-        from electra_flax.finetune.task import Training, load_task, task_names
+        from electra_flax.finetune.task import load_task, task_names
 
         tasks = "\n".join(f"  {name:16s}{load_task(name).title}" for name in task_names())
         fields = "hyperparameters, each overridden by --NAME VALUE:"
-        return f"tasks:\n{tasks}\n\n{fields}\n\n{fields_help(Training, 'from the preset')}"
+        return f"tasks:\n{tasks}\n\n{fields}\n\n{fields_help(Finetune.fields(), 'from the preset')}"
 
     def run(self) -> None:
         self.use_devices()

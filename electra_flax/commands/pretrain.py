@@ -8,7 +8,7 @@ from electra_flax.commands.common import Devices, Processes
 from electra_flax.config.ranges import MOST_INT32, Range
 from electra_flax.errors import UserError
 from electra_flax.runtime.console import print_json
-from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Place
+from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Place, fields_help
 
 if TYPE_CHECKING:
     from electra_flax.weights.start import Start
@@ -63,11 +63,8 @@ class Pretrain(Overridden, FirstWeights, Devices, Processes):
 
     @staticmethod
     def more_help() -> str:
-        from electra_flax.config.loading import fields_help
-        from electra_flax.config.schema import Config
-
         fields = "fields of the configuration, each overridden by --section.field VALUE:"
-        return f"{fields}\n\n{fields_help(Config, 'from the preset')}"
+        return f"{fields}\n\n{fields_help(Pretrain.fields(), 'from the preset')}"
 
     def run(self) -> None:
         from electra_flax.config.loading import load_config

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from electra_flax.config.ranges import Range, ranges, short
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.files import read_yaml
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 T = TypeVar("T")
 
@@ -83,32 +81,6 @@ def config_to_yaml(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def fields_help(cls: type, without_default: str) -> str:
-    """All fields with their meaning, type, range and default, or `without_default`, for `--help`."""
-    parser = _parser(cls)
-    parser.formatter_class = type("_Help", (_FieldsHelp,), {"without_default": without_default})
-    return parser.format_help()
-
-
-class _FieldsHelp(DefaultHelpFormatter):
-    """Fields one after another: not the sections themselves, which jsonargparse could read from files of their own."""
-
-    without_default = ""
-
-    def add_argument(self, action: argparse.Action) -> None:
-        if action.help != "Path to a configuration file.":
-            super().add_argument(action)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        return re.sub(r"\(required(?=[,)])", f"({self.without_default}", super()._get_help_string(action))
-
-    def _get_type_str(self, action: argparse.Action) -> str | None:
-        kind = super()._get_type_str(action)
-        if kind is None or kind.startswith("Literal["):  # the choices stand beside the name
-            return None
-        return re.sub(r"Annotated\[(\w+), (.*)\]", r"\1, \2", kind)
-
-
 def config_fields(config: Config) -> dict[str, Any]:
     """{"model.hidden_size": 256, ...}"""
     return dict(flatten(dataclasses.asdict(config)))
@@ -124,24 +96,12 @@ def config_differences(old: Config, new: Config) -> dict[str, str]:
     }
 
 
+@cache
 def _parser(cls: type) -> ArgumentParser:
-    # Made once: it parses cls's source, which takes a quarter of a second and which Python 3.11 gets wrong where an
-    # object that dies meanwhile prints a traceback ("AST constructor recursion depth mismatch"): fields were missing.
-    if cls not in _parsers:
-        # Without abbreviations: `--model.hid 3` must be an error, not a guess.
-        parser = ArgumentParser(
-            exit_on_error=False,
-            allow_abbrev=False,
-            add_help=False,
-            print_config=None,
-            usage=argparse.SUPPRESS,
-        )
-        parser.add_class_arguments(cls)
-        _parsers[cls] = parser
-    return _parsers[cls]
-
-
-_parsers: dict[type, ArgumentParser] = {}
+    # Without abbreviations: `--model.hid 3` must be an error, not a guess.
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None)
+    parser.add_class_arguments(cls)
+    return parser
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -259,6 +260,33 @@ def _docstring(cls: type) -> tuple[str, str]:
     """Its first line, as a title, and the rest."""
     title, _, text = _documented(inspect.getfile(cls))[cls.__name__][""].partition("\n")
     return f"{title[0].lower()}{title[1:].rstrip('.')}", " ".join(text.split())
+
+
+def fields_help(cls: type, without_default: str) -> str:
+    """Return all fields of a configuration with their meaning, default (or `without_default`), type and range."""
+    parser = Parser(add_help=False, usage=argparse.SUPPRESS)
+    _add_fields(parser, cls, "", without_default)
+    return parser.format_help()
+
+
+def _add_fields(parser: Parser, cls: type, prefix: str, without_default: str) -> None:
+    docs, kinds = _documented(inspect.getfile(cls))[cls.__name__], hints_of(cls, include_extras=True)
+    group = parser.add_argument_group(" ".join(docs[""].partition("\n\n")[0].rstrip(".").split()))
+    for field in dataclasses.fields(cls):
+        kind, notes = kinds[field.name], []
+        if dataclasses.is_dataclass(kind):
+            _add_fields(parser, kind, f"{prefix}{field.name}.", without_default)  # type: ignore[arg-type]
+            continue
+        if get_origin(kind) is Annotated:
+            kind, *notes = get_args(kind)
+        choices = get_args(kind) if get_origin(kind) is Literal else ("true", "false") if kind is bool else ()
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        said = [without_default if default is dataclasses.MISSING else f"default: {json.dumps(default)}"]
+        if not choices:
+            said += [kind.__name__ if type(kind) is type else f"{kind}", *map(str, notes)]
+        text = f"{docs[field.name]} ({', '.join(said)})".replace("%", "%%")
+        shown = f"{{{','.join(choices)}}}" if choices else "VALUE"
+        group.add_argument(f"--{prefix}{field.name}", metavar=shown, help=text)
 
 
 @cache
