@@ -47,7 +47,7 @@ def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str
 
     Raises UserError that names the place where the wrong one was given.
     """
-    parser = _parser(cls)
+    parser = _parser(cls)  # type: ignore[arg-type]
     try:
         found = parser.instantiate(parser.parse_args(list(overrides), namespace=_namespace(cls, values)))
         return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]

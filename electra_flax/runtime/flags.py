@@ -283,7 +283,7 @@ def _add_fields(parser: Parser, cls: type, prefix: str, without_default: str) ->
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         said = [without_default if default is dataclasses.MISSING else f"default: {json.dumps(default)}"]
         if not choices:
-            said += [kind.__name__ if type(kind) is type else f"{kind}", *map(str, notes)]
+            said += [kind.__name__ if type(kind) is type else f"{kind}".replace("None", "null"), *map(str, notes)]
         text = f"{docs[field.name]} ({', '.join(said)})".replace("%", "%%")
         shown = f"{{{','.join(choices)}}}" if choices else "VALUE"
         group.add_argument(f"--{prefix}{field.name}", metavar=shown, help=text)
