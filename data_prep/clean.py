@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -106,7 +106,7 @@ class CleaningOptions:
 
     @classmethod
     def of(
-        cls, recipe: str, with_: list[str], without: list[str], splitter: SplitterName, min_characters: int,
+        cls, recipe: str, with_: Sequence[str], without: Sequence[str], splitter: SplitterName, min_characters: int,
         near_similarity: float,
     ) -> CleaningOptions:  # fmt: skip
         """A recipe with steps added and taken away. Raises UserError for a step both added and taken away."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Literal
 
 from data_prep import inspect, vocab_report
 from data_prep.build import ShardJob
@@ -19,20 +18,19 @@ from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
-from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, in_range
+from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range
+from electra_flax.data.manifest import Manifest
 from electra_flax.data.tokenizer import Casing, tokenizer_files
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import EXIT_CODES, UserError, counted
-from electra_flax.files import given_path, given_place, write_all
+from electra_flax.errors import UserError, counted
+from electra_flax.files import write_all
 from electra_flax.runtime.console import console, print_json, print_line, progress, write_line
-from electra_flax.runtime.ending import Parser, run_command
+from electra_flax.runtime.ending import run_command
+from electra_flax.runtime.flags import Command, Flag, Folder, Parser, Place, exit_codes, make_parser, parse
 
 _MODEL_MAX_LENGTH = 512
 _SIZE, _UNUSED = 35_000, 200
-_SOURCES = (
-    "files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki "
-    "dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; or tfds:NAME[:split][:feature]"
-)
+_STEP_NAMES = tuple(step.name for step in STEPS)
 _STEPS_HELP = "steps of cleaning, in the order in which they run:\n" + "\n".join(
     f"  {step.name:17s} {step.help}" for step in STEPS
 )
@@ -47,263 +45,184 @@ _RECIPES_HELP = "recipes:\n" + "\n".join(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line."""
-    args = _parser().parse_args(argv)
-    return run_command("electra-data", lambda: args.run(args), getattr(args, "out", None), args.interrupted)
+    command = parse(parser(), argv)
+    return run_command("electra-data", command.run, getattr(command, "out", None), command.interrupted)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where there are any, and text of several lines as it is."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default not in (None, False, [], "") else action.help
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
+def parser() -> Parser:
+    """Return that of electra-data."""
+    text = "Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain."
+    return make_parser("electra-data", text, exit_codes((0, 1, 2, 3, 70, 130)), (Vocab, Report, Shard, Inspect))
 
 
-def _add_corpus(parser: argparse.ArgumentParser) -> None:
-    """What a corpus is and how it is cleaned; the same for every command that reads one."""
-    parser.epilog = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
-    parser.formatter_class = _Help
-    parser.add_argument("--corpus", type=given_place, nargs="+", required=True, metavar="SRC", help=_SOURCES)
-    reading = parser.add_argument_group("reading")
-    reading.add_argument(
-        "--format", choices=("auto", *READERS), default="auto",
-        help="auto looks at the first bytes; text: blank lines between documents, lines: a document a line, file: one",
-    )  # fmt: skip
-    reading.add_argument(
-        "--encoding",
-        default="utf-8",
-        metavar="NAME",
-        help="of files without a byte order mark or declaration, such as cp949",
-    )
-    reading.add_argument("--text-key", default="text", metavar="KEY", help="key or column that holds the text")
-    reading.add_argument("--strict", action="store_true", help="end at a malformed Modu file instead of skipping it")
-    cleaning = parser.add_argument_group("cleaning")
-    names = [step.name for step in STEPS]
-    cleaning.add_argument("--clean", choices=RECIPES, default="none", help="recipe, see below")
-    cleaning.add_argument(
-        "--with", nargs="+", choices=names, default=[], metavar="STEP", dest="with_", help="add steps"
-    )
-    cleaning.add_argument("--without", nargs="+", choices=names, default=[], metavar="STEP", help="leave steps out")
-    cleaning.add_argument("--splitter", choices=("rules", "kiwi"), default="rules", help="of the step `sentences`")
-    cleaning.add_argument(
-        "--min-characters", type=in_range(int, 0, 10**6), default=10, metavar="N", help="of the step `short`"
-    )
-    cleaning.add_argument(
-        "--near-similarity",
-        type=in_range(float, 0, 0.99, "(]"),  # of equal texts, dedup-sentences is the step
-        default=0.8,
-        metavar="F",
-        help="of `near-duplicates`, 0 to 0.99",
-    )
+# ------------------------------------------------------------------------------------------------------ the corpus
 
 
-def _corpus(args: argparse.Namespace) -> Corpus:
-    if not is_encoding(args.encoding):
-        raise UserError(f"--encoding {args.encoding}: unknown, expected a name such as utf-8, cp949 or utf-16")
-    options = ReaderOptions(args.format, args.encoding, args.text_key, args.strict)
-    return Corpus(find_sources(args.corpus, _warn), options, _warn)
+class Cleaning(Command):
+    """Cleaning."""
+
+    clean: Annotated[str, tuple(RECIPES)] = "none"
+    """recipe, see below"""
+    with_: Annotated[tuple[str, ...], _STEP_NAMES, "STEP"] = ()
+    """add steps"""
+    without: Annotated[tuple[str, ...], _STEP_NAMES, "STEP"] = ()
+    """leave steps out"""
+    splitter: Literal["rules", "kiwi"] = "rules"
+    """of the step `sentences`"""
+    min_characters: Annotated[int, Range(0, 10**6), "N"] = 10
+    """of the step `short`"""
+    near_similarity: Annotated[float, Range(0, 0.99, "(]"), "F"] = 0.8  # of equal texts, dedup-sentences is the step
+    """of `near-duplicates`, 0 to 0.99"""
+
+    @property
+    def cleaning(self) -> CleaningOptions:
+        return CleaningOptions.of(
+            self.clean, self.with_, self.without, self.splitter, self.min_characters, self.near_similarity
+        )
+
+
+class Reading(Cleaning):
+    """Reading."""
+
+    epilog = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
+    interrupted = "nothing was kept"
+
+    corpus: Annotated[tuple[Place, ...], "SRC"]
+    """files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki
+    dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; or tfds:NAME[:split][:feature]"""
+    format: Annotated[str, ("auto", *READERS)] = "auto"
+    """auto looks at the first bytes; text: blank lines between documents, lines: a document a line, file: one"""
+    encoding: Annotated[str, "NAME"] = "utf-8"
+    """of files without a byte order mark or declaration, such as cp949"""
+    text_key: Annotated[str, "KEY"] = "text"
+    """key or column that holds the text"""
+    strict: bool = False
+    """end at a malformed Modu file instead of skipping it"""
+
+    def read(self) -> Corpus:
+        """Return the corpus, of which nothing is read yet."""
+        if not is_encoding(self.encoding):
+            raise UserError(f"--encoding {self.encoding}: unknown, expected a name such as utf-8, cp949 or utf-16")
+        options = ReaderOptions(self.format, self.encoding, self.text_key, self.strict)
+        return Corpus(find_sources(self.corpus, _warn), options, _warn)
+
+    def sample(self, megabytes: int) -> list[str]:
+        """Return cleaned sentences of the corpus, as many as that holds."""
+        corpus, cleaner = self.read(), Cleaner(self.cleaning)
+
+        def sentences() -> Iterator[str]:
+            with progress(corpus.total_bytes, "reading", "B", scaled=True) as bar:
+                for document in corpus.documents():
+                    for paragraph in cleaner.clean(document.lines()):
+                        yield from paragraph
+                    bar.update(corpus.bytes_read - bar.n)
+
+        return sample_lines(sentences(), megabytes << 20)
+
+    def first_lines(self) -> list[str]:
+        """Return enough of the corpus, cleaned, to see what it is."""
+        corpus, cleaner = Corpus(find_sources(self.corpus), self.read().options), Cleaner(self.cleaning)
+        found: list[str] = []
+        for document in corpus.documents():
+            found += [sentence for paragraph in cleaner.clean(document.lines()) for sentence in paragraph]
+            if sum(map(len, found)) > 200_000:
+                break
+        return found
 
 
 def _warn(message: str) -> None:
     write_line(f"warning: {message}")
 
 
-def _cleaning(args: argparse.Namespace) -> CleaningOptions:
-    return CleaningOptions.of(
-        args.clean, args.with_, args.without, args.splitter, args.min_characters, args.near_similarity
-    )
+# ---------------------------------------------------------------------------------------------------- vocabularies
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="electra-data",
-        allow_abbrev=False,
-        description="Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain.",
-        epilog="exit codes: " + "; ".join(f"{code} {EXIT_CODES[code]}" for code in (0, 1, 2, 3, 70, 130)),
-    )
-    parser.add_argument("--version", action="version", version=f"electra-data {version('electra-flax')}")
-    commands = parser.add_subparsers(dest="command", required=True)
+class Vocab(Reading):
+    """Learn a WordPiece vocabulary.
 
-    vocab = commands.add_parser(
-        "vocab",
-        allow_abbrev=False,
-        help="learn a WordPiece vocabulary",
-        description="Learns a WordPiece vocabulary and writes vocab.txt and the files that ElectraTokenizer loads. "
-        "KoELECTRA v3 used --size 35000; 30,000 to 40,000 suits Korean. Give the cleaning that shard gets; duplicates "
-        "are not looked for here.",
-    )
-    _add_corpus(vocab)
-    vocab.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write")
-    vocab.add_argument(
-        "--size", type=in_range(int, 1, 2**24), metavar="N", help=f"entries, [unused] slots included (default: {_SIZE})"
-    )
-    vocab.add_argument(
-        "--unused",
-        type=in_range(int, 0, 2**24),
-        metavar="N",
-        help=f"[unused] slots for domain words (default: {_UNUSED})",
-    )
-    vocab.add_argument(
-        "--algorithm", choices=("wordpiece", "unigram", "bpe"), default="wordpiece",
-        help="what learns the pieces; SentencePiece's unigram and bpe are converted to WordPiece",
-    )  # fmt: skip
-    vocab.add_argument(
-        "--pretokenizer", choices=("none", "mecab"), default="none",
-        help="mecab: learn within morphemes, as KoELECTRA v3 did; at run time no MeCab is needed",
-    )  # fmt: skip
-    vocab.add_argument(
-        "--limit-alphabet", type=in_range(int, 1, sys.maxunicode), metavar="N",
-        help="most characters kept (default: 6000, a third of --size if less)",
-    )  # fmt: skip
-    vocab.add_argument(
-        "--min-frequency", type=in_range(int, 1, MOST_INT32), default=2, metavar="N", help="rarest pair that is merged"
-    )
-    vocab.add_argument(
-        "--extend", type=given_path, metavar="DIR",
-        help="fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay",
-    )  # fmt: skip
-    vocab.add_argument(
-        "--sample-mb", type=in_range(int, 1, 2**20), default=1024, metavar="MB",
-        help="most text that is kept to learn from",
-    )  # fmt: skip
-    vocab.add_argument("--lower-case", action="store_true", help="lower-case the text (English, not Korean)")
-    vocab.add_argument("--strip-accents", action="store_true", help="remove accents; refused for Hangul")
-    _add_report(vocab)
-    vocab.set_defaults(run=_vocab, interrupted="nothing was kept")
+    Learns a WordPiece vocabulary and writes vocab.txt and the files that ElectraTokenizer loads. KoELECTRA v3 used
+    --size 35000; 30,000 to 40,000 suits Korean. Give the cleaning that shard gets; duplicates are not looked for here.
+    """
 
-    report = commands.add_parser(
-        "report",
-        allow_abbrev=False,
-        help="compare vocabularies on a text",
-        description="Splits a text with vocabularies and shows [UNK] rate, pieces per word and what is missing; writes "
-        "report.json and report.png.",
-    )
-    _add_corpus(report)
-    report.add_argument("--vocab", type=given_path, required=True, metavar="DIR", help="folder of electra-data vocab")
-    report.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write")
-    report.add_argument(
-        "--sample-mb", type=in_range(int, 1, 2**20), default=64, metavar="MB", help="most text that is split"
-    )
-    _add_report(report)
-    report.set_defaults(run=_report, interrupted="nothing was kept")
+    out: Folder
+    """folder to write"""
+    size: Annotated[int | None, Range(1, 2**24), "N"] = None
+    """entries, [unused] slots included (default: 35000)"""
+    unused: Annotated[int | None, Range(0, 2**24), "N"] = None
+    """[unused] slots for domain words (default: 200)"""
+    algorithm: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
+    """what learns the pieces; SentencePiece's unigram and bpe are converted to WordPiece"""
+    pretokenizer: Literal["none", "mecab"] = "none"
+    """mecab: learn within morphemes, as KoELECTRA v3 did; at run time no MeCab is needed"""
+    limit_alphabet: Annotated[int | None, Range(1, sys.maxunicode), "N"] = None
+    """most characters kept (default: 6000, a third of --size if less)"""
+    min_frequency: Annotated[int, Range(1, MOST_INT32), "N"] = 2
+    """rarest pair that is merged"""
+    extend: Folder | None = None
+    """fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay"""
+    sample_mb: Annotated[int, Range(1, 2**20), "MB"] = 1024
+    """most text that is kept to learn from"""
+    lower_case: bool = False
+    """lower-case the text (English, not Korean)"""
+    strip_accents: bool = False
+    """remove accents; refused for Hangul"""
+    compare: tuple[Folder, ...] = ()
+    """other vocabularies to set beside it"""
 
-    shard = commands.add_parser(
-        "shard",
-        allow_abbrev=False,
-        help="write TFRecord shards",
-        description="Tokenizes the corpus and writes TFRecord shards, manifest.json and the metadata with which "
-        "tensorflow-datasets opens the folder. The result does not depend on --workers. A run that was ended goes on "
-        "when the same command is given again; unfinished work lies in OUT.partial.",
-    )
-    _add_corpus(shard)
-    shard.add_argument("--vocab", type=given_path, required=True, metavar="DIR", help="folder of electra-data vocab")
-    shard.add_argument("--out", type=given_place, required=True, metavar="DIR", help="folder to write; must be new")
-    shard.add_argument(
-        "--max-seq-length", type=in_range(int, 8, 2**20), required=True, metavar="N", help="tokens an example"
-    )
-    shard.add_argument(
-        "--workers", type=in_range(int, 1, 1024), default=os.cpu_count() or 1, metavar="N", help="processes"
-    )
-    shard.add_argument(
-        "--validation-fraction",
-        type=in_range(float, 0, 1, "[)"),
-        default=0.01,
-        metavar="F",
-        help="share of documents held out",
-    )
-    shard.add_argument(
-        "--builder", choices=("carry", "original"), default="carry",
-        help="carry loses no token; original cuts examples exactly as the original code does",
-    )  # fmt: skip
-    shard.add_argument(
-        "--num-shards", type=in_range(int, 1, 10**5), metavar="N",
-        help="training shards, a multiple of --hosts (default: one per 64 MB of text)",
-    )  # fmt: skip
-    shard.add_argument(
-        "--hosts", type=in_range(int, 1, 2**16), default=1, metavar="N",
-        help="machines that will train: the number of shards is a multiple of it",
-    )  # fmt: skip
-    shard.add_argument(
-        "--seed", type=in_range(int, 0, MOST_UINT32), default=0, metavar="N", help="seed of segments and split (0)"
-    )
-    shard.add_argument(
-        "--runner", choices=("local", "direct", "dataflow", "flink", "spark"), default="local",
-        help="local: processes of this machine; the others: an Apache Beam pipeline (extra beam)",
-    )  # fmt: skip
-    shard.add_argument("--beam-options", default="", metavar="STR", help="for Beam, such as '--project=P --region=R'")
-    shard.set_defaults(run=_shard, interrupted="the same command goes on with what is done")
-
-    show = commands.add_parser(
-        "inspect",
-        allow_abbrev=False,
-        help="show what shards hold",
-        description="Prints the manifest, the counts and a few decoded examples in colour.",
-    )
-    show.add_argument("folder", type=given_path, metavar="DIR", help="folder of electra-data shard")
-    show.add_argument("--examples", type=in_range(int, 0, 10**6), default=3, metavar="N", help="examples to show (3)")
-    show.add_argument("--json", action="store_true", help="the manifest and totals as JSON, no examples")
-    show.set_defaults(run=_inspect, interrupted="")
-    return parser
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--compare", type=given_path, nargs="+", default=[], metavar="DIR", help="other vocabularies to set beside it"
-    )
-
-
-def _sample(args: argparse.Namespace) -> list[str]:
-    """Cleaned sentences of the corpus, as many as --sample-mb holds."""
-    corpus, cleaner = _corpus(args), Cleaner(_cleaning(args))
-
-    def sentences() -> Iterator[str]:
-        with progress(corpus.total_bytes, "reading", "B", scaled=True) as bar:
-            for document in corpus.documents():
-                for paragraph in cleaner.clean(document.lines()):
-                    yield from paragraph
-                bar.update(corpus.bytes_read - bar.n)
-
-    return sample_lines(sentences(), args.sample_mb << 20)
-
-
-def _vocab(args: argparse.Namespace) -> None:
-    for name in ("vocab.txt", "manifest.json"):
-        if (args.out / name).exists():  # shards are of the vocabulary beside them
-            raise UserError(f"--out {args.out}: already holds a {name}: remove the folder or choose another")
-    of_new = {"--size": args.size, "--unused": args.unused, "--lower-case": args.lower_case or None,
-              "--strip-accents": args.strip_accents or None}  # fmt: skip
-    if args.extend and (given := [flag for flag, value in of_new.items() if value is not None]):
-        raise UserError(f"{', '.join(given)}: of a new vocabulary; --extend {args.extend} has its own: leave it out")
-    size, num_unused = args.size or _SIZE, _UNUSED if args.unused is None else args.unused
-    casing = Casing.read(args.extend) if args.extend else Casing(args.lower_case, args.strip_accents)
-    options = VocabularyOptions(
-        size, num_unused, casing, args.algorithm, args.pretokenizer, args.limit_alphabet, args.min_frequency
-    )
-    lines = _sample(args)
-    if args.extend:
-        base, _ = _read_tokenizer(args.extend)
-        vocabulary, new = extend_vocabulary(base, lines, args.out, options, sys.stderr.isatty())
-        print_line(f"{len(new):,} entries filled: {' '.join(new[:20])}{' ...' if len(new) > 20 else ''}")
-    else:
-        vocabulary = train_vocabulary(lines, args.out, options, sys.stderr.isatty())
-    unused = sum(token.startswith("[unused") for token in vocabulary.tokens)
-    if unused > max(num_unused, len(vocabulary.tokens) // 10) and not args.extend:
-        learned = len(vocabulary.tokens) - unused
-        _warn(
-            f"the corpus gave {learned:,} entries of the {size:,} of --size, the rest are [unused]: give "
-            f"more text (30 MB and more for 30,000), or --size {learned + num_unused}"
+    def run(self) -> None:
+        for name in ("vocab.txt", "manifest.json"):
+            if (self.out / name).exists():  # shards are of the vocabulary beside them
+                raise UserError(f"--out {self.out}: already holds a {name}: remove the folder or choose another")
+        of_new = {"--size": self.size, "--unused": self.unused, "--lower-case": self.lower_case or None,
+                  "--strip-accents": self.strip_accents or None}  # fmt: skip
+        if self.extend and (given := [flag for flag, value in of_new.items() if value is not None]):
+            raise UserError(
+                f"{', '.join(given)}: of a new vocabulary; --extend {self.extend} has its own: leave it out"
+            )
+        size, num_unused = self.size or _SIZE, _UNUSED if self.unused is None else self.unused
+        casing = Casing.read(self.extend) if self.extend else Casing(self.lower_case, self.strip_accents)
+        options = VocabularyOptions(
+            size, num_unused, casing, self.algorithm, self.pretokenizer, self.limit_alphabet, self.min_frequency
         )
-    compared = [*args.compare, *([args.extend] if args.extend else [])]
-    found = [(vocabulary, casing), *map(_read_tokenizer, compared)]
-    _show_report(found, lines[:2_000_000], args.out, tokenizer_files(vocabulary, casing, _MODEL_MAX_LENGTH))
-    print_line(f"{vocabulary.path}: {len(vocabulary.tokens):,} entries, {unused:,} of them [unused]")
+        lines = self.sample(self.sample_mb)
+        if self.extend:
+            base, _ = _read_tokenizer(self.extend)
+            vocabulary, new = extend_vocabulary(base, lines, self.out, options, sys.stderr.isatty())
+            print_line(f"{len(new):,} entries filled: {' '.join(new[:20])}{' ...' if len(new) > 20 else ''}")
+        else:
+            vocabulary = train_vocabulary(lines, self.out, options, sys.stderr.isatty())
+        unused = sum(token.startswith("[unused") for token in vocabulary.tokens)
+        if unused > max(num_unused, len(vocabulary.tokens) // 10) and not self.extend:
+            learned = len(vocabulary.tokens) - unused
+            _warn(
+                f"the corpus gave {learned:,} entries of the {size:,} of --size, the rest are [unused]: give "
+                f"more text (30 MB and more for 30,000), or --size {learned + num_unused}"
+            )
+        compared = [*self.compare, *([self.extend] if self.extend else [])]
+        found = [(vocabulary, casing), *map(_read_tokenizer, compared)]
+        _show_report(found, lines[:2_000_000], self.out, tokenizer_files(vocabulary, casing, _MODEL_MAX_LENGTH))
+        print_line(f"{vocabulary.path}: {len(vocabulary.tokens):,} entries, {unused:,} of them [unused]")
 
 
-def _report(args: argparse.Namespace) -> None:
-    found = [_read_tokenizer(folder) for folder in (args.vocab, *args.compare)]
-    _show_report(found, _sample(args), args.out, {})
+class Report(Reading):
+    """Compare vocabularies on a text.
+
+    Splits a text with vocabularies and shows [UNK] rate, pieces per word and what is missing; writes report.json and
+    report.png.
+    """
+
+    vocab: Folder
+    """folder of electra-data vocab"""
+    out: Folder
+    """folder to write"""
+    sample_mb: Annotated[int, Range(1, 2**20), "MB"] = 64
+    """most text that is split"""
+    compare: tuple[Folder, ...] = ()
+    """other vocabularies to set beside it"""
+
+    def run(self) -> None:
+        found = [_read_tokenizer(folder) for folder in (self.vocab, *self.compare)]
+        _show_report(found, self.sample(self.sample_mb), self.out, {})
 
 
 def _read_tokenizer(folder: Path) -> tuple[Vocabulary, Casing]:
@@ -328,68 +247,101 @@ def _show_report(
         _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: {why_unknown(*found[0], lines)}")
 
 
-def _shard(args: argparse.Namespace) -> None:
-    job = ShardJob(
-        args.vocab,
-        _read_tokenizer(args.vocab)[1],
-        args.builder,
-        args.max_seq_length,
-        args.validation_fraction,
-        args.seed,
-        _cleaning(args),
-        args.num_shards,
-        args.hosts,
-    )
-    if args.runner == "local":
-        if args.out.startswith("gs://"):
-            raise UserError(f"--out {args.out}: --runner local writes to a disk; copy the folder there when it is done")
-        for place in map(Path, args.corpus):
-            if place.is_dir() and Path(args.out).resolve().is_relative_to(place.resolve()):
+# ---------------------------------------------------------------------------------------------------------- shards
+
+
+class Shard(Reading):
+    """Write TFRecord shards.
+
+    Tokenizes the corpus and writes TFRecord shards, manifest.json and the metadata with which tensorflow-datasets opens
+    the folder. The result does not depend on --workers. A run that was ended goes on when the same command is given
+    again; unfinished work lies in OUT.partial.
+    """
+
+    interrupted = "the same command goes on with what is done"
+
+    vocab: Folder
+    """folder of electra-data vocab"""
+    out: Place
+    """folder to write; must be new"""
+    max_seq_length: Annotated[int, Range(8, 2**20), "N"]
+    """tokens an example"""
+    workers: Annotated[int, Range(1, 1024), "N"] = os.cpu_count() or 1
+    """processes"""
+    validation_fraction: Annotated[float, Range(0, 1, "[)"), "F"] = 0.01
+    """share of documents held out"""
+    builder: Literal["carry", "original"] = "carry"
+    """carry loses no token; original cuts examples exactly as the original code does"""
+    num_shards: Annotated[int | None, Range(1, 10**5), "N"] = None
+    """training shards, a multiple of --hosts (default: one per 64 MB of text)"""
+    hosts: Annotated[int, Range(1, 2**16), "N"] = 1
+    """machines that will train: the number of shards is a multiple of it"""
+    seed: Annotated[int, Range(0, MOST_UINT32), "N"] = 0
+    """of segments and split"""
+    runner: Literal["local", "direct", "dataflow", "flink", "spark"] = "local"
+    """local: processes of this machine; the others: an Apache Beam pipeline (extra beam)"""
+    beam_options: Annotated[str, "STR"] = ""
+    """for Beam, such as '--project=P --region=R'"""
+
+    def run(self) -> None:
+        manifest = self._write()
+        for split in manifest.splits:
+            print_line(
+                f"{self.out} {split}: {counted(manifest.examples(split), 'examples')}, "
+                f"{manifest.tokens(split):,} tokens, {counted(len(manifest.splits[split]), 'shards')}"
+            )
+        if self.validation_fraction and not manifest.examples("validation"):
+            documents = sum(int(source["documents"]) for source in manifest.sources)
+            _warn(
+                f"none of {counted(documents, 'documents')} was held out; raise --validation-fraction "
+                f"({self.validation_fraction}) to have held-out metrics"
+            )
+        if manifest.unk_rate > MOST_UNKNOWN:
+            _warn(
+                f"{manifest.unk_rate:.1%} of the pieces are [UNK], of which nothing can be learned; below 1 % is "
+                f"usual: {why_unknown(*_read_tokenizer(self.vocab), self.first_lines())}"
+            )
+        for step, count in manifest.cleaning.get("changed_or_dropped", {}).items():
+            print(f"{step:17s} {counted(count, 'texts')}")
+        print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
+
+    def _write(self) -> Manifest:
+        job = ShardJob(
+            self.vocab, _read_tokenizer(self.vocab)[1], self.builder, self.max_seq_length, self.validation_fraction,
+            self.seed, self.cleaning, self.num_shards, self.hosts,
+        )  # fmt: skip
+        if self.runner != "local":
+            from data_prep.beam import write_shards_with_beam
+
+            return write_shards_with_beam(job, self.read(), self.out, self.runner, self.beam_options)
+        if self.out.startswith("gs://"):
+            raise UserError(f"--out {self.out}: --runner local writes to a disk; copy the folder there when it is done")
+        for place in map(Path, self.corpus):
+            if place.is_dir() and Path(self.out).resolve().is_relative_to(place.resolve()):
                 raise UserError(
-                    f"--out {args.out}: lies in --corpus {place}, whose files are read: name another folder"
+                    f"--out {self.out}: lies in --corpus {place}, whose files are read: name another folder"
                 )
-        manifest = write_shards(job, _corpus(args), Path(args.out), args.workers)
-    else:
-        from data_prep.beam import write_shards_with_beam
-
-        manifest = write_shards_with_beam(job, _corpus(args), args.out, args.runner, args.beam_options)
-    for split in manifest.splits:
-        print_line(
-            f"{args.out} {split}: {counted(manifest.examples(split), 'examples')}, {manifest.tokens(split):,} tokens, "
-            f"{counted(len(manifest.splits[split]), 'shards')}"
-        )
-    if args.validation_fraction and not manifest.examples("validation"):
-        documents = sum(int(source["documents"]) for source in manifest.sources)
-        _warn(
-            f"none of {counted(documents, 'documents')} was held out; raise --validation-fraction "
-            f"({args.validation_fraction}) to have held-out metrics"
-        )
-    if manifest.unk_rate > MOST_UNKNOWN:
-        _warn(
-            f"{manifest.unk_rate:.1%} of the pieces are [UNK], of which nothing can be learned; below 1 % is usual: "
-            + why_unknown(*_read_tokenizer(args.vocab), _first_lines(args))
-        )
-    for step, count in manifest.cleaning.get("changed_or_dropped", {}).items():
-        print(f"{step:17s} {counted(count, 'texts')}")
-    print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
+        return write_shards(job, self.read(), Path(self.out), self.workers)
 
 
-def _first_lines(args: argparse.Namespace) -> list[str]:
-    """Enough of the corpus, cleaned, to see what it is."""
-    corpus, cleaner = Corpus(find_sources(args.corpus), _corpus(args).options), Cleaner(_cleaning(args))
-    found: list[str] = []
-    for document in corpus.documents():
-        found += [sentence for paragraph in cleaner.clean(document.lines()) for sentence in paragraph]
-        if sum(map(len, found)) > 200_000:
-            break
-    return found
+class Inspect(Command):
+    """Show what shards hold.
 
+    Prints the manifest, the counts and a few decoded examples in colour.
+    """
 
-def _inspect(args: argparse.Namespace) -> None:
-    if args.json:
-        print_json(inspect.summarize(args.folder))
-    else:
-        inspect.show(args.folder, args.examples, console())
+    folder: Annotated[Folder, Flag(positional=True)]
+    """folder of electra-data shard"""
+    examples: Annotated[int, Range(0, 10**6), "N"] = 3
+    """examples to show"""
+    json: bool = False
+    """the manifest and totals as JSON, no examples"""
+
+    def run(self) -> None:
+        if self.json:
+            print_json(inspect.summarize(self.folder))
+        else:
+            inspect.show(self.folder, self.examples, console())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import stat
 from collections.abc import Iterator
@@ -154,18 +153,6 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
             found[key.value] = self.construct_object(value, deep=deep)
         return found
-
-
-def given_place(text: str) -> str:
-    """The type of a flag that names a path or gs://...: "" would be the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("empty, expected a path")
-    return text
-
-
-def given_path(text: str) -> Path:
-    """`given_place` as a Path."""
-    return Path(given_place(text))
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

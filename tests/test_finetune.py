@@ -13,8 +13,7 @@ from finetune_tools import QUICK, write_names, write_questions, write_sentiment,
 from run_tools import end, refusal, start_pair
 from weights_tools import export_both
 
-from electra_flax.commands.arguments import make_parser
-from electra_flax.commands.cli import main
+from electra_flax.commands.cli import main, parser
 from electra_flax.config.loading import load_config
 from electra_flax.errors import Preempted, UserError
 from electra_flax.finetune import seed as one_seed
@@ -24,6 +23,7 @@ from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.step import optimizer_of
 from electra_flax.finetune.task import load_task, load_training
 from electra_flax.model.attention import xla_attention
+from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.optimizer import scale_by_layer
@@ -198,7 +198,8 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
 
 # One of two processes is asked to stop in its third step.
 STOPS = """
-from electra_flax.finetune import seed
+from electra_flax.finetune import loop
+from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption
 real, steps, found = seed.make_batch, [], []
 init = Interruption.__init__
@@ -315,8 +316,8 @@ def test_no_answer_is_chosen_on_the_examples_that_choose():
 
 def test_several_folders_and_words_that_no_option_takes(capsys):
     given = ["scoreboard", "--model", "x", "y", "--data", "a", "nsmc=b", "--data", "c"]
-    args = make_parser().parse_args(given)
-    assert (args.model, args.data) == (["x", "y"], ["a", "nsmc=b", "c"])
+    args = parse(parser(), given)
+    assert (args.model, args.data) == (("x", "y"), ("a", "nsmc=b", "c"))
     with pytest.raises(SystemExit):
         main(["finetune", "word", "--task", "nsmc", "--model", "x", "--data", "a", "--out", "b"])
     assert "error: unrecognized arguments: word" in capsys.readouterr().err

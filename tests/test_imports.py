@@ -20,7 +20,7 @@ GROUND = ("pictures", "files", "text", "trees", "errors")
 # What the other packages need of this one: all else stays out of a worker of data preparation, and of a laptop.
 OF_THE_PACKAGE = {
     "data_prep": {"data", "runtime", "config", *GROUND},
-    "tpu": {"config", "runtime.console", "runtime.ending", "runtime.tpus", *GROUND},
+    "tpu": {"config", "runtime.console", "runtime.ending", "runtime.flags", "runtime.tpus", *GROUND},
     # It runs on the TPU.
     "tpu.worker": {"config", "runtime", "storage.bucket", *GROUND},
 }
@@ -108,9 +108,16 @@ def test_frameworks_stay_behind_their_seams(module):
         assert "from flax.serialization import" in MODULES[module].read_text(), module  # the reader of a file format
 
 
-def test_a_trainer_loads_no_other_framework():
-    """Nor do the packages that it uses: tensorboardX would bring torch along where it is installed."""
-    others = "{'torch', 'tensorflow', 'transformers'}"
-    program = f"import sys, electra_flax.training.pretrain; print(sorted({others} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        # Nor do the packages that it uses: tensorboardX would bring torch along where it is installed.
+        ("electra_flax.training.pretrain", {"torch", "tensorflow", "transformers"}),
+        # Whoever asks for help waits for what is loaded.
+        ("electra_flax.commands.cli", {"jax", "numpy", "jsonargparse", "pydantic"}),
+    ],
+)
+def test_what_is_not_needed_is_not_loaded(module, others):
+    program = f"import sys, {module}; print(sorted({others} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

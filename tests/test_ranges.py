@@ -50,7 +50,7 @@ def test_a_field_names_itself_its_value_and_its_range(field, inside, outside, ex
     ],
 )
 def test_a_flag_says_what_it_expects(kind, inside, outside, expected):
-    parse = in_range(kind, 1, 9999)
+    parse = in_range(kind, Range(1, 9999))
     assert [parse(text) for text in inside] == [kind(text) for text in inside]
     for text in outside:
         with pytest.raises(argparse.ArgumentTypeError, match=expected) as error:

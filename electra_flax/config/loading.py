@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from electra_flax.config.ranges import Range, ranges, short
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.files import read_yaml
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 T = TypeVar("T")
 
@@ -42,35 +39,17 @@ def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_c
     values = read_yaml(Path(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected fields and their values, found {type(values).__name__}")
-    try:
-        given = json.dumps(_without_empty(values))
-    except (TypeError, ValueError) as error:  # dates and sets, which YAML has and no field; 0xff... without end
-        raise UserError(f"{path}: {error}: expected text, numbers, lists and mappings") from None
-    return _made(cls, ["--fields-from", given, *overrides], str(path), overrides, help_command)
-
-
-def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_empty(value) if isinstance(value, dict) else value
-        for name, value in values.items()
-        if value is not None
-    }
+    return fields_from(cls, values, overrides, str(path), help_command)
 
 
 def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str], source: str, help_command: str) -> T:
-    """Fields of a dataclass of plain values, and `--field value` overrides; `source` is named in errors.
+    """Fields of a dataclass, and `--field value` overrides; None is the default; `source` is named in errors.
 
-    Raises UserError as `load_config` does.
+    Raises UserError that names the place where the wrong one was given.
     """
-    given = [f"--{name}={value}" for name, value in values.items()]
-    return _made(cls, [*given, *overrides], source, overrides, help_command)
-
-
-def _made(cls: type[T], given: list[str], source: str, overrides: Sequence[str], help_command: str) -> T:
-    """The dataclass of arguments. Raises UserError that names the place where the wrong one was given."""
-    parser = _parser(cls)
+    parser = _parser(cls)  # type: ignore[arg-type]
     try:
-        found = parser.instantiate(parser.parse_args(given))
+        found = parser.instantiate(parser.parse_args(list(overrides), namespace=_namespace(cls, values)))
         return cls(**{f.name: found[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except UserError as error:
         message = str(error)
@@ -81,35 +60,25 @@ def _made(cls: type[T], given: list[str], source: str, overrides: Sequence[str],
     raise UserError(_placed(message, source, overrides))
 
 
+def _namespace(cls: type, values: Mapping[str, Any]) -> Namespace:
+    """What is given, for jsonargparse. Raises UserError for a section that is none."""
+    found, kinds = Namespace(), get_type_hints(cls)
+    for name, value in values.items():
+        is_section = dataclasses.is_dataclass(kinds.get(name)) and value is not None
+        if is_section and not isinstance(value, dict):
+            raise UserError(f"{name}: expected fields and their values, or each as --{name}.FIELD VALUE")
+        given = {f"{name}.{field}": each for field, each in value.items()} if is_section else {f"{name}": value}
+        for key in (key for key, each in given.items() if each is not None):
+            try:
+                found[key] = given[key]
+            except KeyError as error:  # that can be no field's: empty, or with a space
+                raise UserError(str(error)) from None
+    return found
+
+
 def config_to_yaml(config: Config) -> str:
     """Every field, resolved."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-
-
-def fields_help(cls: type, without_default: str) -> str:
-    """All fields with their meaning, type, range and default, or `without_default`, for `--help`."""
-    parser = _parser(cls)
-    parser.formatter_class = type("_Help", (_FieldsHelp,), {"without_default": without_default})
-    return parser.format_help()
-
-
-class _FieldsHelp(DefaultHelpFormatter):
-    """Fields one after another: not the sections themselves, which jsonargparse could read from files of their own."""
-
-    without_default = ""
-
-    def add_argument(self, action: argparse.Action) -> None:
-        if action.help != "Path to a configuration file.":
-            super().add_argument(action)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        return re.sub(r"\(required(?=[,)])", f"({self.without_default}", super()._get_help_string(action))
-
-    def _get_type_str(self, action: argparse.Action) -> str | None:
-        kind = super()._get_type_str(action)
-        if kind is None or kind.startswith("Literal["):  # the choices stand beside the name
-            return None
-        return re.sub(r"Annotated\[(\w+), (.*)\]", r"\1, \2", kind)
 
 
 def config_fields(config: Config) -> dict[str, Any]:
@@ -127,25 +96,12 @@ def config_differences(old: Config, new: Config) -> dict[str, str]:
     }
 
 
+@cache
 def _parser(cls: type) -> ArgumentParser:
-    # Made once: it parses cls's source, which takes a quarter of a second and which Python 3.11 gets wrong where an
-    # object that dies meanwhile prints a traceback ("AST constructor recursion depth mismatch"): fields were missing.
-    if cls not in _parsers:
-        # Without abbreviations: `--model.hid 3` must be an error, not a guess.
-        parser = ArgumentParser(
-            exit_on_error=False,
-            allow_abbrev=False,
-            add_help=False,
-            print_config=None,
-            usage=argparse.SUPPRESS,
-        )
-        parser.add_argument("--fields-from", action="config", help=argparse.SUPPRESS)
-        parser.add_class_arguments(cls)
-        _parsers[cls] = parser
-    return _parsers[cls]
-
-
-_parsers: dict[type, ArgumentParser] = {}
+    # Without abbreviations: `--model.hid 3` must be an error, not a guess.
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False, print_config=None)
+    parser.add_class_arguments(cls)
+    return parser
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

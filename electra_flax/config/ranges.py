@@ -1,7 +1,8 @@
 """Numbers and the ranges they must lie in: of the fields of a dataclass, and of a command's flags.
 
 A field is declared with its range: `seed: Annotated[int, Range(0, 2**32 - 1)] = 0`; `check_numbers` in __post_init__
-holds every way in (files, overrides, a checkpoint's configuration) to it. A flag is `type=in_range(int, 1, 9999)`.
+holds every way in (files, overrides, a checkpoint's configuration) to it; a flag is declared the same
+(runtime/flags.py).
 """
 
 from __future__ import annotations
@@ -72,11 +73,8 @@ def ranges(cls: type) -> dict[str, Range]:
     }
 
 
-def in_range(kind: type[Number], least: float, most: float, ends: Literal["[]", "(]", "[)", "()"] = "[]") -> (
-    Callable[[str], Number]
-):  # fmt: skip
+def in_range(kind: type[Number], allowed: Range) -> Callable[[str], Number]:
     """A `type` for argparse: a number within a Range. What is none is an error of usage that says what is expected."""
-    allowed = Range(least, most, ends)
 
     def parse(text: str) -> Number:
         try:

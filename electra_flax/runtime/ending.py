@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import errno
 import io
 import os
@@ -11,9 +9,8 @@ import stat
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
 from electra_flax.runtime.console import write_line
@@ -137,41 +134,6 @@ def keep_traceback(error: BaseException, path: Path) -> Path | str:
 def _say(program: str, code: int, message: str) -> int:
     write_line(f"{program}: {escaped(message)}")
     return code
-
-
-class Parser(argparse.ArgumentParser):
-    """Of a command line; what is said of a mistake shows escapes and line breaks of what was given by their codes.
-
-    A flag that is unknown is named with the nearest one, also where a mistyped one is said to be missing.
-    """
-
-    _given: Sequence[str] = ()
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, but `error` knows what was given."""
-        self._given = [str(each) for each in (sys.argv[1:] if args is None else args)]
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        if message.endswith("required") or message.startswith(("the following arguments", "unrecognized")):
-            command = next((each for each in self._given if each in _commands(self)), "")
-            message = nearest_flag(self, command, self._given, cutoff=0.6) or message
-        super().error(escaped(message))
-
-
-def nearest_flag(parser: argparse.ArgumentParser, command: str, given: Sequence[str], cutoff: float = 0.8) -> str:
-    """ "--work-dir: ... --workdir" for the first of what is `given` that is nearly a flag of the command, else ""."""
-    parser = _commands(parser).get(command, parser)
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    for name in (each.partition("=")[0] for each in given if each.startswith("--")):
-        found = difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=cutoff)
-        if found and name not in flags and "." not in name:
-            return f"{name}: no such flag; the nearest is {found[0]}"
-    return ""
-
-
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    return next((action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)), {})
 
 
 def print_whole(text: str) -> None:

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_prep.cli import _parser as data_parser
-from electra_flax.commands.arguments import make_parser
+from data_prep import cli as data_cli
+from electra_flax.commands import cli
 from electra_flax.commands.cli import main
 from electra_flax.config import loading
 from electra_flax.config.schema import Config
 from electra_flax.finetune.task import Training
-from electra_flax.runtime.ending import nearest_flag
-from tpu.launch import _parser as tpu_parser
+from electra_flax.runtime.flags import parse
+from tpu import launch
+from tpu.settings import Settings
 
-PARSERS = {"electra-flax": make_parser(), "electra-data": data_parser(), "tpu": tpu_parser()}
+PARSERS = {"electra-flax": cli.parser(), "electra-data": data_cli.parser(), "tpu": launch.parser()}
+PRETRAIN = ["pretrain", "--config=c.yaml", "--data=d", "--workdir=w"]
+FINETUNE = ["finetune", "--task=t", "--model=m", "--data=d", "--out=o"]
 WRONG = ("-1", "nan", "inf", "1e400", str(2**63), str(10**30), "9" * 5000, "0x10", "x", "")
 
 
@@ -49,7 +52,7 @@ def test_a_wrong_number_is_usage(program, command, flag, capsys):
 @pytest.mark.parametrize("value", ["x", "localhost", ":1", "host:0", "host:65536", "host:a", "\x1b[31m\n"])
 def test_an_address_has_a_host_and_a_port(value, capsys):
     with pytest.raises(SystemExit) as ended:
-        make_parser().parse_args(["finetune", f"--coordinator={value}"])
+        cli.parser().parse_args(["finetune", f"--coordinator={value}"])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "expected HOST:PORT" in said.splitlines()[-1] and "\x1b" not in said
 
@@ -62,25 +65,30 @@ def test_an_address_has_a_host_and_a_port(value, capsys):
         ("electra-flax", ["report", "--workdir", "x", "--outt=y"], "--outt: no such flag; the nearest is --out"),
         ("electra-flax", ["report", "--workdir", "x", "--zzz"], "unrecognized arguments: --zzz"),
         ("electra-flax", ["--versoin"], "--versoin: no such flag; the nearest is --version"),
+        ("electra-flax", [*PRETRAIN, "--work-dir", "x"], "--work-dir: no such flag; the nearest is --workdir"),
+        ("electra-flax", [*FINETUNE, "--epochs=1", "--seed=1"], "--seed: no such flag; the nearest is --seeds"),
         ("electra-data", ["inspect", "x", "--jsno"], "--jsno: no such flag; the nearest is --json"),
         ("electra-data", ["vocab", "--corpu", "x", "--out", "y"], "--corpu: no such flag; the nearest is --corpus"),
         ("tpu", ["ssh", "--wroker", "1", "x"], "--wroker: no such flag; the nearest is --worker"),
+        ("tpu", ["train", "--setings=x"], "--setings: no such flag; the nearest is --settings"),
     ],
 )
 def test_an_unknown_flag_is_named_with_the_nearest(program, given, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        PARSERS[program].parse_args(given)
+        parse(PARSERS[program], given)
     assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
 
 
-def test_a_mistyped_flag_is_no_field():
-    parser = make_parser()
-    assert nearest_flag(parser, "pretrain", ["--work-dir", "x"]) == "--work-dir: no such flag; the nearest is --workdir"
-    assert "--seeds" in nearest_flag(parser, "finetune", ["--epochs=1", "--seed=1"])
-    tpu = PARSERS["tpu"]
-    assert nearest_flag(tpu, "train", ["--setings=x"]) == "--setings: no such flag; the nearest is --settings"
-    for command, kind in (("pretrain", Config), ("plan", Config), ("doctor", Config), ("finetune", Training)):
-        assert not nearest_flag(parser, command, [f"--{name}" for name in loading._fields(kind)])
+def test_a_field_is_no_mistyped_flag():
+    for program, given, kind in (
+        ("electra-flax", PRETRAIN, Config),
+        ("electra-flax", FINETUNE, Training),
+        ("tpu", ["train"], Settings),
+    ):
+        fields = [f"--{name}=1" for name in loading._fields(kind)]
+        taken = {"--config", "--data", "--json"}  # the flag of that name, where there is one
+        fields = [each for each in fields if each.partition("=")[0] not in taken]
+        assert parse(PARSERS[program], [*given, *fields]).overrides == tuple(fields)
 
 
 @pytest.mark.parametrize(

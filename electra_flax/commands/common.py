@@ -1,0 +1,77 @@
+"""What several commands share: their flags, and where sentences come from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Annotated
+
+from electra_flax.config.ranges import Range
+from electra_flax.errors import UserError
+from electra_flax.runtime.flags import Command, Flag
+from electra_flax.text import decode, without_halves
+
+
+class Devices(Command):
+    """Devices."""
+
+    simulate_devices: Annotated[int | None, Range(1, 1024), "N"] = None
+    """run on N simulated CPU devices (1 to 1,024) instead of real ones"""
+
+    def use_devices(self) -> None:
+        """Must come before anything asks JAX for its devices."""
+        import jax
+
+        from electra_flax.runtime.processes import use_cpu_where_there_is_nothing_else
+
+        use_cpu_where_there_is_nothing_else()
+        if self.simulate_devices is not None:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", self.simulate_devices)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isdecimal() and 0 < int(port) < 2**16):  # JAX would wait for minutes
+        raise argparse.ArgumentTypeError(f"{text}: expected HOST:PORT, the port from 1 to 65,535")
+    return text
+
+
+class Processes(Command):
+    """Several processes.
+
+    on a TPU they find each other; elsewhere each is told, with the same command otherwise
+    """
+
+    coordinator: Annotated[str | None, _address, "HOST:PORT"] = None
+    """where process 0 listens"""
+    num_processes: Annotated[int | None, Range(1, 2**16), "N"] = None
+    """how many there are"""
+    process_id: Annotated[int | None, Range(0, 2**16 - 1), "I"] = None
+    """which this is, from 0"""
+
+    @property
+    def group(self) -> tuple[str, int, int] | None:
+        """All three, or None where none is given. Raises UserError for some of them."""
+        if self.coordinator is self.num_processes is self.process_id is None:
+            return None
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            raise UserError("--coordinator, --num-processes and --process-id belong together: give all three or none")
+        return self.coordinator, self.num_processes, self.process_id
+
+
+Texts = Annotated[tuple[str, ...], Flag(positional=True, nargs="*")]
+
+
+def texts_or_stdin(given: tuple[str, ...]) -> list[str]:
+    """Return the sentences given, or the lines of the standard input that are not blank.
+
+    Raises UserError where there is none, or where the lines are in no encoding that can be told.
+    """
+    texts = [without_halves(text) for text in given]
+    if not texts:
+        lines = decode(sys.stdin.buffer.read(), "standard input").split("\n")  # texts hold other separators
+        texts = [line.rstrip("\r") for line in lines if line.strip()]
+    if not texts:
+        raise UserError("no sentences: give them as arguments or on the standard input, one a line")
+    return texts

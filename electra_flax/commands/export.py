@@ -1,0 +1,102 @@
+"""electra-flax export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from electra_flax.commands.common import Devices
+from electra_flax.config.ranges import MOST_INT32, Range
+from electra_flax.errors import UserError
+from electra_flax.runtime.console import print_line, write_line
+from electra_flax.runtime.flags import Command, File, Flag, Folder, Place
+
+if TYPE_CHECKING:
+    from electra_flax.weights.model_card import Publication
+    from electra_flax.weights.sources import Weights
+
+
+class Publishing(Command):
+    """Publishing."""
+
+    license: Annotated[str, "ID"] = ""
+    """licence of the model, for its card: apache-2.0 ..."""
+    license_name: Annotated[str, "NAME"] = ""
+    """with --license other: what it is called"""
+    license_link: Annotated[str, "URL"] = ""
+    """with --license other: where its text is"""
+    language: Annotated[str, "CODE"] = ""
+    """language of the model, for its card: ko ..."""
+    push: Annotated[Place | None, "OWNER/NAME"] = None
+    """then upload to OWNER/NAME-discriminator and OWNER/NAME-generator on the hub (HF_TOKEN, or hf auth login)"""
+    private: bool = False
+    """with --push: repositories that only you can see"""
+
+
+class Export(Publishing, Devices):
+    """Write Hugging Face model folders, or a checkpoint of the original.
+
+    Writes OUT/discriminator and OUT/generator, each a complete Hugging Face model folder (safetensors for PyTorch,
+    msgpack for Flax, tokenizer, model card), and OUT/parity.json: how far transformers' hidden states and logits are
+    from ours. The weights are a run's (--workdir) or anyone's (--from).
+    """
+
+    workdir: Annotated[Place | None, Flag(one_of=True)] = None
+    """a run"""
+    from_: Annotated[Place | None, "SOURCE", Flag(one_of=True)] = None
+    """hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"""
+    out: Folder
+    """folder to write"""
+    to: Literal["hf", "tf1"] = "hf"
+    """Hugging Face's form (hf) or the original's"""
+    step: Annotated[int | None, Range(0, MOST_INT32), "N"] = None
+    """checkpoint of a run (default: the newest)"""
+    vocab: File | None = None
+    """vocab.txt, where none is beside the weights"""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """of the tensors"""
+
+    def run(self) -> None:
+        self.use_devices()
+        from electra_flax.storage.workdir import refuse_inside
+        from electra_flax.weights import hub
+        from electra_flax.weights.export import export_to_tf1
+        from electra_flax.weights.model_card import Publication
+        from electra_flax.weights.sources import find_weights
+
+        refuse_inside(self.out)
+        self._check()
+        publication = Publication(self.license, self.language, self.push or "", self.license_name, self.license_link)
+        for remark in publication.remarks:
+            write_line(f"warning: {remark}")
+        weights = find_weights(self.from_ or f"orbax:{self.workdir}", self.step, self.vocab)
+        repositories = hub.repositories(self.push, weights.architecture.parts) if self.push else {}
+        if self.push:
+            hub.check_login(self.push)
+        for remark in weights.remarks:
+            print_line(remark)
+        if weights.unused:
+            print_line(f"left out, no parameters of ELECTRA's pretraining: {', '.join(weights.unused)}")
+        if self.to == "tf1":
+            print_line(export_to_tf1(weights, self.out))
+            return
+        self._to_hugging_face(weights, publication)
+        for part, repository in repositories.items():
+            print_line(hub.push(self.out / part, repository, self.private))
+
+    def _check(self) -> None:
+        if self.to == "tf1" and self.dtype != "float32":
+            raise UserError(f"--dtype {self.dtype}: the original loads float32 only")
+        if self.private and not self.push:
+            raise UserError("--private is of the repositories that --push OWNER/NAME makes, which is not given")
+        if self.to == "tf1" and self.push:
+            raise UserError(f"--push {self.push}: the hub takes Hugging Face's form: leave out --to tf1")
+
+    def _to_hugging_face(self, weights: Weights, publication: Publication) -> None:
+        from electra_flax.weights.export import export_to_hugging_face
+
+        for part, differences in export_to_hugging_face(weights, self.out, self.dtype, publication).items():
+            found = ", ".join(
+                f"{framework} {'not installed' if largest is None else format(largest, '.2g')}"
+                for framework, largest in differences.items()
+            )
+            print_line(f"{self.out / part}: largest difference of hidden states and logits from ours: {found}")
