@@ -31,7 +31,8 @@ class Agreement:
         if jax.process_count() == 1:
             return own
         rows = np.tile(own, (jax.local_device_count(), 1))
-        return self._any(jax.make_array_from_process_local_data(self._sharding, rows))
+        any_wish: jax.Array = self._any(jax.make_array_from_process_local_data(self._sharding, rows))
+        return any_wish
 
     def receive(self, sent: jax.Array | np.ndarray) -> Wishes:
         return Wishes(*(bool(wish) for wish in np.asarray(sent)))

@@ -55,7 +55,7 @@ class _Meta:
     """None: of an earlier release."""
 
 
-class _Manager(ocp.CheckpointManager):
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no types
     """Orbax's; a checkpoint whose metrics are damaged counts as one that was not evaluated."""
 
     def metrics(self, step: int) -> dict[str, float] | None:
@@ -191,7 +191,7 @@ class Checkpoints:
 
     @property
     def is_saving(self) -> bool:
-        return self._manager.is_saving_in_progress()
+        return bool(self._manager.is_saving_in_progress())
 
     def wait(self) -> None:
         """Wait for the save in the background. Raises Problem where it could not be made."""
@@ -253,7 +253,8 @@ class Checkpoints:
         restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), target)
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=True)
         try:
-            return self._try_until_done(args, self.existing(step))[0]["params"]
+            params: dict[str, Any] = self._try_until_done(args, self.existing(step))[0]["params"]
+            return params
         except Problem as problem:
             raise self._refusal(step, problem) from None
 

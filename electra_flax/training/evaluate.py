@@ -19,8 +19,8 @@ from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.metrics import MetricSums
-from electra_flax.training.objectives import Objective, make_objective
-from electra_flax.training.objectives.objective import Sums
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.objective import Objective, Sums
 from electra_flax.training.step import abstract_state, make_eval_step
 
 EvalStep = Callable[[electra.Params, Batch, jax.Array], Sums]

@@ -40,6 +40,7 @@ def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
 
 
 def _dot_flops(equation: Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[dim] for dim in contracted)
+    contracted: tuple[int, ...] = equation.params["dimension_numbers"][0][0]
+    left: tuple[int, ...] = equation.invars[0].aval.shape
+    result: tuple[int, ...] = equation.outvars[0].aval.shape
+    return 2 * math.prod(result) * math.prod(left[dim] for dim in contracted)

@@ -80,7 +80,8 @@ class History:
 
     @property
     def step(self) -> int:
-        return max(record["step"] for record in [*self.train, *self.validation])
+        last: int = max(record["step"] for record in [*self.train, *self.validation])
+        return last
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -98,7 +99,8 @@ class History:
         if self.is_done:
             return None
         if self.events and self.events[-1]["event"] == "stop":
-            return self.events[-1]["step"]
+            step: int = self.events[-1]["step"]
+            return step
         last = max(record["time"] for record in [*self.train, *self.validation, *self.events])
         rate = self.recent("steps_per_sec")
         between = self.config.logging.every_steps / rate if rate else 0.0  # two signs of life

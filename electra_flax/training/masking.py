@@ -127,4 +127,8 @@ def _write(ids_BT: jax.Array, positions_BM: jax.Array, values: jax.Array | int, 
     num_tokens = ids_BT.shape[1]
     targets_BM = jnp.where(where_BM, positions_BM, num_tokens)
     values_BM = jnp.broadcast_to(jnp.asarray(values, ids_BT.dtype), positions_BM.shape)
-    return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(ids_BT, targets_BM, values_BM)
+
+    def write(ids_T: jax.Array, targets_M: jax.Array, values_M: jax.Array) -> jax.Array:
+        return ids_T.at[targets_M].set(values_M, mode="drop")
+
+    return jax.vmap(write)(ids_BT, targets_BM, values_BM)

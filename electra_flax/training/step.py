@@ -23,8 +23,8 @@ from electra_flax.model import electra
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.electra import Params
 from electra_flax.model.sharding import Batch, batch_sharding, state_shardings
-from electra_flax.training.objectives import Objective, make_objective
-from electra_flax.training.objectives.objective import Sums, row_seeds
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.objective import Objective, Sums, row_seeds
 from electra_flax.training.optimizer import learning_rate, make_optimizer
 from electra_flax.training.state import TrainState
 from electra_flax.trees import flat
@@ -34,12 +34,14 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
     """A fresh state, created in place on the mesh."""
 
     create = functools.partial(_create_state, config)
-    return jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
+    state: TrainState = jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
+    return state
 
 
 def abstract_state(config: Config) -> TrainState:
     """The state's tree with shapes and dtypes instead of arrays."""
-    return jax.eval_shape(functools.partial(_create_state, config))
+    state: TrainState = jax.eval_shape(functools.partial(_create_state, config))
+    return state
 
 
 def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
