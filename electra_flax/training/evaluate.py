@@ -34,7 +34,7 @@ def held_out_metrics(
     examples: ShardedExamples,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """The objective's metrics over the validation split, by token (not means of batch means)."""
+    """Return the objective's metrics over the validation split, by token (not means of batch means)."""
     total = MetricSums()
     key = jax.random.key(config.evaluation.seed)
     batches = evaluation_batches(config, examples, mesh, config.evaluation.max_batches)
@@ -45,7 +45,7 @@ def held_out_metrics(
 
 
 def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, float]:
-    """Held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
+    """Return held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
 
     `given` is the workdir; the shards are those of the phase in which the checkpoint was made, or `data_path`.
     """

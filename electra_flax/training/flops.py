@@ -16,7 +16,7 @@ from electra_flax.training.objectives import make_objective
 
 
 def step_flops(config: Config) -> int:
-    """Matrix products of one optimizer step over the whole batch, traced with plain attention."""
+    """Return the operations of one optimizer step over the whole batch, traced with plain attention."""
     objective = make_objective(config, SpecialTokens(*range(5)))  # which ids they are changes no shape
     slices = config.training.gradient_accumulation_steps
 
@@ -27,7 +27,7 @@ def step_flops(config: Config) -> int:
 
 
 def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
-    """All dot_generals, those inside loops times their trips. Elementwise work is not counted."""
+    """Return the operations of all dot_generals, those in loops times their trips; elementwise work is not counted."""
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0
     for equation in inner.eqns:
