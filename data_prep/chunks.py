@@ -193,4 +193,4 @@ def signature(text: str) -> np.ndarray:
     runs = {text[start : start + _SHINGLE_CHARACTERS] for start in range(max(1, len(text) - _SHINGLE_CHARACTERS + 1))}
     minhash = MinHash(SIGNATURE_SIZE, seed=1)
     minhash.update_batch([run.encode() for run in runs])
-    return minhash.digest().astype(np.uint32)
+    return np.asarray(minhash.digest(), np.uint32)

@@ -124,7 +124,7 @@ class Cleaner:
         self._options = options
         on = [step for step in STEPS if step.name in options.steps]
         self._of_paragraphs = [(step.name, step.apply) for step in on if step.level == "paragraph" and step.apply]
-        self._of_sentences = [(step.name, self._short if step.name == "short" else step.apply)
+        self._of_sentences = [(step.name, step.apply or self._short)
                               for step in on if step.level == "sentence"]  # fmt: skip
         self._split = splitter(options.splitter) if "sentences" in options.steps else lambda text: [text]
         self._idle = not any(step.level != "corpus" for step in on)
@@ -144,7 +144,7 @@ class Cleaner:
                 cleaned.append(sentences)
         return cleaned
 
-    def _run(self, steps: list, text: str) -> str:
+    def _run(self, steps: list[tuple[str, Callable[[str], str]]], text: str) -> str:
         for name, apply in steps:
             after = apply(text).strip()
             if after != text:

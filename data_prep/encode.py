@@ -66,4 +66,5 @@ class Encoder:
 
 
 def _encode(tokenizer: Tokenizer, word: str) -> list[int]:
-    return tokenizer.encode(word, add_special_tokens=False).ids
+    ids: list[int] = tokenizer.encode(word, add_special_tokens=False).ids
+    return ids

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from electra_flax.errors import UserError, counted, escaped
 
 if sys.version_info >= (3, 14):
-    from compression import zstd
+    from compression import zstd as zstd
 else:
-    from backports import zstd
+    from backports import zstd as zstd
 
 SUFFIXES = (
     ".txt", ".text", ".json", ".jsonl", ".ndjson", ".xml", ".parquet", ".gz", ".bz2", ".xz", ".zst"
@@ -161,10 +161,12 @@ class _Counted(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+        place: int = self._file.seek(offset, whence)
+        return place
 
     def tell(self) -> int:
-        return self._file.tell()
+        place: int = self._file.tell()
+        return place
 
     def readinto(self, buffer: Any) -> int:
         data = self._file.read(len(buffer))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -70,7 +70,7 @@ def parse_json(data: bytes | str, kind: type[T], where: object, fix: str, *, is_
     if isinstance(data, bytes):
         data = decode(data, where)
     try:
-        return _adapter(kind).validate_json(data, strict=True, extra="forbid" if is_ours else "ignore")  # type: ignore[arg-type]
+        return _adapter(kind).validate_json(data, strict=True, extra="forbid" if is_ours else "ignore")
     except ValidationError as error:
         raise UserError(f"{where}: {_problem(error)}: {fix}") from None
 
@@ -86,7 +86,7 @@ def recall(path: Path, kind: type[T]) -> T | None:
 def parse_lines(data: bytes, kind: type[T]) -> tuple[list[T], int]:
     """JSON lines as `kind`s, and how many lines could not be read: cut off when a process was killed, or damaged."""
     found: list[T] = []
-    adapter, unreadable = _adapter(kind), 0  # type: ignore[arg-type]
+    adapter, unreadable = _adapter(kind), 0
     for line in data.split(b"\n"):
         if line.strip():
             try:
@@ -96,8 +96,13 @@ def parse_lines(data: bytes, kind: type[T]) -> tuple[list[T], int]:
     return found, unreadable
 
 
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    adapter: TypeAdapter[T] = _adapter_of(cast(Hashable, kind))
+    return adapter
+
+
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter_of(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

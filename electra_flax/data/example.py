@@ -38,7 +38,8 @@ def encode_example(token_ids: Sequence[int], num_first: int, max_seq_length: int
     ids.extend([0] * (max_seq_length - used))
     features.append(_ones_entry("input_mask", 0, used, max_seq_length))
     features.append(_ones_entry("segment_ids", num_first, used, max_seq_length))
-    return example.SerializeToString()
+    packed: bytes = example.SerializeToString()
+    return packed
 
 
 @functools.lru_cache(1 << 16)

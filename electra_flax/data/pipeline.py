@@ -90,7 +90,8 @@ def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, star
     batches = numbers.map(lambda chosen: _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size))
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
-    return iterator
+    batches_on_devices: Iterator[Batch] = iterator
+    return batches_on_devices
 
 
 class GlobalOrder:

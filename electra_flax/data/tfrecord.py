@@ -22,7 +22,7 @@ _FOOTER = struct.Struct("<I")  # masked CRC32C of the payload
 
 
 def masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
+    crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

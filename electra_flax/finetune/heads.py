@@ -107,7 +107,8 @@ def _answers_loss(
 
 
 def _original_answers(head: OriginalAnswers, params: Params, hidden_BTD: jax.Array, batch: Batch) -> Outputs:
-    return apply_head(head, params, hidden_BTD, batch, method="beams")
+    beams: Outputs = apply_head(head, params, hidden_BTD, batch, method="beams")
+    return beams
 
 
 def _original_answers_loss(
@@ -120,7 +121,8 @@ def _original_answers_loss(
     end_BT = apply_head(head, params, first_BD, hidden_BTD, batch, method="end")
     loss_B = (_cross_entropy(start_BT, first_B) + _cross_entropy(end_BT, last_B)) / 2
     answerable_B = jax.nn.softplus(impossible_B) - impossible_B * is_impossible_B
-    return loss_B + _ANSWERABLE_WEIGHT * answerable_B
+    total_B: jax.Array = loss_B + _ANSWERABLE_WEIGHT * answerable_B
+    return total_B
 
 
 def _cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:

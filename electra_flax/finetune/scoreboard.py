@@ -123,7 +123,10 @@ def _cell(metrics: Sequence[dict[str, Any]]) -> str:
 
 
 def _published() -> dict[str, Any]:
-    return yaml.safe_load((resources.files("electra_flax.finetune") / "published.yaml").read_text())
+    published: dict[str, Any] = yaml.safe_load(
+        (resources.files("electra_flax.finetune") / "published.yaml").read_text()
+    )
+    return published
 
 
 def _markdown(rows: dict[str, dict[str, Any]], names: Sequence[str], protocol: Protocol) -> str:

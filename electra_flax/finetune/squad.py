@@ -67,10 +67,11 @@ def _member(value: Any, name: str, kind: type[T], where: str) -> T:
         raise UserError(
             f"{where}: found {json.dumps(value)[:40]}, expected an object with {name}: not in the layout of SQuAD"
         )
-    if not isinstance(value.get(name), kind) or isinstance(value.get(name), bool):
+    member = value.get(name)
+    if not isinstance(member, kind) or isinstance(member, bool):
         found = f"is {json.dumps(value[name])[:40]}" if name in value else f"is missing from {', '.join(value)[:80]}"
         raise UserError(f"{where}: {name} {found}, expected {word}: not in the layout of SQuAD and KorQuAD 1")
-    return value[name]
+    return member
 
 
 def _name_of(question: Any, where: str) -> str:

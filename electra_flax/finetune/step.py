@@ -112,7 +112,8 @@ def _train_step(
         batch, seeds_B, divisor_B = rows
         hidden_BTD = _encode(network, params, batch, seeds_B)
         loss_B = network.head.loss(params, hidden_BTD, batch, randomness.fold_in(seeds_B, 4))
-        return (loss_B * batch["weight"]).sum() / divisor_B[0]
+        loss: jax.Array = (loss_B * batch["weight"]).sum() / divisor_B[0]
+        return loss
 
     rows = batch["weight"].shape[0]
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -140,7 +141,8 @@ def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
         return jnp.ones(())
     if is_tagging:
         return jnp.maximum(1.0, ((batch["target"] >= 0) * batch["weight"][:, None]).sum())
-    return batch["weight"].sum()
+    examples: jax.Array = batch["weight"].sum()
+    return examples
 
 
 def make_predict_step(network: Network) -> Callable[[Params, Batch], Outputs]:

@@ -12,7 +12,7 @@ Sharing follows docs/semantics.md, section 9.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -84,7 +84,8 @@ class _Electra(nn.Module):
 
 def init(architecture: Architecture, key: jax.Array) -> Params:
     """Fresh float32 parameters (docs/semantics.md, section 8: truncated normal; two Glorot uniform kernels)."""
-    return _Electra(architecture).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    params: Params = _Electra(architecture).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    return params
 
 
 def apply_generator(
@@ -98,11 +99,11 @@ def apply_generator(
     attend: Attend = xla_attention,
 ) -> jax.Array:
     """Masked-LM logits_BMV float32 at the given positions; no dropout without seeds."""
-    logits: Any = _Electra(architecture, attend).apply(
+    logits_BMV = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM, seeds_B,
         method="generate",
     )  # fmt: skip
-    return logits
+    return cast(jax.Array, logits_BMV)
 
 
 def apply_discriminator(
@@ -115,10 +116,10 @@ def apply_discriminator(
     attend: Attend = xla_attention,
 ) -> jax.Array:
     """Replaced-token logits_BT float32; no dropout without seeds."""
-    logits: Any = _Electra(architecture, attend).apply(
+    logits_BT = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="discriminate"
     )
-    return logits
+    return cast(jax.Array, logits_BT)
 
 
 def apply_encoder(
@@ -132,10 +133,10 @@ def apply_encoder(
 ) -> jax.Array:
     """hidden_BTD of the discriminator's last layer, in compute_dtype, for a head of fine-tuning; no dropout without
     seeds."""
-    hidden: Any = _Electra(architecture, attend).apply(
+    hidden_BTD = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="encode"
     )
-    return hidden
+    return cast(jax.Array, hidden_BTD)
 
 
 def apply_with_layers(

@@ -26,7 +26,8 @@ _OUTSIDE = -1000.0  # added to the logit of a token that cannot be of an answer
 def init_head(head: nn.Module, width: int, key: jax.Array) -> Params:
     """Fresh float32 parameters of a head over hidden states of this width."""
     hidden_BTD, ones_BT = jnp.zeros((1, 2, width), jnp.float32), jnp.ones((1, 2), jnp.int32)
-    return head.init(key, hidden_BTD, {"token_type_ids": ones_BT, "attention_mask": ones_BT})["params"]
+    params: Params = head.init(key, hidden_BTD, {"token_type_ids": ones_BT, "attention_mask": ones_BT})["params"]
+    return params
 
 
 def apply_head(head: nn.Module, params: Params, *inputs: Any, method: str = "__call__") -> Any:
@@ -153,5 +154,5 @@ class _AnswerLayers(nn.Module):
 
 def _outside(batch: Any) -> jax.Array:
     """What is added to logits [B, T]: an answer lies in the context, or at [CLS] where there is none."""
-    inside_BT = (batch["token_type_ids"] * batch["attention_mask"]).at[:, 0].add(1)
+    inside_BT: jax.Array = (batch["token_type_ids"] * batch["attention_mask"]).at[:, 0].add(1)
     return _OUTSIDE * (1.0 - inside_BT)

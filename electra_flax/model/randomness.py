@@ -53,7 +53,8 @@ def random_bits(position: jax.Array, seed: jax.Array) -> jax.Array:
     x = (x ^ _signed(_XOR_2)) ^ shift_right(x, 16)
     x = x * jnp.int32(1 + (1 << 3))
     x ^= shift_right(x, 11)
-    return x * jnp.int32(1 + (1 << 15))
+    bits: jax.Array = x * jnp.int32(1 + (1 << 15))
+    return bits
 
 
 def uniform(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
@@ -87,4 +88,4 @@ def _bits_of_rows(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
 
 
 def _signed(constant: int) -> jax.Array:
-    return jnp.int32(constant - 2**32 if constant >= 2**31 else constant)
+    return jnp.asarray(constant - 2**32 if constant >= 2**31 else constant, jnp.int32)

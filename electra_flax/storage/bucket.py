@@ -144,7 +144,7 @@ class RemoteFolder:
         """Raises UserError."""
         self.try_to("be written", lambda: self.blob(name).upload_from_filename(str(path), timeout=_SECONDS))
 
-    def try_to(self, what: str, action: Callable[[], Any]) -> Any:
+    def try_to(self, what: str, action: Callable[[], T]) -> T:
         """What the bucket answers to `action`, or UserError."""
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError

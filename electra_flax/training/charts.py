@@ -39,7 +39,7 @@ def learning_panels(runs: Sequence[History]) -> list[Panel]:
 
 
 def draw(runs: Sequence[History], panels: Sequence[Panel]) -> bytes:
-    """A PNG with a panel for each metric, in it a line for each run."""
+    """Return a PNG with a panel for each metric, in it a line for each run."""
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).ravel()

@@ -55,7 +55,7 @@ class _Meta:
     """None: of an earlier release."""
 
 
-class _Manager(ocp.CheckpointManager):
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no types
     """Orbax's; a checkpoint whose metrics are damaged counts as one that was not evaluated."""
 
     def metrics(self, step: int) -> dict[str, float] | None:
@@ -81,8 +81,10 @@ class Checkpoints:
     """The checkpoints of one workdir, by the step after which they were made; saves in the background."""
 
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None, notes: Any = Notes) -> None:
-        """Those in `folder`, local or gs://; to read only where `config` is None. A checkpoint whose notes are not of
-        the type `notes` is damaged. Raises UserError where `folder` is none."""
+        """Open those in `folder`, local or gs://; to read only where `config` is None.
+
+        A checkpoint whose notes are not of the type `notes` is damaged. Raises UserError where `folder` is none.
+        """
         self._path, self._config, self._notes = epath.Path(folder), config, notes
         options = ocp.CheckpointManagerOptions(read_only=True, enable_async_checkpointing=False)
         if config is not None:
@@ -113,20 +115,20 @@ class Checkpoints:
         self._manager = patiently(self._path, open_manager)
 
     def _check_readable(self) -> None:
-        """Raises UserError where a checkpoint keeps Orbax from opening the folder at all."""
+        """Raise UserError where a checkpoint keeps Orbax from opening the folder at all."""
         if damaged := self._unreadable():
             shown = "; ".join(f"{self._path / str(step)}: damaged ({problem})" for step, problem in damaged.items())
             raise UserError(f"{shown}: move it away, or have electra-flax pretrain set it aside")
 
     def _set_unreadable_aside(self) -> None:
-        """Raises UserError where none is left."""
+        """Move away what Orbax cannot describe. Raises UserError where none is left."""
         damaged = self._unreadable()
         if damaged and len(damaged) == len(self._folders()):
             self._refuse(damaged)
         self._set_aside(damaged)
 
     def _unreadable(self) -> dict[int, str]:
-        """{step: why} of the checkpoints that Orbax cannot describe, or that hold what no reading of would end."""
+        """Return {step: why} of the checkpoints that Orbax cannot describe, or whose reading would not end."""
         damaged: dict[int, str] = {}
         for folder in self._folders():
             try:
@@ -191,7 +193,7 @@ class Checkpoints:
 
     @property
     def is_saving(self) -> bool:
-        return self._manager.is_saving_in_progress()
+        return bool(self._manager.is_saving_in_progress())
 
     def wait(self) -> None:
         """Wait for the save in the background. Raises Problem where it could not be made."""
@@ -219,7 +221,7 @@ class Checkpoints:
         bucket.until_done(self._path / str(step), attempt)
 
     def _give_up(self, error: Exception) -> Problem:
-        """What became of a save; raises RunError where there are other processes."""
+        """Return what became of a save; raise RunError where there are other processes."""
         if jax.process_count() > 1:  # the others wait for this one in Orbax's barriers, and would be a save behind
             raise RunError(
                 f"process {jax.process_index()}: a checkpoint could not be written ({reason(error)}); those of steps "
@@ -234,7 +236,7 @@ class Checkpoints:
         return Problem(reason(error))
 
     def restore(self, shapes: TrainState, mesh: Mesh, step: int | None = None) -> TrainState:
-        """The state of a step (the newest by default), placed on the mesh; `shapes` are those of its arrays.
+        """Return the state of a step (the newest by default), placed on the mesh; `shapes` are those of its arrays.
 
         Raises UserError where there is no such checkpoint, or it is damaged, Unavailable where a bucket is away.
         """
@@ -245,7 +247,7 @@ class Checkpoints:
             raise self._refusal(step, problem) from None
 
     def restore_params(self, shapes: Params, step: int) -> Params:
-        """The parameters alone, as numpy arrays: a third of the memory of a state.
+        """Return the parameters alone, as numpy arrays: a third of the memory of a state.
 
         Raises UserError where there is no such checkpoint, or it is damaged, Unavailable where a bucket is away.
         """
@@ -253,12 +255,13 @@ class Checkpoints:
         restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), target)
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=True)
         try:
-            return self._try_until_done(args, self.existing(step))[0]["params"]
+            params: dict[str, Any] = self._try_until_done(args, self.existing(step))[0]["params"]
+            return params
         except Problem as problem:
             raise self._refusal(step, problem) from None
 
     def existing(self, step: int | None) -> int:
-        """The step, or the newest. Raises UserError where there is no such checkpoint."""
+        """Return the step, or the newest. Raises UserError where there is no such checkpoint."""
         steps = self.steps
         if not steps or (step is not None and step not in steps):
             there = ", ".join(map(str, steps)) or "none"
@@ -274,7 +277,7 @@ class Checkpoints:
         return UserError(f"{self._path / str(step)}: damaged ({problem}): take an older one")
 
     def restore_newest(self, shapes: TrainState, mesh: Mesh) -> tuple[TrainState, Notes] | None:
-        """The newest state that can be read and its notes, or None where there is no checkpoint at all.
+        """Return the newest state that can be read and its notes, or None where there is no checkpoint at all.
 
         Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning. Raises UserError where all are,
         Unavailable where a bucket is away: nothing of it may pass for damaged.
@@ -297,7 +300,7 @@ class Checkpoints:
         return None
 
     def _refuse(self, damaged: dict[int, str]) -> None:
-        """Raises UserError where there is any, which are all that there are."""
+        """Raise UserError where there is any, which are all that there are."""
         if damaged:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
             raise UserError(
@@ -306,7 +309,7 @@ class Checkpoints:
             )
 
     def _read(self, shapes: TrainState, mesh: Mesh, step: int) -> tuple[TrainState, Notes]:
-        """State and notes. Raises Problem, the same in all processes, where they cannot be used."""
+        """Return state and notes. Raises Problem, the same in all processes, where they cannot be used."""
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -316,8 +319,7 @@ class Checkpoints:
         return self._try_until_done(args, step)
 
     def _try_until_done(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes]:
-        """What a bucket does not give is asked for again: a checkpoint must not pass for damaged because of the
-        network. Raises Problem."""
+        """Read a checkpoint, again where a bucket is away: it must not pass for damaged. Raises Problem."""
         return bucket.until_done(self._path / str(step), functools.partial(self._try_to_read, args, step))
 
     def _try_to_read(self, args: ocp.args.PyTreeRestore, step: int) -> tuple[Any, Notes]:
@@ -348,21 +350,20 @@ class Checkpoints:
                 _move(self._path / str(step), target)
 
     def close(self) -> None:
-        """After `finish`, which has told what failed."""
+        """Close Orbax's manager, after `finish`, which has told what failed."""
         with contextlib.suppress(Exception):  # a part of a save that was given up may fail once more, later
             self._manager.close()
 
 
 def _check_files(folder: epath.Path) -> None:
-    """Raises UserError for what is neither file nor folder: reading it might never end."""
+    """Raise UserError for what is neither file nor folder: reading it might never end."""
     for path in () if is_remote(str(folder)) else Path(folder).rglob("*"):
         if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"{path.relative_to(folder)}: no regular file")
 
 
 def _array_handlers() -> Any:
-    """Of an array that each device has, each writes a part; of a small one that would be a program compiled for each
-    of its parts to save nothing."""
+    """Return handlers that split no small array among its replicas: each part would be a program of its own."""
     handlers = ocp.type_handlers
     return handlers.create_type_handler_registry(
         (jax.Array, handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)),

@@ -19,8 +19,8 @@ from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.metrics import MetricSums
-from electra_flax.training.objectives import Objective, make_objective
-from electra_flax.training.objectives.objective import Sums
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.objective import Objective, Sums
 from electra_flax.training.step import abstract_state, make_eval_step
 
 EvalStep = Callable[[electra.Params, Batch, jax.Array], Sums]
@@ -34,7 +34,7 @@ def held_out_metrics(
     examples: ShardedExamples,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """The objective's metrics over the validation split, by token (not means of batch means)."""
+    """Return the objective's metrics over the validation split, by token (not means of batch means)."""
     total = MetricSums()
     key = jax.random.key(config.evaluation.seed)
     batches = evaluation_batches(config, examples, mesh, config.evaluation.max_batches)
@@ -45,7 +45,7 @@ def held_out_metrics(
 
 
 def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, float]:
-    """Held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
+    """Return held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
 
     `given` is the workdir; the shards are those of the phase in which the checkpoint was made, or `data_path`.
     """

@@ -22,18 +22,18 @@ finally:
 
 
 def version_event() -> bytes:
-    """What a file of events begins with."""
+    """Return what a file of events begins with."""
     return _framed(Event(file_version="brain.Event:2"))
 
 
 def scalars_event(step: int, scalars: Mapping[str, float]) -> bytes:
-    """{name: value} of a step."""
+    """Return {name: value} of a step, as an event."""
     values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
     return _framed(Event(step=step, summary=Summary(value=values)))
 
 
 def restart_event(step: int) -> bytes:
-    """Has TensorBoard drop what it had read of steps after `step`."""
+    """Return an event that has TensorBoard drop what it had read of steps after `step`."""
     return _framed(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
 

@@ -47,7 +47,7 @@ class SkippedSteps:
         return self.in_a_row > self._limit
 
     def go_back(self, step: int) -> bool:
-        """Whether going back from `step` may help: not the second time at the same place."""
+        """Return whether going back from `step` may help: not the second time at the same place."""
         may_help = self.first > self._gave_up_at
         self._gave_up_at = step
         self.in_a_row = 0

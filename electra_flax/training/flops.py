@@ -16,7 +16,7 @@ from electra_flax.training.objectives import make_objective
 
 
 def step_flops(config: Config) -> int:
-    """Matrix products of one optimizer step over the whole batch, traced with plain attention."""
+    """Return the operations of one optimizer step over the whole batch, traced with plain attention."""
     objective = make_objective(config, SpecialTokens(*range(5)))  # which ids they are changes no shape
     slices = config.training.gradient_accumulation_steps
 
@@ -27,7 +27,7 @@ def step_flops(config: Config) -> int:
 
 
 def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
-    """All dot_generals, those inside loops times their trips. Elementwise work is not counted."""
+    """Return the operations of all dot_generals, those in loops times their trips; elementwise work is not counted."""
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0
     for equation in inner.eqns:
@@ -40,6 +40,7 @@ def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
 
 
 def _dot_flops(equation: Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[dim] for dim in contracted)
+    contracted: tuple[int, ...] = equation.params["dimension_numbers"][0][0]
+    left: tuple[int, ...] = equation.invars[0].aval.shape
+    result: tuple[int, ...] = equation.outvars[0].aval.shape
+    return 2 * math.prod(result) * math.prod(left[dim] for dim in contracted)

@@ -61,7 +61,10 @@ class History:
 
     @classmethod
     def read(cls, given: str) -> History:
-        """Raises UserError where `given` is not the workdir of a run, or the run wrote no numbers yet."""
+        """Read a run's files.
+
+        Raises UserError where `given` is not the workdir of a run, or the run wrote no numbers yet.
+        """
         work = Workdir(given).pull(without=("tensorboard/",))
         config = work.read_config()
         records, lost_records = _json_lines(work.folder / METRICS, Record)
@@ -80,25 +83,29 @@ class History:
 
     @property
     def step(self) -> int:
-        return max(record["step"] for record in [*self.train, *self.validation])
+        last: int = max(record["step"] for record in [*self.train, *self.validation])
+        return last
 
     @property
     def starts(self) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == "start"]
 
     def recent(self, name: str, count: int = 20) -> float | None:
-        """The mean of a training metric over the last records that have it."""
+        """Return the mean of a training metric over the last records that have it."""
         values = [record[name] for record in self.train if name in record][-count:]
         return sum(values) / len(values) if values else None
 
     @property
     def stopped_at(self) -> int | None:
-        """At which step it ended before its last one: as it said, or it was killed and so is silent for longer than
-        the watchdog of a run allows. None for a run that is done or goes on."""
+        """Return at which step it ended before its last one, None for a run that is done or goes on.
+
+        As it said, or it was killed and so is silent for longer than the watchdog of a run allows.
+        """
         if self.is_done:
             return None
         if self.events and self.events[-1]["event"] == "stop":
-            return self.events[-1]["step"]
+            step: int = self.events[-1]["step"]
+            return step
         last = max(record["time"] for record in [*self.train, *self.validation, *self.events])
         rate = self.recent("steps_per_sec")
         between = self.config.logging.every_steps / rate if rate else 0.0  # two signs of life
@@ -106,13 +113,13 @@ class History:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the speed of its last steps, where it goes on."""
+        """Return how long it still takes at the speed of its last steps, where it goes on."""
         rate = self.recent("steps_per_sec") if self.stopped_at is None else None
         return (self.config.training.num_steps - self.step) / rate if rate else None
 
 
 def _json_lines(path: Path, kind: type[Line]) -> tuple[list[dict[str, Any]], int]:
-    """The lines, and how many of them cannot be read; the last one may be being written."""
+    """Return the lines, and how many of them cannot be read; the last one may be being written."""
     data = read_bytes(path) if path.exists() else b""
     found, unreadable = parse_lines(data, kind)
     _, unfinished = parse_lines(data[data.rfind(b"\n") + 1 :], kind)

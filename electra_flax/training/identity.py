@@ -34,7 +34,7 @@ _IDENTITY = (
 
 
 def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) -> list[str]:
-    """Creates the workdir, or checks that it belongs to this run; returns the harmless differences, a line each.
+    """Create the workdir, or check that it belongs to this run; return the harmless differences, a line each.
 
     `identity` tells the shards apart, `paths` says where they are. Raises UserError where the workdir cannot be
     written, or belongs to a run with another model or other data.
@@ -51,7 +51,9 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
 
 
 def check_identity(work: Workdir, config: Config, identity: str | None) -> list[str]:
-    """The harmless differences from the run that is there, a line each. Raises UserError where it is another run.
+    """Return the harmless differences from the run that is there, a line each.
+
+    Raises UserError where it is another run.
 
     An `identity` of None is not compared.
     """
@@ -78,14 +80,14 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
 
 
 def data_identity(data: DataFolder, vocabulary: Vocabulary) -> str:
-    """Tells two sets of shards apart, wherever they lie."""
+    """Return what tells two sets of shards apart, wherever they lie."""
     files = data.splits["train"]
     size = sum(file.stat().st_size for file in files)
     return f"{len(files)} training shards of {size} bytes, vocabulary {vocabulary.sha256[:12]}"
 
 
 def casing(data: DataFolder, vocabulary: Vocabulary) -> Casing:
-    """What the shards' text went through, or, for shards of the original code, what stands beside the vocabulary."""
+    """Return what the shards' text went through; for shards of the original code, what stands beside the vocabulary."""
     if data.manifest is not None:
         return Casing(data.manifest.do_lower_case, data.manifest.strip_accents)
     return Casing.read(vocabulary.path.parent)

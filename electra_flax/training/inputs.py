@@ -61,8 +61,10 @@ def open_all(
     refusals: Refusals,
     alive: Callable[[str], None] = lambda what: None,
 ) -> list[Input]:
-    """What each phase reads; less where `refusals` collects what is wrong. `alive` hears of every file that was
-    copied."""
+    """Return what each phase reads; less where `refusals` collects what is wrong.
+
+    `alive` hears of every file that was copied.
+    """
     mesh, opened = None, []
     with refusals.each():
         mesh = make_mesh(config.mesh)
@@ -89,12 +91,12 @@ def open_all(
 
 
 def identity_of(inputs: Sequence[Input]) -> str:
-    """Tells the data of two runs apart."""
+    """Return what tells the data of two runs apart."""
     return "; ".join(identity.data_identity(found.data, found.vocabulary) for found in inputs)
 
 
 def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None) -> tuple[list[str], Manifest | None]:
-    """Everything for which `pretrain` would not begin, or go on, and what the first shards say of themselves.
+    """Return everything for which `pretrain` would not begin, or go on, and what the first shards say of themselves.
 
     Shards on gs:// are copied as the run would, which then finds them there; nothing else is written. Without
     `data_paths`, data are not asked for.
@@ -116,7 +118,7 @@ def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None)
 
 
 def _open(config: Config, path: str, name: str, refusals: Refusals, alive: Callable[[str], None]) -> Input | None:
-    """None where something is wrong, which only a collection of refusals lets happen."""
+    """Return what a phase reads, None where something is wrong, which only a collection of refusals lets happen."""
     data = vocabulary = None
     with refusals.each(name):
         data = DataFolder.open(stage(path, config.data.staging_folder, alive=alive))

@@ -105,7 +105,7 @@ class Learner(Protocol):
         """Measure; None where nothing is held out."""
 
     def is_enough(self) -> bool:
-        """Whether it ends before its last step."""
+        """Return whether it ends before its last step."""
 
     def notes(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the learner itself."""
@@ -139,7 +139,7 @@ class Loop:
     """The steps of one learner, from its newest checkpoint to its end; a context, which closes what it writes."""
 
     def __init__(self, learner: Learner, places: Places, interruption: Interruption, watchdog: Watchdog) -> None:
-        """Raises UserError where no checkpoint of those that are there can be read."""
+        """Set up what watches over a run. Raises UserError where no checkpoint of those that are there can be read."""
         self.learner, self.places, self.interruption, self.watchdog = learner, places, interruption, watchdog
         self._began = time.perf_counter()
         watchdog.alive("reading the checkpoint")
@@ -204,6 +204,8 @@ class Loop:
         self._batches = learner.batches(self.step)
         while self.step < learner.end and not learner.is_enough():
             wishes, batch = self._advance()
+            # `wishes` were sent a step ago and are the same in all processes, which so evaluate and save at the same
+            # step: each of both is a program that all of them must enter.
             evaluates = learner.evaluates(self.step) or self.step == learner.end
             saves = learner.saves(self.step) or self.step == learner.end or wishes.save or wishes.stop
             if evaluates or saves:
@@ -211,9 +213,11 @@ class Loop:
             if self._faults.too_many:
                 self._go_back(batch)
                 continue
+            # A machine that is about to be taken away leaves no time for an evaluation: the next start makes it.
             may_wait = wishes.stop and self.step < learner.end and not learner.rhythm.needs_every_evaluation
             self._is_evaluated = evaluates and not may_wait
             cost = self._evaluate() if self._is_evaluated else None
+            # After skipped steps no save, but at an end: the way back must lead to before what went wrong.
             if saves and (not self._faults.in_a_row or wishes.stop or self.step == learner.end):
                 self._save(cost)
             if wishes.stop:
@@ -232,6 +236,7 @@ class Loop:
         own = Wishes(save=processes.is_main() and self._clock.is_due(), stop=self.interruption.requested)
         sent = self._agreement.send(own)
         self.step += 1
+        # Only now the numbers of the step before: while the host reads and writes them, the devices have work.
         if self.step == self.start + 1:
             jax.block_until_ready(sums)
             self._progress.print(f"first step done {time.perf_counter() - self._began:.0f} s after the start")
@@ -297,7 +302,7 @@ class Loop:
         self._events.add("save", self.step)
 
     def _warn_of_save(self, step: int, problem: Exception) -> None:
-        """At the step at which it is known, which the loop may have passed."""
+        """Record a failed save at the step at which it is known, which the loop may have passed."""
         self._clock.failed()
         self._events.add("save failed", step, reason=str(problem))
         if self.learner.rhythm.needs_every_evaluation:
@@ -309,14 +314,14 @@ class Loop:
         )
 
     def _go_back(self, batch: Any) -> None:
-        """To the last checkpoint. Raises RunError where that does not help."""
+        """Return to the last checkpoint. Raises RunError where that does not help."""
         end, first = self.step, self._faults.first
         if not self._faults.go_back(end):
             raise RunError(self.learner.explain_not_finite(first, end, self.state, batch))
         with suppress(Problem):  # an older checkpoint will do
             self.checkpoints.wait()
         self._restore()
-        self._pending = None
+        self._pending = None  # its numbers are of a step that is made again
         if self.step < self.learner.start:  # only where the newest checkpoints are damaged
             raise RunError(f"no finite step from {first} to {end}; the same command goes on from {self.step}")
         self._batches = self.learner.batches(self.step)

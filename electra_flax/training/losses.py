@@ -20,7 +20,7 @@ _NUM_THRESHOLDS = 200  # of the binned AUC, as tf.metrics.auc
 
 
 def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, sampled_BM: jax.Array) -> Sums:
-    """Cross entropy and accuracies of the generator over the masked positions, float32 sums."""
+    """Return cross entropy and accuracies of the generator over the masked positions, float32 sums."""
     # A comparison instead of a gather: its gradient is fused with the softmax's, where a scatter would be written out.
     is_target_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == targets_BM[..., None]
     target_logit_BM = jnp.where(is_target_BMV, logits_BMV, 0.0).sum(axis=-1)
@@ -33,7 +33,7 @@ def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax
 
 
 def replaced_token_sums(logits_BT: jax.Array, is_replaced_BT: jax.Array, attention_mask_BT: jax.Array) -> Sums:
-    """Binary cross entropy and counts of the discriminator over the tokens that are not padding, float32 sums."""
+    """Return binary cross entropy and counts of the discriminator over tokens that are no padding, float32 sums."""
     weights_BT = attention_mask_BT.astype(jnp.float32)
     labels_BT = is_replaced_BT.astype(jnp.float32)
     logits_BT = logits_BT.astype(jnp.float32)
@@ -50,7 +50,7 @@ def replaced_token_sums(logits_BT: jax.Array, is_replaced_BT: jax.Array, attenti
 
 
 def auc_sums(probabilities_BT: jax.Array, is_replaced_BT: jax.Array, weights_BT: jax.Array) -> Sums:
-    """What `auc` is computed from: tokens above each of 200 thresholds, per label, float32 [K]."""
+    """Return what `auc` is computed from: tokens above each of 200 thresholds, per label, float32 [K]."""
     thresholds_K = jnp.asarray(
         [-1e-7, *(i / (_NUM_THRESHOLDS - 1) for i in range(1, _NUM_THRESHOLDS - 1)), 1 + 1e-7], jnp.float32
     )
@@ -68,27 +68,27 @@ def auc_sums(probabilities_BT: jax.Array, is_replaced_BT: jax.Array, weights_BT:
 
 
 def denominators(weights_BM: jax.Array, attention_mask_BT: jax.Array) -> Sums:
-    """Masked positions and tokens; known before any slice of the batch is computed."""
+    """Return masked positions and tokens; known before any slice of the batch is computed."""
     return {"masked": weights_BM.sum(), "tokens": attention_mask_BT.sum().astype(jnp.float32)}
 
 
 def mean(total: jax.Array, count: jax.Array) -> jax.Array:
-    """A sum over the whole batch divided by its count over the whole batch."""
+    """Return a sum over the whole batch divided by its count over the whole batch."""
     return total / (count + _TINY)
 
 
 def ratio(total: str, count: str) -> Callable[[Mapping[str, np.ndarray]], float]:
-    """What `mean` makes of two sums of these names over any number of batches."""
+    """Return what divides two sums of these names over any number of batches, as `mean` does."""
     return lambda sums: float(sums[total]) / (float(sums[count]) + _TINY)
 
 
 def share(part: str, whole: str) -> Callable[[Mapping[str, np.ndarray]], float]:
-    """Two counts of these names divided, 0 of nothing."""
+    """Return what divides two counts of these names, 0 of nothing."""
     return lambda sums: float(sums[part]) / max(float(sums[whole]), 1.0)
 
 
 def auc(replaced_above_K: np.ndarray, original_above_K: np.ndarray) -> float:
-    """Area under the ROC curve by trapezoids over the thresholds, with tf.metrics.auc's guards."""
+    """Return the area under the ROC curve by trapezoids over the thresholds, with tf.metrics.auc's guards."""
     true_positive, false_positive = replaced_above_K.astype(np.float64), original_above_K.astype(np.float64)
     true_rate = (true_positive + _TINY) / (true_positive[0] + _TINY)
     false_rate = false_positive / (false_positive[0] + _TINY)

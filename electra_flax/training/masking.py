@@ -45,7 +45,7 @@ class CorruptedInputs(NamedTuple):
 def mask_inputs(
     seeds_B: jax.Array, batch: Batch, config: MaskingConfig, special: SpecialTokens, max_predictions: int
 ) -> MaskedInputs:
-    """Chooses positions without replacement and hides them.
+    """Choose positions without replacement and hide them.
 
     The original draws with replacement (a position may count twice); this is the one deliberate difference here.
     """
@@ -59,7 +59,7 @@ def mask_inputs(
 def choose_positions(
     score_BT: jax.Array, batch: Batch, mask_prob: float, special: SpecialTokens, max_predictions: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The candidates with the highest scores: positions_BM and weights_BM.
+    """Return the candidates with the highest scores: positions_BM and weights_BM.
 
     Candidates are tokens that are neither padding nor [CLS], [SEP], [MASK]; of n tokens, special ones included,
     max(1, min(max_predictions, round(n * mask_prob))) are chosen, the product in float32, halves to even.
@@ -82,7 +82,7 @@ def hide(
     becomes_mask_BM: jax.Array,
     mask_id: int,
 ) -> MaskedInputs:
-    """Writes [MASK] at the used positions for which `becomes_mask_BM` is true."""
+    """Write [MASK] at the used positions for which `becomes_mask_BM` is true."""
     targets_BM = jnp.take_along_axis(ids_BT, positions_BM, axis=1) * weights_BM.astype(ids_BT.dtype)
     masked_ids_BT = _write(ids_BT, positions_BM, mask_id, (weights_BM > 0) & becomes_mask_BM)
     return MaskedInputs(masked_ids_BT, positions_BM, targets_BM, weights_BM)
@@ -95,7 +95,7 @@ def sample_replacements(
     temperature: float,
     disallow_correct: bool,
 ) -> jax.Array:
-    """Draws one id per masked position from the generator's distribution, sampled_BM int32; carries no gradient."""
+    """Draw one id per masked position from the generator's distribution, sampled_BM int32; carries no gradient."""
     uniform_BMV = randomness.uniform(logits_BMV.shape, seeds_B)
     return sample_with_uniform(uniform_BMV, logits_BMV, targets_BM, temperature, disallow_correct)
 
@@ -107,7 +107,7 @@ def sample_with_uniform(
     temperature: float,
     disallow_correct: bool,
 ) -> jax.Array:
-    """The Gumbel-max draw for given uniform noise in [0, 1)."""
+    """Return the Gumbel-max draw for given uniform noise in [0, 1)."""
     logits_BMV = jax.lax.stop_gradient(logits_BMV).astype(jnp.float32) / temperature
     if disallow_correct:
         is_target_BMV = jnp.arange(logits_BMV.shape[-1])[None, None, :] == targets_BM[..., None]
@@ -117,7 +117,7 @@ def sample_with_uniform(
 
 
 def corrupt(ids_BT: jax.Array, masked: MaskedInputs, sampled_BM: jax.Array) -> CorruptedInputs:
-    """Puts the sampled ids at the chosen positions of the original text."""
+    """Put the sampled ids at the chosen positions of the original text."""
     corrupted_ids_BT = _write(ids_BT, masked.positions_BM, sampled_BM, masked.weights_BM > 0)
     return CorruptedInputs(corrupted_ids_BT, (corrupted_ids_BT != ids_BT).astype(jnp.int32))
 
@@ -127,4 +127,8 @@ def _write(ids_BT: jax.Array, positions_BM: jax.Array, values: jax.Array | int, 
     num_tokens = ids_BT.shape[1]
     targets_BM = jnp.where(where_BM, positions_BM, num_tokens)
     values_BM = jnp.broadcast_to(jnp.asarray(values, ids_BT.dtype), positions_BM.shape)
-    return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(ids_BT, targets_BM, values_BM)
+
+    def write(ids_T: jax.Array, targets_M: jax.Array, values_M: jax.Array) -> jax.Array:
+        return ids_T.at[targets_M].set(values_M, mode="drop")
+
+    return jax.vmap(write)(ids_BT, targets_BM, values_BM)

@@ -70,7 +70,7 @@ class MetricWriter:
             self._wandb.log({"step": step, **named})  # not as wandb's own step, which cannot go back when the run does
 
     def go_back(self, step: int, is_evaluated: bool) -> None:
-        """Takes back the records of later steps."""
+        """Take back the records of later steps."""
         if self._enabled:
             self._jsonl.cut(lambda line: _is_before(line, step, is_evaluated))
             self._tensorboard.write(events.restart_event(step))
@@ -104,8 +104,10 @@ class _GrowingFile:
             log.warning("%s cannot be written (%s); tried again with the next record", self._path.name, error.strerror)
 
     def cut(self, is_kept: Callable[[bytes], bool | None]) -> None:
-        """Drops the first line that is not kept and all after it; one of which nobody knows (None) stays where a line
-        that is kept follows."""
+        """Drop the first line that is not kept and all after it.
+
+        One of which nobody knows (None) stays where a line that is kept follows.
+        """
         self._unwritten = b""
         size = end = 0
         for line in read_bytes(self._path).splitlines(keepends=True):
@@ -139,7 +141,10 @@ def _open_wandb(workdir: Path, config: Config) -> Any:
 
 
 def _is_before(line: bytes, start: int, is_evaluated: bool) -> bool | None:
-    """None of a line that cannot be read: cut off when the process was killed, or damaged."""
+    """Return whether a record is of an earlier step than `start`.
+
+    None of a line that cannot be read: cut off when the process was killed, or damaged.
+    """
     found, _ = parse_lines(line, Record)
     if not found:
         return None
@@ -196,7 +201,7 @@ class Window:
         return self.totals.steps + self.skipped
 
     def add(self, sums: dict[str, np.ndarray]) -> bool:
-        """Adds a step; returns whether it counts. One that is not finite would spoil the averages."""
+        """Add a step; return whether it counts. One that is not finite would spoil the averages."""
         counts = not sums["skipped"]
         if counts:
             self.totals.add(sums)
@@ -231,7 +236,10 @@ class Window:
         self._saved += time.perf_counter() - begin
 
     def metrics(self, summarize: Summarize, peak_per_step: float | None) -> dict[str, float]:
-        """Averages over the window. `peak_per_step` is how long a step takes at least: its operations at peak rate."""
+        """Return averages over the window.
+
+        `peak_per_step` is how long a step takes at least: its operations at peak rate.
+        """
         found: dict[str, float] = {}
         if self.totals.steps:
             found = summarize(self.totals.sums)

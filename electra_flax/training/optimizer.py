@@ -28,7 +28,7 @@ def make_optimizer(
 
 
 def learning_rate(step: jax.Array | int, config: OptimizerConfig, num_steps: int) -> jax.Array:
-    """Polynomial decay to 0 at num_steps times linear warmup; 0 at step 0, so the first update changes nothing."""
+    """Return polynomial decay to 0 at num_steps times linear warmup: 0 at step 0, where nothing changes yet."""
     step = jnp.asarray(step, jnp.float32)
     # (T - t) / T, not 1 - t / T: the subtraction of whole numbers is exact, also near the end.
     decay = ((num_steps - jnp.minimum(step, num_steps)) / num_steps) ** config.decay_power
@@ -37,7 +37,7 @@ def learning_rate(step: jax.Array | int, config: OptimizerConfig, num_steps: int
 
 
 def scale_by_layer(decay: float, num_layers: int, below_top: int) -> optax.GradientTransformation:
-    """Multiplies each parameter's update by decay ** (layers between it and the head), for fine-tuning.
+    """Multiply each parameter's update by decay ** (layers between it and the head), for fine-tuning.
 
     The head's exponent is 0, that of the top layer `below_top`: 1 in the paper, 2 in the original's code
     (docs/semantics.md, section 10); the embeddings are one below the first layer.

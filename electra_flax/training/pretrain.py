@@ -56,7 +56,7 @@ def pretrain(
     interruption: Interruption,
     begin_with: FirstWeights | None = None,
 ) -> None:
-    """Trains, or continues, the run in the workdir until config.training.num_steps.
+    """Train, or continue, the run in the workdir until config.training.num_steps.
 
     `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from. `interruption`,
     entered before, says when to stop.
@@ -98,7 +98,7 @@ def pretrain(
 def _open_all(
     config: Config, data_paths: Sequence[str], work: Workdir, begin_with: FirstWeights | None, watchdog: Watchdog
 ) -> list[Input]:
-    """What each phase reads, checked; the workdir, prepared. The same answer in all processes."""
+    """Prepare the workdir; return what each phase reads, checked. The same answer in all processes."""
     with processes.together():
         inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive)
     shards = identity_of(inputs)
@@ -145,7 +145,7 @@ class Pretraining:
         self.advance = make_train_step(config, vocabulary.special, self.mesh, attend)
 
     def fresh(self) -> TrainState:
-        """Step 0, or the step that other weights are at."""
+        """Return step 0, or the step that other weights are at."""
         with processes.together():
             if processes.is_main() and (self._work.folder / "DONE").exists():  # its numbers would be taken back
                 raise UserError(
@@ -180,7 +180,7 @@ class Pretraining:
         return training_batches(self._config, self._examples, self.mesh, step - self.start)
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:
-        """Nothing: the loop's own sums are all."""
+        """Add nothing: the loop's own sums are all."""
 
     def summarize(self, totals: Totals) -> dict[str, float]:
         return self.objective.summarize(totals)
@@ -207,10 +207,10 @@ class Pretraining:
         return {}
 
     def restore(self, notes: dict[str, Any]) -> None:
-        """Nothing of its own."""
+        """Restore nothing: a run of pretraining keeps no notes of its own."""
 
     def explain_not_finite(self, first: int, last: int, state: TrainState, batch: Batch) -> str:
-        """The norms of every layer are written to a file."""
+        """Write the norms of every layer to a file; return what there is to say."""
         norms = jax.device_get(make_norms(self.objective, self._config.training.seed)(state, batch))
         if processes.is_main():
             path = self._work.folder / "not_finite.json"

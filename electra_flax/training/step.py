@@ -23,27 +23,29 @@ from electra_flax.model import electra
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.electra import Params
 from electra_flax.model.sharding import Batch, batch_sharding, state_shardings
-from electra_flax.training.objectives import Objective, make_objective
-from electra_flax.training.objectives.objective import Sums, row_seeds
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.objective import Objective, Sums, row_seeds
 from electra_flax.training.optimizer import learning_rate, make_optimizer
 from electra_flax.training.state import TrainState
 from electra_flax.trees import flat
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """A fresh state, created in place on the mesh."""
+    """Return a fresh state, created in place on the mesh."""
 
     create = functools.partial(_create_state, config)
-    return jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
+    state: TrainState = jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
+    return state
 
 
 def abstract_state(config: Config) -> TrainState:
-    """The state's tree with shapes and dtypes instead of arrays."""
-    return jax.eval_shape(functools.partial(_create_state, config))
+    """Return the state's tree with shapes and dtypes instead of arrays."""
+    state: TrainState = jax.eval_shape(functools.partial(_create_state, config))
+    return state
 
 
 def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch's shapes and dtypes instead of arrays."""
+    """Return a batch's shapes and dtypes instead of arrays."""
     shape = (config.training.batch_size, config.data.max_seq_length)
     names = ("input_ids", "attention_mask", "token_type_ids")
     return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
@@ -58,7 +60,7 @@ def _create_state(config: Config) -> TrainState:
 def make_train_step(
     config: Config, special: SpecialTokens, mesh: Mesh, attend: Attend = xla_attention
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
-    """(state, batch) -> (next state, metric sums); compiled, the old state's memory is reused."""
+    """Return (state, batch) -> (next state, metric sums); compiled, the old state's memory is reused."""
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     objective = make_objective(config, special)
 
@@ -82,7 +84,7 @@ def make_train_step(
 def apply_gradients(
     optimizer: optax.GradientTransformation, state: TrainState, grads: Params, loss: jax.Array
 ) -> tuple[TrainState, Sums]:
-    """The next state, and the gradient's norm and whether the step was skipped, 0 or 1.
+    """Return the next state, and the gradient's norm and whether the step was skipped, 0 or 1.
 
     A step that is not finite changes nothing but the counters: its batch is left out.
     """
@@ -101,7 +103,7 @@ def apply_gradients(
 
 
 def make_norms(objective: Objective, seed: int) -> Callable[[TrainState, Batch], dict[str, dict[str, jax.Array]]]:
-    """(state, batch) -> the norm of every parameter and of its gradient, by name: for a look at a run that failed."""
+    """Return (state, batch) -> the norm of every parameter and of its gradient, by name: for a look at a failed run."""
 
     def norms(state: TrainState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -118,7 +120,7 @@ def make_norms(objective: Objective, seed: int) -> Callable[[TrainState, Batch],
 def make_eval_step(
     objective: Objective, mesh: Mesh, attend: Attend = xla_attention
 ) -> Callable[[Params, Batch, jax.Array], Sums]:
-    """(params, batch, key) -> metric sums, without dropout; the same key gives the same masks and samples."""
+    """Return (params, batch, key) -> metric sums, without dropout; the same key gives the same masks and samples."""
 
     def eval_step(params: Params, batch: Batch, key: jax.Array) -> Sums:
         draws = objective.draw(batch, row_seeds(key, batch["input_ids"].shape[0]))
@@ -136,7 +138,7 @@ def accumulate_gradients(
     attend: Attend = xla_attention,
     num_slices: int = 1,
 ) -> tuple[Params, Sums]:
-    """Gradients of the whole batch's loss, computed slice by slice, and its metric sums.
+    """Return gradients of the whole batch's loss, computed slice by slice, and its metric sums.
 
     The masks and the counts that losses are divided by belong to the whole batch, so the slices' gradients add up to
     exactly those of one large batch, where averaging the slices' means would weigh their tokens unequally.
@@ -155,7 +157,7 @@ def accumulate_gradients(
 
 
 def sum_over_slices(compute: Callable[[Any], Any], rows: Any, num_slices: int) -> Any:
-    """The sum of what `compute` makes of each slice of the rows, one slice in memory at a time."""
+    """Return the sum of what `compute` makes of each slice of the rows, one slice in memory at a time."""
     if num_slices == 1:
         return compute(rows)
 

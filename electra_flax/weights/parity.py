@@ -152,7 +152,8 @@ def _apply(
 ) -> tuple[list[jax.Array], jax.Array]:
     names = ("input_ids", "attention_mask", "token_type_ids")
     arrays = (jnp.asarray(inputs[name], jnp.int32) for name in names)
-    return _jitted(architecture, params, part, *arrays)
+    layers_and_logits: tuple[list[jax.Array], jax.Array] = _jitted(architecture, params, part, *arrays)
+    return layers_and_logits
 
 
 _jitted = jax.jit(electra.apply_with_layers, static_argnums=(0, 2))

@@ -26,8 +26,9 @@ from electra_flax.model import electra
 from electra_flax.model.sharding import make_mesh
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.optimizers import OPTIMIZERS, Optimizer
+from electra_flax.training.optimizers import OPTIMIZERS
 from electra_flax.training.optimizers.adamw import ADAMW
+from electra_flax.training.optimizers.optimizer import Optimizer
 from electra_flax.training.step import abstract_state
 from electra_flax.trees import flat, nested
 from electra_flax.weights import names

@@ -208,7 +208,8 @@ def _grows(weights: Weights, vocabulary: Vocabulary) -> bool:
 
 def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
     """Rows in the order of the new vocabulary; a new token's is the mean of the pieces that it was made of before."""
-    rows, theirs = weights.read(name), weights.vocabulary
+    rows: np.ndarray = weights.read(name)
+    theirs = weights.vocabulary
     assert theirs is not None  # _parameters
     ids = {token: number for number, token in enumerate(theirs.tokens)}
     inner = {token: number for token, number in ids.items() if token.startswith("##")}
@@ -221,9 +222,9 @@ def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
 
     def row(token: str) -> np.ndarray:
         if token in ids:
-            return rows[ids[token]]
+            return np.asarray(rows[ids[token]])
         pieces = models[not token.startswith("##")].tokenize(token.removeprefix("##"))
-        return rows[[piece.id for piece in pieces]].mean(axis=0)
+        return np.asarray(rows[[piece.id for piece in pieces]].mean(axis=0))
 
     return np.stack([row(token) for token in vocabulary.tokens])
 

@@ -20,7 +20,7 @@ class AdamState(NamedTuple):
 
 
 def parts(config: OptimizerConfig, corrects_bias: bool) -> list[optax.GradientTransformation]:
-    """`corrects_bias`: moments are divided by what they lack in the first steps, as torch's AdamW does."""
+    """Return AdamW's parts; `corrects_bias` divides moments by what they lack in the first steps, as torch's AdamW."""
     scale_by_adam = optax.scale_by_adam if corrects_bias else scale_by_uncorrected_adam
     return [
         scale_by_adam(config.beta1, config.beta2, config.epsilon),
@@ -29,7 +29,7 @@ def parts(config: OptimizerConfig, corrects_bias: bool) -> list[optax.GradientTr
 
 
 def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """m / (sqrt(v) + epsilon) with no bias correction; optax's own Adam always corrects."""
+    """Return m / (sqrt(v) + epsilon) with no bias correction; optax's own Adam always corrects."""
 
     def init(params: optax.Params) -> AdamState:
         return AdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))

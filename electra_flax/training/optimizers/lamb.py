@@ -9,7 +9,7 @@ from electra_flax.training.optimizers.optimizer import Optimizer, is_decayed
 
 
 def parts(config: OptimizerConfig, corrects_bias: bool) -> list[optax.GradientTransformation]:
-    """Bias is always corrected, as the paper has it."""
+    """Return LAMB's parts; bias is always corrected, as the paper has it."""
     del corrects_bias
     return [
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
