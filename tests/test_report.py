@@ -16,7 +16,7 @@ from electra_flax.config.loading import load_config
 from electra_flax.data.manifest import Manifest
 from electra_flax.reports.doctor import diagnose, diagnose_config
 from electra_flax.reports.page import _summary
-from electra_flax.training.history import History
+from electra_flax.training.history import History, Subject
 
 BROKEN = [
     "--optimizer.learning_rate", "10", "--optimizer.warmup_steps", "0", "--optimizer.max_grad_norm", "1e9",
@@ -109,7 +109,7 @@ def test_a_discriminator_at_the_base_rate_is_the_first_finding():
     numbers = {"discriminator_auc": 0.51, "discriminator_recall": 0.0, "discriminator_precision": 0.0}
     train = [{"step": step, "split": "train", **HEALTHY, **numbers} for step in range(20, 401, 20)]
     held_out = [{"step": 400, "split": "validation", **numbers, "discriminator_accuracy": 0.9, "replaced_rate": 0.1}]
-    first, second = diagnose(History("run", None, config, train, held_out))
+    first, second = diagnose(History("run", None, config, Subject.of(config), train, held_out))
     assert "is at the base rate" in first.problem
     assert "accuracy 0.900 (the share of original tokens is 0.900)" in first.problem
     assert "for width 128 and batches of 64" in second.problem
@@ -142,7 +142,7 @@ def test_doctor_names_what_the_numbers_of_a_long_run_show(root, numbers, expecte
     records = [{"step": step, "split": "train", **HEALTHY, **numbers} for step in range(100, 50_001, 100)]
     if "steps_per_sec" not in numbers:
         config = replace(config, checkpoint=replace(config.checkpoint, every_minutes=10))
-    found = diagnose(History("run", root, config, records, []))
+    found = diagnose(History("run", root, config, Subject.of(config), records, []))
     assert len(found) == (expected is not None), found
     assert expected is None or re.search(expected, found[0].problem)
 
@@ -150,7 +150,7 @@ def test_doctor_names_what_the_numbers_of_a_long_run_show(root, numbers, expecte
 def test_the_first_loss_is_not_that_of_guessing():
     config = load_config("configs/koelectra_base_v3.yaml")
     first = {"step": 1, "split": "train", "generator_loss": math.log(35_000) + 3, "discriminator_loss": math.log(2) + 1}
-    problems = [finding.problem for finding in diagnose(History("run", None, config, [first], []))]
+    problems = [finding.problem for finding in diagnose(History("run", None, config, Subject.of(config), [first], []))]
     assert [problem.split(" loss is ")[0] for problem in problems] == ["the first generator", "the first discriminator"]
 
 
@@ -187,7 +187,15 @@ def test_only_a_run_that_goes_on_has_time_to_go(root, last, ago, state):
     config = load_config("configs/koelectra_base_v3.yaml")
     then = time.time() - ago
     train = [{"step": 40, "split": "train", "time": then, "steps_per_sec": 0.125}]
-    run = History("a/run", None, config, train, [], [{"event": last, "step": 47, "time": then, "devices": "8 x cpu"}])
+    run = History(
+        "a/run",
+        None,
+        config,
+        Subject.of(config),
+        train,
+        [],
+        [{"event": last, "step": 47, "time": then, "devices": "8 x cpu"}],
+    )
     cells = _summary([run, replace(run, name="b/run")])["state"]
     assert cells[0] == cells[1] and cells[0].startswith(state)
     assert "to go" not in cells[0] or not state.startswith("stopped")

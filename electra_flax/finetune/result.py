@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from electra_flax.config.schema import LoggingConfig
 from electra_flax.finetune.predictions import Prediction
 from electra_flax.model.electra import Params
 from electra_flax.storage.workdir import Workdir
+
+RESULTS = "results.json"
+RECORD_EVERY = LoggingConfig().every_steps
 
 
 class SeedResult(NamedTuple):

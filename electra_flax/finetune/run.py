@@ -30,7 +30,7 @@ from electra_flax.finetune.attention import choose_by_length
 from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.publish import to_json
-from electra_flax.finetune.result import SeedResult, seed_folder
+from electra_flax.finetune.result import RESULTS, SeedResult, seed_folder
 from electra_flax.finetune.seed import finetune_seed
 from electra_flax.finetune.step import Network, Steps, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
@@ -48,8 +48,6 @@ from electra_flax.weights.hugging_face import HEADS
 from electra_flax.weights.sources import Weights, find_part, find_weights, is_source
 
 log = logging.getLogger("electra_flax")
-
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)

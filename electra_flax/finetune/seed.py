@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from electra_flax.config.schema import CheckpointConfig, LoggingConfig, TrainingConfig
+from electra_flax.config.schema import CheckpointConfig, TrainingConfig
 from electra_flax.errors import RunError
 from electra_flax.finetune.batches import epoch_batches
 from electra_flax.finetune.data import Part, TaskData
 from electra_flax.finetune.heads import Batch, Outputs
 from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores
-from electra_flax.finetune.result import SeedResult, seed_folder
+from electra_flax.finetune.result import RECORD_EVERY, SeedResult, seed_folder
 from electra_flax.finetune.step import Network, Steps, make_batch, predict_rows
 from electra_flax.finetune.task import Task, Training
 from electra_flax.model.electra import Params
@@ -32,7 +32,6 @@ from electra_flax.training.state import TrainState
 
 log = logging.getLogger("electra_flax")
 
-_RECORD_EVERY = LoggingConfig().every_steps
 _RHYTHM = Rhythm(
     CheckpointConfig(max_to_keep=1, keep_best=1),
     TrainingConfig(batch_size=1, num_steps=1).max_skipped_steps,
@@ -144,7 +143,7 @@ class Seed:
         return {"loss": float(totals["loss"] / totals["steps"])}
 
     def records(self, step: int) -> bool:
-        return step % _RECORD_EVERY == 0 or self.evaluates(step)
+        return step % RECORD_EVERY == 0 or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:
         return step in self._evaluated_at

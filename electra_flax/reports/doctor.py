@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from electra_flax.config.schema import Config
@@ -21,14 +21,17 @@ class Finding(NamedTuple):
 
 
 def diagnose(run: History) -> list[Finding]:
-    """Everything found in a run's numbers and configuration; nothing for a healthy run."""
-    rules: Sequence[Callable[[History], Iterator[Finding]]] = (
-        _first_loss, _stuck, _not_finite, _input_bound, _checkpoints_too_rare, _lines_left_out,
-    )  # fmt: skip
+    """Return everything found in a run's numbers and configuration; nothing for a healthy run."""
+    if run.config is None:
+        return [*_not_finite(run), *_lines_left_out(run)]
+    config = run.config
+    rules = (_first_loss, _stuck, _input_bound, _checkpoints_too_rare)
     return [
-        *_discriminator_at_base_rate(run),
-        *diagnose_config(run.config),
-        *(found for rule in rules for found in rule(run)),
+        *_discriminator_at_base_rate(run, config),
+        *diagnose_config(config),
+        *(found for rule in rules for found in rule(run, config)),
+        *_not_finite(run),
+        *_lines_left_out(run),
     ]
 
 
@@ -87,16 +90,16 @@ def _configuration(config: Config) -> Iterator[Finding]:
         )
 
 
-def _losses(run: History) -> Iterator[tuple[str, Metric, float]]:
+def _losses(config: Config) -> Iterator[tuple[str, Metric, float]]:
     """Name, metric and the value of guessing, of each loss of which the objective knows that."""
-    for metric in metrics_of(run.config):
+    for metric in metrics_of(config):
         if metric.guessed is not None:
-            yield metric.title.lower(), metric, metric.guessed(run.config)
+            yield metric.title.lower(), metric, metric.guessed(config)
 
 
-def _first_loss(run: History) -> Iterator[Finding]:
+def _first_loss(run: History, config: Config) -> Iterator[Finding]:
     first = next((record for record in [*run.validation, *run.train] if record["step"] <= 1), {})
-    for name, metric, guessed in _losses(run):
+    for name, metric, guessed in _losses(config):
         if metric.name in first and abs(first[metric.name] - guessed) > 0.1 * max(guessed, 1.0):
             yield Finding(
                 f"the first {name} is {first[metric.name]:.2f}; guessing gives {guessed:.2f}",
@@ -104,30 +107,30 @@ def _first_loss(run: History) -> Iterator[Finding]:
             )
 
 
-def _is_past_warmup(run: History) -> bool:
-    return run.step > max(2 * run.config.optimizer.warmup_steps, 1000)
+def _is_past_warmup(run: History, config: Config) -> bool:
+    return run.step > max(2 * config.optimizer.warmup_steps, 1000)
 
 
-def _stuck(run: History) -> Iterator[Finding]:
-    for name, metric, guessed in _losses(run):
+def _stuck(run: History, config: Config) -> Iterator[Finding]:
+    for name, metric, guessed in _losses(config):
         loss = run.recent(metric.name)
-        if loss is not None and _is_past_warmup(run) and loss > 0.8 * guessed:
+        if loss is not None and _is_past_warmup(run, config) and loss > 0.8 * guessed:
             yield Finding(
                 f"the {name} is {loss:.2f} after {run.step:,} steps, near what guessing gives ({guessed:.2f})",
                 "lower optimizer.learning_rate, or warm up longer; look for shuffled or repeated text in the corpus",
             )
 
 
-def _discriminator_at_base_rate(run: History) -> Iterator[Finding]:
+def _discriminator_at_base_rate(run: History, config: Config) -> Iterator[Finding]:
     """Of the held-out numbers, or of the last steps where there are none."""
     held_out: dict[str, float] = next((r for r in reversed(run.validation) if "discriminator_auc" in r), {})
     names = ("discriminator_auc", "discriminator_recall", "discriminator_accuracy", "replaced_rate")
     auc, recall, accuracy, replaced = (held_out.get(name, run.recent(name)) for name in names)
     if auc is None or recall is None:
         return
-    if auc < 0.55 and run.step > run.config.optimizer.warmup_steps:
+    if auc < 0.55 and run.step > config.optimizer.warmup_steps:
         problem = "is at the base rate: it tells replaced tokens from original ones no better than chance"
-    elif recall < 0.01 and _is_past_warmup(run):
+    elif recall < 0.01 and _is_past_warmup(run, config):
         problem = "flags nothing, though it ranks tokens better than chance"
     else:
         return
@@ -150,21 +153,21 @@ def _not_finite(run: History) -> Iterator[Finding]:
         )
 
 
-def _input_bound(run: History) -> Iterator[Finding]:
+def _input_bound(run: History, config: Config) -> Iterator[Finding]:
     wait = run.recent("input_wait")
     if wait is not None and wait > 0.05:
         yield Finding(
             f"the devices wait for input {wait:.0%} of the time; under 1 % is good",
-            f"raise data.read_threads ({run.config.data.read_threads}), or put the shards on a faster disk",
+            f"raise data.read_threads ({config.data.read_threads}), or put the shards on a faster disk",
         )
 
 
-def _checkpoints_too_rare(run: History) -> Iterator[Finding]:
-    minutes = run.config.checkpoint.every_minutes
+def _checkpoints_too_rare(run: History, config: Config) -> Iterator[Finding]:
+    minutes = config.checkpoint.every_minutes
     rate = run.recent("steps_per_sec")
     if rate is None:
         return
-    minutes = min(minutes, run.config.checkpoint.every_steps / rate / 60)
+    minutes = min(minutes, config.checkpoint.every_steps / rate / 60)
     if minutes > 20:
         yield Finding(
             f"{minutes:.0f} minutes of work are lost when a machine is taken away without notice, as spot machines are",

@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from electra_flax.config.schema import MeshConfig
 from electra_flax.data.shards import DataFolder
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import check_place, write_all
+from electra_flax.finetune.history import is_fine_tuning, read_seeds
 from electra_flax.reports.doctor import diagnose
 from electra_flax.reports.replaced import Detection, detect_in, most_suspicious
 from electra_flax.training.charts import SPEED, draw, learning_panels
@@ -36,7 +36,7 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
         check_place(out)  # before the work
     except UserError as error:
         raise UserError(f"--out {error}") from None
-    runs = [History.read(workdir) for workdir in workdirs]
+    runs = [run for workdir in workdirs for run in _read(workdir)]
     charts = {"learning": draw(runs, learning_panels(runs)), "speed": draw(runs, SPEED)}
     page = _TEMPLATES.get_template("page.html").render(
         title=", ".join(run.name for run in runs),
@@ -53,13 +53,17 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
     return [out.parent / name for name in files]
 
 
+def _read(place: str) -> list[History]:
+    """Return the history of a run, or of each seed of a fine-tuning. Raises UserError."""
+    return read_seeds(place) if is_fine_tuning(place) else [History.read(place)]
+
+
 def _summary(runs: Sequence[History]) -> dict[str, list[str]]:
     """{row: a cell for each run}."""
     rows: dict[str, list[str]] = {}
-    for run in runs:
-        config, left = run.config, run.seconds_left
-        stopped = run.stopped_at
-        state = f"at step {run.step if stopped is None else stopped:,} of {config.training.num_steps:,}"
+    for number, run in enumerate(runs):
+        left, stopped = run.seconds_left, run.stopped_at
+        state = f"at step {run.step if stopped is None else stopped:,} of {run.subject.num_steps:,}"
         state = "done" if run.is_done else state if stopped is None else f"stopped {state}"
         if not run.is_done and left is not None:
             state += f", {timedelta(seconds=round(left))} to go at this speed"
@@ -67,21 +71,21 @@ def _summary(runs: Sequence[History]) -> dict[str, list[str]]:
         values = {
             "state": state,
             "devices": str(run.starts[-1].get("devices", "")) if run.starts else "",
-            "discriminator": f"{config.model.num_hidden_layers} layers of {config.model.hidden_size}",
-            "generator": f"{config.generator.num_hidden_layers} layers of {config.generator.hidden_size}",
-            "batch x length": ", then ".join(
-                f"{phase.config.training.batch_size} x {phase.config.data.max_seq_length}" for phase in config.phases
-            ),
-            "learning rate": f"{config.optimizer.learning_rate:g}",
+            **run.subject.facts,
             "tokens a second": _number(run.recent("tokens_per_sec"), ",.0f"),
             "MFU": _number(run.recent("mfu"), ".1%"),
             "held-out loss": _number(last.get("loss"), ".3f"),
-            "held-out generator accuracy": _number(last.get("generator_accuracy"), ".1%"),
-            "held-out discriminator AUC": _number(last.get("discriminator_auc"), ".3f"),
+            **{
+                f"held-out {each.title[:1].lower()}{each.title[1:]}": _number(last.get(each.name), ".3f")
+                for each in run.subject.metrics
+                if each.title and each.name != "loss"
+            },
             "steps skipped": f"{sum(record.get('skipped_steps', 0) for record in run.train):,}",
         }
         for name, value in values.items():
-            rows.setdefault(name, []).append(value)
+            rows.setdefault(name, [""] * number).append(value)
+        for cells in rows.values():
+            cells += [""] * (number + 1 - len(cells))
     return {name: values for name, values in rows.items() if any(values)}
 
 
@@ -129,19 +133,22 @@ def _confusion(run: History) -> dict[str, Any] | None:
 def _detections(run: History) -> list[Detection]:
     # These bring JAX up, which a page without examples does not need.
     from electra_flax.data.pipeline import open_split
-    from electra_flax.model.sharding import make_mesh
     from electra_flax.storage.staging import stage
     from electra_flax.training.checkpoint import Checkpoints
     from electra_flax.training.step import abstract_state
 
-    config = run.config.phases[run.config.phase_of(run.step)].config
+    if run.config is None:
+        raise UserError("a fine-tuned model replaces no tokens")
+    phase = run.config.phase_of(run.step)
+    config = run.config.phases[phase].config
     if len(config.architecture.parts) < 2:
         raise UserError("this run has no generator and discriminator")
-    shards = stage(run.work.read_data_path(run.config.phase_of(run.step)), without="train")
+    shards = stage(run.work.read_data_path(phase), without="train")
     examples = open_split(config, DataFolder.open(shards, without="train"), "validation")
     if not len(examples):
         raise UserError("the shards have no validation split")
-    params = Checkpoints(run.work.checkpoints).restore(abstract_state(config), make_mesh(MeshConfig())).params
+    checkpoints = Checkpoints(run.work.checkpoints)
+    params = checkpoints.restore_params(abstract_state(config).params, checkpoints.existing(None))
     rows = examples.read(range(min(_NUM_EXAMPLES, len(examples))))
     vocabulary = Vocabulary.read(run.work.folder / "tokenizer/vocab.txt")
     return detect_in(str(run.work), rows, vocabulary, config.architecture, params)

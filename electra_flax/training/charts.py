@@ -11,7 +11,6 @@ from electra_flax.errors import escaped
 from electra_flax.pictures import to_png
 from electra_flax.training.history import History
 from electra_flax.training.metrics import STEP_METRICS
-from electra_flax.training.objectives import metrics_of
 
 _COLORS = ("#1f6fb2", "#d1622b", "#2e8b57", "#8553a3", "#b8860b", "#555555")
 
@@ -33,7 +32,7 @@ SPEED = (
 
 def learning_panels(runs: Sequence[History]) -> list[Panel]:
     """Return a panel for each metric with a title of any of the runs, in the order of their objectives."""
-    metrics = [metric for run in runs for metric in (*metrics_of(run.config), *STEP_METRICS)]
+    metrics = [metric for run in runs for metric in (*run.subject.metrics, *STEP_METRICS)]
     panels = [Panel(each.title, each.name, each.note, each.is_logarithmic) for each in metrics if each.title]
     return list(dict.fromkeys(panels))
 

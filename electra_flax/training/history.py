@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from orbax.checkpoint.utils import checkpoint_steps
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,8 @@ from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.files import parse_lines, read_bytes
 from electra_flax.storage.workdir import Workdir
+from electra_flax.training.objectives import metrics_of
+from electra_flax.training.objectives.objective import Metric
 
 METRICS = "metrics.jsonl"
 _Step = Annotated[int, Field(ge=0, le=1 << 40)]
@@ -44,13 +46,40 @@ class Event(BaseModel):
 Line = TypeVar("Line", Record, Event)
 
 
+class Subject(NamedTuple):
+    """What is said of a run where it is shown: of pretraining, or of the fine-tuning of one seed."""
+
+    num_steps: int
+    record_every: int
+    hang_minutes: float
+    metrics: tuple[Metric, ...]
+    """What its charts show."""
+    facts: dict[str, str]
+    """Rows of the report's table."""
+
+    @classmethod
+    def of(cls, config: Config) -> Subject:
+        """Return that of a run of pretraining."""
+        batches = (f"{each.config.training.batch_size} x {each.config.data.max_seq_length}" for each in config.phases)
+        facts = {
+            "discriminator": f"{config.model.num_hidden_layers} layers of {config.model.hidden_size}",
+            "generator": f"{config.generator.num_hidden_layers} layers of {config.generator.hidden_size}",
+            "batch x length": ", then ".join(batches),
+            "learning rate": f"{config.optimizer.learning_rate:g}",
+        }
+        training, record_every = config.training, config.logging.every_steps
+        return cls(training.num_steps, record_every, training.hang_minutes, metrics_of(config), facts)
+
+
 @dataclass(frozen=True)
 class History:
     """Records are those of metrics.jsonl: {"step", "time", "loss", ...}."""
 
     name: str
     work: Workdir
-    config: Config
+    config: Config | None
+    """None: a fine-tuning."""
+    subject: Subject
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -67,17 +96,25 @@ class History:
         """
         work = Workdir(given).pull(without=("tensorboard/",))
         config = work.read_config()
-        records, lost_records = _json_lines(work.folder / METRICS, Record)
+        steps = sorted(checkpoint_steps(work.checkpoints)) if work.checkpoints.is_dir() else []
+        return cls.of(work, work.folder, config, Subject.of(config), steps, (work.folder / "DONE").exists())
+
+    @classmethod
+    def of(
+        cls, work: Workdir, folder: Path, config: Config | None, subject: Subject, checkpoints: list[int], is_done: bool
+    ) -> History:
+        """Return what the files of `folder` tell. Raises UserError where there are no numbers yet."""
+        name = f"{work}/{folder.relative_to(work.folder)}" if folder != work.folder else str(work)
+        records, lost_records = _json_lines(folder / METRICS, Record)
         if not records:
             lost = f", {lost_records} lines cannot be read" if lost_records else ""
-            raise UserError(f"{work}: no numbers there yet ({METRICS}{lost}); let the run make some steps")
-        events, lost_events = _json_lines(work.folder / "events.jsonl", Event)
+            raise UserError(f"{name}: no numbers there yet ({METRICS}{lost}); let the run make some steps")
+        events, lost_events = _json_lines(folder / "events.jsonl", Event)
         return cls(
-            str(work), work, config,
+            name, work, config, subject,
             [record for record in records if record["split"] == "train"],
             [record for record in records if record["split"] == "validation"],
-            events, sorted(checkpoint_steps(work.checkpoints)) if work.checkpoints.is_dir() else [],
-            (work.folder / "DONE").exists(),
+            events, checkpoints, is_done,
             {name: lost for name, lost in ((METRICS, lost_records), ("events.jsonl", lost_events)) if lost},
         )  # fmt: skip
 
@@ -108,14 +145,14 @@ class History:
             return step
         last = max(record["time"] for record in [*self.train, *self.validation, *self.events])
         rate = self.recent("steps_per_sec")
-        between = self.config.logging.every_steps / rate if rate else 0.0  # two signs of life
-        return self.step if time.time() - last > 60 * self.config.training.hang_minutes + between else None
+        between = self.subject.record_every / rate if rate else 0.0  # two signs of life
+        return self.step if time.time() - last > 60 * self.subject.hang_minutes + between else None
 
     @property
     def seconds_left(self) -> float | None:
         """Return how long it still takes at the speed of its last steps, where it goes on."""
         rate = self.recent("steps_per_sec") if self.stopped_at is None else None
-        return (self.config.training.num_steps - self.step) / rate if rate else None
+        return (self.subject.num_steps - self.step) / rate if rate else None
 
 
 def _json_lines(path: Path, kind: type[Line]) -> tuple[list[dict[str, Any]], int]:

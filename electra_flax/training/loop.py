@@ -188,7 +188,7 @@ class Loop:
         self._events = Events(self.places.folder, enabled=is_main)
         self._events.add(
             "start", self.step, devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            processes=jax.process_count(), **begun,
+            processes=jax.process_count(), of=learner.total, **begun,
         )  # fmt: skip
         writer = MetricWriter(self.places.folder, wandb, self.step, self._is_evaluated, enabled=is_main)
         with writer as self._writer, Progress(learner.end, self.step, enabled=is_main) as self._progress:
