@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(run: History) -> list[Finding]:
-    """Everything found in a run's numbers and configuration; nothing for a healthy run."""
+    """Return everything found in a run's numbers and configuration; nothing for a healthy run."""
     rules: Sequence[Callable[[History], Iterator[Finding]]] = (
         _first_loss, _stuck, _not_finite, _input_bound, _checkpoints_too_rare, _lines_left_out,
     )  # fmt: skip
@@ -33,7 +33,7 @@ def diagnose(run: History) -> list[Finding]:
 
 
 def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Finding]:
-    """What shows before the first step."""
+    """Return what shows before the first step."""
     found = list(_configuration(config))
     if manifest is not None and manifest.unk_rate > 0.01:
         found.append(
@@ -54,7 +54,7 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
 
 
 def diagnose_refusals(refused: Sequence[str]) -> list[Finding]:
-    """What pretrain would say, one at a time."""
+    """Return what pretrain would say, one at a time."""
     return [Finding(problem, "electra-flax pretrain refuses to begin with this") for problem in refused]
 
 
@@ -88,7 +88,7 @@ def _configuration(config: Config) -> Iterator[Finding]:
 
 
 def _losses(run: History) -> Iterator[tuple[str, Metric, float]]:
-    """Name, metric and the value of guessing, of each loss of which the objective knows that."""
+    """Yield name, metric and the value of guessing, of each loss of which the objective knows that."""
     for metric in metrics_of(run.config):
         if metric.guessed is not None:
             yield metric.title.lower(), metric, metric.guessed(run.config)
@@ -119,7 +119,7 @@ def _stuck(run: History) -> Iterator[Finding]:
 
 
 def _discriminator_at_base_rate(run: History) -> Iterator[Finding]:
-    """Of the held-out numbers, or of the last steps where there are none."""
+    """Yield what the held-out numbers show, or the last steps where there are none."""
     held_out: dict[str, float] = next((r for r in reversed(run.validation) if "discriminator_auc" in r), {})
     names = ("discriminator_auc", "discriminator_recall", "discriminator_accuracy", "replaced_rate")
     auc, recall, accuracy, replaced = (held_out.get(name, run.recent(name)) for name in names)

@@ -28,7 +28,7 @@ _TEMPLATES = Environment(
 
 
 def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
-    """Writes the page `out` and its charts as PNGs beside it; returns what was written.
+    """Write the page `out` and its charts as PNGs beside it; return what was written.
 
     Raises UserError where a workdir is none, or `out` cannot be written.
     """
@@ -54,7 +54,7 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
 
 
 def _summary(runs: Sequence[History]) -> dict[str, list[str]]:
-    """{row: a cell for each run}."""
+    """Return {row: a cell for each run}."""
     rows: dict[str, list[str]] = {}
     for run in runs:
         config, left = run.config, run.seconds_left
@@ -90,7 +90,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _section(run: History) -> dict[str, Any]:
-    """What the template says of a run."""
+    """Return what the template says of a run."""
     examples, not_shown = [], ""
     try:
         examples = [_marked(detection) for detection in _detections(run)]
@@ -115,7 +115,7 @@ def _event(event: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _confusion(run: History) -> dict[str, Any] | None:
-    """From accuracy, recall and the rate of replaced tokens follow the four cells."""
+    """Return the four cells that follow from accuracy, recall and the rate of replaced tokens."""
     record = next((record for record in reversed(run.validation) if "replaced_rate" in record), None)
     if record is None:
         return None
