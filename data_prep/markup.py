@@ -184,7 +184,7 @@ def _closings(text: str) -> dict[int, int]:
 
 
 def _without_cells(lines: list[str]) -> Iterator[str]:
-    """Yield lines outside of tables: a row goes on until a line ends with ||, or a blank one shows that it never does."""
+    """Yield lines outside of tables: a row goes on to a line that ends with ||, or a blank one shows it never does."""
     is_cell = False
     for line in lines:
         stripped = line.strip()
