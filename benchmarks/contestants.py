@@ -25,7 +25,7 @@ def _batch(config: Config) -> dict[str, np.ndarray]:
 
 
 def ours(config: Config) -> Step:
-    """electra-flax's own train step on one device."""
+    """Return electra-flax's own train step on one device."""
     import jax
 
     from electra_flax.model.attention_choice import choose_attention
@@ -62,7 +62,7 @@ def _hf_configs(config: Config) -> tuple[Any, Any]:
 
 
 def pytorch(config: Config) -> Step:
-    """transformers' PyTorch models as a good user would join them: gathered positions, fused AdamW, compiled."""
+    """Return transformers' PyTorch models as a good user would join them. Gathered positions, fused AdamW, compiled."""
     import torch
     from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
@@ -110,7 +110,7 @@ def pytorch(config: Config) -> Step:
 
 
 def _compiler_works() -> bool:
-    """torch.compile needs a C++ compiler on a CPU and Triton on a GPU."""
+    """Return whether torch.compile works: it needs a C++ compiler on a CPU and Triton on a GPU."""
     import torch
 
     try:
@@ -122,13 +122,13 @@ def _compiler_works() -> bool:
 
 
 def pytorch_eager(config: Config) -> Step:
-    """The same without torch.compile."""
+    """Return the same without torch.compile."""
     globals()["_compiler_works"] = lambda: False
     return pytorch(config)
 
 
 def hf_flax(config: Config) -> Step:
-    """transformers 4.57's Flax modules joined, with optax's AdamW."""
+    """Return transformers 4.57's Flax modules joined, with optax's AdamW."""
     import jax
     import jax.numpy as jnp
     import optax

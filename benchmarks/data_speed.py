@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def ours(args: argparse.Namespace, workers: str, recipe: str) -> dict:
-    """electra-data shard, from files to published shards. Pieces are those that are kept."""
+    """Run electra-data shard, from files to published shards. Pieces are those that are kept."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "shards"
         command = ["shard", "--vocab", str(args.vocab), "--out", str(out), "--max-seq-length", str(LENGTH)]
@@ -84,7 +84,7 @@ def ours(args: argparse.Namespace, workers: str, recipe: str) -> dict:
 
 
 def slow(args: argparse.Namespace) -> dict:
-    """transformers' ElectraTokenizer, line by line."""
+    """Run transformers' ElectraTokenizer, line by line."""
     from transformers import ElectraTokenizer
 
     vocabulary = Vocabulary.read(args.vocab / "vocab.txt")

@@ -90,7 +90,7 @@ class Contest:
     # ---------------------------------------------------------------------------------------------------- scores
 
     def scores(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """{"ours": {"values", "mean", "deviation", "seconds"}, "trainer": ...} of the first metric."""
+        """Return {"ours": {"values", "mean", "deviation", "seconds"}, "trainer": ...} of the first metric."""
         found: dict[str, Any] = {"epochs": self._training.epochs}
         for name, learn in (("ours", self._ours), ("trainer", self._trainer)):
             started, values = time.perf_counter(), []
@@ -165,7 +165,7 @@ class Contest:
     # ----------------------------------------------------------------------------------------------------- speed
 
     def speed(self, count: int) -> dict[str, Any]:
-        """Examples a second at batch 32 and 128 tokens, in turn."""
+        """Return examples a second at batch 32 and 128 tokens, in turn."""
         rows = [_filled(row, 128) for row in self._data.train.rows[: 32 * count]]
         state = self._steps.init({**self._params, **self._network.head.init(jax.random.key(0))})
         batches = [self._batch(rows, np.arange(32) + 32 * i) for i in range(len(rows) // 32)]

@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def rate(batches) -> float:  # type: ignore[no-untyped-def]
-    """Sequences a second, after a first batch that pays for the start."""
+    """Return sequences a second, after a first batch that pays for the start."""
     iterator = iter(batches)
     next(iterator)
     count, begin = 0, time.perf_counter()
@@ -68,7 +68,7 @@ def rate(batches) -> float:  # type: ignore[no-untyped-def]
 
 
 def ours(args: argparse.Namespace) -> float:
-    """The batches of pretrain, on the device."""
+    """Return the rate of pretrain's batches, on the device."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -91,7 +91,7 @@ def ours(args: argparse.Namespace) -> float:
 
 
 def tensorflow(args: argparse.Namespace) -> float:
-    """The original's input function, with what tf.data offers to make it fast."""
+    """Return the rate of the original's input function, with what tf.data offers to make it fast."""
     import tensorflow as tf  # type: ignore[import-not-found]
 
     # Not through electra_flax: this environment has TensorFlow alone.

@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def configured(args: argparse.Namespace) -> Config:
-    """The preset with what the command line changes."""
+    """Return the preset with what the command line changes."""
     config = load_config(args.config)
     return dataclasses.replace(
         config,
@@ -56,7 +56,7 @@ def configured(args: argparse.Namespace) -> Config:
 
 
 def work(args: argparse.Namespace) -> int:
-    """Takes a step for every line of standard input and answers with its seconds and the memory so far."""
+    """Take a step for every line of standard input; answer with its seconds and the memory so far."""
     step: Callable[[], None] = CONTESTANTS[args.worker](configured(args))
     for _ in range(2):
         step()
@@ -102,7 +102,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def read(worker: subprocess.Popen[str]) -> str:
-    """The next line that is ours; libraries may print before they are ready."""
+    """Return the next line that is ours; libraries may print before they are ready."""
     assert worker.stdout
     for line in worker.stdout:
         if line.strip() == "ready" or line.startswith('{"seconds"'):
@@ -111,7 +111,7 @@ def read(worker: subprocess.Popen[str]) -> str:
 
 
 def summarize(args: argparse.Namespace, answers: dict[str, list[dict[str, float]]]) -> dict:
-    """Medians, and how many times faster the first contestant is than each other, as the median of rounds."""
+    """Return medians, and how many times faster the first contestant is than each other, as the median of rounds."""
     first = next(iter(answers))
     ours = np.array([answer["seconds"] for answer in answers[first]])
     return {

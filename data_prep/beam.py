@@ -53,7 +53,7 @@ class _Summary:
 
 
 def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str, options: str) -> Manifest:
-    """Makes the folder `out`, local or on gs://; its manifest is written last. Raises UserError for what cannot run."""
+    """Make the folder `out`, local or on gs://; its manifest is written last. Raises UserError for what cannot run."""
     if "near-duplicates" in job.cleaning.steps:
         raise UserError("near-duplicates compares documents in the order of the corpus: only --runner local can")
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
@@ -99,7 +99,7 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
 
 
 def _finish(manifest: Manifest, vocabulary: Vocabulary, folder: str) -> None:
-    """Writes what lies beside the shards, the manifest last."""
+    """Write what lies beside the shards, the manifest last."""
     with tempfile.TemporaryDirectory() as local:
         write_metadata(manifest, vocabulary, Path(local))
         for path in sorted(Path(local).iterdir(), key=lambda path: path.name == "manifest.json"):
@@ -171,7 +171,7 @@ class _Clean(beam.DoFn):
 
 
 def _without_repeats(documents: Any, step: str, by_sentence: bool) -> tuple[Any, Any]:
-    """Documents without the units that appeared earlier in the corpus, and the count of those."""
+    """Return documents without the units that appeared earlier in the corpus, and the count of those."""
 
     def units(element: tuple[Key, Paragraphs]) -> Iterator[tuple[int, tuple[Key, int]]]:
         key, paragraphs = element
@@ -232,7 +232,7 @@ class _Make(beam.DoFn):
 
 
 def _write_shard(element: tuple[int, Iterable[Any]], folder: str, names: list[str]) -> tuple[int, dict[str, Any]]:
-    """A shard's records in the order of their hashes, and its index."""
+    """Return a shard's records in the order of their hashes, and its index."""
     shard, found = element
     records = sorted(entry for entry in found if entry is not None)
     with tempfile.TemporaryDirectory() as local:

@@ -39,7 +39,7 @@ class ShardJob:
     """The number of training shards is a multiple of it."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for shards that the hosts cannot share evenly."""
+        """Raise UserError for shards that the hosts cannot share evenly."""
         if self.num_shards and self.num_shards % self.num_hosts:
             above = -(-self.num_shards // self.num_hosts) * self.num_hosts
             raise UserError(
@@ -70,7 +70,7 @@ class RecordMaker:
         self._builder = ExampleBuilder(job.builder, job.max_seq_length, vocabulary.special, random.Random(0))
 
     def make(self, document: list[str]) -> Made:
-        """The records of a document of sentences.
+        """Return the records of a document of sentences.
 
         Split and randomness are decided by the text itself: copies of a document never lie on both sides, and nothing
         depends on the documents around.

@@ -66,7 +66,7 @@ class ChunkInfo:
 
 
 def raw_chunks(corpus: Corpus) -> Iterator[RawChunk]:
-    """The corpus in chunks of about a million characters."""
+    """Yield the corpus in chunks of about a million characters."""
     number, documents, characters = 0, list[Document](), 0
     for document in corpus.documents():
         documents.append(document)
@@ -87,7 +87,7 @@ def chunk_path(folder: Path, number: int, kind: str) -> Path:
 
 
 def clean_chunk(task: CleanTask) -> ChunkInfo:
-    """Removes markup, cleans, and writes the chunk."""
+    """Remove markup, clean, and write the chunk."""
     cleaner = Cleaner(task.cleaning)
     texts: list[str] = []
     sizes: dict[str, list[int]] = {"sentences_of_document": [], "sentences_of_paragraph": []}
@@ -130,12 +130,12 @@ def read_info(folder: Path, number: int) -> ChunkInfo:
 
 
 def read_arrays(folder: Path, number: int) -> Any:
-    """Of a cleaned chunk, by name. Raises UserError where they are damaged."""
+    """Return the arrays of a cleaned chunk, by name. Raises UserError where they are damaged."""
     return load_arrays(chunk_path(folder, number, "npz"))
 
 
 def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterator[list[str]]:
-    """Documents of sentences, less the sentences marked in `dropped` [sentences] and documents that lose all."""
+    """Yield documents of sentences, less the sentences marked in `dropped` [sentences] and documents that lose all."""
     path = chunk_path(folder, number, "zst")
     with damage_named(path):
         text = zstd.decompress(read_bytes(path)).decode()
@@ -151,19 +151,19 @@ def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterato
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
-    """What np.savez wrote. Raises UserError where it is damaged."""
+    """Return what np.savez wrote. Raises UserError where it is damaged."""
     with damage_named(path), np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def anew(folder: Path) -> str:
-    """What to do about a damaged piece of unfinished work."""
+    """Return what to do about a damaged piece of unfinished work."""
     return f"remove {folder.parent} to start again"
 
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Unfinished work that cannot be read as what it is raises UserError, which names it."""
+    """Raise UserError, which names it, for unfinished work that cannot be read as what it is."""
     try:
         yield
     except (
@@ -182,12 +182,12 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def text_hash(text: str) -> int:
-    """64 bits: among 300 million sentences, about one pair in a hundred corpora is taken for equal by chance."""
+    """Return 64 bits: among 300 million sentences, about one pair in a hundred corpora is taken for equal by chance."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def signature(text: str) -> np.ndarray:
-    """MinHash of the text's runs of five characters, uint32 [SIGNATURE_SIZE]."""
+    """Return MinHash of the text's runs of five characters, uint32 [SIGNATURE_SIZE]."""
     from datasketch import MinHash
 
     runs = {text[start : start + _SHINGLE_CHARACTERS] for start in range(max(1, len(text) - _SHINGLE_CHARACTERS + 1))}

@@ -109,7 +109,7 @@ class CleaningOptions:
         cls, recipe: str, with_: Sequence[str], without: Sequence[str], splitter: SplitterName, min_characters: int,
         near_similarity: float,
     ) -> CleaningOptions:  # fmt: skip
-        """A recipe with steps added and taken away. Raises UserError for a step both added and taken away."""
+        """Return a recipe with steps added and taken away. Raises UserError for a step both added and taken away."""
         if both := sorted(set(with_) & set(without)):
             raise UserError(f"--with and --without both name {', '.join(both)}: name it once")
         on = (RECIPES[recipe] | set(with_)) - set(without)
@@ -131,7 +131,7 @@ class Cleaner:
         self.counts: Counter[str] = Counter()
 
     def clean(self, paragraphs: list[str]) -> list[list[str]]:
-        """Paragraphs that keep at least one sentence."""
+        """Return paragraphs that keep at least one sentence."""
         if self._idle:
             return [[text] for text in paragraphs]
         cleaned = []

@@ -44,7 +44,7 @@ _RECIPES_HELP = "recipes:\n" + "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; errors are one line."""
+    """Run a command and return its exit code; errors are one line."""
     command = parse(parser(), argv)
     return run_command("electra-data", command.run, getattr(command, "out", None), command.interrupted)
 
@@ -234,7 +234,7 @@ def _read_tokenizer(folder: Path) -> tuple[Vocabulary, Casing]:
 def _show_report(
     found: list[tuple[Vocabulary, Casing]], lines: list[str], out: Path, files: dict[str, str | bytes]
 ) -> None:
-    """Shows how the vocabularies split the lines, and writes that and `files`: all or, where they cannot be, none."""
+    """Show how the vocabularies split the lines; write that and `files`: all or, where they cannot be, none."""
     usages = [
         vocab_report.measure(os.path.basename(os.path.abspath(vocabulary.path.parent)), vocabulary, casing, lines)
         for vocabulary, casing in found

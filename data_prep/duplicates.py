@@ -25,7 +25,7 @@ def find_duplicates(
     folder: Path, num_chunks: int, steps: tuple[str, ...], near_similarity: float, num_sentences: int,
     report: Callable[[str], None],
 ) -> dict[str, int]:  # fmt: skip
-    """Writes `dropped.npy`, bool [sentences of the corpus]; returns how many texts each step dropped."""
+    """Write `dropped.npy`, bool [sentences of the corpus]; return how many texts each step dropped."""
     partial = folder / "dropped.partial.npy"
     dropped = np.lib.format.open_memmap(partial, "w+", np.bool_, (num_sentences,))
     counts = {}
@@ -68,7 +68,10 @@ def _paragraphs(folder: Path, num_chunks: int, dropped: np.ndarray, _: float) ->
 
 
 def _near(folder: Path, num_chunks: int, dropped: np.ndarray, similarity: float) -> int:
-    """Documents whose estimated Jaccard similarity with an earlier one that stays is at least `similarity`."""
+    """Drop documents too similar to an earlier one that stays; return how many.
+
+    Their estimated Jaccard similarity is at least `similarity`.
+    """
     try:
         from datasketch import MinHashLSH
     except ModuleNotFoundError:
@@ -112,7 +115,7 @@ def _joined(folder: Path, num_chunks: int, name: str) -> np.ndarray:
 
 
 def _hash_rows(rows: np.ndarray) -> np.ndarray:
-    """64 bits of each row of uint32; a polynomial, mixed so that its value deals evenly into buckets."""
+    """Return 64 bits of each row of uint32; a polynomial, mixed so that its value deals evenly into buckets."""
     total = np.zeros(len(rows), np.uint64)
     for column in rows.T:
         total = (total + column.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -123,7 +126,7 @@ def _hash_rows(rows: np.ndarray) -> np.ndarray:
 def repeats(
     hashes: Iterator[np.ndarray], total: int, folder: Path, gone: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For hashes given in order: (ordinals of those that appeared before, ordinals of their first appearance).
+    """Yield (ordinals of hashes that appeared before, ordinals of their first appearance), for hashes in order.
 
     Ordinals marked in `gone` do not count. `folder` holds the buckets, which are removed in the end.
     """

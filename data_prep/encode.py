@@ -35,7 +35,7 @@ class Encoder:
         self._encode_word = functools.lru_cache(1 << 16)(functools.partial(_encode, self._tokenizer))
 
     def encode(self, lines: list[str]) -> list[list[int]]:
-        """Ids of each line, without [CLS] and [SEP]; special tokens in the text are ordinary text."""
+        """Return ids of each line, without [CLS] and [SEP]; special tokens in the text are ordinary text."""
         text = "\n".join(lines)
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         for code in np.unique(codes[self._kinds[codes] == UNSEEN]).tolist():

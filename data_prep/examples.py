@@ -45,13 +45,13 @@ class ExampleBuilder:
         self._length = 0
 
     def begin(self, rng: random.Random) -> None:
-        """Forgets what went before: the next document's examples depend on it and `rng` alone."""
+        """Forget what went before: the next document's examples depend on it and `rng` alone."""
         self.num_discarded = 0
         self._rng = rng
         self._draw_target()
 
     def add_document(self, sentences: list[Ids]) -> Iterator[Example]:
-        """The examples that a document gives; none holds text of two documents."""
+        """Yield the examples that a document gives; none holds text of two documents."""
         for sentence in sentences:
             self._sentences.append(sentence)
             self._length += len(sentence)

@@ -22,7 +22,7 @@ _BINS = 8
 
 
 def summarize(folder: Path) -> dict[str, Any]:
-    """The manifest and its totals. Raises UserError where the folder has none."""
+    """Return the manifest and its totals. Raises UserError where the folder has none."""
     data = DataFolder.open(folder)
     if data.manifest is None:
         shards = ShardedExamples(data.splits["train"], 1, 1).shards
@@ -39,7 +39,7 @@ def summarize(folder: Path) -> dict[str, Any]:
 
 
 def show(folder: Path, num_examples: int, console: Console) -> None:
-    """Prints the summary, sources, lengths and a few examples: segments in colours, masked tokens reversed."""
+    """Print the summary, sources, lengths and a few examples: segments in colours, masked tokens reversed."""
     summary = summarize(folder)
     manifest = summary.pop("manifest")
     for name, value in {**summary, **(manifest or {})}.items():
@@ -94,7 +94,7 @@ def _show_sources(sources: list[dict[str, Any]], console: Console) -> None:
 
 
 def _show_lengths(examples: ShardedExamples, max_seq_length: int, console: Console) -> None:
-    """A histogram of tokens an example, of an even sample."""
+    """Print a histogram of tokens an example, of an even sample."""
     places = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), _SAMPLED_EXAMPLES), dtype=int))
     lengths = examples.read(places)[:, 1].sum(axis=1)
     counts, edges = np.histogram(lengths, bins=_BINS, range=(0, max_seq_length))

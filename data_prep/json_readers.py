@@ -31,7 +31,7 @@ _DECODER = json.JSONDecoder(parse_int=float)  # numbers are not read, and an int
 
 
 def read_jsonl(given: Input) -> Iterator[Document]:
-    """An object a line, its text under --text-key; WikiExtractor's --json too."""
+    """Yield the documents of lines of one object each, its text under --text-key; WikiExtractor's --json too."""
 
     def rows() -> Iterator[tuple[str, Any]]:
         number = 0
@@ -45,7 +45,7 @@ def read_jsonl(given: Input) -> Iterator[Document]:
 
 
 def read_object(given: Input) -> Iterator[Document]:
-    """One object over many lines: a document, its text under --text-key."""
+    """Yield the document of one object over many lines, its text under --text-key."""
     data = given.file.read(_MAX_JSON_LINE_BYTES)
     row = _parsed(data, given.path, "one object, an array of objects, or an object a line")
     yield from texts_as_documents([(given.path, row)], given)
@@ -79,7 +79,7 @@ _PAIR_OR_HALF = re.compile(
 
 
 def _whole_pairs(data: bytes) -> bytes:
-    """JSON with U+FFFD for escapes of half a surrogate pair, which are no characters."""
+    """Return JSON with U+FFFD for escapes of half a surrogate pair, which are no characters."""
     if not _SURROGATE.search(data):
         return data
     return _PAIR_OR_HALF.sub(lambda found: found["before"] + b"\\ufffd" if found["half"] else found[0], data)
@@ -107,7 +107,7 @@ class WithoutHalves:
 
     @staticmethod
     def _last_escape(data: bytes) -> int:
-        """Where an escape begins that may go on in the next block, or the end."""
+        """Return where an escape begins that may go on in the next block, or the end."""
         if data.rfind(b"\\", max(0, len(data) - 12)) < 0:
             return len(data)
         end = data.rfind(b" ", 0, len(data) - 12) + 1  # no escape goes on over a space
@@ -120,7 +120,7 @@ class WithoutHalves:
 
 
 def _items(given: Input, prefix: str) -> Iterator[Any]:
-    """The members of an array, one at a time. Raises UserError at the byte where the JSON breaks."""
+    """Yield the members of an array, one at a time. Raises UserError at the byte where the JSON breaks."""
     try:
         # Without use_float an integer of more than 4,300 digits ends Python itself.
         yield from ijson.items(WithoutHalves(given.file), prefix, use_float=True)
@@ -142,13 +142,13 @@ def _items(given: Input, prefix: str) -> Iterator[Any]:
 
 
 def read_json(given: Input) -> Iterator[Document]:
-    """One array of objects, their text under --text-key."""
+    """Yield the documents of one array of objects, their text under --text-key."""
     numbered = enumerate(_items(given, "item"), start=1)
     yield from texts_as_documents(((f"{given.path} object {number}", row) for number, row in numbered), given)
 
 
 def read_namuwiki(given: Input) -> Iterator[Document]:
-    """A dump of Namuwiki: one array of {namespace, title, text}; articles (namespace 0) that are no redirects."""
+    """Yield the articles (namespace 0) of a dump of Namuwiki: one array of {namespace, title, text}; no redirects."""
     for number, row in enumerate(_items(given, "item"), start=1):
         if not isinstance(row, dict):
             raise UserError(f"{given.path} object {number}: expected an article, found {shown(row)}")
@@ -158,7 +158,7 @@ def read_namuwiki(given: Input) -> Iterator[Document]:
 
 
 def read_modu(given: Input) -> Iterator[Document]:
-    """The Modu corpus of NIKL: news, written and web (paragraph), spoken and messenger (utterance), entities.
+    """Yield the Modu corpus of NIKL: news, written and web (paragraph), spoken and messenger (utterance), entities.
 
     A document that is none is left out, and so is a form that is no text; both are counted.
     """
@@ -184,7 +184,7 @@ def read_modu(given: Input) -> Iterator[Document]:
 
 
 def _modu_lines(document: Any) -> tuple[list[str], int]:
-    """Lines of text, and how many forms are none: null or a number."""
+    """Return lines of text, and how many forms are none: null or a number."""
     try:
         kinds = ("utterance", "paragraph", "sentence")
         kind = next((kind for kind in kinds if document.get(kind) is not None), "sentence")

@@ -24,7 +24,7 @@ _MOST_TEMPLATES_DEEP = 100
 
 
 def wikipedia_lines(markup: str) -> list[str]:
-    """Paragraphs and list items; templates, tables, references, headings, files and categories are left out."""
+    """Return paragraphs and list items; templates, tables, references, headings, files and categories are left out."""
     try:
         import mwparserfromhell as parser
     except ModuleNotFoundError:
@@ -38,7 +38,7 @@ def wikipedia_lines(markup: str) -> list[str]:
 
 
 def is_nested_too_deep(markup: str) -> bool:
-    """Whether templates lie within each other deeper than the parser can follow; those never closed do not count."""
+    """Return whether templates are nested deeper than the parser can follow; those never closed do not count."""
     if markup.count("}}") <= _MOST_TEMPLATES_DEEP:
         return False
     inside: list[int] = []  # of each open pair: how deep it is below
@@ -92,7 +92,7 @@ _HTML_BREAK = re.compile(r"(?i)<br\s*/?>")
 
 
 def html_lines(text: str) -> list[str]:
-    """Lines of text with HTML's entities as characters and without its tags."""
+    """Return lines of text with HTML's entities as characters and without its tags."""
     if "&" in text:
         text = html.unescape(text)
     if "<" in text:
@@ -128,7 +128,7 @@ def is_namuwiki_redirect(markup: str) -> bool:
 
 
 def namuwiki_lines(markup: str) -> list[str]:
-    """Paragraphs, quotations and list items; tables, headings, footnotes, macros and files are left out."""
+    """Return paragraphs, quotations and list items; tables, headings, footnotes, macros and files are left out."""
     for pattern, text in _NAMU_LINKS:
         markup = pattern.sub(text, markup)
     markup = _without_footnotes(_without_macros(markup))
@@ -139,7 +139,7 @@ def namuwiki_lines(markup: str) -> list[str]:
 
 
 def _without_macros(text: str) -> str:
-    """Macros with arguments go, whatever brackets these hold; of [ruby(text, ruby=reading)] the text stays."""
+    """Drop macros with arguments, whatever brackets these hold; of [ruby(text, ruby=reading)] the text stays."""
     closings = _closings(text)
     parts, position, nearest = list[str](), 0, 0
     for found in _NAMU_MACRO.finditer(text):
@@ -159,7 +159,7 @@ def _without_macros(text: str) -> str:
 
 
 def _without_footnotes(text: str) -> str:
-    """[* ...] and [*name ...] go, with what brackets they hold."""
+    """Drop [* ...] and [*name ...], with what brackets they hold."""
     closings = _closings(text)
     parts, position = list[str](), 0
     start = text.find("[*")
@@ -172,7 +172,7 @@ def _without_footnotes(text: str) -> str:
 
 
 def _closings(text: str) -> dict[int, int]:
-    """{place of an opening bracket: place of the one that closes it}"""
+    """Return {place of an opening bracket: place of the one that closes it}."""
     found: dict[int, int] = {}
     opened: list[int] = []
     for bracket in re.finditer(r"[\[\]]", text):
@@ -184,7 +184,7 @@ def _closings(text: str) -> dict[int, int]:
 
 
 def _without_cells(lines: list[str]) -> Iterator[str]:
-    """Lines outside of tables: a row goes on until a line ends with ||, or a blank one shows that it never does."""
+    """Yield lines outside of tables: a row goes on to a line that ends with ||, or a blank one shows it never does."""
     is_cell = False
     for line in lines:
         stripped = line.strip()

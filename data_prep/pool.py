@@ -29,7 +29,7 @@ class WorkerError(RunError):
 
 
 def note(place: str) -> None:
-    """Called by workers: what is worked on now, for the message should it fail or the process die."""
+    """Note what is worked on now, for the message should it fail or the process die; workers call this."""
     global _place
     _place = place
     if _note_file is not None:
@@ -85,7 +85,7 @@ class Pool:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def in_order(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[tuple[_Task, _Result]]:
-        """(task, function(task)) in the order of the tasks, with at most a few of them in memory.
+        """Yield (task, function(task)) in the order of the tasks, with at most a few of them in memory.
 
         Raises WorkerError where a worker dies.
         """
@@ -127,7 +127,7 @@ class Pool:
 
 @contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C pressed meanwhile is heard at the end.
+    """Let a Ctrl-C pressed meanwhile be heard at the end.
 
     It goes to all processes: those started while it is blocked never hear it and are ended by this one, which must
     have heard of each of them. Blocked is not enough here: another thread may take the signal, and Python raises

@@ -45,11 +45,11 @@ class Corpus:
 
     @property
     def text_bytes(self) -> int:
-        """An estimate: text of compressed files is some 4 times as large."""
+        """Return an estimate: text of compressed files is some 4 times as large."""
         return sum(source.size * (4 if source.is_packed else 1) for source in self.sources)
 
     def documents(self) -> Iterator[Document]:
-        """All documents, file by file. Raises UserError for what cannot be read, naming file and place."""
+        """Yield all documents, file by file. Raises UserError for what cannot be read, naming file and place."""
         for number, source in enumerate(self.sources):
             for _, text, kind in self._documents_of(source):
                 if len(text) > MAX_DOCUMENT_CHARACTERS:
@@ -76,7 +76,7 @@ class Corpus:
                 self._leave_out(source.name, f"not a Modu corpus file: {error}; skipped from there on")
 
     def _leave_out(self, path: str, problem: str) -> None:
-        """What a file holds that is no text is told and noted, or ends all (--strict)."""
+        """Tell and note what a file holds that is no text, or end all (--strict)."""
         if self.options.strict:
             raise UserError(f"{path}: {problem.removesuffix('; skipped from there on')}")
         self.malformed[path] = problem
@@ -87,8 +87,10 @@ class Corpus:
 
 
 def _as_utf8(file: Any, head: bytes, path: str, options: ReaderOptions) -> Utf8Stream:
-    """What readers read: UTF-8, whatever the file, which begins with `head`, has. Its mark or its XML declaration
-    knows better than --encoding."""
+    """Return what readers read: UTF-8, whatever the file has, which begins with `head`.
+
+    Its mark or its XML declaration knows better than --encoding.
+    """
     encoding, mark = marked_encoding(head)
     file.read(mark)
     if encoding is None:
@@ -110,7 +112,7 @@ _NO_TEXT = (
 
 
 def is_encoding(name: str) -> bool:
-    """Whether Python knows a text encoding of that name."""
+    """Return whether Python knows a text encoding of that name."""
     try:
         return isinstance("\n".encode(name), bytes) and codecs.lookup(name).name not in _NO_TEXT
     except (LookupError, UnicodeError, ValueError):  # ValueError: a NUL in the name
@@ -125,7 +127,7 @@ _ARRAY = re.compile(rb'\[\s*(?:[{\]]|$|"(?:[^"\\\n]|\\.)*"\s*(?:,|\]\s*$))')
 
 
 def recognize(head: bytes, text_key: str, path: str = "") -> str:
-    """The format of a file that begins with `head`: a key of READERS. The name decides where the bytes do not."""
+    """Return the format of a file that begins with `head`, a key of READERS; its name decides where bytes do not."""
     start = head.lstrip()
     name = os.path.splitext(path)[0] if is_packed(path) else path
     if _MEDIAWIKI.match(start):
@@ -150,7 +152,7 @@ def recognize(head: bytes, text_key: str, path: str = "") -> str:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A document that is too long to be held many times over, cut at lines where there are any."""
+    """Yield a document that is too long to be held many times over, cut at lines where there are any."""
     start = 0
     while start < len(text):
         end = start + MAX_DOCUMENT_CHARACTERS

@@ -28,7 +28,7 @@ class Document(NamedTuple):
     markup: Markup = "none"
 
     def lines(self) -> list[str]:
-        """Lines of text without their line ends and without markup, none blank."""
+        """Return lines of text without their line ends and without markup, none blank."""
         if self.markup == "none":
             return self.text.split("\n")
         to_lines = markup.wikipedia_lines if self.markup == "wikipedia" else markup.namuwiki_lines
@@ -59,28 +59,28 @@ class Input(NamedTuple):
     """Called with the path and what of the file is no text."""
 
     def texts(self) -> Iterator[str]:
-        """The whole file as text, block by block; nothing may have been read of it."""
+        """Yield the whole file as text, block by block; nothing may have been read of it."""
         assert isinstance(self.file.raw, Utf8Stream)
         return self.file.raw.texts()
 
 
 def as_document(lines: list[str]) -> Document:
-    """Stripped lines, none blank, as a document; whoever iterates over the files knows which one it came from."""
+    """Return stripped lines, none blank, as a document; whoever iterates over files knows which one it came from."""
     return Document(0, "\n".join(lines))
 
 
 def split_lines(text: str) -> list[str]:
-    """Stripped lines, none blank."""
+    """Return stripped lines, none blank."""
     return [line for raw in text.replace("\r", "").split("\n") if (line := raw.strip())]
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value, for a message."""
+    """Return the beginning of a value, for a message."""
     return json.dumps(value, ensure_ascii=False, default=str)[:60]
 
 
 def text_of(row: Any, key: str, where: str) -> str:
-    """The text of a row, which is one or holds it under `key`; "" for null there.
+    """Return the text of a row, which is one or holds it under `key`; "" for null there.
 
     Raises UserError in the name of `where` for what has none.
     """
@@ -100,7 +100,7 @@ def text_of(row: Any, key: str, where: str) -> str:
 
 
 def texts_as_documents(rows: Iterable[tuple[str, Any]], given: Input) -> Iterator[Document]:
-    """A document for every row, given with its place; refuses a file whose texts are all empty."""
+    """Yield a document for every row, given with its place; refuses a file whose texts are all empty."""
     key, num_rows, num_texts = given.options.text_key, 0, 0
     for where, row in rows:
         lines = split_lines(text_of(row, key, where))

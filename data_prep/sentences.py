@@ -31,7 +31,7 @@ _OPENING, _CLOSING = "([{“‘「『【《〈", ")]}”’」』】》〉"
 
 
 def split_by_rules(paragraph: str) -> list[str]:
-    """Sentences in order; joined with spaces they are the paragraph but for white space at the cuts.
+    """Return sentences in order; joined with spaces they are the paragraph but for white space at the cuts.
 
     Nothing is cut inside quotation marks or brackets.
     """
@@ -68,7 +68,7 @@ def _split_by_kiwi(paragraph: str) -> list[str]:
 
 
 def splitter(name: SplitterName) -> Callable[[str], list[str]]:
-    """The function behind a name. Raises UserError where its library is not installed."""
+    """Return the function behind a name. Raises UserError where its library is not installed."""
     if name == "rules":
         return split_by_rules
     _kiwi()

@@ -17,7 +17,7 @@ from electra_flax.files import read_bytes, write_all
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raises UserError where `out` is neither new nor an empty folder, or has no name of its own, as . and /."""
+    """Raise UserError where `out` is neither new nor an empty folder, or has no name of its own, as . and /."""
     if out.name in ("", ".."):
         raise UserError(f"--out {out}: expected the name of a new folder")
     if (out / "manifest.json").exists():
@@ -31,7 +31,7 @@ def make_manifest(
     documents_of_source: Mapping[str, int], cleaned: dict[str, int], malformed: dict[str, str],
     pieces: int, unknown: int, discarded: int,
 ) -> Manifest:  # fmt: skip
-    """What was done, in the form that training checks."""
+    """Return what was done, in the form that training checks."""
     return Manifest(
         max_seq_length=job.max_seq_length,
         vocab_sha256=vocabulary.sha256,
@@ -64,7 +64,7 @@ def make_manifest(
 
 
 def write_metadata(manifest: Manifest, vocabulary: Vocabulary, folder: Path) -> None:
-    """vocab.txt, features.json and dataset_info.json, with which tfds opens the folder, and manifest.json."""
+    """Write vocab.txt, features.json and dataset_info.json, with which tfds opens the folder, and manifest.json."""
     prefix = "tensorflow_datasets.core.features"
     tensor = {
         "pythonClassName": f"{prefix}.tensor_feature.Tensor",

@@ -49,7 +49,7 @@ _MAX_SHARD_BYTES = 512 << 20  # a shard is shuffled in memory
 
 
 def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> Manifest:
-    """Makes the folder `out`, or nothing. Raises UserError where there is nothing to write or no room for it."""
+    """Make the folder `out`, or nothing. Raises UserError where there is nothing to write or no room for it."""
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
     vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
     refuse_occupied(out)
@@ -97,7 +97,7 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
 
 
 def _begin_or_continue(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Path) -> None:
-    """Makes the work folder, or takes up one of the same job. Raises UserError for another's, or a full disk."""
+    """Make the work folder, or take up one of the same job. Raises UserError for another's, or a full disk."""
     identity = {
         "program": _WORK_VERSION,
         **dataclasses.asdict(job),
@@ -218,7 +218,7 @@ def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]
 
 
 def shard_counts(job: ShardJob, text_bytes: int) -> dict[str, int]:
-    """Shards of each split, for a text of this size. Raises UserError where a shard would not fit memory."""
+    """Return shards of each split, for a text of this size. Raises UserError where a shard would not fit memory."""
     wanted = job.num_shards or -(-max(1, round(text_bytes / _SHARD_BYTES)) // job.num_hosts) * job.num_hosts
     if text_bytes / wanted > _MAX_SHARD_BYTES:
         least = -(-text_bytes // _MAX_SHARD_BYTES)
@@ -284,7 +284,7 @@ def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int],
 
 
 def _build_chunk(task: _BuildTask) -> None:
-    """Writes `<number>.records`, framed examples in the order of the shards, and then `<number>.npz`."""
+    """Write `<number>.records`, framed examples in the order of the shards, and then `<number>.npz`."""
     job = task.job
     gc.disable()  # nothing here refers to itself, and walking a million cached words takes time
     maker = _maker(job)
@@ -350,7 +350,7 @@ def _shuffle(
 
 
 def _write_shard(task: _ShuffleTask) -> None:
-    """All records of a shard, shuffled."""
+    """Write all records of a shard, shuffled."""
     pool.note(f"shard {task.name}")
     bounds = np.load(task.work / "records/bounds.npy", mmap_mode="r")
     records: list[bytes] = []

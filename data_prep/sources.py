@@ -50,17 +50,19 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path as it can be printed and written down: names need not be UTF-8."""
+        """Return the path as it can be printed and written down: names need not be UTF-8."""
         return escaped(self.path)
 
 
 def is_packed(path: str) -> bool:
-    """Whether the name says that the file is compressed as a whole."""
+    """Return whether the name says that the file is compressed as a whole."""
     return path.lower().endswith((".gz", ".bz2", ".xz", ".zst"))
 
 
 def find_sources(patterns: Sequence[str], warn: Callable[[str], None] = lambda message: None) -> list[Source]:
-    """Files, folders (every file below with one of SUFFIXES, WikiExtractor's wiki_00 too) and globs, sorted by path.
+    """Return the files, sorted by path, that are meant by files, folders and globs.
+
+    Of a folder, every file below with one of SUFFIXES, WikiExtractor's wiki_00 too.
 
     A file counts once, by whatever paths it is named; `warn` hears of those of a folder that are left out.
     Raises UserError where one of the patterns names nothing.
@@ -106,7 +108,7 @@ def _tell_left(pattern: str, left: Sequence[str], warn: Callable[[str], None]) -
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """All regular files, in linked folders too, each folder once; hidden ones are nobody's text."""
+    """Return all regular files, in linked folders too, each folder once; hidden ones are nobody's text."""
     files, seen = [], set()
     for where, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(where)) in seen:
@@ -140,7 +142,7 @@ def _find_remote(pattern: str, warn: Callable[[str], None]) -> list[Source]:
 
 
 def google_storage() -> Any:
-    """The file system behind gs://. Raises UserError where gcsfs is not installed."""
+    """Return the file system behind gs://. Raises UserError where gcsfs is not installed."""
     try:
         import gcsfs
     except ModuleNotFoundError:
@@ -176,7 +178,7 @@ class _Counted(io.RawIOBase):
 
 
 def _check_head(source: Source, head: bytes) -> None:
-    """Raises what `open_source` does for a file of several files, and for a packed one cut within its first bytes."""
+    """Raise what `open_source` does for a file of several files, and for a packed one cut within its first bytes."""
     for magic, kind in _ARCHIVES.items():
         if head.startswith(magic):
             raise UserError(f"{source.path}: a {kind} archive, expected a file: unpack it and name what it holds")
@@ -186,7 +188,7 @@ def _check_head(source: Source, head: bytes) -> None:
 
 @contextmanager
 def open_source(source: Source, count: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Any]:
-    """The file's bytes, decompressed by what it begins with; `count` hears of every read of the packed file.
+    """Yield the file's bytes, decompressed by what it begins with; `count` hears of every read of the packed file.
 
     Raises UserError, with the byte, for a file that cannot be read or ends too early.
     """

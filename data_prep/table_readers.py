@@ -10,7 +10,7 @@ from electra_flax.errors import UserError
 
 
 def read_parquet(given: Input) -> Iterator[Document]:
-    """A column of text, row group by row group."""
+    """Yield the documents in a column of text, row group by row group."""
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError:
@@ -36,7 +36,7 @@ def read_parquet(given: Input) -> Iterator[Document]:
 
 
 def read_tfds(path: str) -> Iterator[Document]:
-    """tfds:NAME[:split][:feature], as tensorflow-datasets names them; a folder of a prepared data set works too."""
+    """Yield tfds:NAME[:split][:feature], as tensorflow-datasets names them, or the folder of a prepared data set."""
     name, split, feature = [*path.removeprefix("tfds:").split(":"), "", ""][:3]
     try:
         import tensorflow_datasets as tfds

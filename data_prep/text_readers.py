@@ -10,7 +10,7 @@ _MAX_LINE_CHARACTERS = 1 << 20
 
 
 def stripped_lines(given: Input) -> Iterator[str]:
-    """Stripped lines."""
+    """Yield stripped lines."""
     rest = ""
     for text in given.texts():
         *lines, rest = (rest + text).split("\n")
@@ -23,7 +23,7 @@ def stripped_lines(given: Input) -> Iterator[str]:
 
 
 def read_text(given: Input, blank_line_closes: bool = True) -> Iterator[Document]:
-    """A blank line or the end of the file closes a document."""
+    """Yield documents, each closed by a blank line or the end of the file."""
     lines: list[str] = []
     length = 0
     for line in stripped_lines(given):
@@ -37,5 +37,5 @@ def read_text(given: Input, blank_line_closes: bool = True) -> Iterator[Document
 
 
 def read_lines(given: Input) -> Iterator[Document]:
-    """Every line is a document."""
+    """Yield every line as a document."""
     yield from (Document(0, line) for line in stripped_lines(given) if line)

@@ -51,7 +51,7 @@ class VocabularyOptions:
 
 
 def sample_lines(lines: Iterable[str], max_bytes: int) -> list[str]:
-    """All lines while they fit, then an even sample: each is kept by a number that its place alone decides."""
+    """Return all lines while they fit, then an even sample: each is kept by a number that its place alone decides."""
     kept: list[tuple[float, int, str]] = []
     rng, limit, size = random.Random(0), 1.0, 0
     for line in lines:
@@ -69,7 +69,7 @@ def sample_lines(lines: Iterable[str], max_bytes: int) -> list[str]:
 
 
 def train_vocabulary(lines: Sequence[str], out: Path, options: VocabularyOptions, show_progress: bool) -> Vocabulary:
-    """Trains and checks what `out/vocab.txt` shall hold: exactly `size` entries.
+    """Train and check what `out/vocab.txt` shall hold: exactly `size` entries.
 
     [PAD] [UNK] [CLS] [SEP] [MASK] are 0-4; at least `num_unused` entries [unused0], ... end the file: slots for
     words of a domain. A corpus too small for `size` gives more of them.
@@ -88,7 +88,7 @@ def train_vocabulary(lines: Sequence[str], out: Path, options: VocabularyOptions
 def extend_vocabulary(
     base: Vocabulary, lines: Sequence[str], out: Path, options: VocabularyOptions, show_progress: bool
 ) -> tuple[Vocabulary, list[str]]:
-    """The base with its [unused] slots filled with pieces of a domain, every other id as it was; and the new pieces.
+    """Return the base with its [unused] slots filled with pieces of a domain, other ids as they were; and those pieces.
 
     The pieces are learned from the domain's text and chosen by how many pieces each would have saved there.
     Raises UserError where there is no slot.
@@ -130,7 +130,7 @@ def _checked(tokens: list[str], out: Path, casing: Casing) -> Vocabulary:
 
 
 def learn_pieces(lines: Sequence[str], options: VocabularyOptions, count: int, show_progress: bool) -> list[str]:
-    """At most `count` pieces, characters first, then in the order in which they were learned."""
+    """Return at most `count` pieces, characters first, then in the order in which they were learned."""
     if options.algorithm == "wordpiece" and options.pretokenizer == "none":
         tokenizer = build_tokenizer(_SPECIAL, options.casing)
         return _learn_wordpiece(tokenizer, lines, options, count, show_progress)
@@ -171,13 +171,13 @@ def _learn_wordpiece(
 
 
 def _unmarked(marked: list[str], count: int) -> list[str]:
-    """Pieces after the mark of a continued word become ## pieces."""
+    """Return the pieces with those after the mark of a continued word as ## pieces."""
     plain = (piece.replace(_CONTINUES, "##", 1) if piece.startswith(_CONTINUES) else piece for piece in marked)
     return list(dict.fromkeys(piece for piece in plain if piece.removeprefix("##")))[:count]
 
 
 def _segmenter(options: VocabularyOptions) -> Callable[[str], list[str]]:
-    """Line -> the words that WordPiece will see at run time, cut into morphemes where MeCab is asked for."""
+    """Return line -> the words that WordPiece will see at run time, cut into morphemes where MeCab is asked for."""
     tokenizer = build_tokenizer(_SPECIAL, options.casing)
     normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     if options.pretokenizer == "none":
@@ -204,7 +204,7 @@ def _segmenter(options: VocabularyOptions) -> Callable[[str], list[str]]:
 
 
 def _learn_sentencepiece(lines: list[str], options: VocabularyOptions, count: int) -> list[str]:
-    """Unigram or BPE pieces as WordPiece's: the mark of a word's beginning goes, its absence becomes ##."""
+    """Return unigram or BPE pieces as WordPiece's: the mark of a word's beginning goes, its absence becomes ##."""
     import sentencepiece
 
     kept = _most_frequent_characters(lines, options, False)
@@ -237,7 +237,10 @@ def _as_wordpiece(piece: str) -> str:
 
 
 def _most_frequent_characters(lines: Iterable[str], options: VocabularyOptions, normalize: bool) -> list[str]:
-    """At most `max_characters`, by frequency and then by code point; with the mark of continued words where it is."""
+    """Return at most `max_characters`, by frequency and then by code point.
+
+    With the mark of continued words where it is.
+    """
     raw = Counter[str]()
     for line in lines:
         raw.update(line)
@@ -255,7 +258,7 @@ def _most_frequent_characters(lines: Iterable[str], options: VocabularyOptions, 
 
 
 def check_vocabulary(vocabulary: Vocabulary, casing: Casing) -> None:
-    """Special tokens in place, and Hangul comes back composed. Raises UserError otherwise."""
+    """Raise UserError where special tokens are not in place, or Hangul does not come back composed."""
     ids = vocabulary.special
     if tuple(ids) != (0, 1, 2, 3, 4):
         raise UserError(f"{vocabulary.path}: the first five entries must be {' '.join(_SPECIAL)}")

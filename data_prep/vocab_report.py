@@ -50,7 +50,7 @@ class Usage:
 
     @property
     def unk_rate(self) -> float:
-        """Share of the pieces, as the manifest of shards has it."""
+        """Return the share of the pieces, as the manifest of shards has it."""
         return self.unknown / max(self.pieces, 1)
 
     @property
@@ -63,7 +63,7 @@ class Usage:
 
 
 def measure(name: str, vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) -> Usage:
-    """Splits the lines with a vocabulary."""
+    """Split the lines with a vocabulary."""
     tokenizer = build_tokenizer(vocabulary.tokens, casing)
     characters_known = set("".join(vocabulary.tokens))
     pieces_used, lengths, missing = Counter[str](), Counter[int](), Counter[str]()
@@ -87,7 +87,7 @@ def measure(name: str, vocabulary: Vocabulary, casing: Casing, lines: Sequence[s
 
 
 def why_unknown(vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) -> str:
-    """The likely cause of many [UNK]s in a text, and the fix."""
+    """Return the likely cause of many [UNK]s in a text, and the fix."""
     text = "".join(lines)
     jamo, syllables = sum("\u1100" <= c <= "\u11ff" for c in text), sum("가" <= c <= "힣" for c in text)
     if jamo > syllables:
@@ -120,7 +120,7 @@ def _round_trip(tokenizer: Tokenizer) -> str:
 
 
 def show(usages: Sequence[Usage], console: Console) -> None:
-    """The table, and the characters that are missing."""
+    """Print the table, and the characters that are missing."""
     table = Table("", *(escaped(usage.name) for usage in usages), title="How the text is split")
     rows: list[tuple[str, Any]] = [
         ("entries", lambda u: f"{u.size:,}"),
@@ -143,7 +143,7 @@ def show(usages: Sequence[Usage], console: Console) -> None:
 
 
 def files(usages: Sequence[Usage]) -> dict[str, str | bytes]:
-    """report.json and report.png."""
+    """Return report.json and report.png."""
     values = [
         {**asdict(usage), "unk_rate": usage.unk_rate, "pieces_per_word": usage.pieces_per_word,
          "characters_per_piece": usage.characters_per_piece}

@@ -17,7 +17,7 @@ _HEADING = re.compile(r"((?:= ?)+)[^=].*=$")
 
 
 def read_wikitext(given: Input) -> Iterator[Document]:
-    """` = title =` begins a document; other headings are left out."""
+    """Yield the documents that ` = title =` begins; other headings are left out."""
     lines: list[str] = []
     for line in stripped_lines(given):
         if heading := _HEADING.match(line):
@@ -34,7 +34,7 @@ _DOC_MARKS = re.compile(r"(<doc [^\n]*?\"\s*>|<doc [^\n>]*>|</doc>)")
 
 
 def read_wikiextractor(given: Input) -> Iterator[Document]:
-    """`<doc id=... title=...>` to `</doc>`; the first line, which repeats the title, is left out."""
+    """Yield `<doc id=... title=...>` to `</doc>`; the first line, which repeats the title, is left out."""
     lines: list[str] = []
     title, is_inside = "", False
     for raw in stripped_lines(given):
@@ -53,7 +53,7 @@ def read_wikiextractor(given: Input) -> Iterator[Document]:
 
 
 def read_wikipedia(given: Input) -> Iterator[Document]:
-    """pages-articles XML: pages of the main namespace that are no redirects.
+    """Yield the pages of pages-articles XML that are of the main namespace and no redirects.
 
     A page whose templates are nested too deep to be parsed is left out, and counted.
     """
@@ -72,7 +72,7 @@ def read_wikipedia(given: Input) -> Iterator[Document]:
 
 
 def _articles(given: Input) -> Iterator[tuple[str, str]]:
-    """(title, markup)"""
+    """Yield (title, markup)."""
     parents: list[Any] = []
     try:
         parser = ElementTree.XMLParser(encoding="utf-8")  # whatever it declares: it was decoded

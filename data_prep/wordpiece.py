@@ -15,6 +15,8 @@ from electra_flax.runtime.compiled import compiled
 
 LETTER, ALONE, SPACE, OTHER, UNSEEN = range(5)
 """Kinds of characters: part of a word; a word of its own; between words; not for this module; not asked for yet."""
+# OTHER is what no table of single characters can say: those that become several, or none, when they are normalised. The
+# runs of text that hold one go to the tokenizer itself, and come back as `spans`.
 
 _NEWLINE = 10
 _START, _CONTINUE = 0, 1  # nodes where a word's first piece and its later pieces begin
@@ -33,6 +35,8 @@ class Trie(NamedTuple):
 
     @classmethod
     def build(cls, tokens: list[str]) -> Trie:
+        # One table for all nodes: an edge is a number, of where it begins and what it reads. With a free slot for every
+        # taken one, look-ups end after a slot or two, also those of edges that are not there.
         found: dict[int, int] = {}
         pieces = [-1, -1]
         for number, token in enumerate(tokens):
@@ -51,9 +55,11 @@ class Trie(NamedTuple):
 
 @compiled
 def _slot(edges, edge):  # type: ignore[no-untyped-def]
-    """Where `edge` is, or where it would be."""
+    """Return where `edge` is, or where it would be."""
     mask = len(edges) - 1
-    slot = (edge * np.int64(-7046029254386353131) >> 20) & mask  # 2^64 divided by the golden ratio
+    # 2^64 divided by the golden ratio spreads numbers that lie close together, as code points do. Of the product, the
+    # low 20 bits are shifted out: they know nothing of the node.
+    slot = (edge * np.int64(-7046029254386353131) >> 20) & mask
     while edges[slot] != edge and edges[slot] >= 0:
         slot = (slot + 1) & mask
     return slot
@@ -68,7 +74,7 @@ def _fill(edges, nodes, keys, values):  # type: ignore[no-untyped-def]
 
 @compiled
 def other_words(codes, kinds):  # type: ignore[no-untyped-def]
-    """Start and end of the runs without space that hold an OTHER character, int64 [runs, 2].
+    """Return start and end of the runs without space that hold an OTHER character, int64 [runs, 2].
 
     `codes` are the text's code points, uint32 [characters]; `kinds` is each code point's kind, uint8 [0x110000].
     """
@@ -88,7 +94,7 @@ def other_words(codes, kinds):  # type: ignore[no-untyped-def]
 
 @compiled
 def encode(codes, kinds, folded, edges, nodes, pieces, unknown, spans, span_ids, span_ends):  # type: ignore[no-untyped-def]
-    """Ids of the text, int32 [ids], and where each line's ids end, int64 [lines].
+    """Return ids of the text, int32 [ids], and where each line's ids end, int64 [lines].
 
     `folded` is what each code point is looked up as, uint32 [0x110000]. The k-th of the `spans` (of `other_words`) has
     the ids up to `span_ends[k]` of `span_ids`.
@@ -115,6 +121,8 @@ def encode(codes, kinds, folded, edges, nodes, pieces, unknown, spans, span_ids,
         if kind == LETTER:
             while end < len(codes) and kinds[codes[end]] == LETTER:
                 end += 1
+        # Greedy, as the original: of the pieces that the rest of the word begins with, the longest. The walk goes on
+        # past shorter ones as long as the trie does and remembers the last. A rest without any makes all of it [UNK].
         first, begin = count, _START
         is_known = end - i <= MAX_WORD_CHARACTERS
         while is_known and i < end:
@@ -130,7 +138,7 @@ def encode(codes, kinds, folded, edges, nodes, pieces, unknown, spans, span_ids,
             ids[count] = piece
             count += 1
             i, begin = piece_end, _CONTINUE
-        if not is_known:
+        if not is_known:  # in place of the pieces found so far
             ids[first] = unknown
             count = first + 1
         i = end

@@ -6,7 +6,7 @@ from electra_flax.runtime.ctrl_c import hear
 
 
 def main() -> int:
-    """Runs the command of this process; returns its exit code."""
+    """Run the command of this process; return its exit code."""
     hear("electra-flax")
     from electra_flax.commands import cli
 

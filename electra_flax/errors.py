@@ -43,7 +43,7 @@ class Refusals:
 
     @contextmanager
     def each(self, name: str = "") -> Iterator[None]:
-        """One check inside its `with`; `name` begins what is said of it."""
+        """Collect what one check inside its `with` refuses; `name` begins what is said of it."""
         try:
             yield
         except UserError as error:
@@ -66,14 +66,14 @@ class Preempted(RuntimeError):
 
 
 def escaped(text: object) -> str:
-    """`text` on one line: what would break the line, colour the terminal or cannot be printed is shown by its code."""
+    """Return `text` on one line: what would break it, colour the terminal or cannot be printed is shown by its code."""
     return "".join(
         letter if letter.isprintable() or category(letter) == "Zs" else _code(letter) for letter in str(text)
     )
 
 
 def counted(number: int, things: str) -> str:
-    """`1,200 files`, `1 file`; `things` is a plural that ends in s."""
+    """Return `1,200 files`, `1 file`; `things` is a plural that ends in s."""
     return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 

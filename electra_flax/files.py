@@ -24,7 +24,10 @@ _MOST_YAML_BYTES, _MOST_YAML_DEPTH = 1 << 20, 20
 
 
 def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
-    """A regular file's content. Raises UserError with the path for anything that cannot be read, absent ones too."""
+    """Return a regular file's content.
+
+    Raises UserError with the path for anything that cannot be read, absent ones too.
+    """
     try:
         size = check_file(path)
         if size > most:
@@ -39,8 +42,11 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
 
 
 def check_file(path: Path) -> int:
-    """The size of a file that can be read to its end. Raises UserError for another thing, and for the few lines that
-    git leaves in a file's place where Git LFS did not bring the file."""
+    """Return the size of a file that can be read to its end.
+
+    Raises UserError for another thing, and for the few lines that git leaves in a file's place where Git LFS did not
+    bring the file.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would never end
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
@@ -52,13 +58,14 @@ def check_file(path: Path) -> int:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """A small file's text. Raises UserError as `read_bytes` does, and for another encoding."""
+    """Return a small file's text. Raises UserError as `read_bytes` does, and for another encoding."""
     return decode(read_bytes(path), path, encoding)
 
 
 def read_json(path: Path, kind: type[T], fix: str, *, is_ours: bool = True) -> T:
-    """A JSON file as a `kind`: a dataclass, or a type such as dict[str, int]; fields unknown to it are refused, or
-    passed over in a file that others define.
+    """Return a JSON file as a `kind`: a dataclass, or a type such as dict[str, int].
+
+    Fields unknown to it are refused, or passed over in a file that others define.
 
     Raises UserError naming the file, the field, what was found and what was expected, and then `fix`.
     """
@@ -66,7 +73,7 @@ def read_json(path: Path, kind: type[T], fix: str, *, is_ours: bool = True) -> T
 
 
 def parse_json(data: bytes | str, kind: type[T], where: object, fix: str, *, is_ours: bool = True) -> T:
-    """As `read_json`, of what was read already; `where` is named in errors."""
+    """Return what `read_json` does, of what was read already; `where` is named in errors."""
     if isinstance(data, bytes):
         data = decode(data, where)
     try:
@@ -76,7 +83,10 @@ def parse_json(data: bytes | str, kind: type[T], where: object, fix: str, *, is_
 
 
 def recall(path: Path, kind: type[T]) -> T | None:
-    """What was kept only to save work: None where it is absent, damaged or of another release, and is made again."""
+    """Return what was kept only to save work: None where it is absent, damaged or of another release.
+
+    It is made again then.
+    """
     try:
         return read_json(path, kind, "it is made again")
     except UserError:
@@ -84,7 +94,7 @@ def recall(path: Path, kind: type[T]) -> T | None:
 
 
 def parse_lines(data: bytes, kind: type[T]) -> tuple[list[T], int]:
-    """JSON lines as `kind`s, and how many lines could not be read: cut off when a process was killed, or damaged."""
+    """Return JSON lines as `kind`s, and how many could not be read: cut off when a process was killed, or damaged."""
     found: list[T] = []
     adapter, unreadable = _adapter(kind), 0
     for line in data.split(b"\n"):
@@ -107,7 +117,7 @@ def _adapter_of(kind: Any) -> TypeAdapter[Any]:
 
 
 def _problem(error: ValidationError) -> str:
-    """The first problem: field, what was found, what was expected."""
+    """Return the first problem: field, what was found, what was expected."""
     problem = error.errors(include_url=False)[0]
     message = problem["msg"].removeprefix("Input should be ")
     if problem["type"] == "json_invalid":
@@ -124,12 +134,12 @@ def _problem(error: ValidationError) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """A small YAML file; raises UserError as `read_bytes` does, and for what is not plain data within limits."""
+    """Return a small YAML file. Raises UserError as `read_bytes` does, and for what is not plain data within limits."""
     return parse_yaml(decode(read_bytes(path, _MOST_YAML_BYTES), path), path)
 
 
 def parse_yaml(text: str, where: object) -> Any:
-    """Aliases are refused: a few lines of them can stand for gigabytes, or for themselves."""
+    """Return plain data; aliases are refused: a few lines of them can stand for gigabytes, or for themselves."""
     depth = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
@@ -161,13 +171,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replaces the file in one step; text in UTF-8. Raises UserError where it cannot be written: it stays as it was."""
+    """Replace the file in one step; text in UTF-8. Raises UserError where it cannot be written: it stays as it was."""
     with replaced(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_all(folder: Path, contents: dict[str, str | bytes]) -> None:
-    """Writes {name: content} into a folder, which is made: all files or, where one cannot be written, none.
+    """Write {name: content} into a folder, which is made: all files or, where one cannot be written, none.
 
     Raises UserError as `write_whole` does.
     """
@@ -189,7 +199,7 @@ def write_all(folder: Path, contents: dict[str, str | bytes]) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises UserError where something other than a file lies there: a device or FIFO would be replaced by one."""
+    """Raise UserError where something other than a file lies there: a device or FIFO would be replaced by one."""
     try:
         if path.name in ("", ".."):
             raise UserError(f"{path}: a folder, expected the name of a file")
@@ -205,7 +215,7 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the file's place once the `with` ends well.
+    """Yield a path to write to, which takes the file's place once the `with` ends well.
 
     Raises UserError where it cannot be written: the file stays as it was.
     """

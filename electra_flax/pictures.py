@@ -15,7 +15,7 @@ _FAMILIES = ["DejaVu Sans", "Electra Hangul"]
 
 
 def to_png(figure: Figure) -> bytes:
-    """The picture, with Hangul wherever it stands in its texts, and dollar signs that are no mathematics."""
+    """Return the picture, with Hangul wherever it stands in its texts, and dollar signs that are no mathematics."""
     _add_hangul()
     for text in figure.findobj(Text):
         if not text.get_text().isascii():

@@ -28,7 +28,7 @@ _HARDLY_KOREAN = re.compile("[\u314f-\u315b\u315d-\u315f\u3162-\u318e\u0370-\u03
 
 
 def marked_encoding(head: bytes) -> tuple[str | None, int]:
-    """(encoding, bytes of the mark) by the byte order mark that `head` begins with; (None, 0) without one."""
+    """Return (encoding, bytes of the mark) by the byte order mark that `head` begins with; (None, 0) without one."""
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding, len(mark)
@@ -36,7 +36,7 @@ def marked_encoding(head: bytes) -> tuple[str | None, int]:
 
 
 def decode(data: bytes, where: object, encoding: str = "utf-8") -> str:
-    """A whole file's text; a byte order mark wins over `encoding` and is no content.
+    """Return a whole file's text; a byte order mark wins over `encoding` and is no content.
 
     Raises UserError naming `where`, the line and the likely encoding.
     """
@@ -59,7 +59,7 @@ def encoding_advice(
     cp949: str = "convert it, for example: iconv -f CP949 -t UTF-8",
     other: str = "save it as UTF-8, for example: iconv -f ENCODING -t UTF-8",
 ) -> str:
-    """What to do about a line's bytes that are not in `encoding`; CP949 is recognized by the Hangul that it gives."""
+    """Return what to do about a line's bytes that are not in `encoding`; CP949 is recognized by its Hangul."""
     if codecs.lookup(encoding).name == "utf-8":
         try:
             text = codecs.getincrementaldecoder("cp949")().decode(raw)  # the end may be half a letter
@@ -77,7 +77,7 @@ class Utf8Stream(io.RawIOBase):
     """
 
     def __init__(self, file: Any, where: object, encoding: str, block_bytes: int = 1 << 20) -> None:
-        """`file` begins after a byte order mark, which has decided `encoding`."""
+        """Read `file`, which begins after a byte order mark that has decided `encoding`."""
         name = codecs.lookup(encoding).name
         if name in ("utf-16", "utf-32"):  # Python's decoders of these insist on a mark
             encoding = name + _byte_order(file.peek(_HEAD_BYTES)[:_HEAD_BYTES])
@@ -96,14 +96,14 @@ class Utf8Stream(io.RawIOBase):
         return self._given
 
     def head(self) -> bytes:
-        """What comes next, at least a character where anything does; it stays unread."""
+        """Return what comes next, at least a character where anything does; it stays unread."""
         while not self._ready and not self._at_end:
             text, own = self._next()
             self._ready, self._ready_text = memoryview(text.encode() if own is None else own), text
         return bytes(self._ready[:_HEAD_BYTES])
 
     def texts(self) -> Iterator[str]:
-        """All of it as text, block by block; for readers of text, which would decode the bytes once more."""
+        """Yield all of it as text, block by block; for readers of text, which would decode the bytes once more."""
         text, self._ready, self._ready_text = self._ready_text, memoryview(b""), ""
         yield text
         while not self._at_end:
@@ -118,7 +118,7 @@ class Utf8Stream(io.RawIOBase):
         return count
 
     def _next(self, *, with_bytes: bool = True) -> tuple[str, bytes | None]:
-        """A block, and its bytes where those of the file are what is given on."""
+        """Return a block, and its bytes where those of the file are what is given on."""
         before = self._pending()
         raw = self._file.read(self._block_bytes)
         self._at_end = not raw
@@ -160,7 +160,7 @@ class Utf8Stream(io.RawIOBase):
         )  # fmt: skip
 
     def _pending(self) -> bytes:
-        """The beginning of a character that the next block goes on with."""
+        """Return the beginning of a character that the next block goes on with."""
         return self._decoder.getstate()[0] if self._is_utf8 else b""
 
     def _not_text(self) -> UserError:
@@ -176,7 +176,7 @@ class Utf8Stream(io.RawIOBase):
 
 
 def _byte_order(head: bytes) -> str:
-    """The suffix of UTF-16's or UTF-32's name, by where the zero bytes of spaces, digits and line ends lie."""
+    """Return the suffix of UTF-16's or UTF-32's name, by where the zero bytes of spaces, digits and line ends lie."""
     return "-be" if head[::2].count(0) > head[1::2].count(0) else "-le"
 
 
@@ -185,7 +185,7 @@ def _with_lf(text: str) -> str:
 
 
 def without_halves(text: str) -> str:
-    """JSON and arguments can hold half a surrogate pair, which is no character: U+FFFD takes its place."""
+    """Return text with U+FFFD for halves of surrogate pairs: JSON and arguments hold them; they are no characters."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -9,7 +9,7 @@ import jax
 
 
 def tree_names(tree: Any) -> Any:
-    """The same tree with each leaf replaced by its name, "a/b/c"."""
+    """Return the same tree with each leaf replaced by its name, "a/b/c"."""
 
     def name(path: tuple[Any, ...], leaf: Any) -> str:
         del leaf
@@ -19,12 +19,12 @@ def tree_names(tree: Any) -> Any:
 
 
 def flat(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree of parameters by their names "a/b/c"."""
+    """Return the leaves of a tree of parameters by their names "a/b/c"."""
     return dict(zip(jax.tree.leaves(tree_names(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of parameters that are named "a/b/c"."""
+    """Return the tree of parameters that are named "a/b/c"."""
     tree: dict[str, Any] = {}
     for name, value in parameters.items():
         *path, leaf = name.split("/")

@@ -32,7 +32,7 @@ class Request:
 
     @property
     def refusal(self) -> str:
-        """Why Google refuses it, or ""."""
+        """Return why Google refuses it, or ""."""
         reason = self.state.failedData.error
         return f"{' '.join(reason.message.split())} (code {reason.code})" if reason.message else ""
 

@@ -37,7 +37,7 @@ class Babysitter:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`code` is the gs:// folder of what machines run."""
+        """Watch over a run; `code` is the gs:// folder of what machines run."""
         self._settings, self._gcloud, self._code, self._num_steps = settings, gcloud, code, num_steps
         self._poll, self._now, self._sleep = poll_seconds, now, sleep
         self._me = f"process {os.getpid()} on {socket.gethostname()}, {time.time():.0f}"
@@ -45,7 +45,7 @@ class Babysitter:
         self._pace: tuple[float, int] | None = None
 
     def watch(self) -> None:
-        """Until the run is done and the models are here.
+        """Watch until the run is done and the models are here.
 
         Raises RunError where the run failed, was asked to stop or has spent what it may.
         """
@@ -102,7 +102,7 @@ class Babysitter:
                 self._tell(f"{error}; trying again")
 
     def _finish(self, seen: Seen, past: history.History) -> None:
-        """The models are in the bucket: what keeps them from coming here is no reason to pay for the machine."""
+        """Bring the models, which are in the bucket: what keeps them from coming is no reason to pay for a machine."""
         settings = self._settings
         out, there = Path(settings.models), f"{settings.run_url}/models"
         problem = self._copy_models(there, out)
@@ -116,7 +116,7 @@ class Babysitter:
         print(left)
 
     def _copy_models(self, there: str, out: Path) -> str:
-        """Why they could not be copied, or ""."""
+        """Return why they could not be copied, or ""."""
         problem = ""
         for attempt in range(_COPIES):
             if attempt:
@@ -140,7 +140,7 @@ class Babysitter:
         raise RunError(f"{decision.reason}; {self._remove(seen, past)}")
 
     def _remove(self, seen: Seen, past: history.History) -> str:
-        """Deletes the machine, if it may; what is to be said about it and the bill."""
+        """Delete the machine, if it may; return what is to be said about it and the bill."""
         settings = self._settings
         if settings.delete_when_done:
             delete(settings, self._gcloud)
@@ -151,7 +151,7 @@ class Babysitter:
     # --------------------------------------------------------------------------------------------------- telling
 
     def _tell(self, reason: str, seen: Seen | None = None, past: history.History | None = None) -> None:
-        """A line, where something changed or ten minutes have passed."""
+        """Print a line, where something changed or ten minutes have passed."""
         said, when = self._told
         now = self._now()
         if reason == said and now - when < _TELL_AGAIN:
@@ -176,8 +176,10 @@ class Babysitter:
 
 
 def look(settings: Settings, gcloud: Gcloud, past: history.History) -> Seen:
-    """The machine as it is; writes into `past` what is new: when it was first there, its step, why it was refused or
-    gave up. Raises GcloudError."""
+    """Return the machine as it is; write into `past` what is new. Raises GcloudError.
+
+    New are when it was first there, its step, why it was refused or gave up.
+    """
     request = gcloud.describe(commands.describe_request(settings), Request) if settings.mode == "queued" else None
     node = gcloud.describe(commands.describe_node(settings), Node)
     board = read_board(settings, gcloud, past.current.name if past.current else None)
@@ -217,7 +219,7 @@ def look(settings: Settings, gcloud: Gcloud, past: history.History) -> Seen:
 
 
 def create(settings: Settings, gcloud: Gcloud, code: str, past: history.History, now: float) -> None:
-    """Asks for a machine. Raises GcloudError."""
+    """Ask for a machine. Raises GcloudError."""
     name = past.begin(now, settings.price)
     if not gcloud.dry_run:
         history.save(settings, gcloud, past)  # before the deed: it counts, whatever becomes of it
@@ -225,7 +227,7 @@ def create(settings: Settings, gcloud: Gcloud, code: str, past: history.History,
 
 
 def delete(settings: Settings, gcloud: Gcloud) -> None:
-    """The request and the machine, whichever is there. Raises GcloudError."""
+    """Delete the request and the machine, whichever is there. Raises GcloudError."""
     for command in commands.delete(settings):
         try:
             gcloud.do(command)
@@ -235,7 +237,7 @@ def delete(settings: Settings, gcloud: Gcloud) -> None:
 
 
 def remaining(settings: Settings, gcloud: Gcloud) -> str:
-    """Whether anything is left that costs, as a sentence."""
+    """Return whether anything is left that costs, as a sentence."""
     try:
         node = gcloud.describe(commands.describe_node(settings), Node)
     except UserError as error:
@@ -252,7 +254,7 @@ def remaining(settings: Settings, gcloud: Gcloud) -> str:
 
 
 def log_tail(settings: Settings, gcloud: Gcloud, worker: int, lines: int = 30) -> str:
-    """The last lines that a worker sent; a reason where there are none."""
+    """Return the last lines that a worker sent; a reason where there are none."""
     try:
         text = gcloud.ask(commands.read(f"{settings.run_url}/logs/worker-{worker}.log"))
     except UserError as error:
@@ -261,5 +263,5 @@ def log_tail(settings: Settings, gcloud: Gcloud, worker: int, lines: int = 30) -
 
 
 def wish(settings: Settings) -> str:
-    """The object that says whether the run shall go on or save and end."""
+    """Return the object that says whether the run shall go on or save and end."""
     return f"{settings.run_url}/wish"

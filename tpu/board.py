@@ -24,12 +24,12 @@ class Board(NamedTuple):
 
 
 def clock(settings: Settings, gcloud: Gcloud) -> float:
-    """The bucket's time. Raises GcloudError."""
+    """Return the bucket's time. Raises GcloudError."""
     return _times(settings, gcloud, [])[_clock(settings)]
 
 
 def read_board(settings: Settings, gcloud: Gcloud, machine: str | None) -> Board:
-    """Raises GcloudError."""
+    """Read what the bucket tells. Raises GcloudError."""
     pattern = f"{settings.run_url}/status/*"
     times = _times(settings, gcloud, [pattern])
     now = times[_clock(settings)]
@@ -46,7 +46,7 @@ def read_board(settings: Settings, gcloud: Gcloud, machine: str | None) -> Board
 
 
 def _times(settings: Settings, gcloud: Gcloud, urls: list[str]) -> dict[str, float]:
-    """{url: when it was last written}, of an object that is written just now too."""
+    """Return {url: when it was last written}, of an object that is written just now too."""
     gcloud.ask(commands.write(_clock(settings)), "written to see the bucket's time\n")
     command = commands.times([_clock(settings), *urls])
     found = gcloud.answer(command, list[StoredObject])

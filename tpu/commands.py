@@ -17,7 +17,9 @@ Command = list[str]
 
 
 def create(settings: Settings, machine: str, code: str, startup_script: Path) -> Command:
-    """`machine` tells this machine from the ones before it, `code` is the folder of what it shall run.
+    """Return what asks for a machine.
+
+    `machine` tells this machine from the ones before it, `code` is the folder of what it shall run.
 
     gcloud waits until Google has said yes or no (a request: seconds; a machine by itself: minutes), so that a refusal
     comes with its reason.
@@ -52,7 +54,10 @@ def create(settings: Settings, machine: str, code: str, startup_script: Path) ->
 
 
 def delete(settings: Settings) -> list[Command]:
-    """The request and its machine, or the machine alone; what is not there is no error to whoever runs these."""
+    """Return what deletes the request and its machine, or the machine alone.
+
+    What is not there is no error to whoever runs these.
+    """
     node = [*TPU, "tpu-vm", "delete", settings.name, "--quiet", *where(settings)]
     if settings.mode == "plain":
         return [node]
@@ -68,7 +73,7 @@ def describe_request(settings: Settings) -> Command:
 
 
 def ssh(settings: Settings, worker: str, command: str) -> Command:
-    """`command` is for the shell there; "" opens one."""
+    """Return what connects; `command` is for the shell there; "" opens one."""
     return [
         *TPU, "tpu-vm", "ssh", settings.name, f"--worker={worker}", *where(settings),
         *([] if settings.external_ips else ["--internal-ip"]), *([f"--command={command}"] if command else []),
@@ -84,17 +89,17 @@ def upload(files: list[Path], folder: str) -> Command:
 
 
 def write(url: str) -> Command:
-    """An object, from the standard input."""
+    """Return what writes an object, from the standard input."""
     return ["storage", "cp", "-", url]
 
 
 def read(url: str) -> Command:
-    """An object, or several by a pattern, one after the other."""
+    """Return what reads an object, or several by a pattern, one after the other."""
     return ["storage", "cat", url]
 
 
 def times(urls: list[str]) -> Command:
-    """When each object was last written, by the bucket's clock."""
+    """Return what tells when each object was last written, by the bucket's clock."""
     return ["storage", "objects", "list", *urls, "--format=json(name,update_time)"]
 
 

@@ -97,12 +97,12 @@ class Seen(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The furthest that a worker of this machine has told of; of a pod, worker 0 alone counts them."""
+        """Return the furthest that a worker of this machine has told of; of a pod, worker 0 alone counts them."""
         return max((worker.step for worker in self.workers.values()), default=0)
 
 
 def decide(seen: Seen, settings: Settings) -> Decision:
-    """The first of the rules that applies."""
+    """Return the first of the rules that applies."""
     return (
         _ended(seen) or _must_stop(seen, settings) or _trainer(seen) or _state(seen, settings)
         or _workers(seen, settings)
@@ -127,7 +127,7 @@ def _must_stop(seen: Seen, settings: Settings) -> Decision | None:
 
 
 def _trainer(seen: Seen) -> Decision | None:
-    """What the trainer itself says."""
+    """Return what the trainer itself says."""
     for number, worker in sorted(seen.workers.items()):
         if worker.phase == "failed":
             return Decision(Action.STOP, f"worker {number}: {worker.message} (exit code {worker.exit_code})")
@@ -141,7 +141,7 @@ def _trainer(seen: Seen) -> Decision | None:
 
 
 def _state(seen: Seen, settings: Settings) -> Decision | None:
-    """What Google says."""
+    """Return what Google says."""
     if seen.stop_requested and not _exists(seen):
         return Decision(Action.STOP, "make tpu-stop asked for it")
     request = _REQUEST.get(seen.request, "dead") if seen.request is not None else None
@@ -173,7 +173,7 @@ def _state(seen: Seen, settings: Settings) -> Decision | None:
 
 
 def _workers(seen: Seen, settings: Settings) -> Decision:
-    """What the workers of a machine that is READY say, or do not say."""
+    """Return what the workers of a machine that is READY say, or do not say."""
     silent = 60 * settings.silent_minutes
     for number, worker in sorted(seen.workers.items()):
         if worker.phase in ("sick", "gave up"):
@@ -201,7 +201,7 @@ def _workers(seen: Seen, settings: Settings) -> Decision:
 
 
 def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
-    """A machine, where one may be had."""
+    """Return the decision to create a machine, where one may be had."""
     if refused := _refused(reason, seen):
         return refused
     if seen.idle_machines >= settings.restarts_without_progress:
@@ -215,7 +215,7 @@ def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
 
 
 def _refused(reason: str, seen: Seen) -> Decision | None:
-    """The end, where Google refuses again and again."""
+    """Return the decision to end, where Google refuses again and again."""
     if len(seen.refusals) < MOST_REFUSALS:
         return None
     return Decision(

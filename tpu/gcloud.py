@@ -46,7 +46,7 @@ class GcloudError(UserError):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether an operation ended with a reason that does not pass like lack of capacity."""
+        """Return whether an operation ended with a reason that does not pass like lack of capacity."""
         return self.code is not None and self.code not in _PASSING_CODES
 
 
@@ -56,7 +56,7 @@ def _error_line(said: str) -> str:
 
 
 def _operation_error(said: str) -> tuple[int, str] | None:
-    """(code, reason) where gcloud prints the error of an operation, JSON over several lines."""
+    """Return (code, reason) where gcloud prints the error of an operation, JSON over several lines."""
     _, sign, rest = said.partition("ERROR:")
     start = rest.find("{")
     if not sign or start < 0 or "\n" in rest[:start]:
@@ -83,12 +83,12 @@ class Gcloud:
         return shutil.which(self._executable) is not None
 
     def do(self, command: Command, stdin: str = "") -> str:
-        """What changes something: printed, and run unless this is a dry run. Raises GcloudError."""
+        """Print and, unless this is a dry run, run what changes something. Raises GcloudError."""
         print("+", escaped(shlex.join([self._executable, *command])), file=sys.stderr, flush=True)
         return "" if self.dry_run else self.ask(command, stdin)
 
     def ask(self, command: Command, stdin: str = "") -> str:
-        """Runs a command, also in a dry run; its output. Raises GcloudError."""
+        """Run a command, also in a dry run; return its output. Raises GcloudError."""
         try:
             found = subprocess.run(
                 [self._executable, *command], input=stdin, capture_output=True, encoding="utf-8", errors="replace",
@@ -106,9 +106,11 @@ class Gcloud:
         return found.stdout
 
     def answer(self, command: Command, kind: type[T], *, is_ours: bool = False) -> T:
-        """The JSON that a command prints, as a `kind`; it must be there. Raises GcloudError, also for half of it or
-        for something else: what is written just then may come cut off, and the next look finds it whole. Unknown
-        fields are passed over as Google's, unless it `is_ours`."""
+        """Return the JSON that a command prints, as a `kind`; it must be there. Raises GcloudError.
+
+        Also for half of it or for something else: what is written just then may come cut off, and the next look finds
+        it whole. Unknown fields are passed over as Google's, unless it `is_ours`.
+        """
         text = self.ask(command)
         try:
             return parse_json(text, kind, "its answer", "try again, or update gcloud", is_ours=is_ours)
@@ -116,7 +118,7 @@ class Gcloud:
             raise GcloudError(command, f"ERROR: {error}") from None
 
     def describe(self, command: Command, kind: type[T], *, is_ours: bool = False) -> T | None:
-        """As `answer`, or None where there is nothing of that name. Raises GcloudError."""
+        """Return what `answer` does, or None where there is nothing of that name. Raises GcloudError."""
         try:
             return self.answer(command, kind, is_ours=is_ours)
         except GcloudError as error:
@@ -125,7 +127,7 @@ class Gcloud:
             raise
 
     def find(self, command: Command) -> str:
-        """The output of a command, "" where what it names is not there. Raises GcloudError."""
+        """Return the output of a command, "" where what it names is not there. Raises GcloudError."""
         try:
             return self.ask(command)
         except GcloudError as error:
@@ -134,6 +136,6 @@ class Gcloud:
             raise
 
     def attached(self, command: Command) -> int:
-        """Runs a command with this terminal (ssh); its exit code."""
+        """Run a command with this terminal (ssh); return its exit code."""
         print("+", escaped(shlex.join([self._executable, *command])), file=sys.stderr, flush=True)
         return 0 if self.dry_run else subprocess.run([self._executable, *command], check=False).returncode

@@ -48,7 +48,7 @@ class History:
 
     @property
     def current(self) -> Machine | None:
-        """The machine that is, or was last asked for and not seen to be gone."""
+        """Return the machine that is, or was last asked for and not seen to be gone."""
         return self.machines[-1] if self.machines and self.machines[-1].gone is None else None
 
     @property
@@ -57,7 +57,7 @@ class History:
 
     @property
     def idle_machines(self) -> int:
-        """The last ones in a row that were there and gained no step."""
+        """Return how many of the last machines in a row were there and gained no step."""
         count = 0
         for machine in reversed([machine for machine in self._judged if machine.there and machine.gone]):
             if machine.last_step > machine.first_step:
@@ -67,14 +67,14 @@ class History:
 
     @property
     def refusals(self) -> list[str]:
-        """Why Google refused the last machines in a row."""
+        """Return why Google refused the last machines in a row."""
         reasons = [machine.refused for machine in self._judged]
         accepted = max((number for number, reason in enumerate(reasons, start=1) if not reason), default=0)
         return reasons[accepted:]
 
     @property
     def gave_up_before(self) -> int | None:
-        """The step at which the trainer gave up on the last machine before this one where it did."""
+        """Return the step at which the trainer gave up on the last machine before this one where it did."""
         before = self._judged[:-1] if self.current else self._judged
         return next((machine.gave_up for machine in reversed(before) if machine.gave_up is not None), None)
 
@@ -83,38 +83,38 @@ class History:
         return self.machines[self.judged_from :]
 
     def judge_anew(self) -> None:
-        """From the machine at hand on."""
+        """Judge from the machine at hand on."""
         self.judged_from = len(self.machines) - (1 if self.current else 0)
 
     def creations(self, now: float) -> int:
-        """Within the hour before `now`."""
+        """Return how many machines were asked for within the hour before `now`."""
         return sum(now - machine.asked < 3600 for machine in self.machines)
 
     def spent(self, now: float) -> float:
-        """US dollars, from when each machine was first seen until it was gone: what Google bills is less."""
+        """Return US dollars, from when each machine was first seen until it was gone: what Google bills is less."""
         return sum(
             machine.price * ((machine.gone or now) - machine.there) / 3600 for machine in self.machines if machine.there
         )
 
     def begin(self, now: float, price: float, name: str = "") -> str:
-        """A new machine, named by the time unless `name` is given; its name."""
+        """Begin a new machine, named by the time unless `name` is given; return its name."""
         name = name or time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
         self.machines.append(Machine(name, now, self.step, price))
         return name
 
     def end(self, now: float) -> None:
-        """The machine at hand is gone, if there is one."""
+        """Note that the machine at hand is gone, if there is one."""
         if self.current:
             self.current.gone = now
 
 
 def load(settings: Settings, gcloud: Gcloud) -> History:
-    """Raises GcloudError where the bucket cannot be asked, or holds something else."""
+    """Read the history. Raises GcloudError where the bucket cannot be asked, or holds something else."""
     return gcloud.describe(commands.read(_url(settings)), History, is_ours=True) or History()
 
 
 def save(settings: Settings, gcloud: Gcloud, history: History) -> None:
-    """Raises GcloudError."""
+    """Write the history. Raises GcloudError."""
     gcloud.ask(commands.write(_url(settings)), json.dumps(dataclasses.asdict(history), indent=1) + "\n")
 
 

@@ -17,7 +17,7 @@ _OPAQUE_ROLES = ("projects/", "organizations/")
 
 
 def check_identity(settings: Settings, gcloud: Gcloud) -> tuple[str, str]:
-    """A finding: its level and text. Raises GcloudError where the project cannot be described."""
+    """Return a finding: its level and text. Raises GcloudError where the project cannot be described."""
     account, which = settings.service_account, "service_account"
     if not account:
         project = gcloud.answer(["projects", "describe", settings.project, "--format=json"], Project)
@@ -55,7 +55,7 @@ def _grants(policy: Policy, account: str, roles: tuple[str, ...]) -> bool:
 
 
 def _may_grant(policy: Policy, account: str) -> bool:
-    """Whether the policy leaves open what the account may do."""
+    """Return whether the policy leaves open what the account may do."""
     for binding in policy.bindings:
         is_opaque_role = binding.role.startswith(_OPAQUE_ROLES)
         if is_opaque_role and f"serviceAccount:{account}" in binding.members:

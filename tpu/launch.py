@@ -35,7 +35,7 @@ _LEFT_ALONE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; errors are one line."""
+    """Run a command and return its exit code; errors are one line."""
     return run_command("tpu", parse(parser(), argv).run, interrupted=_LEFT_ALONE)
 
 
@@ -87,7 +87,7 @@ class Checked(Launch):
     """check nothing"""
 
     def check(self, settings: Settings, gcloud: Gcloud) -> Config:
-        """The configuration, when nothing is wrong. Raises UserError after all findings have been told."""
+        """Return the configuration, when nothing is wrong. Raises UserError after all findings have been told."""
         config = load_config(settings.config, settings.overrides)
         if gcloud.dry_run or self.no_preflight:
             return config

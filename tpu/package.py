@@ -29,7 +29,7 @@ _EPOCH = {"SOURCE_DATE_EPOCH": "1763942400"}
 
 
 def build(settings: Settings, config: Config, folder: Path) -> str:
-    """Fills `folder`; returns the name that its content gives it. Raises UserError."""
+    """Fill `folder`; return the name that its content gives it. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     _run("the wheel", [
         sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
@@ -52,7 +52,7 @@ def build(settings: Settings, config: Config, folder: Path) -> str:
 
 
 def upload(settings: Settings, gcloud: Gcloud, folder: Path, name: str) -> str:
-    """Brings the folder to the bucket, unless it is there; returns its gs:// address. Raises GcloudError."""
+    """Bring the folder to the bucket, unless it is there; return its gs:// address. Raises GcloudError."""
     url = f"{settings.run_url}/code/{name}"
     if not gcloud.dry_run and gcloud.find(commands.read(f"{url}/{SUMS}")):
         return url
@@ -63,7 +63,7 @@ def upload(settings: Settings, gcloud: Gcloud, folder: Path, name: str) -> str:
 
 
 def _add_wheelhouse(folder: Path) -> None:
-    """Python and every package of the lock, for machines without internet."""
+    """Add Python and every package of the lock, for machines without internet."""
     if sys.platform != "linux":
         raise UserError("wheelhouse: true: the packages of the lock for Linux can be collected on Linux alone")
     print("collecting Python and all packages for machines without internet (half a GB, minutes)", file=sys.stderr)

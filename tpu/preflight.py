@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
 
 def preflight(settings: Settings, config: Config, gcloud: Gcloud, with_plan: bool = True) -> list[Finding]:
-    """Asks Google, the bucket and the compiler; creates nothing but a small object."""
+    """Ask Google, the bucket and the compiler; create nothing but a small object."""
     if not gcloud.is_there:
         return [Finding("problem", "gcloud is not installed: install the Google Cloud SDK, then gcloud auth login")]
     found: list[Finding] = []
@@ -174,7 +174,7 @@ _CHECKS = (
 
 
 def _plan(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
-    """Whether the step fits, as the TPU's compiler says, and what the rest of the run may cost."""
+    """Return whether the step fits, as the TPU's compiler says, and what the rest of the run may cost."""
     command = [
         str(Path(sys.executable).with_name("electra-flax")), "plan", "--config", settings.config, "--topology",
         settings.accelerator_type, "--price-per-hour", str(settings.price), "--json", *settings.overrides,
@@ -201,7 +201,7 @@ def _plan(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
 
 
 def _budget(settings: Settings, dollars: float, days: float, config: Config, past: history.History) -> list[Finding]:
-    """Whether max_dollars are enough for the steps that are left."""
+    """Return whether max_dollars are enough for the steps that are left."""
     found = []
     if not settings.price_is_known:
         text = (

@@ -116,7 +116,7 @@ class Settings:
 
     @property
     def num_workers(self) -> int:
-        """Machines of the slice: each runs the startup script."""
+        """Return the number of machines of the slice: each runs the startup script."""
         chips = self.slice.num_chips
         alone = _CHIPS_ALONE.get(self.slice.generation.prefix, _CHIPS_PER_HOST)
         return 1 if chips <= alone else chips // _CHIPS_PER_HOST
@@ -127,12 +127,12 @@ class Settings:
 
     @property
     def price(self) -> float:
-        """US dollars an hour."""
+        """Return US dollars an hour."""
         return self.dollars_per_hour or self.slice.num_chips * self._listed.dollars_per_chip_hour
 
     @property
     def price_source(self) -> str:
-        """Where the price comes from, in words."""
+        """Return where the price comes from, in words."""
         if self.dollars_per_hour:
             return "dollars_per_hour"
         kind = "spot" if self._listed.capacity == "spot" else "list price"
@@ -140,7 +140,7 @@ class Settings:
 
     @property
     def price_is_known(self) -> bool:
-        """Whether it is that of this zone and capacity, not the nearest to it."""
+        """Return whether it is that of this zone and capacity, not the nearest to it."""
         wanted = "spot" if self.capacity == "spot" else "on-demand"
         listed = self._listed
         return bool(self.dollars_per_hour) or (listed.capacity == wanted and self.zone.startswith(listed.region))
@@ -151,5 +151,5 @@ class Settings:
 
     @property
     def run_url(self) -> str:
-        """Of everything that the run is: code/, status/, logs/, workdir/, models/."""
+        """Return the folder of all that the run is: code/, status/, logs/, workdir/, models/."""
         return f"gs://{self.bucket}/runs/{self.name}"

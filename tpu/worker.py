@@ -106,13 +106,13 @@ class Teller:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def tell(self, phase: str, **details: Any) -> None:
-        """A new phase; waits until the bucket knows."""
+        """Tell a new phase; wait until the bucket knows."""
         with self._lock:
             self._status.update(phase=phase, **details)
         self._send()
 
     def _note(self) -> dict[str, Any]:
-        """The status, with what the trainer tells of its steps; what is done again is no new step."""
+        """Return the status, with what the trainer tells of its steps; what is done again is no new step."""
         told = recall(TOLD, dict[str, Any]) or {}
         with self._lock:
             if told:
@@ -120,19 +120,22 @@ class Teller:
             return dict(self._status)
 
     def place(self) -> Place | None:
-        """Where the run is; None where worker 0, which counts the steps, cannot be asked."""
+        """Return where the run is; None where worker 0, which counts the steps, cannot be asked."""
         status = self._note() if WORKER == 0 else self._statuses().get(0)
         return Place(status.get("began", 0), status.get("step", 0)) if status else None
 
     def wait_for_others(self) -> None:
-        """Until every worker of this machine has installed what it needs: they find each other for minutes only."""
+        """Wait until every worker of this machine has installed what it needs.
+
+        They find each other for minutes only.
+        """
         while True:
             if len([each for each in self._statuses().values() if each["phase"] != "installing"]) >= WORKERS:
                 return
             time.sleep(BEAT_SECONDS / 3)
 
     def _statuses(self) -> dict[int, dict[str, Any]]:
-        """What each worker of this machine last said; nothing where the bucket cannot be asked: the beat says so."""
+        """Return what each worker of this machine last said; nothing if the bucket is away: the beat says so."""
         try:
             blobs = self._others.files().values()
             texts = [self._others.try_to("be read", blob.download_as_bytes) for blob in blobs]
@@ -186,8 +189,10 @@ def main() -> int:
 
 
 def ended(teller: Teller, code: int, last: str, environment: dict[str, str]) -> int:
-    """What becomes of a trainer that ended with `code` and the line `last`: told to the bucket; the exit code, which
-    tells systemd whether to start it again."""
+    """Tell what becomes of a trainer that ended with `code` and the line `last`; return the exit code.
+
+    That tells systemd whether to start it again.
+    """
     if code == 0:
         return finish(teller, environment)
     if code == SAVED:
@@ -197,7 +202,7 @@ def ended(teller: Teller, code: int, last: str, environment: dict[str, str]) -> 
 
 
 def failed(teller: Teller, code: int, last: str) -> int:
-    """As `ended`, of a trainer or an export that failed."""
+    """Do what `ended` does, of a trainer or an export that failed."""
     if code in FINAL:
         teller.tell("failed", exit_code=code, message=last)
         return code
@@ -207,7 +212,10 @@ def failed(teller: Teller, code: int, last: str) -> int:
 
 
 def check_devices(environment: dict[str, str]) -> str:
-    """What is wrong with them; "" where nothing is. Of a pod, the others may need minutes to see that one was away."""
+    """Return what is wrong with the devices, "" where nothing is.
+
+    Of a pod, the others may need minutes to see that one was away.
+    """
     problem = ""
     for attempt in range(CHECKS):
         time.sleep(2 * BEAT_SECONDS if attempt else 0)
@@ -228,7 +236,7 @@ def check_devices(environment: dict[str, str]) -> str:
 
 
 def train(teller: Teller, run: Run, environment: dict[str, str]) -> tuple[int, str]:
-    """Runs the trainer to its end; its exit code and last line."""
+    """Run the trainer to its end; return its exit code and last line."""
     command = [
         str(_BIN / "electra-flax"), "pretrain", "--config", str(CODE / "config.yaml"), "--data", run.data,
         "--workdir", f"{RUN}/workdir", *(["--long-data", run.long_data] if run.long_data else []),
@@ -257,7 +265,7 @@ def train(teller: Teller, run: Run, environment: dict[str, str]) -> tuple[int, s
 
 
 def last_failures() -> Failures | None:
-    """What is known of the attempts on this machine before this one."""
+    """Return what is known of the attempts on this machine before this one."""
     if not FAILURES.exists():
         return None
     try:
@@ -268,7 +276,7 @@ def last_failures() -> Failures | None:
 
 
 def failures_in_a_row(teller: Teller) -> int:
-    """How often in a row the trainer failed here without a step gained: 0 where it has gained one this time."""
+    """Return how often in a row the trainer failed here without a step gained: 0 where it has gained one this time."""
     past = last_failures() or Failures(0, 0)
     place = teller.place() or Place(past.step, past.step)  # worker 0 cannot be asked: no word of a step
     has_gained = place.step > max(past.step, place.began)
@@ -278,7 +286,7 @@ def failures_in_a_row(teller: Teller) -> int:
 
 
 def finish(teller: Teller, environment: dict[str, str]) -> int:
-    """Worker 0 exports the models, on the CPU, whose arithmetic they are compared in, and brings them to the bucket."""
+    """Export the models on worker 0 and bring them to the bucket. On the CPU, whose arithmetic they are compared in."""
     if WORKER != 0:
         teller.tell("done")
         return 0

@@ -31,7 +31,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; errors are one line. Without `argv`, the process is the command's."""
+    """Run a command and return its exit code; errors are one line. Without `argv`, the process is the command's."""
     command = parse(parser(), argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LogHandler()])
     logging.getLogger("electra_flax").setLevel(logging.INFO)
@@ -61,7 +61,7 @@ def _run(command: Command) -> int:
 
 
 def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
-    """Says nothing of the writes of a failed save that end after Orbax closed their event loop; the rest as ever.
+    """Say nothing of the writes of a failed save that end after Orbax closed their event loop; the rest as ever.
 
     They may come after the line that says what to do, which must be the last.
     """
@@ -71,6 +71,6 @@ def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _nothing_to_save(number: int, frame: object) -> None:
-    """SIGTERM before the run began: the same answer as within, at once."""
+    """Answer SIGTERM before the run began as it is answered within, and at once."""
     print("electra-flax: asked to stop with nothing to save; the same command continues", file=sys.stderr, flush=True)
     os._exit(Preempted.exit_code)

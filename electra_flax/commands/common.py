@@ -19,7 +19,7 @@ class Devices(Command):
     """run on N simulated CPU devices (1 to 1,024) instead of real ones"""
 
     def use_devices(self) -> None:
-        """Must come before anything asks JAX for its devices."""
+        """Choose JAX's devices. Must come before anything asks for them."""
         import jax
 
         from electra_flax.runtime.processes import use_cpu_where_there_is_nothing_else
@@ -52,7 +52,7 @@ class Processes(Command):
 
     @property
     def group(self) -> tuple[str, int, int] | None:
-        """All three, or None where none is given. Raises UserError for some of them."""
+        """Return all three, or None where none is given. Raises UserError for some of them."""
         if self.coordinator is self.num_processes is self.process_id is None:
             return None
         if self.coordinator is None or self.num_processes is None or self.process_id is None:

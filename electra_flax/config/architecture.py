@@ -73,11 +73,11 @@ class Architecture:
 
     @property
     def generator_sizes(self) -> ModelConfig:
-        """Of the transformer below the generator's head."""
+        """Return the sizes of the transformer below the generator's head."""
         return self.generator or self.model
 
     @property
     def parts(self) -> list[str]:
-        """Which of the two models there is to publish."""
+        """Return which of the two models there is to publish."""
         has = {"discriminator": self.has_discriminator_head, "generator": self.has_generator_head}
         return [part for part, there in has.items() if there]

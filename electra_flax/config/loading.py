@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file, applies `--section.field value` overrides, checks everything.
+    """Read a YAML file, apply `--section.field value` overrides, check everything.
 
     Raises UserError naming the field, the value and what is allowed.
     """
@@ -32,7 +32,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:
-    """Fields of a dataclass, from a YAML file and `--field value` overrides; an empty value is the default.
+    """Return the fields of a dataclass, from a YAML file and `--field value` overrides; an empty value is the default.
 
     Raises UserError as `load_config` does.
     """
@@ -43,7 +43,7 @@ def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_c
 
 
 def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str], source: str, help_command: str) -> T:
-    """Fields of a dataclass, and `--field value` overrides; None is the default; `source` is named in errors.
+    """Return the fields of a dataclass, and `--field value` overrides; None is the default; errors name `source`.
 
     Raises UserError that names the place where the wrong one was given.
     """
@@ -61,7 +61,7 @@ def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str
 
 
 def _namespace(cls: type, values: Mapping[str, Any]) -> Namespace:
-    """What is given, for jsonargparse. Raises UserError for a section that is none."""
+    """Return what is given, for jsonargparse. Raises UserError for a section that is none."""
     found, kinds = Namespace(), get_type_hints(cls)
     for name, value in values.items():
         is_section = dataclasses.is_dataclass(kinds.get(name)) and value is not None
@@ -77,17 +77,17 @@ def _namespace(cls: type, values: Mapping[str, Any]) -> Namespace:
 
 
 def config_to_yaml(config: Config) -> str:
-    """Every field, resolved."""
+    """Return every field, resolved."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def config_fields(config: Config) -> dict[str, Any]:
-    """{"model.hidden_size": 256, ...}"""
+    """Return {"model.hidden_size": 256, ...}."""
     return dict(flatten(dataclasses.asdict(config)))
 
 
 def config_differences(old: Config, new: Config) -> dict[str, str]:
-    """{"model.hidden_size": "256 -> 128", ...} for every field that differs."""
+    """Return {"model.hidden_size": "256 -> 128", ...} for every field that differs."""
     new_fields = config_fields(new)
     return {
         name: f"{value} -> {new_fields[name]}"
@@ -105,7 +105,7 @@ def _parser(cls: type) -> ArgumentParser:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("a.b", value) of every leaf; an empty mapping is one."""
+    """Yield ("a.b", value) of every leaf; an empty mapping is one."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{name}.")
@@ -114,7 +114,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _fields(cls: type, prefix: str = "") -> dict[str, Range | None]:
-    """{"section.field": its range}"""
+    """Return {"section.field": its range}."""
     found: dict[str, Range | None] = {}
     for name, kind in get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):
@@ -134,7 +134,7 @@ _WRONG_VALUE = re.compile(r"Expected an? (?P<type>.+?)\. Got value: ?(?P<value>.
 
 
 def _one_line(message: str, cls: type, help_command: str) -> str:
-    """jsonargparse's message on one line, with the nearest name where a name is unknown."""
+    """Return jsonargparse's message on one line, with the nearest name where a name is unknown."""
     message = re.sub(r"\s+", " ", message).strip()
     for pattern in _UNKNOWN_FIELD:
         if match := pattern.search(message):
@@ -156,7 +156,7 @@ def _one_line(message: str, cls: type, help_command: str) -> str:
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    """The known names that are meant, in words: the same but for the section and hyphens, or else the most alike."""
+    """Return the known names that are meant, in words: the same but for section and hyphens, or else the most alike."""
     last = name.replace("-", "_").rpartition(".")[2]
     found = [known for known in names if known.rpartition(".")[2] == last]
     found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -164,7 +164,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def _placed(message: str, source: str, overrides: Sequence[str]) -> str:
-    """`message`, in which fields are named as they were given: with -- where an override did, else after `source`."""
+    """Return `message` with fields named as they were given: with -- where an override did, else after `source`."""
     given = {each[2:].partition("=")[0] for each in overrides if each.startswith("--")}
     from_source = 0
 

@@ -54,7 +54,7 @@ class Range:
 
 
 def check_numbers(values: object, section: str = "") -> None:
-    """Raises UserError for the first field of a dataclass whose value lies outside the Range of its annotation."""
+    """Raise UserError for the first field of a dataclass whose value lies outside the Range of its annotation."""
     cls: type = type(values)
     for name, allowed in ranges(cls).items():
         value = getattr(values, name)
@@ -64,7 +64,7 @@ def check_numbers(values: object, section: str = "") -> None:
 
 @cache
 def ranges(cls: type) -> dict[str, Range]:
-    """Those of the fields that have one."""
+    """Return the ranges of the fields that have one."""
     return {
         name: each
         for name, kind in get_type_hints(cls, include_extras=True).items()
@@ -74,7 +74,10 @@ def ranges(cls: type) -> dict[str, Range]:
 
 
 def in_range(kind: type[Number], allowed: Range) -> Callable[[str], Number]:
-    """A `type` for argparse: a number within a Range. What is none is an error of usage that says what is expected."""
+    """Return a `type` for argparse: a number within a Range.
+
+    What is none is an error of usage that says what is expected.
+    """
 
     def parse(text: str) -> Number:
         try:
@@ -91,13 +94,13 @@ def in_range(kind: type[Number], allowed: Range) -> Callable[[str], Number]:
 
 
 def check(ok: bool, message: str) -> None:
-    """Raises UserError where it is not so."""
+    """Raise UserError where it is not so."""
     if not ok:
         raise UserError(message)
 
 
 def short(value: object) -> str:
-    """A value for an error line, cut where it is long."""
+    """Return a value for an error line, cut where it is long."""
     try:
         text = str(value)
     except ValueError:  # Python writes no number of more than 4,300 digits

@@ -92,7 +92,7 @@ class ObjectiveConfig:
 
     @property
     def kind(self) -> str:
-        """The objective's name in training/objectives."""
+        """Return the objective's name in training/objectives."""
         return "replaced_tokens" if self.electra_objective else "masked_tokens"
 
     def __post_init__(self) -> None:
@@ -330,7 +330,7 @@ class Config:
 
     @property
     def architecture(self) -> Architecture:
-        """The models of the run, without what is said of training them."""
+        """Return the models of the run, without what is said of training them."""
         generator, trains_both = self.generator, self.objective.electra_objective
         has_generator = not generator.uniform_generator
         sizes = replace(
@@ -354,7 +354,7 @@ class Config:
 
     @property
     def phases(self) -> "list[Phase]":
-        """What the run consists of: one phase, or one on short sequences and one on long ones."""
+        """Return what the run consists of: one phase, or one on short sequences and one on long ones."""
         total, long = self.training.num_steps, self.long_phase
         if not long.steps:
             return [Phase("", self, 0, total)]
@@ -372,12 +372,12 @@ class Config:
         ]
 
     def phase_of(self, step: int) -> int:
-        """In which phase a step was made, 0 or 1."""
+        """Return in which phase a step was made, 0 or 1."""
         return int(bool(self.long_phase.steps) and step > self.training.num_steps - self.long_phase.steps)
 
     @property
     def max_predictions_per_seq(self) -> int:
-        """Columns of a batch's masked positions, the original's N (docs/semantics.md, section 4)."""
+        """Return columns of a batch's masked positions, the original's N (docs/semantics.md, section 4)."""
         return int((self.masking.mask_prob + 0.005) * self.data.max_seq_length)
 
 

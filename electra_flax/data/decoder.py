@@ -11,6 +11,8 @@ _LENGTHS = np.zeros(3, np.int64)
 for _row, _name in enumerate((b"input_ids", b"input_mask", b"segment_ids")):
     _NAMES[_row, : len(_name)] = np.frombuffer(_name, np.uint8)
     _LENGTHS[_row] = len(_name)
+# An Example is Features, a map: entries of a name and a Feature, which holds a packed list of varints. As its writers
+# nest it, each level is one field, so that a field's tag and length are all there is to read between the numbers.
 _NESTED = 0x0A  # field 1, length-delimited: the only kind that an Example of packed lists holds, but two
 _VALUE = 0x12  # field 2 of a map's entry
 _INT64_LIST = 0x1A  # field 3 of a Feature
@@ -18,7 +20,7 @@ _INT64_LIST = 0x1A  # field 3 of a Feature
 
 @compiled
 def _varint(data, position):  # type: ignore[no-untyped-def]
-    """A number, or -1 where it does not end, and where it ends."""
+    """Return a number, or -1 where it does not end, and where it ends."""
     value, shift = np.int64(0), 0
     while position < len(data):
         octet = np.int64(data[position])
@@ -32,7 +34,7 @@ def _varint(data, position):  # type: ignore[no-untyped-def]
 
 @compiled
 def _enter(data, position, end, tag):  # type: ignore[no-untyped-def]
-    """Start and end of the field at `position`, or -1 where it has another tag or runs over `end`."""
+    """Return start and end of the field at `position`, or -1 where it has another tag or runs over `end`."""
     if position >= end or data[position] != tag:
         return np.int64(-1), end
     length, start = _varint(data, position + 1)
@@ -52,10 +54,10 @@ def _name_of(data, start, end):  # type: ignore[no-untyped-def]
 
 
 def _crc_tables() -> np.ndarray:
-    """What a byte does to a CRC32C when 0 to 7 more follow it, uint32 [8, 256]."""
+    """Return what a byte does to a CRC32C when 0 to 7 more follow it, uint32 [8, 256]."""
     tables = np.zeros((8, 256), np.uint32)
     values = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
+    for _ in range(8):  # bit by bit: division by CRC32C's polynomial, its bits in reverse order
         values = np.where(values & 1, values >> 1 ^ np.uint32(0x82F63B78), values >> 1)
     tables[0] = values
     for more in range(1, 8):
@@ -76,7 +78,9 @@ def _little_endian(data, start):  # type: ignore[no-untyped-def]
 
 @compiled
 def masked_crc(data, start, end):  # type: ignore[no-untyped-def]
-    """TFRecord's masked CRC32C of data[start:end], eight bytes at a time, as uint64 (numba widens all arithmetic)."""
+    """Return TFRecord's masked CRC32C of data[start:end], as uint64 (numba widens all arithmetic)."""
+    # Byte by byte, each look-up waits for the one before it. Eight bytes at a time ("slicing by 8"), each has a table
+    # of its own, which knows how many bytes follow it, and none waits; only the first four meet the CRC so far.
     crc = np.uint64(0xFFFFFFFF)
     i = start
     while i + 8 <= end:
@@ -96,7 +100,7 @@ def masked_crc(data, start, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def decode_records(data, ends, rows):  # type: ignore[no-untyped-def]
-    """Fills `rows`, int32 [records, 3, T], from the TFRecords in `data`, uint8, of which number k ends at `ends[k]`.
+    """Fill `rows`, int32 [records, 3, T], from the TFRecords in `data`, uint8, of which number k ends at `ends[k]`.
 
     Returns the number of the first that is damaged, or not three packed lists of T values in the usual nesting, or -1.
     """
@@ -123,7 +127,7 @@ def decode_records(data, ends, rows):  # type: ignore[no-untyped-def]
             if name < 0 or feature < 0 or values < 0 or packed < 0:
                 return number
             row = _name_of(data, name, name_end)
-            if row >= 0:
+            if row >= 0:  # others' features are passed over
                 count = 0
                 while packed < packed_end:
                     value, packed = _varint(data, packed)

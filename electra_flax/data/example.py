@@ -29,7 +29,7 @@ _Example, _Entry = _CLASSES["Example"], _CLASSES["Entry"]
 
 
 def encode_example(token_ids: Sequence[int], num_first: int, max_seq_length: int) -> bytes:
-    """Token ids, of which the first `num_first` are segment 0 -> the bytes of a tf.train.Example, zero-padded."""
+    """Return a tf.train.Example's bytes of token ids, zero-padded; the first `num_first` are segment 0."""
     used = len(token_ids)
     example = _Example()
     features = example.features.feature
@@ -44,14 +44,14 @@ def encode_example(token_ids: Sequence[int], num_first: int, max_seq_length: int
 
 @functools.lru_cache(1 << 16)
 def _ones_entry(name: str, start: int, end: int, length: int) -> Any:
-    """A feature that is 1 from `start` to `end` and 0 elsewhere. Many examples have the same."""
+    """Return a feature that is 1 from `start` to `end` and 0 elsewhere. Many examples have the same."""
     entry = _Entry(key=name.encode())
     entry.value.int64_list.value.extend([0] * start + [1] * (end - start) + [0] * (length - end))
     return entry
 
 
 def decode_example(payload: bytes, max_seq_length: int, where: str) -> np.ndarray:
-    """The bytes of a tf.train.Example -> int32 [3, max_seq_length] in the order of FEATURES.
+    """Return int32 [3, max_seq_length], in the order of FEATURES, of the bytes of a tf.train.Example.
 
     `where` is named in errors. Raises UserError when a feature is missing or of another length, or holds what is no id.
     """

@@ -98,5 +98,5 @@ class Manifest:
 
 
 def shard_name(split: str, number: int, total: int) -> str:
-    """The name that tensorflow-datasets gives a shard."""
+    """Return the name that tensorflow-datasets gives a shard."""
     return f"electra-{split}.tfrecord-{number:05d}-of-{total:05d}"

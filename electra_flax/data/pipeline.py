@@ -27,14 +27,17 @@ _ENDLESS = 1 << 40  # batches
 
 
 def read_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
-    """The vocabulary of the shards. Raises UserError where length or vocabulary differ from the configuration."""
+    """Return the vocabulary of the shards.
+
+    Raises UserError where length or vocabulary differ from the configuration.
+    """
     vocabulary = find_vocabulary(config, data)
     check_vocabulary(config, data, vocabulary, Refusals())
     return vocabulary
 
 
 def find_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
-    """The vocabulary of the shards, unchecked."""
+    """Return the vocabulary of the shards, unchecked."""
     if data.manifest is None and config.data.vocab_file is None:
         raise UserError(
             f"{data.path} has no manifest.json (shards of the original code): name their vocabulary with "
@@ -46,7 +49,7 @@ def find_vocabulary(config: Config, data: DataFolder) -> Vocabulary:
 def check_vocabulary(
     config: Config, data: DataFolder, vocabulary: Vocabulary, refusals: Refusals, name: str = ""
 ) -> None:
-    """Refuses shards and vocabulary that are not those of the configuration, or not of each other."""
+    """Refuse shards and vocabulary that are not those of the configuration, or not of each other."""
     path, manifest, size = vocabulary.path, data.manifest, len(vocabulary.tokens)
     with refusals.each(name):
         vocabulary.special  # noqa: B018 refuses what is no vocabulary for ELECTRA
@@ -74,7 +77,7 @@ def check_vocabulary(
 
 
 def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
-    """The examples of a split. Raises UserError where a shard is truncated or the first record does not fit."""
+    """Return the examples of a split. Raises UserError where a shard is truncated or the first record does not fit."""
     examples = ShardedExamples(data.splits.get(split, []), config.data.max_seq_length, config.model.vocab_size)
     if len(examples):
         examples.read([0])
@@ -82,7 +85,7 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
 
 
 def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start: int) -> Iterator[Batch]:
-    """Endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
+    """Yield endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
     order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
     rows = rows_of_process(mesh, config.training.batch_size)
     numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
@@ -108,7 +111,7 @@ class GlobalOrder:
         self._lock = threading.Lock()
 
     def batch(self, number: int) -> np.ndarray:
-        """Example numbers of a global batch, uint32 [batch_size]."""
+        """Return the example numbers of a global batch, uint32 [batch_size]."""
         position, end = number * self._batch_size, (number + 1) * self._batch_size
         parts = []
         while position < end:
@@ -128,7 +131,7 @@ def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
-    """The split in file order; the last batch is filled up with empty rows, which count for nothing."""
+    """Yield the split in file order; the last batch is filled up with empty rows, which count for nothing."""
     batch_size = config.training.batch_size
     rows = rows_of_process(mesh, batch_size)
     for start in range(0, min(len(examples), max_batches * batch_size), batch_size):
@@ -139,7 +142,7 @@ def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, ma
 
 
 def _to_devices(array: np.ndarray, rows: np.ndarray, mesh: Mesh, batch_size: int) -> Batch:
-    """int32 [these rows, 3, T] -> the model's inputs under Hugging Face's names, each in one piece."""
+    """Return int32 [these rows, 3, T] as the model's inputs under Hugging Face's names, each in one piece."""
     features = np.ascontiguousarray(array.swapaxes(0, 1))
     names = ("input_ids", "attention_mask", "token_type_ids")
     return global_batch(mesh, batch_size, rows, dict(zip(names, features, strict=True)))

@@ -75,7 +75,10 @@ class ShardedExamples:
         return self._ends[-1] if self._ends else 0
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Examples by number -> int32 [len(numbers), 3, max_seq_length]; raises UserError for what cannot train."""
+        """Return examples by number, int32 [len(numbers), 3, max_seq_length].
+
+        Raises UserError for what cannot train.
+        """
         places = []
         for number in np.asarray(numbers).tolist():
             shard_number = bisect.bisect_right(self._ends, number)

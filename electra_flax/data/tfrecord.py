@@ -27,7 +27,7 @@ def masked_crc(data: bytes) -> int:
 
 
 def frame(payload: bytes) -> bytes:
-    """A payload as one TFRecord: length, its CRC, payload, its CRC."""
+    """Return a payload as one TFRecord: length, its CRC, payload, its CRC."""
     length = struct.pack("<Q", len(payload))
     return b"".join((length, _FOOTER.pack(masked_crc(length)), payload, _FOOTER.pack(masked_crc(payload))))
 
@@ -70,7 +70,7 @@ class Shard:
         return payload
 
     def framed(self, number: int) -> bytes:
-        """A record as `frame` made it, unchecked."""
+        """Return a record as `frame` made it, unchecked."""
         start, end = self.offsets[number : number + 2].tolist()
         return self._bytes[start:end]
 
@@ -91,7 +91,7 @@ class Shard:
         return offsets
 
     def _scan(self) -> np.ndarray:
-        """Walks the record headers: for shards without an index."""
+        """Walk the record headers: for shards without an index."""
         offsets, position, size = [0], 0, len(self._bytes)
         while position < size:
             header = self._bytes[position : position + 12]
@@ -130,5 +130,5 @@ class ShardWriter:
 
 
 def index_path(shard: Path) -> Path:
-    """Where the offsets of a shard's records lie."""
+    """Return where the offsets of a shard's records lie."""
     return shard.with_name(shard.name + ".index")

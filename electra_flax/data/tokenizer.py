@@ -38,7 +38,7 @@ class Casing(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> Casing:
-        """The flags in a tokenizer folder. Raises UserError where they are missing."""
+        """Return the flags in a tokenizer folder. Raises UserError where they are missing."""
         path = folder / "tokenizer_config.json"
         fix = 'for a cased vocabulary write {"do_lower_case": false, "strip_accents": false} there'
         if not path.exists():
@@ -53,7 +53,7 @@ class Casing(NamedTuple):
 
 
 def build_tokenizer(tokens: list[str], casing: Casing) -> Tokenizer:
-    """The tokenizer of the original: text -> pieces. Special tokens in the text are ordinary text."""
+    """Return the tokenizer of the original: text -> pieces. Special tokens in the text are ordinary text."""
     ids = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS))
     bert_normalizer = normalizers.BertNormalizer(
@@ -75,7 +75,7 @@ def build_tokenizer(tokens: list[str], casing: Casing) -> Tokenizer:
 
 
 def published_tokenizer(vocabulary: Vocabulary, casing: Casing) -> Tokenizer:
-    """What Hugging Face's users have: text -> [CLS] pieces [SEP]; special tokens in the text are themselves."""
+    """Return what Hugging Face's users have: text -> [CLS] pieces [SEP]; special tokens in the text are themselves."""
     tokenizer = build_tokenizer(vocabulary.tokens, casing)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
     special = vocabulary.special
@@ -88,12 +88,12 @@ def published_tokenizer(vocabulary: Vocabulary, casing: Casing) -> Tokenizer:
 
 
 def save_tokenizer(vocabulary: Vocabulary, casing: Casing, folder: Path, model_max_length: int) -> None:
-    """Writes `tokenizer_files`: all of them or none. Raises UserError where they cannot be written."""
+    """Write `tokenizer_files`: all of them or none. Raises UserError where they cannot be written."""
     write_all(folder, tokenizer_files(vocabulary, casing, model_max_length))
 
 
 def tokenizer_files(vocabulary: Vocabulary, casing: Casing, model_max_length: int) -> dict[str, str | bytes]:
-    """vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json, which ElectraTokenizer loads."""
+    """Return vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json, for ElectraTokenizer."""
     settings = {
         "tokenizer_class": "ElectraTokenizer",
         "do_lower_case": casing.do_lower_case,

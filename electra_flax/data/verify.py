@@ -12,7 +12,7 @@ from electra_flax.runtime.console import progress
 
 
 def verify_shards(shards: Sequence[Shard], memory: Path | None) -> None:
-    """Checks the CRC32C of all records; shards already checked at this size and time are skipped.
+    """Check the CRC32C of all records; shards already checked at this size and time are skipped.
 
     `memory` is the JSON file that remembers (None: nothing is known, and nothing remembered). Raises UserError naming
     the damaged shard and record.

@@ -30,7 +30,10 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Raises UserError where there is no such file or it is not text. A byte order mark and CRs are no content."""
+        """Read a vocab.txt; a byte order mark and CRs are no content.
+
+        Raises UserError where there is no such file or it is not text.
+        """
         if not path.exists():
             raise UserError(
                 f"{path}: no such vocabulary; electra-data vocab --corpus SRC --out {path.parent} makes one"
@@ -40,12 +43,12 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, tokens: list[str]) -> Vocabulary:
-        """That of `tokens`; the hash is of them, however a file ends its lines."""
+        """Return the vocabulary of `tokens`; the hash is of them, however a file ends its lines."""
         return cls(path, tokens, hashlib.sha256(("\n".join(tokens) + "\n").encode()).hexdigest())
 
     @property
     def content(self) -> bytes:
-        """What a vocab.txt of these tokens holds."""
+        """Return what a vocab.txt of these tokens holds."""
         return ("\n".join(self.tokens) + "\n").encode()
 
     @property

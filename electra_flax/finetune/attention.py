@@ -17,7 +17,7 @@ from electra_flax.model.attention_kernel import supports
 
 
 def choose_by_length(architecture: Architecture, mesh: Mesh, longest: int) -> Attend:
-    """What pretraining would choose for an encoder of each length to which batches are padded.
+    """Return what pretraining would choose for an encoder of each length to which batches are padded.
 
     As there, all processes must ask at the same time.
     """
@@ -28,7 +28,7 @@ def choose_by_length(architecture: Architecture, mesh: Mesh, longest: int) -> At
 
 
 def by_length(choices: Mapping[int, Attend]) -> Attend:
-    """Each of them for queries of its length, plain attention for others."""
+    """Return each of them for queries of its length, plain attention for others."""
 
     def attend(query_BTD: jax.Array, *given: Any, **options: Any) -> jax.Array:
         return choices.get(query_BTD.shape[1], xla_attention)(query_BTD, *given, **options)

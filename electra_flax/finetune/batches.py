@@ -16,18 +16,20 @@ _SORTED_TOGETHER = 32  # batches among which rows are sorted by length
 
 
 def padded_lengths(longest: int) -> list[int]:
-    """The lengths that batches may have, of rows of at most `longest` tokens."""
+    """Return the lengths that batches may have, of rows of at most `longest` tokens."""
     return [*(size for size in _LENGTHS if size < longest), longest]
 
 
 def padded_length(length: int, longest: int) -> int:
-    """To how many tokens a row is padded."""
+    """Return to how many tokens a row is padded."""
     return next(size for size in padded_lengths(longest) if size >= length)
 
 
 def epoch_batches(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Indices of the rows of each batch of an epoch: rows of like length together, the order random; the last but for
-    one may be smaller."""
+    """Return indices of the rows of each batch of an epoch: rows of like length together, the order random.
+
+    The last but for one may be smaller.
+    """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(rows))
     lengths = np.asarray([len(row.input_ids) for row in rows])
@@ -41,7 +43,7 @@ def epoch_batches(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -
 
 
 def sorted_batches(rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
-    """All rows once, by length."""
+    """Return all rows once, by length."""
     order = np.argsort([len(row.input_ids) for row in rows], kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -49,8 +51,11 @@ def sorted_batches(rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
 def collate(
     rows: Sequence[Row], indices: np.ndarray, batch_size: int, longest: int, pad_id: int, is_tagging: bool
 ) -> dict[str, np.ndarray]:
-    """int32 input_ids, attention_mask and token_type_ids [batch_size, T], target, and weight float32 [batch_size]:
-    1, and 0 for rows that only fill up a batch."""
+    """Return the rows as arrays, filled up to batch_size.
+
+    int32 input_ids, attention_mask and token_type_ids [batch_size, T], target, and weight float32 [batch_size]: 1, and
+    0 for rows that only fill up a batch.
+    """
     chosen = [rows[i] for i in indices]
     length = padded_length(max(len(row.input_ids) for row in chosen), longest)
     batch = {

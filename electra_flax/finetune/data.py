@@ -43,7 +43,7 @@ class TaskData(NamedTuple):
 def read_task_data(
     task: Task, folder: Path, training: Training, vocabulary: Vocabulary, casing: Casing, published_protocol: bool
 ) -> TaskData:
-    """Reads and encodes the splits of a task. Raises UserError for files that are missing or of another layout."""
+    """Read and encode the splits of a task. Raises UserError for files that are missing or of another layout."""
     train = _read(any_tag(task), "train", folder)
     if train is None:
         raise UserError(f"--data {folder}: no training file of {task.title}: expected {_names(task, 'train')}")
@@ -83,7 +83,7 @@ def read_task_data(
 
 
 def has_task(task: Task, folder: Path) -> bool:
-    """Whether a folder has what `read_task_data` needs."""
+    """Return whether a folder has what `read_task_data` needs."""
     return bool(find_files(task, "train", folder)) and any(find_files(task, split, folder) for split in ("dev", "test"))
 
 
@@ -99,7 +99,7 @@ def _names(task: Task, split: str) -> str:
 
 
 def _hold_out(train: Split, fraction: float, task: Task) -> tuple[list[Any], list[Any]]:
-    """The same part of the training examples in every run."""
+    """Return the same part of the training examples in every run."""
     count = round(len(train.examples) * fraction)
     if not 0 < count < len(train.examples):
         fix = "lower dev_fraction: nothing would be left to learn from" if count else "raise dev_fraction"

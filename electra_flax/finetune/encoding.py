@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 def labels_of(task: Task, training_examples: Sequence[Example]) -> list[str]:
-    """As they are in the files, in the order of the model's outputs."""
+    """Return labels as they are in the files, in the order of the model's outputs."""
     if task.kind == "classification":
         found = sorted({example.label for example in training_examples if isinstance(example, TextExample)})
         return list(task.labels) or found
@@ -54,7 +54,7 @@ def labels_of(task: Task, training_examples: Sequence[Example]) -> list[str]:
 def encode(
     task: Task, examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, training: Training
 ) -> list[Row]:
-    """Rows of at most training.max_seq_length tokens, in the order of the examples."""
+    """Return rows of at most training.max_seq_length tokens, in the order of the examples."""
     numbers = {label: number for number, label in enumerate(labels)}
     rows: list[Row] = []
     with progress(len(examples), "tokenizing", "examples", delay=5) as bar:
@@ -112,7 +112,7 @@ def _tagged_rows(
 
 
 def leaders(units: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """Of each unit, the token that it begins in; None for what no token has, and for what was cut off."""
+    """Return of each unit the token that it begins in; None for what no token has, and for what was cut off."""
     found: list[int | None] = []
     token = 0
     for begin, end in units:
@@ -126,7 +126,7 @@ def leaders(units: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]
 def tags_of_units(
     units: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]], predicted: Sequence[str]
 ) -> list[str]:
-    """A tag for each unit from those of the tokens [T].
+    """Return a tag for each unit from those of the tokens [T].
 
     A token's tag is that of the first unit in it; the others in it go on with the same entity, and so does a
     character between two parts of one that no token has.
@@ -188,7 +188,7 @@ def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Token
 
 
 def _windows(length: int, room: int, stride: int) -> Iterator[int]:
-    """Where windows of `room` tokens begin."""
+    """Yield where windows of `room` tokens begin."""
     start = 0
     while True:
         yield start
@@ -198,7 +198,7 @@ def _windows(length: int, room: int, stride: int) -> Iterator[int]:
 
 
 def _answer_tokens(example: QuestionExample, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """First and last token of the first answer."""
+    """Return the first and last token of the first answer."""
     if not example.answers:
         return None
     text, begin = example.answers[0]
@@ -220,7 +220,7 @@ class Answer(NamedTuple):
 def best_answers(
     context: str, rows: Sequence[Row], scores: Sequence[np.ndarray], longest: int, count: int = 20
 ) -> list[Answer]:
-    """The likeliest answers in a context of which there are several windows, best first.
+    """Return the likeliest answers in a context of which there are several windows, best first.
 
     `scores` has, for each window, float32 [T, T]: of the answer from a token to another. Of a token that lies in
     several windows, the one counts in which it has the most context.
@@ -247,7 +247,7 @@ def best_answers(
 
 
 def _most_context(rows: Sequence[Row]) -> dict[tuple[int, int], int]:
-    """{characters of a token: the window in which it is farthest from the ends} (the original's rule)."""
+    """Return {characters of a token: the window in which it is farthest from the ends} (the original's rule)."""
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for number, row in enumerate(rows):
         places = [place for place in row.offsets if place[1] > place[0]]

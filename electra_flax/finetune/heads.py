@@ -37,7 +37,7 @@ class Head(NamedTuple):
 
 
 def make_head(task: Task, form: str, sizes: ModelConfig, num_labels: int, dropout: float) -> Head:
-    """`form` is training.head."""
+    """Return the head of a task; `form` is training.head."""
     width, deviation = sizes.hidden_size, sizes.initializer_range
     if task.kind == "answers":
         if form == "original":
@@ -80,7 +80,7 @@ def _tags_loss(
 def _score_loss(
     head: Classifier, scale: float, params: Params, hidden_BTD: jax.Array, batch: Batch, seeds_B: jax.Array | None
 ) -> jax.Array:
-    """The logit is a score from 0 to `scale`."""
+    """Return the loss of a logit that is a score from 0 to `scale`."""
     score_B = apply_head(head, params, hidden_BTD, batch, seeds_B)[:, 0]
     return jnp.square(score_B - scale * batch["target"])
 
@@ -99,7 +99,10 @@ def _answers(head: Answers, params: Params, hidden_BTD: jax.Array, batch: Batch)
 def _answers_loss(
     head: Answers, params: Params, hidden_BTD: jax.Array, batch: Batch, seeds_B: jax.Array | None
 ) -> jax.Array:
-    """A window without the answer has both ends at [CLS]; padding takes part, as in transformers' own classes."""
+    """Return the loss of both ends, at [CLS] in a window without the answer.
+
+    Padding takes part, as in transformers' own classes.
+    """
     del seeds_B
     start_BT, end_BT = apply_head(head, params, hidden_BTD, batch)
     target_B3 = batch["target"]
@@ -126,6 +129,6 @@ def _original_answers_loss(
 
 
 def _cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """[..., N] and int32 [...] -> [...]."""
+    """Return [...] of [..., N] and int32 [...]."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)
     return -chosen[..., 0]

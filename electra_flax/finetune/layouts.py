@@ -18,8 +18,10 @@ from electra_flax.text import without_halves
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines and their numbers from 1, but for blank ones at the end. Only LF ends a line, for texts hold other
-    separators; CR does in a file that has no LF at all."""
+    """Yield lines and their numbers from 1, but for blank ones at the end.
+
+    Only LF ends a line, for texts hold other separators; CR does in a file that has no LF at all.
+    """
     yield from enumerate(_split_lines(read_text(path)), start=1)
 
 
@@ -29,7 +31,7 @@ def _split_lines(text: str) -> list[str]:
 
 
 def parsed(text: str, where: object) -> Any:
-    """JSON. Raises UserError for what is none, NaN and Infinity too."""
+    """Return parsed JSON. Raises UserError for what is none, NaN and Infinity too."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits too
@@ -66,7 +68,7 @@ def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | Non
 
 
 def _usual_width(lines: list[tuple[int, str]]) -> int:
-    """Cells of most rows, the smaller number where two are as frequent."""
+    """Return how many cells most rows have, the smaller number where two are as frequent."""
     widths = Counter(len(line.rstrip("\t").split("\t")) for _, line in lines if line)
     return min(widths, key=lambda width: (-widths[width], width), default=0)
 
@@ -107,14 +109,14 @@ def _json(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | No
 
 
 def _text_of(value: Any, where: str) -> str:
-    """Text as it is, numbers and truth values as JSON has them."""
+    """Return text as it is, numbers and truth values as JSON has them."""
     if isinstance(value, dict | list) or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f"{where} is {json.dumps(value)[:40]}, expected text or a number")
     return without_halves(value if isinstance(value, str) else json.dumps(value)).strip()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place for people, value) of a list's members, or of each line but blank ones."""
+    """Yield (place for people, value) of a list's members, or of each line but blank ones."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         for number, row in enumerate(parsed(text, path), start=1):
@@ -161,7 +163,7 @@ def _check_label(task: Task, place: str, label: str) -> None:
 
 
 def _naver_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:
-    """word word ... TAB tag tag ...; tags as TYPE-B, TYPE-I, O."""
+    """Yield the examples of lines "word word ... TAB tag tag ..."; tags as TYPE-B, TYPE-I, O."""
     for number, (line_number, line) in enumerate(lines_of(path)):
         place = f"{path}:{line_number}"
         if not line:
@@ -175,7 +177,7 @@ def _naver_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExamp
 
 
 def _conll(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:
-    """A word a line, its tag the last of the columns; an empty line ends a sentence."""
+    """Yield the examples of lines of a word, its tag the last of the columns; an empty line ends a sentence."""
     del skipped
     words: list[str] = []
     tags: list[str] = []
@@ -201,7 +203,7 @@ def _tagged(number: str, words: list[str], tags: list[str]) -> TaggedExample:
 
 
 def _klue_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:
-    """A character and its tag a line, spaces included; "## id TAB sentence" before each sentence.
+    """Yield the examples of lines of a character and its tag, spaces included; "## id TAB sentence" before each.
 
     The tags of spaces are not used: KLUE's scorer has none.
     """
@@ -223,12 +225,12 @@ def _klue_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExampl
 
 
 def characters_of(text: str) -> list[tuple[int, int]]:
-    """The units of a text in which each character but a space has a tag."""
+    """Return the units of a text in which each character but a space has a tag."""
     return [(i, i + 1) for i, character in enumerate(text) if character != " "]
 
 
 def _prefixed(task: Task, tag: str, place: str) -> str:
-    """PER-B, as Naver's has it, as B-PER."""
+    """Return PER-B, as Naver's has it, as B-PER."""
     if tag in ("O", "-"):
         return "O"
     match = re.fullmatch(r"([BI])-(.+)|(.+)-([BI])", tag)

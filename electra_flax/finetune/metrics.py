@@ -17,22 +17,22 @@ from sklearn import metrics as sklearn_metrics
 
 
 def accuracy(expected: Sequence[str], predicted: Sequence[str]) -> float:
-    """Share that is equal."""
+    """Return the share that is equal."""
     return float(sklearn_metrics.accuracy_score(expected, predicted))
 
 
 def macro_f1(expected: Sequence[str], predicted: Sequence[str]) -> float:
-    """Mean of the F1 of each label that is expected or predicted somewhere."""
+    """Return the mean of the F1 of each label that is expected or predicted somewhere."""
     return float(sklearn_metrics.f1_score(expected, predicted, average="macro", zero_division=0))
 
 
 def matthews(expected: Sequence[str], predicted: Sequence[str]) -> float:
-    """Matthews' correlation; 0 where one of the two is constant."""
+    """Return Matthews' correlation; 0 where one of the two is constant."""
     return float(sklearn_metrics.matthews_corrcoef(expected, predicted))
 
 
 def binary_f1(expected: Sequence[str], predicted: Sequence[str], positive: str) -> float:
-    """F1 of one label."""
+    """Return the F1 of one label."""
     return float(
         sklearn_metrics.f1_score(
             [label == positive for label in expected], [label == positive for label in predicted], zero_division=0
@@ -41,21 +41,21 @@ def binary_f1(expected: Sequence[str], predicted: Sequence[str], positive: str) 
 
 
 def pearson(expected: Sequence[float], predicted: Sequence[float]) -> float:
-    """Correlation; not a number where one of the two is constant."""
+    """Return the correlation; not a number where one of the two is constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(stats.pearsonr(expected, predicted)[0]) if len(expected) > 1 else math.nan
 
 
 def spearman(expected: Sequence[float], predicted: Sequence[float]) -> float:
-    """Correlation of the ranks; not a number where one of the two is constant."""
+    """Return the correlation of the ranks; not a number where one of the two is constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(stats.spearmanr(expected, predicted)[0]) if len(expected) > 1 else math.nan
 
 
 def f1_at_3(expected: Sequence[float], predicted: Sequence[float]) -> float:
-    """F1 of "alike", which is a score of 3 or more of 5 (KLUE STS)."""
+    """Return the F1 of "alike", which is a score of 3 or more of 5 (KLUE STS)."""
     return binary_f1([str(x >= 3) for x in expected], [str(x >= 3) for x in predicted], "True")
 
 
@@ -66,12 +66,12 @@ Tags = Sequence[Sequence[str]]
 
 
 def entities(tags: Sequence[str]) -> set[Entity]:
-    """(type, first, last) as conlleval counts them: an I that follows nothing of its type begins one too."""
+    """Return (type, first, last) as conlleval counts them: an I that follows nothing of its type begins one too."""
     return set(_spans(tags, is_strict=False))
 
 
 def strict_entities(tags: Sequence[str]) -> set[Entity]:
-    """(type, first, last) of those that begin with a B."""
+    """Return (type, first, last) of those that begin with a B."""
     return set(_spans(tags, is_strict=True))
 
 
@@ -87,12 +87,12 @@ def _spans(tags: Sequence[str], is_strict: bool) -> Iterator[Entity]:
 
 
 def entity_f1(expected: Tags, predicted: Tags) -> float:
-    """F1 over all entities, type and both ends right (seqeval's default)."""
+    """Return the F1 over all entities, type and both ends right (seqeval's default)."""
     return _f1(*_count(expected, predicted, entities).get("", (0, 0, 0)))
 
 
 def entity_macro_f1(expected: Tags, predicted: Tags) -> float:
-    """Mean over the types of the F1 of their entities, which begin with a B (seqeval's strict mode, KLUE NER)."""
+    """Return the mean over types of the F1 of entities, which begin with a B (seqeval's strict mode, KLUE NER)."""
     counts = _count(expected, predicted, strict_entities)
     counts.pop("", None)
     return float(np.mean([_f1(*count) for count in counts.values()])) if counts else 0.0
@@ -101,7 +101,7 @@ def entity_macro_f1(expected: Tags, predicted: Tags) -> float:
 def _count(
     expected: Tags, predicted: Tags, find: Callable[[Sequence[str]], set[Entity]]
 ) -> dict[str, tuple[int, int, int]]:
-    """{type: (right, expected, predicted)}, and "" for all."""
+    """Return {type: (right, expected, predicted)}, and "" for all."""
     counts: dict[str, np.ndarray] = {}
     for theirs, ours in zip(expected, predicted, strict=True):
         wanted, found = find(theirs), find(ours)
@@ -117,7 +117,7 @@ def _f1(right: int, expected: int, predicted: int) -> float:
 
 
 def character_macro_f1(expected: Tags, predicted: Tags) -> float:
-    """Mean over all tags, O with them, of the F1 of each character's tag (KLUE NER).
+    """Return the mean over all tags, O with them, of the F1 of each character's tag (KLUE NER).
 
     Unlike in KLUE's code [CLS] and [SEP] are no characters, and a tag that is nowhere counts nothing (1 there); all its
     tags occur in its files.
@@ -132,39 +132,41 @@ _KORQUAD_SIGNS = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
 
 
 def normalized(text: str) -> str:
-    """What SQuAD's scorer compares: lower case, without punctuation and articles."""
+    """Return what SQuAD's scorer compares: lower case, without punctuation and articles."""
     text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def korquad_normalized(text: str) -> str:
-    """What KorQuAD's scorer compares: some signs are spaces, other punctuation is nothing."""
+    """Return what KorQuAD's scorer compares: some signs are spaces, other punctuation is nothing."""
     return klue_normalized(text.translate(_KORQUAD_SIGNS))
 
 
 def klue_normalized(text: str) -> str:
-    """What KLUE MRC's scorer compares: lower case, without ASCII punctuation. It means to drop more quotes, but its
-    pattern for them matches nothing that occurs."""
+    """Return what KLUE MRC's scorer compares: lower case, without ASCII punctuation.
+
+    It means to drop more quotes, but its pattern for them matches nothing that occurs.
+    """
     return " ".join("".join(character for character in text.lower() if character not in _PUNCTUATION).split())
 
 
 def exact_match(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
-    """Share of answers that equal one of the expected (SQuAD 1.1 and 2.0); no expected ones: "" is right."""
+    """Return the share of answers that equal one of the expected (SQuAD 1.1 and 2.0); no expected ones: "" is right."""
     return _best(expected, predicted, lambda a, b: float(normalized(a) == normalized(b)), normalized)
 
 
 def answer_f1(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
-    """Mean F1 of the words, against the best of the expected answers (SQuAD 1.1 and 2.0)."""
+    """Return the mean F1 of the words, against the best of the expected answers (SQuAD 1.1 and 2.0)."""
     return _best(expected, predicted, lambda a, b: _overlap(normalized(a).split(), normalized(b).split()), normalized)
 
 
 def korquad_exact_match(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
-    """Share of answers that equal one of the expected (KorQuAD 1.0)."""
+    """Return the share of answers that equal one of the expected (KorQuAD 1.0)."""
     return _best(expected, predicted, lambda a, b: float(korquad_normalized(a) == korquad_normalized(b)))
 
 
 def korquad_f1(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
-    """Mean F1 of the characters but spaces, against the best of the expected answers (KorQuAD 1.0)."""
+    """Return the mean F1 of the characters but spaces, against the best of the expected answers (KorQuAD 1.0)."""
 
     def characters(text: str) -> list[str]:
         return list(korquad_normalized(text).replace(" ", ""))
@@ -177,13 +179,16 @@ def korquad_f1(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> f
 
 
 def klue_exact_match(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
-    """Share of answers that equal one of the expected (KLUE MRC); no expected ones: "" is right."""
+    """Return the share of answers that equal one of the expected (KLUE MRC); no expected ones: "" is right."""
     return _best(expected, predicted, lambda a, b: float(klue_normalized(a) == klue_normalized(b)))
 
 
 def klue_rouge_w(expected: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
-    """What KLUE MRC calls ROUGE-W: mean F1 of the longest run of characters that both have, against the best of the
-    expected answers. Lin's ROUGE-W (2004), which weights a subsequence, is another number."""
+    """Return what KLUE MRC calls ROUGE-W.
+
+    The mean F1 of the longest run of characters that both have, against the best of the expected answers. Lin's ROUGE-W
+    (2004), which weights a subsequence, is another number.
+    """
     return _best(expected, predicted, lambda a, b: _longest_run_f1(klue_normalized(a), klue_normalized(b)))
 
 

@@ -39,7 +39,7 @@ _FIX = "expected the file that electra-flax finetune wrote with these weights; c
 
 
 def predict(folder: Path, texts: Sequence[str], file: Path | None, as_json: bool) -> Iterator[str]:
-    """Lines to print: of each text, or the whole of a file of the task in the layout in which its authors want it.
+    """Yield lines to print: of each text, or the whole of a file of the task in the layout that its authors want.
 
     Raises UserError where the folder is none of finetune, and for texts that do not fit its task.
     """
@@ -96,11 +96,11 @@ class FineTuned:
         )
 
     def outputs(self, batch: Batch) -> Outputs:
-        """What the head makes of a batch of any size."""
+        """Return what the head makes of a batch of any size."""
         return apply(self._network, self._params, batch)
 
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        """One for each example."""
+        """Return one prediction for each example."""
         rows = encode(self.task, examples, self.labels, self._tokenizer, self.training)
         batch_size = -(-_BATCH // self._network.mesh.size) * self._network.mesh.size
         step = make_predict_step(self._network)
@@ -109,7 +109,7 @@ class FineTuned:
         return decode(self.task, self.labels, examples, rows, outputs, self.training.max_answer_length)
 
     def describe(self, example: Example, prediction: Prediction) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         if isinstance(example, QuestionExample) and isinstance(prediction, Answered):
             candidates = [answer._asdict() for answer in prediction.candidates[:5]]
             answer = prediction.text(self.null_threshold)
@@ -132,7 +132,7 @@ class FineTuned:
 
 
 def _check_head(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    """Raises UserError where the head that finetune.json describes is not the one beside it."""
+    """Raise UserError where the head that finetune.json describes is not the one beside it."""
     for name, value in expected.items():
         if name not in found or found[name].shape != value.shape:
             there = f"of {list(found[name].shape)}" if name in found else "missing"
@@ -163,7 +163,7 @@ def _example(task: Task, number: str, line: str) -> Example:
 
 
 def _line(found: dict[str, Any]) -> str:
-    """For people."""
+    """Return it for people."""
     if "answer" in found:
         return f"{found['answer'] or '(no answer)'}\t{found['question']}"
     if "entities" in found:

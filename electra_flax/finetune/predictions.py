@@ -34,7 +34,7 @@ class Answered(NamedTuple):
     """By how much "no answer" is likelier than the best one."""
 
     def text(self, null_threshold: float) -> str:
-        """ "" where "no answer" is likelier by more than the threshold."""
+        """Return the answer, "" where "no answer" is likelier by more than the threshold."""
         return self.candidates[0].text if self.candidates and self.null_odds <= null_threshold else ""
 
 
@@ -50,7 +50,7 @@ def decode(
     outputs: Sequence[Outputs],
     max_answer_length: int,
 ) -> list[Prediction]:
-    """One prediction for each example; `outputs` are those of each row, of its own tokens."""
+    """Return one prediction for each example; `outputs` are those of each row, of its own tokens."""
     if task.kind == "classification":
         return [_labelled(labels, output["logits"]) for output in outputs]
     if task.kind == "regression":
@@ -88,7 +88,7 @@ def _answered(example: QuestionExample, rows: list[Row], outputs: list[Outputs],
 
 
 def _score_matrix(output: Outputs, size: int) -> np.ndarray:
-    """float32 [T, T] of the answer from a token to another."""
+    """Return float32 [T, T], the score of the answer from a token to another."""
     if "start" in output:
         return output["start"][:size, None] + output["end"][None, :size]
     scores = np.full((size, size), -np.inf, np.float32)
@@ -103,7 +103,7 @@ def _score_matrix(output: Outputs, size: int) -> np.ndarray:
 
 
 def best_null_threshold(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
-    """The threshold of `Answered.text` with the best score; infinity where every question has an answer."""
+    """Return the threshold of `Answered.text` with the best score; infinity where every question has an answer."""
     questions = [example for example in examples if isinstance(example, QuestionExample)]
     answered = [prediction for prediction in predictions if isinstance(prediction, Answered)]
     if all(question.answers for question in questions):
@@ -129,7 +129,7 @@ def scores(
     predictions: Sequence[Any],
     null_threshold: float = math.inf,
 ) -> dict[str, float]:
-    """{metric: value}, in the task's order."""
+    """Return {metric: value}, in the task's order."""
     expected: list[Any]
     found: list[Any]
     if task.kind == "answers":

@@ -60,7 +60,7 @@ def write_model(
     result: SeedResult,
     recipe: Recipe,
 ) -> None:
-    """config.json, weights for PyTorch and Flax, tokenizer, finetune.json. Raises UserError where it cannot."""
+    """Write config.json, weights for PyTorch and Flax, tokenizer, finetune.json. Raises UserError where it cannot."""
     parameters = flat(result.params)
     shapes = {name: value.shape for name, value in parameters.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def write_model(
 def predictions_file(
     task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], null_threshold: float
 ) -> tuple[str, str]:
-    """Name and content of predictions, in the task's own layout."""
+    """Return name and content of predictions, in the task's own layout."""
     if task.kind == "answers":
         pairs = zip(examples, predictions, strict=True)
         answers = {e.id: p.text(null_threshold) for e, p in pairs if isinstance(p, Answered)}
@@ -96,17 +96,17 @@ def predictions_file(
 
 
 def _cell(text: str) -> str:
-    """JSON's texts may hold what ends a cell."""
+    """Return a cell: JSON's texts may hold what ends one."""
     return text.translate(str.maketrans("\t\n\r", "   "))
 
 
 def as_text(prediction: Prediction) -> str:
-    """Of a text."""
+    """Return the prediction of a text."""
     return prediction.label if isinstance(prediction, Labelled) else f"{prediction:.4f}"
 
 
 def confusion_picture(task: Task, data: TaskData, result: SeedResult) -> bytes:
-    """A PNG: expected against predicted labels, tags or scores; of answers, how long they are."""
+    """Return a PNG: expected against predicted labels, tags or scores; of answers, how long they are."""
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axis = figure.subplots()
     examples, predictions = data.scored.examples, result.predictions
@@ -153,10 +153,10 @@ def _labels(task: Task, data: TaskData, result: SeedResult) -> tuple[list[str], 
 
 
 def finite(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
+    """Return the values with null for those that are not finite: JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def to_json(value: Any) -> str:
-    """As all of fine-tuning's files have it."""
+    """Return JSON as all of fine-tuning's files have it."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

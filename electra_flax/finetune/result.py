@@ -34,5 +34,5 @@ class SeedResult(NamedTuple):
 
 
 def seed_folder(work: Workdir, seed: int) -> Path:
-    """What is kept of a seed."""
+    """Return the folder of what is kept of a seed."""
     return work.folder / "seeds" / str(seed)

@@ -70,8 +70,9 @@ class Request:
 
 
 def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
-    """Fine-tunes with each seed and writes `out`: a model folder (the seed that was best on dev), predictions,
-    results.json, which is returned (by process 0; {} by others), and seeds/N with each seed's own.
+    """Fine-tune with each seed and write `out`; return results.json (process 0; {} in others).
+
+    A model folder (the seed that was best on dev), predictions, results.json, and seeds/N with each seed's own.
 
     The same call goes on with what is there; `interruption`, entered before, says when to stop. Raises UserError for
     what the user can fix, RunError and Preempted as pretraining does.
@@ -129,7 +130,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
 
 
 def _build(run: _Run) -> tuple[Network, Steps]:
-    """The encoder with its head, and its steps, which all seeds share."""
+    """Return the encoder with its head, and its steps, which all seeds share."""
     training, architecture = run.training, run.architecture
     head = make_head(run.task, training.head, architecture.model, len(run.data.labels), training.dropout)
     attend = choose_by_length(architecture, run.mesh, training.max_seq_length)
@@ -175,8 +176,10 @@ def _read(request: Request) -> _Run:
 
 
 def find_encoder(place: str) -> Weights:
-    """A discriminator or an encoder alone, also that of a fine-tuned model: an export, a model's folder, OWNER/NAME on
-    the hub, or hf:, tf1:, orbax: as export --from has them. Raises UserError for a generator."""
+    """Return a discriminator or an encoder alone, also that of a fine-tuned model. Raises UserError for a generator.
+
+    `model` is an export, a model's folder, OWNER/NAME on the hub, or hf:, tf1:, orbax: as export --from has them.
+    """
     if is_source(place):
         weights = find_weights(place, needs_head=False)
     else:
@@ -191,7 +194,7 @@ def find_encoder(place: str) -> Weights:
 
 
 def encoder_architecture(weights: Weights, training: Training) -> Architecture:
-    """Raises UserError where the model has too few positions."""
+    """Return the encoder's architecture. Raises UserError where the model has too few positions."""
     sizes = weights.architecture.model
     if training.max_seq_length > sizes.max_position_embeddings:
         raise UserError(
@@ -217,7 +220,7 @@ def _first_weights(request: Request, run: _Run, seed: int) -> Params:
 
 
 def _identity(request: Request, run: _Run) -> dict[str, Any]:
-    """Model, task and way of training."""
+    """Return model, task and way of training."""
     training = dataclasses.asdict(run.training)
     del training["hang_minutes"]  # changes no result
     return {
@@ -227,7 +230,7 @@ def _identity(request: Request, run: _Run) -> dict[str, Any]:
 
 
 def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
-    """An output folder belongs to one fine-tuning."""
+    """Make the output folder this fine-tuning's own. Raises UserError where it belongs to another."""
     now = _identity(request, run)
     path = work.folder / "run.json"
     for done in (seed_folder(work, seed) / RESULTS for seed in request.seeds):
@@ -248,7 +251,7 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
 
 
 def _write_seed(folder: Path, run: _Run, seed: int, result: SeedResult) -> None:
-    """All that is kept of a seed; results.json at last, which says that it is done."""
+    """Write all that is kept of a seed; results.json at last, which says that it is done."""
     task, training, data = run.task, run.training, run.data
     threshold = result.null_threshold if np.isfinite(result.null_threshold) else None
     recipe = publish.Recipe(task, training, data.labels, threshold)
@@ -296,7 +299,7 @@ def _read_seed(path: Path, task: Task) -> _SeedFile:
 
 
 def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict[str, Any]:
-    """results.json over all seeds, and the best one's folder as `out` itself."""
+    """Write results.json over all seeds, and the best one's folder as `out` itself."""
     folders = [seed_folder(work, seed) for seed in request.seeds]
     seeds = [_read_seed(folder / RESULTS, task) for folder in folders]
 
@@ -324,7 +327,7 @@ def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict
 
 
 def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation over the seeds; null where a seed has no value."""
+    """Return the mean and sample standard deviation over the seeds; null where a seed has no value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return {"mean": None, "deviation": None, "values": list(values)}

@@ -52,8 +52,9 @@ def scoreboard(
     protocol: Protocol,
     interruption: Interruption,
 ) -> str:
-    """Fine-tunes each model on each task that is found, writes out/table.md, .json and .png; returns the table (""
-    where this is not process 0).
+    """Fine-tune each model on each task that is found; write out/table.md, .json and .png.
+
+    Returns the table ("" where this is not process 0).
 
     Raises UserError where no task is found, or one that was named is not.
     """
@@ -81,7 +82,7 @@ def scoreboard(
 
 
 def find_tasks(data: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """{task: folder with its files}, in the table's order."""
+    """Return {task: folder with its files}, in the table's order."""
     given = dict(entry.split("=", 1) for entry in data if "=" in entry)
     roots = [Path(entry) for entry in data if "=" not in entry]
     for root in roots:
@@ -108,13 +109,13 @@ def find_tasks(data: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """One result in a line."""
+    """Return one result in a line."""
     metrics = results["metrics"]
     return f"{results['task']}: " + ", ".join(f"{name} {_cell([found])}" for name, found in metrics.items())
 
 
 def _cell(metrics: Sequence[dict[str, Any]]) -> str:
-    """Means and deviations in percent, as tables have them."""
+    """Return means and deviations in percent, as tables have them."""
     return " / ".join(
         "n/a" if found["mean"] is None
         else f"{100 * found['mean']:.2f}" + ("" if found["deviation"] is None else f" ± {100 * found['deviation']:.2f}")
@@ -154,7 +155,7 @@ def _markdown(rows: dict[str, dict[str, Any]], names: Sequence[str], protocol: P
 
 
 def _picture(rows: dict[str, dict[str, Any]], names: Sequence[str]) -> bytes:
-    """A PNG: the first metric of each task, a bar for each model, published scores as marks."""
+    """Return a PNG: the first metric of each task, a bar for each model, published scores as marks."""
     published = _published()["scores"]
     figure = Figure(figsize=(max(6.0, 1.5 * len(names)), 4.2), layout="constrained")
     axis = figure.subplots()

@@ -152,7 +152,7 @@ class Seed:
         return step in self._evaluated_at
 
     def evaluate(self, step: int, params: Params) -> Evaluation | None:
-        """Scores on the examples that choose. Raises RunError where no step since the last time was finite."""
+        """Return scores on the examples that choose. Raises RunError where no step since the last time was finite."""
         if not self._losses:
             raise RunError(self._diverged(f"no step before {step} was finite"))
         loss, self._losses = float(np.mean(self._losses)), []
@@ -166,7 +166,7 @@ class Seed:
         return Evaluation(known, line, -comparable(found[self._task.metrics[0]]))
 
     def is_enough(self) -> bool:
-        """Whether so many evaluations brought nothing better."""
+        """Return whether so many evaluations brought nothing better."""
         values = [comparable(found[self._task.metrics[0]]) for found in self.history]
         patience = self._training.patience
         return bool(patience and values) and len(values) - 1 - int(np.argmax(values)) >= patience
@@ -203,5 +203,5 @@ class Seed:
 
 
 def comparable(score: float) -> float:
-    """A score that is not a number, as a correlation with a constant, is the worst."""
+    """Return a score to compare: one that is not a number, as a correlation with a constant, is the worst."""
     return score if math.isfinite(score) else -1.0

@@ -26,7 +26,7 @@ class Split(NamedTuple):
     rows: int
 
     def summary(self) -> str:
-        """In one line, for people."""
+        """Return it in one line, for people."""
         said = (
             f"{len(self.examples):,} of {counted(self.rows, 'rows')} of {', '.join(path.name for path in self.files)}"
         )
@@ -35,7 +35,7 @@ class Split(NamedTuple):
         return f"{said} (left out: {reasons}: {', '.join(self.skipped.places)}{more})" if reasons else said
 
     def check_ids(self) -> None:
-        """Raises UserError where two questions have one id: a submission has one answer for each id."""
+        """Raise UserError where two questions have one id: a submission has one answer for each id."""
         ids = Counter(example.id for example in self.examples if isinstance(example, QuestionExample))
         if twice := [name for name, count in ids.items() if count > 1]:
             raise UserError(
@@ -45,7 +45,7 @@ class Split(NamedTuple):
 
 
 def find_files(task: Task, split: str, folder: Path) -> list[Path]:
-    """The files of a split that are there; empty where there are none."""
+    """Return the files of a split that are there; empty where there are none."""
     for names in getattr(task.files, split):
         paths = [folder / name for name in names.split()]
         if all(path.exists() for path in paths):
@@ -54,7 +54,7 @@ def find_files(task: Task, split: str, folder: Path) -> list[Path]:
 
 
 def read_split(task: Task, split: str, folder: Path) -> Split | None:
-    """A split of a task, or None where it has no file there.
+    """Return a split of a task, or None where it has no file there.
 
     Raises UserError, naming file and line, for what is not the task's layout.
     """
@@ -66,7 +66,7 @@ def read_split(task: Task, split: str, folder: Path) -> Split | None:
 
 
 def without_labels(task: Task, path: Path) -> Task:
-    """The task of a file that nobody need have labelled."""
+    """Return the task of a file that nobody need have labelled."""
     other = task.unlabelled
     if other.text and path.is_file() and other.text in next(lines_of(path), (0, ""))[1].split("\t"):
         return dataclasses.replace(task, columns=other, has_header=True)
@@ -74,12 +74,12 @@ def without_labels(task: Task, path: Path) -> Task:
 
 
 def any_tag(task: Task) -> Task:
-    """The task as its training file is read: whatever tags there are, for `labels` only names some of them."""
+    """Return the task as its training file is read: whatever tags there are, for `labels` only names some of them."""
     return dataclasses.replace(task, labels={}) if task.kind == "tagging" else task
 
 
 def read_files(task: Task, paths: list[Path]) -> Split:
-    """The examples of files of a task. Raises UserError as `read_split` does."""
+    """Return the examples of files of a task. Raises UserError as `read_split` does."""
     skipped = Skipped()
     examples: list[Any] = []
     rows = 0

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def read_squad(task: Task, path: Path, skipped: Skipped) -> Iterator[QuestionExample | None]:
-    """The questions of a file. Raises UserError, naming the question, for what is not in that layout."""
+    """Yield the questions of a file. Raises UserError, naming the question, for what is not in that layout."""
     del task
     whole = parsed(read_text(path), path)
     lost, moved = list[str](), list[str]()
@@ -61,7 +61,7 @@ def read_squad(task: Task, path: Path, skipped: Skipped) -> Iterator[QuestionExa
 
 
 def _member(value: Any, name: str, kind: type[T], where: str) -> T:
-    """value[name]. Raises UserError where that is not there, or of another kind."""
+    """Return value[name]. Raises UserError where that is not there, or of another kind."""
     word = {list: "a list", str: "text", int: "a number"}[kind]
     if not isinstance(value, dict):
         raise UserError(
@@ -89,7 +89,7 @@ def _answers_of(question: dict[str, Any], place: str) -> list[Any]:
 
 
 def _nearest(context: str, text: str, begin: int) -> int | None:
-    """Where `text` stands, as near to `begin` as may be."""
+    """Return where `text` stands, as near to `begin` as may be."""
     if not text:
         return None
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]

@@ -44,7 +44,7 @@ class Network(NamedTuple):
 
 
 def rates_of(training: Training, num_steps: int) -> OptimizerConfig:
-    """The optimizer's settings, in the terms of pretraining."""
+    """Return the optimizer's settings, in the terms of pretraining."""
     return OptimizerConfig(
         learning_rate=training.learning_rate,
         warmup_steps=round(num_steps * training.warmup_proportion),
@@ -55,7 +55,7 @@ def rates_of(training: Training, num_steps: int) -> OptimizerConfig:
 
 
 def optimizer_of(training: Training, num_layers: int, num_steps: int) -> optax.GradientTransformation:
-    """AdamW, as in pretraining or with bias correction, each layer with its own part of the learning rate."""
+    """Return AdamW, as in pretraining or with bias correction, each layer with its own part of the learning rate."""
     below_top = _BELOW_TOP[training.layer_decay_form]
     layers = scale_by_layer(training.layer_decay, num_layers, below_top)
     return optax.chain(make_optimizer(rates_of(training, num_steps), num_steps, training.bias_correction), layers)
@@ -75,7 +75,7 @@ class Steps(NamedTuple):
 
 
 def make_steps(network: Network, training: Training, num_steps: int, params: Params) -> Steps:
-    """`params` are arrays or their shapes."""
+    """Return the compiled steps; `params` are arrays or their shapes."""
     optimizer = optimizer_of(training, network.architecture.model.num_hidden_layers, num_steps)
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -136,7 +136,7 @@ def _encode(network: Network, params: Params, batch: Batch, seeds_B: jax.Array |
 
 
 def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
-    """What a batch's summed loss is divided by: 1, its examples, or its tags."""
+    """Return what a batch's summed loss is divided by: 1, its examples, or its tags."""
     if loss == "sum":
         return jnp.ones(())
     if is_tagging:
@@ -146,7 +146,7 @@ def _divisor(batch: Batch, loss: str, is_tagging: bool) -> jax.Array:
 
 
 def make_predict_step(network: Network) -> Callable[[Params, Batch], Outputs]:
-    """(params, batch) -> the head's outputs; compiled once for each length of a batch."""
+    """Return (params, batch) -> the head's outputs; compiled once for each length of a batch."""
     return jax.jit(
         functools.partial(apply, network),
         in_shardings=(None, batch_sharding(network.mesh)),
@@ -155,13 +155,13 @@ def make_predict_step(network: Network) -> Callable[[Params, Batch], Outputs]:
 
 
 def apply(network: Network, params: Params, batch: Batch) -> Outputs:
-    """The head's outputs, without dropout."""
+    """Return the head's outputs, without dropout."""
     hidden_BTD = _encode(network, params, batch, None)
     return network.head.predict(params, hidden_BTD, batch)
 
 
 def make_batch(network: Network, rows: Sequence[Row], indices: np.ndarray, batch_size: int, longest: int) -> Batch:
-    """These rows on the mesh; every process gives its part of them."""
+    """Return these rows on the mesh; every process gives its part of them."""
     batch = collate(rows, indices, batch_size, longest, network.pad_id, network.is_tagging)
     own = rows_of_process(network.mesh, batch_size)
     return global_batch(network.mesh, batch_size, own, {name: values[own] for name, values in batch.items()})
@@ -175,7 +175,7 @@ def predict_rows(
     batch_size: int,
     longest: int,
 ) -> list[dict[str, np.ndarray]]:
-    """The outputs of each row, in the order of the rows."""
+    """Return the outputs of each row, in the order of the rows."""
     found: list[dict[str, np.ndarray]] = [{}] * len(rows)
     batches = sorted_batches(rows, batch_size)
     with progress(len(batches), "predicting", "batches", delay=5, enabled=is_main()) as bar:

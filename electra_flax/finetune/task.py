@@ -196,21 +196,21 @@ class Training:
         )
 
     def steps_per_epoch(self, num_rows: int) -> int:
-        """The last batch of an epoch may be smaller."""
+        """Return the steps of an epoch, whose last batch may be smaller."""
         return -(-num_rows // self.batch_size)
 
     def num_steps(self, num_rows: int) -> int:
-        """Of all epochs."""
+        """Return the steps of all epochs."""
         return self.steps_per_epoch(num_rows) * self.epochs
 
 
 def task_names() -> list[str]:
-    """Those that come with the product."""
+    """Return the names of tasks that come with the product."""
     return sorted(path.name.removesuffix(".yaml") for path in (_FOLDER / "tasks").iterdir() if ".yaml" in path.name)
 
 
 def load_task(name: str) -> Task:
-    """One of the product's, or of a user's YAML file. Raises UserError."""
+    """Return one of the product's tasks, or of a user's YAML file. Raises UserError."""
     if name.endswith((".yaml", ".yml")):
         if not Path(name).exists():
             raise UserError(f"--task {name}: no such file")
@@ -225,7 +225,7 @@ def load_task(name: str) -> Task:
 
 
 def load_training(name: str, task: Task, preset: str, sizes: ModelConfig, overrides: Sequence[str]) -> Training:
-    """Hyperparameters of a task for a model: the preset's, the task's own, the user's. Raises UserError."""
+    """Return hyperparameters of a task for a model: the preset's, the task's own, the user's. Raises UserError."""
     presets = yaml.safe_load((_FOLDER / "presets.yaml").read_text())
     preset = preset or task.preset
     if preset not in presets:

@@ -31,7 +31,7 @@ class Attend(Protocol):
         num_heads: int,
         rate: float,
     ) -> jax.Array:
-        """context_BTD in the type of the query; softmax in float32; no dropout without seeds."""
+        """Return context_BTD in the type of the query; softmax in float32; no dropout without seeds."""
         ...
 
 
@@ -45,7 +45,7 @@ def xla_attention(
     num_heads: int,
     rate: float,
 ) -> jax.Array:
-    """The plain form, for any device and any shape; see Attend."""
+    """Return the plain form, for any device and any shape; see Attend."""
     batch, tokens, width = query_BTD.shape
 
     def heads(x: jax.Array) -> jax.Array:
@@ -60,5 +60,5 @@ def xla_attention(
 
 
 def mask_bias(attention_mask_BS: jax.Array) -> jax.Array:
-    """0 for tokens, -10000 for padding, float32."""
+    """Return 0 for tokens, -10000 for padding, float32."""
     return (1.0 - attention_mask_BS.astype(jnp.float32)) * MASK_BIAS

@@ -32,8 +32,9 @@ _TOLERANCE = 0.03  # of the largest number: a few roundings to bfloat16
 
 
 def choose_attention(architecture: Architecture, tokens: int, mesh: Mesh, check: bool = True) -> Attend:
-    """The kernel on TPUs where the shapes of rows of so many tokens allow it and `check` finds it sound in all
-    processes; plain attention elsewhere.
+    """Return the kernel where it takes rows of so many tokens and `check` finds it sound in all processes.
+
+    Plain attention elsewhere, and on all that is no TPU.
 
     All processes must ask at the same time, and get the same answer.
     """
@@ -56,7 +57,7 @@ def _has_kernel(architecture: Architecture, tokens: int, mesh: Mesh) -> bool:
 
 
 def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh) -> str:
-    """The first thing that is wrong with the kernel on this process's device, in training or evaluation, or ""."""
+    """Return the first thing wrong with the kernel on this process's device, in training or evaluation, or ""."""
     for trained in kernel_specs(architecture, tokens, mesh):
         for spec in dict.fromkeys((trained, dataclasses.replace(trained, rate=0.0))):
             num_heads = spec.num_heads * mesh.shape["tensor"]
@@ -69,7 +70,7 @@ def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh) -> str:
 
 
 def kernel_specs(architecture: Architecture, tokens: int, mesh: Mesh) -> tuple[Spec, ...]:
-    """The kernels that training on the mesh uses: discriminator's and generator's, where they differ."""
+    """Return the kernels that training on the mesh uses: discriminator's and generator's, where they differ."""
     # Kernels for v2 and v3 cannot multiply bfloat16; float32 operands are rounded the same way there.
     device = mesh.devices.flat[0]
     old = device.device_kind in ("TPU v2", "TPU v3")
@@ -97,7 +98,7 @@ def _fits(model: ModelConfig, tokens: int, mesh: Mesh) -> bool:
 
 
 def find_problem(spec: Spec, dtype: DTypeLike, num_heads: int) -> str | None:
-    """Runs the kernel on a small random input of that type: values, gradients and dropout against plain attention.
+    """Run the kernel on a small random input of that type: values, gradients and dropout against plain attention.
 
     `num_heads` are those of all devices; each device's share of them is checked. Returns what is wrong in a few words,
     or None. Whatever the kernel raises is such a problem.
@@ -116,7 +117,7 @@ def find_problem(spec: Spec, dtype: DTypeLike, num_heads: int) -> str | None:
 
 
 def _comparison(spec: Spec, dtype: DTypeLike) -> Callable[[int], tuple[str | None, np.ndarray]]:
-    """(a device's first head) -> what is wrong with values or gradients, and the weights kept, bool [B, H, S, T]."""
+    """Return (a device's first head) -> what is wrong with values or gradients, and weights kept, bool [B, H, S, T]."""
     mask_BS, seeds_B = _mask(spec), jnp.arange(1, 1 + _ROWS, dtype=jnp.int32)
 
     @jax.jit
@@ -152,7 +153,7 @@ def _comparison(spec: Spec, dtype: DTypeLike) -> Callable[[int], tuple[str | Non
 
 
 def _first_difference(pairs: Iterable[tuple[jax.Array, jax.Array]]) -> str | None:
-    """Of values and the gradients of queries, keys and values, beside those of plain attention."""
+    """Return the first difference from plain attention: of values, or of gradients of queries, keys and values."""
     names = ("values", "gradients of queries", "gradients of keys", "gradients of values")
     for name, (our, their) in zip(names, pairs, strict=True):
         error = float(jnp.abs(our.astype(jnp.float32) - their).max() / jnp.abs(their).max())
@@ -162,7 +163,7 @@ def _first_difference(pairs: Iterable[tuple[jax.Array, jax.Array]]) -> str | Non
 
 
 def _wrong_dropout(spec: Spec, keep_BHST: np.ndarray) -> str | None:
-    """What is wrong with which weights survive, over all heads: their share, and that no two heads are the same."""
+    """Return what is wrong with which weights survive, over all heads: their share, and that no two are the same."""
     visible_BHST = np.broadcast_to(np.asarray(_mask(spec))[:, None, :, None] == 1, keep_BHST.shape)
     total = int(visible_BHST.sum())
     rate = 1 - int((keep_BHST & visible_BHST).sum()) / total
@@ -176,7 +177,7 @@ def _wrong_dropout(spec: Spec, keep_BHST: np.ndarray) -> str | None:
 
 
 def _mask(spec: Spec) -> jax.Array:
-    """The first row sees all keys, the others half of them."""
+    """Return a mask of which the first row sees all keys, the others half of them."""
     length_B = np.where(np.arange(_ROWS) == 0, spec.tokens, spec.tokens // 2)
     return jnp.asarray(np.arange(spec.tokens)[None, :] < length_B[:, None], jnp.int32)
 

@@ -33,7 +33,9 @@ FORWARD_NAME, BACKWARD_NAME = "electra_attention_forward", "electra_attention_ba
 _LOG2_E = math.log2(math.e)  # the hardware's exponential is 2^x
 _COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))  # two cores of a v4 share the rows
 _LANES, _SUBLANES = 128, 8
-_NN, _NT = ((1,), (0,)), ((1,), (1,))  # contracted dimensions of a matrix product
+# Contracted dimensions of a matrix product. The left side is never contracted over its rows: where its transpose is
+# needed it is written out, of a [K, S] piece and never of a [S, T] one.
+_NN, _NT = ((1,), (0,)), ((1,), (1,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Spec:
 
     @property
     def heads_per_step(self) -> int:
-        """Enough work to hide a grid step's start, not so much that scores of all heads overflow the core's memory."""
+        """Return enough heads to hide a grid step's start, not so many that their scores overflow the core's memory."""
         fitting = [
             number
             for number in range(1, self.num_heads + 1)
@@ -62,7 +64,8 @@ class Spec:
 
 
 def supports(tokens: int, head_size: int) -> bool:
-    """Whether the kernel takes these shapes: whole tiles, and one head's scores within the core's memory."""
+    """Return whether the kernel takes these shapes: whole tiles, and one head's scores within the core's memory."""
+    # Heads begin at whole registers, which hold 2 * _SUBLANES rows of bfloat16.
     return tokens % _LANES == 0 and tokens <= 512 and head_size % (2 * _SUBLANES) == 0
 
 
@@ -76,7 +79,7 @@ def attend_local(
     seeds_B: jax.Array,
     first_head_1: jax.Array,
 ) -> jax.Array:
-    """context_BDT of one device's rows and heads, of which the first has the number first_head_1 (int32) of all."""
+    """Return context_BDT of one device's rows and heads, the first of which is number first_head_1 (int32) of all."""
     return _forward(spec, query_BDT, key_BDS, value_BDS, attention_mask_BS, seeds_B, first_head_1)[0]
 
 
@@ -123,12 +126,15 @@ attend_local.defvjp(_forward, _backward)
 
 
 def _bias_rows(attention_mask_BS: jax.Array) -> jax.Array:
-    """The mask as extra rows of the keys, met by ones in the queries: the matrix unit adds it at no cost."""
+    """Return the mask as extra rows of the keys, met by ones in the queries: the matrix unit adds it at no cost."""
+    # One row says it all; seven of zeros fill the register, so that it can be joined to the keys as it is.
     bias_BS = mask_bias(attention_mask_BS) * _LOG2_E
     return jnp.pad(bias_BS[:, None, :], ((0, 0), (0, _SUBLANES - 1), (0, 0)))
 
 
 def _blocks(spec: Spec, batch: int) -> tuple[tuple[int, int], pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
+    # A grid step is `number` heads of one row of the batch. Steps of a row follow each other, so its bias is fetched
+    # once; seeds and the first head's number are scalars, which the core has before the first step (prefetch).
     number = spec.heads_per_step
     grid = (batch, spec.num_heads // number)
     heads = pl.BlockSpec((1, number * spec.head_size, spec.tokens), lambda row, step, *_: (row, step, 0))
@@ -150,8 +156,10 @@ def _forward_kernel(
         total_1T = weight_ST.sum(axis=0, keepdims=True)
         if spec.rate:
             weight_ST = jnp.where(_keep(spec, seeds, first_head, head), weight_ST, 0.0)
+        # Normalised and scaled after the product, where [K, T] is a fraction of [S, T].
         context_KT = _dot(spec, value_KS, weight_ST, _NN) * (keep_scale / total_1T)
         context[0, rows, :] = context_KT.astype(context.dtype)
+        # All that the backward pass needs of the softmax: 2^(score - statistic) is the weight, already normalised.
         statistic[0, 0, head : head + 1, :] = maximum_1T + jnp.log2(total_1T)
 
 
@@ -166,6 +174,8 @@ def _backward_kernel(
             part[0, rows, :].astype(jnp.float32) for part in (query, key, value, context, context_grad)
         )
         weight_ST = jnp.exp2(_scores(spec, bias, query, key, rows) - statistic[0, 0, head : head + 1, :])
+        # The softmax's gradient takes from each weight's gradient their mean, weighed by the weights. With or without
+        # dropout that is context . gradient: a sum over K instead of one over S.
         along_1T = (context_KT * grad_KT).sum(axis=0, keepdims=True)
         grad_KT *= keep_scale
         weight_grad_ST = _dot(spec, value_KS.T, grad_KT, _NN)
@@ -175,6 +185,7 @@ def _backward_kernel(
             dropped_ST = jnp.where(keep_ST, weight_ST, 0.0)
             weight_grad_ST = jnp.where(keep_ST, weight_grad_ST, 0.0)
         value_grad[0, rows, :] = _dot(spec, grad_KT, dropped_ST, _NT).astype(value_grad.dtype)
+        # Of scores in natural units, so the products below take queries and keys without the log 2 of `_scores`.
         score_grad_ST = weight_ST * (weight_grad_ST - along_1T)
         scale = 1.0 / math.sqrt(spec.head_size)
         key_grad[0, rows, :] = (_dot(spec, query_KT, score_grad_ST, _NT) * scale).astype(key_grad.dtype)
@@ -182,8 +193,9 @@ def _backward_kernel(
 
 
 def _scores(spec: Spec, bias: Any, query: Any, key: Any, rows: slice) -> jax.Array:
-    """Scores in units of log 2, mask added, [S, T]."""
+    """Return scores in units of log 2, mask added, [S, T]."""
     query_KT = query[0, rows, :].astype(jnp.float32) * (_LOG2_E / math.sqrt(spec.head_size))
+    # Ones meet the row of the bias. Heads of 64 leave half of the matrix unit's depth of 128 idle: 8 more are free.
     is_first = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, spec.tokens), 0) == 0
     key_KS = jnp.concatenate([key[0, rows, :].astype(jnp.float32), bias[0]])
     query_KT = jnp.concatenate([query_KT, is_first.astype(jnp.float32)])
@@ -191,14 +203,17 @@ def _scores(spec: Spec, bias: Any, query: Any, key: Any, rows: slice) -> jax.Arr
 
 
 def _keep(spec: Spec, seeds: Any, first_head: Any, head: int) -> jax.Array:
-    """Which weights survive dropout, bool [S, T]; the same in both passes."""
+    """Return which weights survive dropout, bool [S, T]; the same in both passes."""
     row, step = pl.program_id(0), pl.program_id(1)
+    # The head's number among those of all devices, so that none draws what another draws.
     number = first_head[0] + step * spec.heads_per_step + head
     shape = (spec.tokens, spec.tokens)
     if spec.interpret:
         key, token = (jax.lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (0, 1))
         bits = randomness.random_bits((number * spec.tokens + token) * spec.tokens + key, seeds[row])
     else:
+        # Seeded anew for each head: the bits do not depend on what the core drew before, so that the backward pass can
+        # draw them again instead of reading [S, T] of them.
         pltpu.prng_seed(seeds[row], number)
         bits = pltpu.prng_random_bits(shape)
     return bits < randomness.keep_below(spec.rate)
@@ -212,7 +227,7 @@ def _dot(
 
 
 def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = False) -> Attend:
-    """The kernel over a mesh: each device computes its rows (data, fsdp) and its heads (tensor)."""
+    """Return the kernel over a mesh: each device computes its rows (data, fsdp) and its heads (tensor)."""
 
     def attend(
         query_BTD: jax.Array,
@@ -244,6 +259,7 @@ def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = Fals
 
         rows = BATCH_SPEC[0]
         wide, narrow = PartitionSpec(rows, "tensor", None), PartitionSpec(rows)
+        # No check of what varies over which axes: a kernel's results do not say.
         sharded = jax.shard_map(
             local, mesh=mesh, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False
         )

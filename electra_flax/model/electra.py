@@ -72,18 +72,18 @@ class _Electra(nn.Module):
         return hidden_BTD
 
     def discriminate(self, *inputs: Any) -> jax.Array:
-        """Of the inputs of `encode`."""
+        """Return logits_BT for the inputs of `encode`."""
         return self.discriminator_predictions(self.encode(*inputs))
 
     def __call__(self, input_ids_BT: jax.Array) -> None:
-        """Touches every parameter, for init."""
+        """Touch every parameter, for init."""
         self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], None)
         if self.architecture.has_discriminator_head:
             self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, None)
 
 
 def init(architecture: Architecture, key: jax.Array) -> Params:
-    """Fresh float32 parameters (docs/semantics.md, section 8: truncated normal; two Glorot uniform kernels)."""
+    """Return fresh float32 parameters (docs/semantics.md, section 8: truncated normal; two Glorot uniform kernels)."""
     params: Params = _Electra(architecture).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
     return params
 
@@ -98,7 +98,7 @@ def apply_generator(
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
 ) -> jax.Array:
-    """Masked-LM logits_BMV float32 at the given positions; no dropout without seeds."""
+    """Return masked-LM logits_BMV float32 at the given positions; no dropout without seeds."""
     logits_BMV = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM, seeds_B,
         method="generate",
@@ -115,7 +115,7 @@ def apply_discriminator(
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
 ) -> jax.Array:
-    """Replaced-token logits_BT float32; no dropout without seeds."""
+    """Return replaced-token logits_BT float32; no dropout without seeds."""
     logits_BT = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="discriminate"
     )
@@ -131,8 +131,10 @@ def apply_encoder(
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
 ) -> jax.Array:
-    """hidden_BTD of the discriminator's last layer, in compute_dtype, for a head of fine-tuning; no dropout without
-    seeds."""
+    """Return hidden_BTD of the discriminator's last layer, in compute_dtype, for a head of fine-tuning.
+
+    No dropout without seeds.
+    """
     hidden_BTD = _Electra(architecture, attend).apply(
         {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="encode"
     )
@@ -147,8 +149,10 @@ def apply_with_layers(
     attention_mask_BT: jax.Array,
     token_type_ids_BT: jax.Array,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Input of the first layer and output of each, [B, T, D], and the logits at all positions, of the "discriminator"
-    [B, T] or the "generator" [B, T, V]."""
+    """Return the first layer's input and each layer's output, [B, T, D], and the logits at all positions.
+
+    Those of the "discriminator" are [B, T], of the "generator" [B, T, V].
+    """
     positions_BT = jnp.broadcast_to(jnp.arange(input_ids_BT.shape[1])[None, :], input_ids_BT.shape)
     arguments = [input_ids_BT, attention_mask_BT, token_type_ids_BT]
     if part == "generator":

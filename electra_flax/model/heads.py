@@ -24,14 +24,14 @@ _OUTSIDE = -1000.0  # added to the logit of a token that cannot be of an answer
 
 
 def init_head(head: nn.Module, width: int, key: jax.Array) -> Params:
-    """Fresh float32 parameters of a head over hidden states of this width."""
+    """Return fresh float32 parameters of a head over hidden states of this width."""
     hidden_BTD, ones_BT = jnp.zeros((1, 2, width), jnp.float32), jnp.ones((1, 2), jnp.int32)
     params: Params = head.init(key, hidden_BTD, {"token_type_ids": ones_BT, "attention_mask": ones_BT})["params"]
     return params
 
 
 def apply_head(head: nn.Module, params: Params, *inputs: Any, method: str = "__call__") -> Any:
-    """What a method of the head gives; `params` may hold the encoder's too."""
+    """Return what a method of the head gives; `params` may hold the encoder's too."""
     return head.apply({"params": params}, *inputs, method=method)
 
 
@@ -104,11 +104,11 @@ class OriginalAnswers(nn.Module):
         self.task_specific = _AnswerLayers()
 
     def __call__(self, hidden_BTD: jax.Array, batch: Any) -> Any:
-        """Touches every parameter, for init."""
+        """Touch every parameter, for init."""
         return self.start(hidden_BTD, batch), self.end(hidden_BTD[:, 0], hidden_BTD, batch)
 
     def start(self, hidden_BTD: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Logits of the first token [B, T], and that there is no answer [B]."""
+        """Return logits of the first token [B, T], and that there is no answer [B]."""
         hidden_BTD = hidden_BTD.astype(jnp.float32)
         start_BT = self.task_specific.dense(hidden_BTD)[..., 0] + _outside(batch)
         mean_BD = jnp.einsum("BT,BTD->BD", jax.nn.softmax(start_BT), hidden_BTD)
@@ -116,11 +116,11 @@ class OriginalAnswers(nn.Module):
         return start_BT, self.task_specific.dense_3(_gelu(self.task_specific.dense_2(whole_BD)))[..., 0]
 
     def end(self, first_BD: jax.Array, hidden_BTD: jax.Array, batch: Any) -> jax.Array:
-        """Logits of the last token [B, T] for the hidden state of a first one."""
+        """Return logits of the last token [B, T] for the hidden state of a first one."""
         return self._last(first_BD, hidden_BTD.astype(jnp.float32)) + _outside(batch)
 
     def beams(self, hidden_BTD: jax.Array, batch: Any) -> dict[str, jax.Array]:
-        """The likeliest first tokens, and the likeliest last tokens of each, with their log-probabilities."""
+        """Return the likeliest first tokens, and the likeliest last tokens of each, with their log-probabilities."""
         hidden_BTD = hidden_BTD.astype(jnp.float32)
         start_BT, impossible_B = self.start(hidden_BTD, batch)
         beams = min(_BEAMS, start_BT.shape[1])
@@ -135,7 +135,7 @@ class OriginalAnswers(nn.Module):
         }  # fmt: skip
 
     def _last(self, first: jax.Array, hidden: jax.Array) -> jax.Array:
-        """[..., D] and [..., T, D] -> [..., T]."""
+        """Return logits [..., T] of the last token, from states of the first [..., D] and of all [..., T, D]."""
         first = jnp.broadcast_to(first[..., None, :], hidden.shape)
         x = _gelu(self.task_specific.qa_hidden(jnp.concatenate([first, hidden], axis=-1)))
         return self.task_specific.dense_1(x)[..., 0]
@@ -153,6 +153,6 @@ class _AnswerLayers(nn.Module):
 
 
 def _outside(batch: Any) -> jax.Array:
-    """What is added to logits [B, T]: an answer lies in the context, or at [CLS] where there is none."""
+    """Return what is added to logits [B, T]: an answer lies in the context, or at [CLS] where there is none."""
     inside_BT: jax.Array = (batch["token_type_ids"] * batch["attention_mask"]).at[:, 0].add(1)
     return _OUTSIDE * (1.0 - inside_BT)

@@ -31,7 +31,7 @@ _PHI = (0.79595518, 0.038135070, -0.00052794081, 6.3985372e-06, -3.2708044e-08)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact form, x * Phi(x), computed in float32; for bfloat16 to within its rounding.
+    """Return the exact form, x * Phi(x), computed in float32; for bfloat16 to within its rounding.
 
     Phi is the dearest elementwise function of the model, so the derivative is taken in the forward pass, where it
     costs little more, and kept in the type of x instead of x.
@@ -60,7 +60,7 @@ gelu.defvjp(_gelu_and_slope, lambda slope, grad: (grad * slope,))
 
 
 def truncated_normal(config: ModelConfig) -> Initializer:
-    """TensorFlow's: cut at two deviations and not rescaled, so the real deviation is 0.88 of the parameter."""
+    """Return TensorFlow's: cut at two deviations and not rescaled, so the real deviation is 0.88 of the parameter."""
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del out_sharding
@@ -74,7 +74,7 @@ def fold_in(seeds_B: jax.Array | None, number: int) -> jax.Array | None:
 
 
 def dot_gelu_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """dot_rows of gelu(x); in float32, x is all that is kept of its size for the gradient.
+    """Return dot_rows of gelu(x); in float32, x is all that is kept of its size for the gradient.
 
     In bfloat16, which is a TPU's, computing GELU again would take longer than reading it.
     """
@@ -120,13 +120,13 @@ class Dense(nn.Module):
 def dense(
     features: int, config: ModelConfig, dtype: DTypeLike, name: str = "dense", dot: DotGeneral = dot_rows
 ) -> Dense:
-    """A dense layer as all but two are: truncated normal kernel, bias 0."""
+    """Return a dense layer as all but two are: truncated normal kernel, bias 0."""
     return Dense(features, dtype, truncated_normal(config), dot, name=name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
-    """Normalises the last dimension in float32 with the biased variance; the result has the type of x.
+    """Normalise the last dimension in float32 with the biased variance; the result has the type of x.
 
     The gradient is written out: two sums over each row, and x is all that is kept of its size.
     """

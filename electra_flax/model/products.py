@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 
 def dot_rows(x: jax.Array, kernel: jax.Array, contracted: int = 0, result: DTypeLike | None = None) -> jax.Array:
-    """Contracts the last dimension of x with dimension `contracted` of a matrix, which is cast to the type of x.
+    """Contract the last dimension of x with dimension `contracted` of a matrix, which is cast to the type of x.
 
     `result` is the type of the product, that of x where it is None. All other dimensions of x become one: XLA's CPU
     compiler transposes operands of more than two dimensions in memory for the kernel's gradient, and folds a matrix's
@@ -47,7 +47,7 @@ _product.defvjp(lambda rows, kernel, *fixed: (_product(rows, kernel, *fixed), (r
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias_D: jax.Array) -> jax.Array:
-    """x + bias over the last dimension, in the type of x."""
+    """Return x + bias over the last dimension, in the type of x."""
     return x + bias_D.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 

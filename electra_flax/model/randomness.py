@@ -25,17 +25,17 @@ _XOR_1, _XOR_2 = 0xC761C23C, 0xB55A4F09
 
 
 def row_seeds(key: jax.Array, num_rows: int) -> jax.Array:
-    """One seed for each row of the global batch, int32 [B]."""
+    """Return one seed for each row of the global batch, int32 [B]."""
     return jax.lax.bitcast_convert_type(jax.random.bits(key, (num_rows,)), jnp.int32)
 
 
 def fold_in(seeds_B: jax.Array, number: int) -> jax.Array:
-    """Seeds of their own for a numbered place in the network, int32 [B]."""
+    """Return seeds of their own for a numbered place in the network, int32 [B]."""
     return random_bits(jnp.full_like(seeds_B, number), seeds_B)
 
 
 def random_bits(position: jax.Array, seed: jax.Array) -> jax.Array:
-    """32 bits for each position, int32; `seed` broadcasts against `position`."""
+    """Return 32 bits for each position, int32; `seed` broadcasts against `position`."""
 
     def shift_left(x: jax.Array, by: int) -> jax.Array:
         return jax.lax.shift_left(x, jnp.int32(by))
@@ -58,18 +58,19 @@ def random_bits(position: jax.Array, seed: jax.Array) -> jax.Array:
 
 
 def uniform(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
-    """Numbers in [0, 1) of 23 random bits each, float32 [B, ...]."""
+    """Return numbers in [0, 1) of 23 random bits each, float32 [B, ...]."""
+    # The bits of a number in [1, 2): the exponent of 1, then 23 random bits. No division, no rounding up to 1.
     mantissa = jax.lax.shift_right_logical(_bits_of_rows(shape, seeds_B), jnp.int32(9)) | jnp.int32(0x3F800000)
     return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1.0
 
 
 def keep_below(rate: float) -> int:
-    """Bits below this are kept, as a signed number; one rule for every implementation."""
+    """Return the number below which bits are kept, as a signed one; one rule for every implementation."""
     return min(round((1.0 - rate) * 2**32) - 2**31, 2**31 - 1)
 
 
 def dropout(x: jax.Array, rate: float, seeds_B: jax.Array | None) -> jax.Array:
-    """Zeroes each number of x [B, ...] with probability `rate` and scales the others by 1 / (1 - rate).
+    """Zero each number of x [B, ...] with probability `rate` and scale the others by 1 / (1 - rate).
 
     Without seeds, or at rate 0, x itself.
     """
@@ -80,6 +81,7 @@ def dropout(x: jax.Array, rate: float, seeds_B: jax.Array | None) -> jax.Array:
 
 
 def _bits_of_rows(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
+    # Positions are counted within a row; the seed tells the rows apart, wherever in the batch they lie.
     strides = [math.prod(shape[dim + 1 :]) for dim in range(1, len(shape))]
     position = sum(
         jax.lax.broadcasted_iota(jnp.int32, shape, dim) * stride for dim, stride in enumerate(strides, start=1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def argmax_last(x: jax.Array) -> jax.Array:
-    """Index of the first maximum along the last dimension, int32; carries no gradient. NaN anywhere: the size.
+    """Return the index of the first maximum along the last dimension, int32; no gradient. NaN anywhere: the size.
 
     jnp.argmax reduces pairs of value and index, which XLA's CPU compiler cannot vectorise: four times slower over a
     vocabulary.

@@ -22,6 +22,11 @@ BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
 # (regex over "a/b/c" parameter names, spec); the first match decides, and every parameter must match one.
 # Optimizer moments have the same names below another root, so the same rules place them.
+#
+# tensor: the first matrix of a pair (query, key and value; intermediate) is split by its outputs, the second (output)
+# by its inputs. What lies between them, whole heads or units of the feed-forward part, stays on its device, and one
+# all-reduce of [B, T, D] after each pair is all that crosses. The vocabulary is split by its words.
+# fsdp: the other dimension is split, only to save memory; such weights are gathered before they are used.
 SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"word_embeddings/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"(position|token_type)_embeddings/embedding$", PartitionSpec(None, "fsdp")),
@@ -40,7 +45,7 @@ SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices. Raises UserError where the axes do not multiply to their number."""
+    """Arrange the devices. Raises UserError where the axes do not multiply to their number."""
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
@@ -61,7 +66,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
-    """Raises UserError where a slice of the batch cannot be cut evenly over the devices."""
+    """Raise UserError where a slice of the batch cannot be cut evenly over the devices."""
     replicas = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = replicas * accumulation_steps
     if batch_size % unit:
@@ -74,12 +79,12 @@ def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over data and fsdp, everything else whole."""
+    """Return a sharding with rows split over data and fsdp, everything else whole."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 
 def rows_of_process(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
-    """Which rows of a global batch the devices of a process hold (None: of this one), ascending.
+    """Return which rows of a global batch the devices of a process hold (None: of this one), ascending.
 
     A mesh follows the links between chips, so on many slices these rows are not one block: v4-16 has its two
     processes' devices in turn.
@@ -94,10 +99,11 @@ def rows_of_process(mesh: Mesh, batch_size: int, process: int | None = None) -> 
 
 
 def global_batch(mesh: Mesh, batch_size: int, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Batch:
-    """The arrays of a batch over the mesh; this process gives of each those `rows` that rows_of_process names."""
+    """Return a batch's arrays over the mesh; this process gives of each those `rows` that rows_of_process names."""
 
     def whole_of(array: np.ndarray) -> jax.Array:
         def part(place: Any) -> np.ndarray:
+            # A device's rows are one block of the batch, and so one block of `rows`, which are ascending.
             start, stop, _ = place[0].indices(batch_size)
             first = np.searchsorted(rows, start)
             return array[first : first + stop - start]
@@ -108,12 +114,12 @@ def global_batch(mesh: Mesh, batch_size: int, rows: np.ndarray, arrays: Mapping[
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """Everything on every device, so that every process can read it."""
+    """Return a sharding with everything on every device, so that every process can read it."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf of params, optimizer state or a whole TrainState (arrays or shapes)."""
+    """Return a NamedSharding for every leaf of params, optimizer state or a whole TrainState (arrays or shapes)."""
     return jax.tree.map(
         lambda name, leaf: NamedSharding(mesh, _fit(rule_for(name)[1], leaf.shape, mesh)),
         tree_names(tree),
@@ -122,7 +128,7 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def rule_for(name: str) -> tuple[str, PartitionSpec]:
-    """The first rule that matches; an uncovered parameter is our mistake."""
+    """Return the first rule that matches; an uncovered parameter is our mistake."""
     for pattern, spec in SHARDING_RULES:
         if re.search(pattern, name):
             return pattern, spec
@@ -130,7 +136,7 @@ def rule_for(name: str) -> tuple[str, PartitionSpec]:
 
 
 def coverage_report(params: Any) -> str:
-    """Which rule took how many parameters, a line each: pattern, axes, arrays, numbers."""
+    """Return which rule took how many parameters, a line each: pattern, axes, arrays, numbers."""
     counts: dict[str, list[int]] = {}
     leaves = zip(jax.tree.leaves(tree_names(params)), jax.tree.leaves(params), strict=True)
     for name, leaf in leaves:
@@ -149,6 +155,6 @@ def coverage_report(params: Any) -> str:
 
 
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Drops an axis that does not divide its dimension: that dimension stays whole."""
+    """Drop an axis that does not divide its dimension: that dimension stays whole."""
     axes = (axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False))
     return PartitionSpec(*axes)

@@ -71,7 +71,7 @@ class Compiled:
 
 
 def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Compiled:
-    """The train step compiled for the mesh, from the cache where the same program was compiled before."""
+    """Return the train step compiled for the mesh, from the cache where the same program was compiled before."""
     state = step.abstract_state(config)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -82,6 +82,7 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
     lowered = train_step.trace(state, step.abstract_batch(config, batch_sharding(mesh))).lower(
         lowering_platforms=("tpu",)
     )
+    # Traced anew each time: only the program itself, not the configuration or the source, says whether it changed.
     path = cache_folder() / f"{_program_hash(lowered.as_text(), where)}.json.gz"
     if (cached := _read_cache(path)) is not None:
         return cached
@@ -120,7 +121,7 @@ def _compile(lowered: Any, where: Slice) -> Compiled:
 
 
 def _needed_bytes(message: str) -> int:
-    """From "Used 25.31G of 15.48G hbm" or "required for HLO temporaries (18.00G) exceeds available HBM"."""
+    """Return the bytes in "Used 25.31G of 15.48G hbm" or "for HLO temporaries (18.00G) exceeds available HBM"."""
     match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|temporaries \(([\d.]+)([KMGT])\)", message)
     if not match:
         raise RunError(f"the compiler ran out of memory in a way that plan does not know: {message.splitlines()[0]}")
@@ -134,7 +135,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _clock(label: str, usual_seconds: float) -> Iterator[None]:
-    """Shows the time that passes beside the usual one: the compiler does not say how far it is."""
+    """Show the time that passes beside the usual one: the compiler does not say how far it is."""
     started, done = time.monotonic(), threading.Event()
     usual = f"{label}: usually about {max(1, round(usual_seconds / 60))} min on two cores, more on a busy machine"
     is_terminal = sys.stderr.isatty()
@@ -160,7 +161,7 @@ def _clock(label: str, usual_seconds: float) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Compiled programs, by hash; safe to delete."""
+    """Return the folder of compiled programs, by hash; safe to delete."""
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return root / "electra-flax" / "plan"
 

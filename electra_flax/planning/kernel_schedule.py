@@ -39,7 +39,7 @@ COMPILER_ENVIRONMENT: Mapping[str, str] = {
 
 
 def schedule_cycles(topology_name: str, kernels: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """{instruction name and result type: cycles of its whole grid} of each kernel, both directions.
+    """Return {instruction name and result type: cycles of its whole grid} of each kernel, both directions.
 
     A kernel is {"rows": B, "spec": fields of attention_kernel.Spec}. Raises RunError where the compiler fails.
     """
@@ -62,7 +62,7 @@ def schedule_cycles(topology_name: str, kernels: Sequence[Mapping[str, Any]]) ->
 
 
 def bundle_cycles(text: str) -> int:
-    """Cycles of one pass through a kernel's final bundles."""
+    """Return cycles of one pass through a kernel's final bundles."""
     return len(_BUNDLE.findall(text)) + sum(int(cycles) for cycles in _DELAY.findall(text))
 
 

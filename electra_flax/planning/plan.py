@@ -89,7 +89,7 @@ class Plan:
 
 
 def make_plan(phase: Phase, accelerator_type: str, dollars_per_hour: float | None = None, explain: int = 0) -> Plan:
-    """Compiles the train step for the slice and predicts from the result; `explain` lists so many operations.
+    """Compile the train step for the slice and predict from the result; `explain` lists so many operations.
 
     Days and dollars are those of the phase. Where it does not fit, `ways_out` holds changes with which
     it does, each compiled too.
@@ -174,7 +174,7 @@ def _mesh(config: Config, where: Slice) -> Mesh:
 
 
 def part_of(cost: Cost) -> str:
-    """Which line of the table an operation belongs to."""
+    """Return which line of the table an operation belongs to."""
     if cost.basis == "collective":
         return "collectives"
     if cost.basis == "kernel schedule":
@@ -190,7 +190,7 @@ def _grouped(costs: Sequence[Cost], group: Callable[[Cost], str]) -> dict[str, f
 
 
 def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
-    """Operations that differ only in their layer are one."""
+    """Yield the costliest operations; those that differ only in their layer are one."""
     groups: dict[tuple[str, str, str], list[float]] = {}
     for cost in costs:
         path = re.sub(r"/layer/\d+/", "/layer/*/", cost.instruction.op_name) or cost.instruction.opcode
@@ -206,7 +206,7 @@ def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
 
 
 def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | None) -> Iterator[dict[str, Any]]:
-    """Accumulation, parameters split over devices, a larger slice: of each the first that fits, compiled."""
+    """Yield of accumulation, parameters split over devices and a larger slice the first that fits, each compiled."""
     config = phase.config
     working = plan.memory["needed"] - _state_bytes(config, where)  # grows with a device's rows
     sharded = _with_mesh(config, data=1, fsdp=-1)
@@ -215,8 +215,9 @@ def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | 
         room = where.generation.memory_bytes - _STATE_AND_GRADIENTS * _state_bytes(start, where)
         if room <= 0 and not larger:
             continue
-        least = 1 if start is sharded else 2
+        least = 1 if start is sharded else 2  # what is split over devices may fit without more slices of the batch
         parts = max(least, 2 ** math.ceil(math.log2(max(1.0, working / room)))) if room > 0 else least
+        # Not all of the working memory shrinks with a device's rows, so the estimate may be too low.
         for factor in (parts, 2 * parts, 4 * parts):
             try:
                 place, changed = _larger(where, factor), start
@@ -234,7 +235,7 @@ def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | 
 
 
 def _state_bytes(config: Config, where: Slice) -> int:
-    """Parameters and optimizer state on each device."""
+    """Return parameters and optimizer state on each device."""
     state = step.abstract_state(config)
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, _mesh(config, where))), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)

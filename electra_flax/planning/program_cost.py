@@ -47,7 +47,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The JAX primitive's path through the modules: jit(train_step)/jvp(...)/.../dot_general."""
+        """Return the JAX primitive's path through the modules: jit(train_step)/jvp(...)/.../dot_general."""
         match = _OP_NAME.search(self.text)
         return match[1] if match else ""
 
@@ -62,7 +62,7 @@ class Instruction:
         return tuple(re.findall(r"%([\w.-]+)", self.text[start : self.text.index(")", start)]))
 
     def attribute(self, name: str) -> str | None:
-        """The computation that `name=` points to: calls, body, condition."""
+        """Return the computation that `name=` points to: calls, body, condition."""
         match = re.search(rf"\b{name}=%([\w.-]+)", self.text)
         return match[1] if match else None
 
@@ -82,7 +82,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Takes `compiled.as_text()` apart."""
+    """Take `compiled.as_text()` apart."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -98,7 +98,7 @@ def parse(text: str) -> Program:
 
 
 def _split_type(rest: str) -> tuple[str, str]:
-    """A tuple type holds parentheses of its own (tilings), so its end is found by depth."""
+    """Return type and opcode; a tuple type holds parentheses of its own (tilings), so its end is found by depth."""
     depth = end = 0
     while depth or rest[end] != " ":
         depth += (rest[end] == "(") - (rest[end] == ")")
@@ -138,7 +138,7 @@ def _frames(text: str) -> dict[int, str]:
 
 
 def shape_bytes(result: str) -> int:
-    """Bytes of a type as written, tuples included; tiling padding is not counted."""
+    """Return bytes of a type as written, tuples included; tiling padding is not counted."""
     return sum(
         _BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size)
         for kind, sizes in _SHAPE.findall(result)
@@ -173,13 +173,15 @@ class Cost:
 
 
 def operation_costs(program: Program, hardware: Hardware) -> list[Cost]:
-    """Every scheduled operation that takes time, in program order."""
+    """Return every scheduled operation that takes time, in program order."""
     return list(_walk(program, program.entry, 1, hardware))
 
 
 def _walk(program: Program, computation: str, trips: int, hardware: Hardware) -> Iterator[Cost]:
     instructions = program.computations[computation]
     by_name = {instruction.name: instruction for instruction in instructions}
+    # The text is a schedule: instructions run in its order, one after the other. A transfer is two of them, its start
+    # and its done, and moves its bytes while what lies between them runs. `elapsed` is the time of one trip so far.
     elapsed, started = 0.0, {}
     for instruction in instructions:
         if instruction.opcode == "while":
@@ -212,12 +214,12 @@ def _walk(program: Program, computation: str, trips: int, hardware: Hardware) ->
         else:
             seconds, basis = _seconds(instruction, by_name, hardware)
             inner = [Cost(instruction, seconds * trips, trips, basis, program.source(instruction))] if seconds else []
-        elapsed += sum(cost.seconds for cost in inner) / trips
+        elapsed += sum(cost.seconds for cost in inner) / trips  # costs hold all trips; a transfer hides within one
         yield from inner
 
 
 def unbounded_loops(program: Program) -> tuple[str, ...]:
-    """The loops whose trips depend on data, which are costed as one trip: JAX's names of them, or the compiler's."""
+    """Return the loops whose trips depend on data, costed as one trip: JAX's names of them, or the compiler's."""
     return tuple(
         instruction.op_name or instruction.name
         for instructions in program.computations.values()
@@ -227,7 +229,7 @@ def unbounded_loops(program: Program) -> tuple[str, ...]:
 
 
 def trip_count(program: Program, condition: str) -> int | None:
-    """The bound that a loop's condition compares its counter with; loops of lax.scan and fori_loop start at 0.
+    """Return the bound that a loop's condition compares its counter with; loops of lax.scan and fori_loop start at 0.
 
     None where it compares with no constant.
     """
@@ -271,7 +273,7 @@ def _asynchronous_seconds(start: Instruction, hardware: Hardware) -> tuple[float
 
 
 def kernel_name(instruction: Instruction) -> str | None:
-    """Name and first result's shape, "electra_attention_forward [32,768,512]"; None where it is no Pallas kernel."""
+    """Return name and first result's shape, "electra_attention_forward [32,768,512]"; None of other instructions."""
     if 'custom_call_target="tpu_custom_call"' not in instruction.text:
         return None
     name = re.search(r"(\w+)\)*/pallas_call", instruction.op_name)
@@ -280,7 +282,9 @@ def kernel_name(instruction: Instruction) -> str | None:
 
 
 def group_size(instruction: Instruction) -> int:
-    """How many devices take part in a collective together."""
+    """Return how many devices take part in a collective together."""
+    # The compiler writes groups in three ways: all ids, {{0,1},{2,3}}; how many groups of how many, [2,4]<=[8]; the
+    # axes of a mesh, mesh['data'=4,'tensor'=2] {'tensor'}.
     text = instruction.text
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return match[1].count(",") + 1
@@ -295,12 +299,15 @@ def group_size(instruction: Instruction) -> int:
 
 
 def collective_seconds(instruction: Instruction, hardware: Hardware) -> float:
-    """Ring formulas: bytes that pass each device, over its links, plus a latency for each step of the ring."""
+    """Return the time of a ring: bytes that pass each device, over its links, plus a latency for each of its steps."""
     kind = instruction.opcode.removesuffix("-start")
     size = shape_bytes(instruction.result)
     devices = group_size(instruction)
     if devices == 1:
         return 0.0
+    # Around a ring of n devices each n-th of an array makes n - 1 steps to be added up (reduce-scatter), and as many to
+    # be handed out (all-gather); an all-reduce is both. The size is the result's: all of it, but of a reduce-scatter,
+    # which leaves a device an n-th of what went around.
     share: Mapping[str, Callable[[], float]] = {
         "all-reduce": lambda: 2 * size * (devices - 1) / devices,
         "all-gather": lambda: size * (devices - 1) / devices,

@@ -12,7 +12,7 @@ INDENT = 25
 
 
 def report(plan: Plan) -> str:
-    """The table of electra-flax plan."""
+    """Return the table of electra-flax plan."""
     return "\n".join(_lines(plan))
 
 

@@ -36,7 +36,7 @@ def diagnose(run: History) -> list[Finding]:
 
 
 def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Finding]:
-    """What shows before the first step."""
+    """Return what shows before the first step."""
     found = list(_configuration(config))
     if manifest is not None and manifest.unk_rate > 0.01:
         found.append(
@@ -57,7 +57,7 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
 
 
 def diagnose_refusals(refused: Sequence[str]) -> list[Finding]:
-    """What pretrain would say, one at a time."""
+    """Return what pretrain would say, one at a time."""
     return [Finding(problem, "electra-flax pretrain refuses to begin with this") for problem in refused]
 
 
@@ -91,7 +91,7 @@ def _configuration(config: Config) -> Iterator[Finding]:
 
 
 def _losses(config: Config) -> Iterator[tuple[str, Metric, float]]:
-    """Name, metric and the value of guessing, of each loss of which the objective knows that."""
+    """Yield name, metric and the value of guessing, of each loss of which the objective knows that."""
     for metric in metrics_of(config):
         if metric.guessed is not None:
             yield metric.title.lower(), metric, metric.guessed(config)
@@ -122,7 +122,7 @@ def _stuck(run: History, config: Config) -> Iterator[Finding]:
 
 
 def _discriminator_at_base_rate(run: History, config: Config) -> Iterator[Finding]:
-    """Of the held-out numbers, or of the last steps where there are none."""
+    """Yield what the held-out numbers show, or the last steps where there are none."""
     held_out: dict[str, float] = next((r for r in reversed(run.validation) if "discriminator_auc" in r), {})
     names = ("discriminator_auc", "discriminator_recall", "discriminator_accuracy", "replaced_rate")
     auc, recall, accuracy, replaced = (held_out.get(name, run.recent(name)) for name in names)

@@ -28,7 +28,7 @@ _TEMPLATES = Environment(
 
 
 def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
-    """Writes the page `out` and its charts as PNGs beside it; returns what was written.
+    """Write the page `out` and its charts as PNGs beside it; return what was written.
 
     Raises UserError where a workdir is none, or `out` cannot be written.
     """
@@ -59,7 +59,7 @@ def _read(place: str) -> list[History]:
 
 
 def _summary(runs: Sequence[History]) -> dict[str, list[str]]:
-    """{row: a cell for each run}."""
+    """Return {row: a cell for each run}."""
     rows: dict[str, list[str]] = {}
     for number, run in enumerate(runs):
         left, stopped = run.seconds_left, run.stopped_at
@@ -94,7 +94,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _section(run: History) -> dict[str, Any]:
-    """What the template says of a run."""
+    """Return what the template says of a run."""
     examples, not_shown = [], ""
     try:
         examples = [_marked(detection) for detection in _detections(run)]
@@ -119,7 +119,7 @@ def _event(event: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _confusion(run: History) -> dict[str, Any] | None:
-    """From accuracy, recall and the rate of replaced tokens follow the four cells."""
+    """Return the four cells that follow from accuracy, recall and the rate of replaced tokens."""
     record = next((record for record in reversed(run.validation) if "replaced_rate" in record), None)
     if record is None:
         return None

@@ -33,7 +33,7 @@ class Detection(NamedTuple):
 
 
 def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> list[Detection]:
-    """Lets both models of an export work on held-out examples of shards.
+    """Let both models of an export work on held-out examples of shards.
 
     Raises UserError where one of them is missing, they are not of the shards' vocabulary, or nothing was held out.
     """
@@ -62,7 +62,7 @@ def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> lis
 def detect_in(
     source: str, rows: np.ndarray, vocabulary: Vocabulary, architecture: Architecture, params: Params, seed: int = 0
 ) -> list[Detection]:
-    """Replaces 15 % of the tokens of examples, int32 [B, 3, T], by the generator's, and asks the discriminator.
+    """Replace 15 % of the tokens of examples, int32 [B, 3, T], by the generator's, and ask the discriminator.
 
     Raises UserError, in the name of `source`, where their numbers are not finite.
     """
@@ -97,7 +97,7 @@ def detect_in(
 
 
 def show(detections: list[Detection], console: Console) -> None:
-    """Of each example's n replaced tokens, which are among its n most suspicious ones?"""
+    """Print each example, and how many of its n replaced tokens are among its n most suspicious ones."""
     if any(detection.is_replaced.any() for detection in detections):
         legend = Text("the n most suspicious tokens, n = number replaced: ")
         for name, (mark, style) in _MARKS.items():
@@ -112,7 +112,7 @@ def show(detections: list[Detection], console: Console) -> None:
 
 
 def most_suspicious(detection: Detection) -> np.ndarray:
-    """Indices of the n tokens with the highest probability, n being how many were replaced."""
+    """Return indices of the n tokens with the highest probability, n being how many were replaced."""
     count = int(detection.is_replaced.sum())
     return np.argsort(-detection.probability)[:count]
 

@@ -39,7 +39,7 @@ class Candidate(NamedTuple):
 
 
 def detect(place: str, texts: Sequence[str]) -> list[list[Piece]]:
-    """For each text, how likely each of its pieces was put in by a generator. Raises UserError."""
+    """Return for each text how likely each of its pieces was put in by a generator. Raises UserError."""
     _, encoded, logits = _ask(place, "discriminator", texts)
     return [
         [
@@ -54,7 +54,7 @@ def detect(place: str, texts: Sequence[str]) -> list[list[Piece]]:
 
 
 def fill(place: str, texts: Sequence[str], count: int) -> list[list[list[Candidate]]]:
-    """For each text and each [MASK] in it, the generator's `count` likeliest tokens, likeliest first.
+    """Return for each text and each [MASK] in it the generator's `count` likeliest tokens, likeliest first.
 
     Raises UserError, also for a text without [MASK].
     """
@@ -75,7 +75,7 @@ def fill(place: str, texts: Sequence[str], count: int) -> list[list[list[Candida
 
 
 def _ask(place: str, part: str, texts: Sequence[str]) -> tuple[Vocabulary, list[Encoding], np.ndarray]:
-    """The texts' pieces and the logits, float32 [B, T] or [B, T, V].
+    """Return the texts' pieces and the logits, float32 [B, T] or [B, T, V].
 
     Raises UserError where there is no such model, for an empty text and for one with more pieces than positions.
     """
@@ -103,7 +103,7 @@ def _ask(place: str, part: str, texts: Sequence[str]) -> tuple[Vocabulary, list[
 
 
 def coloured(text: str, pieces: Sequence[Piece]) -> Text:
-    """The text as it was given, suspicious pieces in colour and followed by their probability."""
+    """Return the text as it was given, suspicious pieces in colour and followed by their probability."""
     shown, position = Text(), 0
     for piece in pieces:
         shown.append(escaped(text[position : piece.start]))
@@ -116,12 +116,12 @@ def coloured(text: str, pieces: Sequence[Piece]) -> Text:
 
 
 def is_marked(piece: Piece) -> bool:
-    """Whether it looks replaced enough to be shown so."""
+    """Return whether it looks replaced enough to be shown so."""
     return piece.probability >= _STYLES[-1][0]
 
 
 def legend() -> Text:
-    """What the marks mean: the number, where there are no colours."""
+    """Return what the marks mean: the number, where there are no colours."""
     shown = Text("in brackets, how likely it is that what stands before was replaced: ")
     for (least, style), glue in zip(reversed(_STYLES), (", ", ", ", ""), strict=True):
         shown.append(f"{least:.0%} or more", style).append(glue)

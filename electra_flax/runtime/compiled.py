@@ -9,7 +9,10 @@ import numba
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs as machine code, without the GIL; made once for all processes, or in each where no folder can keep it."""
+    """Return a function that runs as machine code, without the GIL.
+
+    Made once for all processes, or in each where no folder can keep it.
+    """
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:

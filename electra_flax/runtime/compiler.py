@@ -19,7 +19,7 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 def set_up_compiler(cache_folder: str) -> None:
-    """Keeps compiled programs in a folder, local or gs://, and takes them from there; "" keeps none.
+    """Keep compiled programs in a folder, local or gs://, and take them from there; "" keeps none.
 
     Whoever may write there can run code here: it must not be shared with strangers. Raises UserError for a bucket that
     cannot be read for lack of a library.
@@ -36,7 +36,7 @@ def set_up_compiler(cache_folder: str) -> None:
 
 
 def compile_step(name: str, function: Any, *arguments: Any) -> Any:
-    """Compiles a jitted function for arguments (arrays or their shapes) ahead of its first call, and logs the time."""
+    """Compile a jitted function for arguments (arrays or their shapes) ahead of its first call, and log the time."""
     hits = 0
 
     def listen(event: str, **unused: object) -> None:

@@ -17,7 +17,7 @@ from electra_flax.runtime.progress_bar import Bar
 
 
 def console() -> Console:
-    """The standard output: plain text, no line broken, where it is no terminal; NO_COLOR takes the colours.
+    """Return the standard output: plain text, no line broken, where it is no terminal; NO_COLOR takes the colours.
 
     Brackets and colons are letters, also in tables: names of folders and words hold them. Styles are those of Text.
     """
@@ -25,12 +25,12 @@ def console() -> Console:
 
 
 def print_line(line: object) -> None:
-    """One line to the standard output, whatever names it holds: their line breaks and escapes are shown."""
+    """Print one line, whatever names it holds: their line breaks and escapes are shown."""
     print(escaped(line))
 
 
 def print_rows(text: str) -> None:
-    """Lines of cells to the standard output: as they are, but a terminal gets what texts hold besides escaped."""
+    """Print lines of cells: as they are, but a terminal gets what texts hold besides escaped."""
     if sys.stdout.isatty():
         text = "\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n"))
     print(text)
@@ -48,12 +48,12 @@ class OneLine(logging.Formatter):
 
 
 def print_json(value: Any) -> None:
-    """To the standard output."""
+    """Print a value as JSON."""
     print(json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """JSON that the standard output can carry, whatever its encoding."""
+    """Return JSON that the standard output can carry, whatever its encoding."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     return json.dumps(value, indent=1, ensure_ascii=not is_utf8)
 
@@ -62,7 +62,7 @@ def progress(
     total: float, what: str, unit: str, *, scaled: bool = False, initial: float = 0, delay: float = 0.0,
     enabled: bool = True,
 ) -> Bar:  # fmt: skip
-    """A bar with an ETA on a terminal; elsewhere a line every half minute.
+    """Return a bar with an ETA on a terminal; elsewhere a line every half minute.
 
     `unit` is a plural; `scaled`: counts are shown as 1.2M; `delay`: seconds before anything is shown.
     """
@@ -70,7 +70,7 @@ def progress(
 
 
 def write_line(line: str) -> None:
-    """To the standard error, without breaking a bar, or a word at the edge of a terminal."""
+    """Write to the standard error, without breaking a bar, or a word at the edge of a terminal."""
     _write(escaped(line))
 
 
@@ -79,12 +79,12 @@ def _write(text: str) -> None:
 
 
 def print_text(text: str, indent: int = 2) -> None:
-    """To the standard output, without breaking a word at the edge of a terminal; `indent` as in `fitted`."""
+    """Print without breaking a word at the edge of a terminal; `indent` as in `fitted`."""
     print(fitted(text, columns(sys.stdout), indent))
 
 
 def columns(stream: TextIO) -> int | None:
-    """How wide the terminal is that reads the stream, or None where none does."""
+    """Return how wide the terminal is that reads the stream, or None where none does."""
     if not stream.isatty():
         return None
     given = os.environ.get("COLUMNS", "")
@@ -94,8 +94,10 @@ def columns(stream: TextIO) -> int | None:
 
 
 def fitted(text: str, width: int | None, indent: int = 2) -> str:
-    """The text with lines of at most `width` cells, broken between words and continued `indent` cells further in than
-    they begin; a word that is longer stays whole. As it is where `width` is None."""
+    """Return the text with lines of at most `width` cells, broken between words; as it is where `width` is None.
+
+    They are continued `indent` cells further in than they begin; a word that is longer stays whole.
+    """
     if width is None:
         return text
     lines = []
@@ -109,8 +111,11 @@ def fitted(text: str, width: int | None, indent: int = 2) -> str:
 
 
 def _break(line: str, width: int) -> int:
-    """At which space to break a line: the last one within the width, rather one after a comma in its second half, so
-    that a number stays with its name; else the first one; 0 where there is none."""
+    """Return at which space to break a line, 0 where there is none.
+
+    The last one within the width, rather one after a comma in its second half, so that a number stays with its name;
+    else the first one.
+    """
     cells = place = after_comma = 0
     has_begun = False
     for i, letter in enumerate(line):

@@ -11,8 +11,11 @@ from electra_flax.errors import INTERRUPTED
 
 
 def hear(program: str) -> None:
-    """Has Ctrl-C end the process at once while a module is imported, which takes seconds and holds nothing: the code
-    of extensions makes other errors of a KeyboardInterrupt, or prints its traceback. Elsewhere it is raised as ever."""
+    """Have Ctrl-C end the process at once while a module is imported, which takes seconds and holds nothing.
+
+    The code of extensions makes other errors of a KeyboardInterrupt, or prints its traceback. Elsewhere it is raised as
+    ever.
+    """
 
     def receive(number: int, frame: FrameType | None) -> None:
         if _is_importing(frame):

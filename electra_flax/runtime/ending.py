@@ -24,7 +24,7 @@ _STDOUT = "the standard output"
 
 
 def run_command(program: str, action: Callable[[], int | None], out: object = None, interrupted: str = "") -> int:
-    """What `action` returns (None: 0), or the exit code of what it raises, after one line on the standard error.
+    """Return what `action` returns (None: 0), or the exit code of what it raises, after one line on the standard error.
 
     `out` is the folder that the command writes, named where a full disk does not say which it is; `interrupted` says
     what Ctrl-C leaves. Names in the line that hold line breaks or escapes are shown escaped.
@@ -52,7 +52,7 @@ def run_command(program: str, action: Callable[[], int | None], out: object = No
 
 
 def classify(error: Exception, out: object = None) -> tuple[int, str]:
-    """(exit code, message) of an exception that ends a command.
+    """Return (exit code, message) of an exception that ends a command.
 
     1: the user can fix it; every OSError that names a file, a full disk, memory that does not suffice. 3: the run
     failed. 70: whatever nobody foresaw (a device that halts, a network that is away); the traceback is kept in a file.
@@ -68,7 +68,7 @@ def classify(error: Exception, out: object = None) -> tuple[int, str]:
 
 
 def is_foreseen(error: Exception) -> bool:
-    """Whether the line says all: no traceback is kept."""
+    """Return whether the line says all: no traceback is kept."""
     return _foreseen(error, None) is not None
 
 
@@ -91,7 +91,7 @@ def _foreseen(error: Exception, out: object) -> tuple[int, str] | None:
 
 
 def os_problem(error: OSError, out: object = None) -> str:
-    """An OSError on one line: the path, the reason, the fix."""
+    """Return an OSError on one line: the path, the reason, the fix."""
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
     reason = error.strerror or type(error).__name__
     if error.errno == errno.ENOSPC:
@@ -104,12 +104,12 @@ _NOTE = "traceback: "
 
 
 def note_traceback(error: BaseException, where: object) -> None:
-    """Has the line that `error` ends with name this place, where its traceback is kept already."""
+    """Have the line that `error` ends with name this place, where its traceback is kept already."""
     error.add_note(f"{_NOTE}{where}")
 
 
 def traceback_note(error: BaseException) -> str:
-    """The place that note_traceback named, or ""."""
+    """Return the place that note_traceback named, or ""."""
     notes: list[str] = getattr(error, "__notes__", [])
     return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
 
@@ -123,7 +123,7 @@ def _own_file() -> Path:
 
 
 def keep_traceback(error: BaseException, path: Path) -> Path | str:
-    """Writes the traceback to a file, for a report; its path."""
+    """Write the traceback to a file, for a report; return its path."""
     try:
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
     except OSError as problem:
@@ -137,7 +137,7 @@ def _say(program: str, code: int, message: str) -> int:
 
 
 def print_whole(text: str) -> None:
-    """A long text to the standard output, whose reader may have enough before its end."""
+    """Print a long text, whose reader may have enough before its end."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -148,7 +148,7 @@ def print_whole(text: str) -> None:
 
 
 def _is_of_stdout(error: Exception) -> bool:
-    """Whether a full disk that has no name is the standard output's: a file with no room left, or a device."""
+    """Return whether a full disk that has no name is the standard output's: a file with no room left, or a device."""
     if not isinstance(error, OSError) or error.errno != errno.ENOSPC or error.filename is not None:
         return False
     try:
@@ -165,5 +165,5 @@ def _is_of_stdout(error: Exception) -> bool:
 
 
 def _forget_stdout() -> None:
-    """What is left in the buffer goes nowhere, or Python complains once more when it ends."""
+    """Send what is left in the buffer nowhere, or Python complains once more when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

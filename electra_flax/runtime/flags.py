@@ -52,14 +52,14 @@ from electra_flax.runtime.ending import print_whole
 
 
 def given_place(text: str) -> str:
-    """The type of a flag that names a path or gs://...: "" would be the current folder."""
+    """Return the type of a flag that names a path or gs://...: "" would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("empty, expected a path")
     return text
 
 
 def given_path(text: str) -> Path:
-    """`given_place` as a Path."""
+    """Return `given_place` as a Path."""
     return Path(given_place(text))
 
 
@@ -85,7 +85,7 @@ class Command:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def run(self) -> int | None:
-        """Do it; the exit code, where it is not 0."""
+        """Do it; return the exit code, where it is not 0."""
         raise NotImplementedError
 
 
@@ -127,7 +127,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": _Help, **keywords})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, but `error` knows what was given."""
+        """Parse as ever, but let `error` know what was given."""
         self._given = [str(each) for each in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(args, namespace)
 
@@ -193,7 +193,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> Any:
 
 
 def _add_flags(parser: Parser, cls: type) -> None:
-    """The fields of a class and of its bases, each of which is a group."""
+    """Add the fields of a class and of its bases, each of which is a group."""
     kinds, fields = hints_of(cls, include_extras=True), {field.name: field for field in dataclasses.fields(cls)}
     one_of = None
     for base in cls.__mro__:
@@ -216,7 +216,7 @@ def _add_flags(parser: Parser, cls: type) -> None:
 
 
 def _keywords(kind: Any, field: dataclasses.Field[Any]) -> tuple[Flag, dict[str, Any]]:
-    """Those of argparse's add_argument for a field; defaults are the dataclass's business."""
+    """Return a field's flag, and what argparse's add_argument takes; defaults are the dataclass's business."""
     notes: list[Any] = []
     keywords: dict[str, Any] = {"default": argparse.SUPPRESS}
     while (origin := get_origin(kind)) is not None:
@@ -257,7 +257,7 @@ def _help(cls: type, name: str, default: Any) -> str:
 
 
 def _docstring(cls: type) -> tuple[str, str]:
-    """Its first line, as a title, and the rest."""
+    """Return its first line, as a title, and the rest."""
     title, _, text = _documented(inspect.getfile(cls))[cls.__name__][""].partition("\n")
     return f"{title[0].lower()}{title[1:].rstrip('.')}", " ".join(text.split())
 
@@ -291,7 +291,7 @@ def _add_fields(parser: Parser, cls: type, prefix: str, without_default: str) ->
 
 @cache
 def _documented(path: str) -> dict[str, dict[str, str]]:
-    """{class: {field: its docstring, "": its own}} of a file: at run time, Python has none of fields."""
+    """Return {class: {field: its docstring, "": its own}} of a file: at run time, Python has none of fields."""
     found: dict[str, dict[str, str]] = {}
     for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):

@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # JAX is heavy
 
 
 def give_back_unused() -> None:
-    """Returns freed memory to the system; half a gigabyte after a train step was compiled. glibc alone keeps it."""
+    """Return freed memory to the system; half a gigabyte after a train step was compiled. glibc alone keeps it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def check_fits(config: Config, mesh: Mesh) -> None:
-    """Raises UserError for a run on devices made of this host's memory that it cannot hold, before any is compiled.
+    """Raise UserError for a run on devices made of this host's memory that it cannot hold, before any is compiled.
 
     What is counted is the least that a step can do with, so that nothing is refused that might fit. For accelerators,
     which have memory of their own, `electra-flax plan` has the whole answer.
@@ -45,7 +45,7 @@ def check_fits(config: Config, mesh: Mesh) -> None:
 
 
 def least_parameters(architecture: Architecture) -> int:
-    """Those of tables and of the matrices of layers: all but heads, biases and LayerNorms."""
+    """Return the parameters of tables and of the matrices of layers: all but heads, biases and LayerNorms."""
     model = architecture.model
     found = (model.vocab_size + model.max_position_embeddings + model.type_vocab_size) * model.embedding_size
     return found + sum(
@@ -56,7 +56,7 @@ def least_parameters(architecture: Architecture) -> int:
 
 
 def _least_activations(config: Config) -> int:
-    """Bytes of the layers' inputs of one slice of the batch, which the backward pass needs."""
+    """Return bytes of the layers' inputs of one slice of the batch, which the backward pass needs."""
     architecture = config.architecture
     widths = max(
         sizes.hidden_size * sizes.num_hidden_layers for sizes in (architecture.model, architecture.generator_sizes)
@@ -66,7 +66,7 @@ def _least_activations(config: Config) -> int:
 
 
 def available(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that can still be taken, swap included: the machine's, or the control group's limit where it is less.
+    """Return bytes that can still be taken, swap included: the machine's, or the control group's limit if less.
 
     None where the system does not say.
     """

@@ -69,7 +69,7 @@ class Interruption:
         self.requested = True
 
     def _listen(self) -> None:
-        """Answers each Ctrl-C, whatever the main thread does."""
+        """Answer each Ctrl-C, whatever the main thread does."""
         asked = 0
         while numbers := self._heard.recv(16):
             self.requested = True
@@ -97,7 +97,7 @@ class Interruption:
 
 
 def metadata_host() -> str | None:
-    """The metadata server of a Google machine: where its libraries are pointed to, else the usual one on a VM."""
+    """Return the metadata server of a Google machine: where its libraries are pointed to, else the usual one of VMs."""
     given = os.environ.get("GCE_METADATA_HOST") or os.environ.get("GCE_METADATA_IP")
     if given:
         return given
@@ -107,7 +107,7 @@ def metadata_host() -> str | None:
 
 
 def _write(line: str) -> None:
-    """Not print: the buffer of the standard error may be locked by a thread that waits."""
+    """Write, not print: the buffer of the standard error may be locked by a thread that waits."""
     begin = "\n" if os.isatty(2) else ""  # a terminal's line holds a bar, and ^C
     os.write(2, f"{begin}electra-flax: {line}\n".encode())
 
@@ -140,7 +140,7 @@ class Watchdog:
         self._ended.set()
 
     def alive(self, what: str) -> None:
-        """Something was finished; `what` comes next, for the message."""
+        """Note that something was finished; `what` comes next, for the message."""
         self._last, self._what = time.monotonic(), what
 
     def _watch(self) -> None:

@@ -23,7 +23,7 @@ _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 
 
 def names_hosts() -> bool:
-    """Whether something here tells JAX who the hosts of this TPU are.
+    """Return whether something here tells JAX who the hosts of this TPU are.
 
     Raises Unavailable where a Cloud VM's own metadata server does not answer: a host that went on alone would be
     missed by the others.

@@ -30,7 +30,7 @@ _LEAVE_SECONDS = 30  # that a process waits, when it is done, for whatever is st
 
 @contextmanager
 def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
-    """As `join`; what JAX cannot do with the others inside is Unavailable: one of them is gone."""
+    """Join as `join` does; what JAX cannot do with the others inside is Unavailable: one of them is gone."""
     join(group)
     try:
         yield
@@ -46,7 +46,7 @@ def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
 
 
 def join(group: tuple[str, int, int] | None) -> None:
-    """Connects this process with the others of the run. Must come before anything asks JAX for its devices.
+    """Connect this process with the others of the run. Must come before anything asks JAX for its devices.
 
     On a TPU VM the machine's metadata say who the others are, and a single host joins itself; elsewhere, also on a TPU
     without metadata, a run is one process, unless `group` says where process 0 listens (HOST:PORT), how many there
@@ -77,7 +77,7 @@ def join(group: tuple[str, int, int] | None) -> None:
 
 
 def leave(code: int) -> None:
-    """Ends this process with `code` soon where it would wait for what does not come; else returns.
+    """End this process with `code` soon where it would wait for what does not come; else return.
 
     The parts of a save that failed wait five minutes for each other. The other processes of a run that failed may be
     waiting for this one in a step or a save, and JAX ends them once it is gone; where they went first, XLA waits for
@@ -99,7 +99,7 @@ def leave(code: int) -> None:
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all: logs, metrics, configuration."""
+    """Return whether this process speaks for all: logs, metrics, configuration."""
     return jax.process_index() == 0
 
 
@@ -115,15 +115,17 @@ def _has_tpu() -> bool:
 
 
 def use_cpu_where_there_is_nothing_else() -> None:
-    """Keeps an installed TPU compiler from looking, at length and aloud, for a TPU that is not there."""
+    """Keep an installed TPU compiler from looking, at length and aloud, for a TPU that is not there."""
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     if not (_has_tpu() or has_gpu or os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_FORCE_TPU_INIT")):
         jax.config.update("jax_platforms", "cpu")
 
 
 def require_agreement(values: Mapping[str, str]) -> None:
-    """Raises UserError, in every process, naming the first that has another value than process 0: of `values`, the
-    release, or the number of its devices."""
+    """Raise UserError, in every process, naming the first of `values` of which another has not what process 0 has.
+
+    The release and the number of devices are compared too.
+    """
     if jax.process_count() == 1:
         return
     values = {
@@ -142,7 +144,7 @@ def require_agreement(values: Mapping[str, str]) -> None:
 
 
 def first_problem(problem: str) -> str:
-    """The problem of the first process that has one, or "": the same answer in all, so that none waits for another."""
+    """Return the problem of the first process that has one, or "": the same answer in all, so none waits."""
     if jax.process_count() == 1:
         return problem
     everyone = np.asarray(multihost_utils.process_allgather(_octets(problem, 4 * _SHOWN)))
@@ -159,19 +161,19 @@ def raise_first(problem: str) -> None:
 
 
 def end_if_asked(asked: bool, place: str) -> None:
-    """Raises Preempted, in all processes, where one was `asked` to stop at a place where nothing is to be saved."""
+    """Raise Preempted, in all processes, where one was `asked` to stop at a place where nothing is to be saved."""
     if first_problem("asked" if asked else ""):
         raise Preempted(f"asked to stop {place}; the same command continues")
 
 
 def as_process_0(values: np.ndarray) -> np.ndarray:
-    """What process 0 gives, in all of them."""
+    """Return what process 0 gives, in all of them."""
     return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A UserError of one process is that of all: none waits for another."""
+    """Make a UserError of one process that of all: none waits for another."""
     problem = ""
     try:
         yield
@@ -185,13 +187,13 @@ def together() -> Iterator[None]:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when all processes are here."""
+    """Return when all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def _digest(text: str) -> str:
-    """Of the whole, where only the beginning of a value is sent."""
+    """Return the hash of the whole, where only the beginning of a value is sent."""
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:32]
 
 

@@ -42,7 +42,7 @@ class Bar:
         self._cells = 0  # that are drawn now
 
     def update(self, n: float = 1) -> None:
-        """So much more was done."""
+        """Count so much more as done."""
         self.n += n
         self._updates += 1
         now = self._clock()
@@ -52,12 +52,12 @@ class Bar:
             self._show(now)
 
     def go_back(self, n: float) -> None:
-        """It goes on from `n`."""
+        """Go on from `n`."""
         self.n, self._updates = n, 0
         self._from = self._since = self._clock(), n
 
     def note(self, text: str) -> None:
-        """Shown behind the numbers from the next update on."""
+        """Show a text behind the numbers from the next update on."""
         self._note = text
 
     def close(self) -> None:
@@ -88,19 +88,19 @@ class Bar:
             self.draw()
 
     def draw(self) -> None:
-        """On the terminal, over what is drawn there."""
+        """Draw it on the terminal, over what is drawn there."""
         line = self.line(self._columns(sys.stderr) if self._columns else None)
         cells = cell_len(line)
         print(f"\r{line}{' ' * (self._cells - cells)}", end="", file=sys.stderr, flush=True)
         self._cells = cells
 
     def clear(self) -> None:
-        """Takes it from the terminal."""
+        """Take it from the terminal."""
         print(f"\r{' ' * self._cells}\r", end="", file=sys.stderr, flush=True)
         self._cells = 0
 
     def line(self, width: int | None) -> str:
-        """What is shown, in fewer than `width` cells; what matters least is left out where it does not fit."""
+        """Return what is shown, in fewer than `width` cells; what matters least is left out where it does not fit."""
         share = min(self.n / self.total, 1.0) if self.total else 1.0
         head = f"{self._what} {share:.0%}"
         each = self._unit if self._unit == "B" else ""
@@ -122,7 +122,7 @@ class Bar:
         return line.replace(head, f"{head} [{'#' * filled}{'.' * (cells - filled)}]", 1)
 
     def _rate(self) -> float | None:
-        """In a second, or None while it is not known."""
+        """Return how much is done in a second, or None while it is not known."""
         seconds, count = self._clock() - self._since[0], self.n - self._since[1]
         is_sure = self._updates > _SURE_UPDATES or count >= _SURE_SHARE * (self.total - self._from[1])
         return count / seconds if is_sure and count > 0 and seconds > 0 else None
@@ -142,7 +142,7 @@ class Bar:
 
 
 def write(line: str) -> None:
-    """A line on the standard error, above what is drawn there."""
+    """Write a line on the standard error, above what is drawn there."""
     with _lock:
         if _drawn is not None:
             _drawn.clear()

@@ -110,7 +110,10 @@ class Slice:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Chips along each dimension, as equal as powers of two allow, smaller ones first; 4 chips are 2x2 or 2x2x1."""
+        """Return chips along each dimension, as equal as powers of two allow, smaller ones first.
+
+        4 chips are 2x2 or 2x2x1.
+        """
         dimensions = self.generation.dimensions
         each, extra = divmod(self.num_chips.bit_length() - 1, dimensions)
         sizes = (2 ** (each + (dimension < extra)) for dimension in range(dimensions))
@@ -122,19 +125,23 @@ class Slice:
 
     @property
     def compiler_options(self) -> dict[str, Any]:
-        """What the compiler must be told beside the topology: both cores of a v4 chip are one device, as on a VM; one
-        chip is a host by itself."""
+        """Return what the compiler must be told beside the topology.
+
+        Both cores of a v4 chip are one device, as on a VM; one chip is a host by itself.
+        """
         options: dict[str, Any] = {"chip_config_name": "megacore"} if self.generation.prefix == "v4" else {}
         return options | ({"chips_per_host_bounds": (1, 1, 1)} if self.num_chips == 1 else {})
 
     @property
     def dollars_per_hour(self) -> float:
-        """At the list price."""
+        """Return the list price."""
         return self.num_chips * self.price().dollars_per_chip_hour
 
     def price(self, zone: str = "", capacity: str = "on-demand") -> Price:
-        """The nearest that is known. Of a spot price that is not, the list price, which it stays below; reserved
-        capacity is counted at it too."""
+        """Return the nearest price that is known.
+
+        Of a spot price that is not, the list price, which it stays below; reserved capacity is counted at it too.
+        """
         known = [
             price
             for price in PRICES
@@ -145,12 +152,12 @@ class Slice:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bfloat16 operations per second of one of JAX's devices, or None where it is no TPU of this list."""
+    """Return peak bfloat16 operations per second of one of JAX's devices, or None where it is no TPU of this list."""
     return next((found.flops_per_second for found in GENERATIONS if found.device_kind == device_kind), None)
 
 
 def parse_slice(accelerator_type: str, flag: str = "--topology") -> Slice:
-    """ "v3-8" -> its slice. Raises UserError for a name that is none, as a value of `flag`."""
+    """Return the slice of a name such as "v3-8". Raises UserError for a name that is none, as a value of `flag`."""
     names = "|".join(generation.prefix for generation in GENERATIONS)
     match = re.fullmatch(rf"({names})-([0-9]{{1,9}})", accelerator_type)
     expected = "an accelerator type such as v2-8, v3-8, v3-32, v4-8, v5litepod-8, v5p-8 or v6e-8"

@@ -69,12 +69,12 @@ def patiently(path: object, action: Callable[[], T]) -> T:
 
 
 def is_away(problem: str) -> bool:
-    """Whether `reason` tells of a bucket out of reach, as against something that is not there or damaged."""
+    """Return whether `reason` tells of a bucket out of reach, as against something that is not there or damaged."""
     return any(word in problem for word in _AWAY)
 
 
 def problem_of(path: object, what: str, error: Exception) -> UserError:
-    """Unavailable where a bucket is away for now; UserError where it says that this account may not, or has nothing."""
+    """Return Unavailable where a bucket is away for now, UserError where this account may not, or nothing is there."""
     code = getattr(error, "code", None)
     is_refused = (
         isinstance(error, FileNotFoundError | PermissionError)
@@ -95,7 +95,10 @@ class RemoteFolder:
     """The objects below gs://BUCKET/PREFIX/, by their names within it."""
 
     def __init__(self, url: str) -> None:
-        """Raises UserError where `url` names no bucket, the client is not installed, or there are no credentials."""
+        """Open the folder.
+
+        Raises UserError where `url` names no bucket, there is no client, or there are no credentials.
+        """
         self.url = SCHEME + url.removeprefix(SCHEME).rstrip("/")
         bucket, _, prefix = self.url.removeprefix(SCHEME).partition("/")
         if not bucket:
@@ -129,23 +132,26 @@ class RemoteFolder:
         return self.bucket.blob(self.prefix + name)
 
     def files(self) -> dict[str, Any]:
-        """{name: google.cloud.storage.Blob, with size and generation}. Raises UserError where it cannot be listed."""
+        """Return {name: google.cloud.storage.Blob, with size and generation}.
+
+        Raises UserError where the folder cannot be listed.
+        """
         found = self.try_to("be read", lambda: list(self.bucket.list_blobs(prefix=self.prefix, timeout=_SECONDS)))
         return {blob.name.removeprefix(self.prefix): blob for blob in found if not blob.name.endswith("/")}
 
     def download(self, blob: Any, path: Path) -> None:
-        """Whole or not at all: under another name until its CRC32C was checked. Raises UserError."""
+        """Download whole or not at all: under another name until its CRC32C was checked. Raises UserError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         self.try_to("be read", lambda: blob.download_to_filename(str(partial), timeout=_SECONDS))
         partial.rename(path)
 
     def upload(self, path: Path, name: str) -> None:
-        """Raises UserError."""
+        """Upload a file. Raises UserError."""
         self.try_to("be written", lambda: self.blob(name).upload_from_filename(str(path), timeout=_SECONDS))
 
     def try_to(self, what: str, action: Callable[[], T]) -> T:
-        """What the bucket answers to `action`, or UserError."""
+        """Return what the bucket answers to `action`; raise UserError where it does not."""
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from requests import RequestException
@@ -157,7 +163,7 @@ class RemoteFolder:
 
 
 def move(url: str, target: str) -> None:
-    """All objects below one gs:// folder to another one of the same bucket. Raises UserError."""
+    """Move all objects below one gs:// folder to another one of the same bucket. Raises UserError."""
     source, destination = RemoteFolder(url), RemoteFolder(target)
     for name, blob in source.files().items():
 

@@ -19,7 +19,7 @@ log = logging.getLogger("electra_flax")
 
 @contextmanager
 def traceback_kept(work: Workdir) -> Iterator[None]:
-    """Keeps the traceback of what nobody foresaw in the workdir, and has the last line name the file."""
+    """Keep the traceback of what nobody foresaw in the workdir, and have the last line name the file."""
     try:
         yield
     except Exception as error:
@@ -35,7 +35,7 @@ def traceback_kept(work: Workdir) -> Iterator[None]:
 
 @contextmanager
 def only_here(work: Workdir) -> Iterator[None]:
-    """Keeps the workdir to this run, and its small files as they are in the bucket.
+    """Keep the workdir to this run, and its small files as they are in the bucket.
 
     Raises UserError, in all processes, where another run has it.
     """

@@ -51,6 +51,7 @@ class Lease:
         generation, holder = self._look()
         if generation and not self._is_dead(holder):
             self._wait_until_gone(generation, holder)
+        # Of several that saw the lock free, one writes it; generation 0 is the bucket's word for "while there is none".
         while not self._write(generation):
             generation, holder = self._look()
             # Otherwise its holder ended meanwhile, or was killed and its last request came late.
@@ -71,6 +72,8 @@ class Lease:
     def _wait_until_gone(self, generation: int, holder: dict[str, Any]) -> None:
         log.info("%s/lock is held by %s; waiting %.0f s to see whether it is alive", self._folder.url, _who(holder),
                  _PATIENCE_SECONDS)  # fmt: skip
+        # A holder that lives writes every 10 s, and each write is a new generation. So it shows without a look at any
+        # time that it wrote down: clocks of two machines need not agree.
         end = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < end:
             time.sleep(_PATIENCE_SECONDS / 15)
@@ -87,15 +90,15 @@ class Lease:
         )
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
-        """Known only where it ran on this machine."""
+        """Return whether the holder was killed, known only where it ran on this machine."""
         return holder.get("boot") == self._content["boot"] != "" and not Path(f"/proc/{holder.get('pid')}").exists()
 
     def _blob(self) -> Any:
-        """A new one each time: one that was read asks for that generation ever after."""
+        """Return a new object each time: one that was read asks for that generation ever after."""
         return self._folder.blob("lock")
 
     def _look(self) -> tuple[int, dict[str, Any]]:
-        """Generation and content of the lock; 0 where there is none."""
+        """Return generation and content of the lock; 0 where there is none."""
         from google.api_core.exceptions import NotFound
 
         def read() -> tuple[int, dict[str, Any]]:
@@ -112,7 +115,7 @@ class Lease:
         return self._folder.try_to("be read", read)
 
     def _write(self, generation: int) -> bool:
-        """Writes the lock if its generation is still that; whether it did."""
+        """Write the lock if its generation is still that; return whether it did."""
         from google.api_core.exceptions import PreconditionFailed
 
         def write() -> bool:
@@ -137,6 +140,7 @@ class Lease:
             try:
                 is_ours = self._write(self._generation)
             except UserError as error:
+                # No reason to end: whoever takes the lock meanwhile makes a new generation, and the next write sees it.
                 log.warning("the lock could not be renewed: %s", error)
                 continue
             if not is_ours:
@@ -146,6 +150,7 @@ class Lease:
                     file=sys.stderr,
                     flush=True,
                 )
+                # At once: an exception in this thread would not reach the loop, whose next save would mix two runs.
                 os._exit(3)
 
 

@@ -98,7 +98,7 @@ def _is_whole(path: Path, stamp: list[int]) -> bool:
 
 @contextmanager
 def _only_here(folder: Path) -> Iterator[None]:
-    """Processes of one machine share the copy: one makes it, the others wait."""
+    """Let one process of the machine make the copy that all share, and the others wait."""
     with (folder / "staging.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -54,7 +54,7 @@ class Workdir:
     """Where a run lives: `name` as it was given, `folder` with its small files, `checkpoints`."""
 
     def __init__(self, name: str | Path) -> None:
-        """Raises UserError for a bucket that cannot be reached."""
+        """Open a workdir. Raises UserError for a bucket that cannot be reached."""
         self.name = str(name)
         self._remote = RemoteFolder(self.name) if is_remote(name) else None
         if self._remote is None:
@@ -70,7 +70,7 @@ class Workdir:
         return self.name
 
     def pull(self, without: tuple[str, ...] = ()) -> Workdir:
-        """Brings the small files here, but those whose names begin with one of `without`. Raises UserError."""
+        """Bring the small files here, but those whose names begin with one of `without`. Raises UserError."""
         if self._remote is not None:
             for name, blob in self._remote.files().items():
                 if not name.startswith((*_LOCAL, *_BY_ITSELF, *without)):
@@ -79,7 +79,7 @@ class Workdir:
         return self
 
     def push(self) -> None:
-        """Brings what changed to the bucket. Raises UserError."""
+        """Bring what changed to the bucket. Raises UserError."""
         if self._remote is not None:
             for name, stamp in self._stamps().items():
                 if self._pushed.get(name) != stamp and not name.startswith(_LOCAL):
@@ -91,7 +91,7 @@ class Workdir:
         return {str(path.relative_to(self.folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
     def lock(self) -> AbstractContextManager[Any]:
-        """Keeps other processes out inside its `with`; a process that dies lets go of it.
+        """Keep other processes out inside its `with`; a process that dies lets go of it.
 
         Raises UserError, on entering too, where another process trains there, or it cannot be written.
         """
@@ -100,14 +100,14 @@ class Workdir:
         return _lock(self.folder)
 
     def read_config(self) -> Config:
-        """The resolved configuration of the run. Raises UserError where there is none."""
+        """Return the resolved configuration of the run. Raises UserError where there is none."""
         path = self.folder / "config.yaml"
         if not path.exists():
             raise UserError(f"{self}: not the workdir of a run (no config.yaml there)")
         return load_config(path)
 
     def read_data_path(self, phase: int) -> str:
-        """Where the run found the shards of a phase. Raises UserError where run.json cannot be read."""
+        """Return where the run found the shards of a phase. Raises UserError where run.json cannot be read."""
         paths = read_run(self.folder).data_paths
         if phase >= len(paths):
             raise UserError(
@@ -117,7 +117,7 @@ class Workdir:
 
 
 def refuse_inside(out: Path) -> None:
-    """Raises UserError where `out` is the workdir of a run, or lies among its checkpoints."""
+    """Raise UserError where `out` is the workdir of a run, or lies among its checkpoints."""
     place = Path(os.path.realpath(out))
     for folder in (place, *place.parents):
         is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
@@ -126,7 +126,7 @@ def refuse_inside(out: Path) -> None:
 
 
 def check_kinds(workdir: Path) -> None:
-    """Raises UserError where a folder lies in a file's place or the reverse: before training, not in the middle."""
+    """Raise UserError where a folder lies in a file's place or the reverse: before training, not in the middle."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: no folder: name another")
     for name in _FOLDERS:
@@ -141,7 +141,7 @@ def check_kinds(workdir: Path) -> None:
 
 @contextmanager
 def _lock(workdir: Path) -> Iterator[None]:
-    """A folder that nothing was written to, as by a run that is refused, is left as it was found."""
+    """Lock a local workdir; one that nothing was written to, as by a run that is refused, is left as it was found."""
     made = [path for path in (workdir, *workdir.absolute().parents) if not path.exists()]
     file = _locked(workdir)
     try:

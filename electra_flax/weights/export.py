@@ -53,7 +53,7 @@ class ModelPart(NamedTuple):
 
 
 def model_parts(architecture: Architecture, shapes: Shapes) -> list[ModelPart]:
-    """What there is to publish: both models, or one of them for objectives that train only one."""
+    """Return what there is to publish: both models, or one of them for objectives that train only one."""
     found = {
         "discriminator": (architecture.model, names.discriminator_names),
         "generator": (architecture.generator_sizes, names.generator_names),
@@ -66,7 +66,7 @@ def model_parts(architecture: Architecture, shapes: Shapes) -> list[ModelPart]:
 def export_to_hugging_face(
     weights: Weights, out: Path, dtype: str, publication: Publication
 ) -> dict[str, dict[str, float | None]]:
-    """Writes out/discriminator, out/generator and out/parity.json; returns what that holds.
+    """Write out/discriminator, out/generator and out/parity.json; return what that holds.
 
     {"discriminator": {"flax": largest difference of hidden states and logits, "torch": ...}, "generator": ...}, null
     where a framework is not installed. Raises UserError where there is no vocabulary, a number is not finite in
@@ -91,8 +91,10 @@ def export_to_hugging_face(
 
 
 def export_to_tf1(weights: Weights, out: Path) -> Path:
-    """Writes a checkpoint of the original's, with moments of Adam and step where there are any, hparams.json and
-    vocab.txt; returns its prefix. Raises UserError where `out` cannot be written."""
+    """Write a checkpoint of the original's, hparams.json and vocab.txt; return its prefix.
+
+    With moments of Adam and step where there are any. Raises UserError where `out` cannot be written.
+    """
     vocabulary, casing = _tokenizer_of(weights)
     shapes = {names.to_tf1(name): shape for name, shape in weights.shapes.items()} | {names.TF1_STEP: ()}
     ours: dict[str, Callable[[], np.ndarray]] = {
@@ -126,7 +128,7 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
 
 
 def original_hparams(architecture: Architecture, max_seq_length: int, casing: Casing) -> dict[str, Any]:
-    """The original's --hparams, from which alone it builds the same variables (docs/semantics.md, section 4).
+    """Return the original's --hparams, from which alone it builds the same variables (docs/semantics.md, section 4).
 
     Raises UserError where its rules cannot make this generator.
     """
@@ -174,7 +176,7 @@ def _write_model(
     read: Callable[[str], np.ndarray],
     publication: Publication,
 ) -> None:
-    """config.json, flax_model.msgpack, model.safetensors, tokenizer files and the model card."""
+    """Write config.json, flax_model.msgpack, model.safetensors, tokenizer files and the model card."""
     _make_folder(folder)
     shapes = {theirs: weights.shapes[ours] for theirs, ours in part.ours.items()}
     for name, write in ((SAFETENSORS, write_safetensors), (MSGPACK, write_msgpack)):
@@ -198,7 +200,7 @@ def _make_folder(folder: Path) -> None:
 
 @contextmanager
 def _progress(numbers: int, read: Callable[[str], np.ndarray]) -> Iterator[Callable[[str], np.ndarray]]:
-    """`read`, with a bar that shows how many of the numbers went through it, and an ETA."""
+    """Yield `read`, with a bar that shows how many of the numbers went through it, and an ETA."""
     with progress(numbers, "writing", "numbers", scaled=True, delay=1.0) as bar:
 
         def reading(name: str) -> np.ndarray:

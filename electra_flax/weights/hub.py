@@ -13,7 +13,7 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def download(name: str, files: list[str]) -> Path:
-    """A repository, in the cache that Hugging Face's libraries share. Raises UserError."""
+    """Return a repository, in the cache that Hugging Face's libraries share. Raises UserError."""
     if Path(name).exists():
         raise UserError(f"hf:{name}: no folder; expected a model's folder, or OWNER/NAME on the hub")
     if not _REPOSITORY.fullmatch(name):
@@ -24,7 +24,7 @@ def download(name: str, files: list[str]) -> Path:
 
 
 def repositories(name: str, parts: list[str]) -> dict[str, str]:
-    """{part: its repository}: both models cannot live in one, from which from_pretrained would load only the first.
+    """Return {part: its repository}: both cannot live in one, from which from_pretrained would load only the first.
 
     Raises UserError where `name` is no OWNER/NAME.
     """
@@ -34,14 +34,14 @@ def repositories(name: str, parts: list[str]) -> dict[str, str]:
 
 
 def check_login(name: str) -> None:
-    """Before long work that ends in `push`. Raises UserError where the hub does not know who this is."""
+    """Raise UserError where the hub does not know who this is: before long work that ends in `push`."""
     from huggingface_hub import HfApi
 
     _try(f"--push {name}", HfApi().whoami)
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Uploads a model folder, in one commit, to a repository that is created if absent; its address.
+    """Upload a model folder, in one commit, to a repository that is created if absent; return its address.
 
     Raises UserError.
     """

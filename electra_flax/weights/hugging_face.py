@@ -42,7 +42,7 @@ class ModelFolder(NamedTuple):
 
     @classmethod
     def open(cls, name: str) -> ModelFolder:
-        """A folder, or OWNER/NAME on the hub. Raises UserError for anything that is not an ELECTRA to be read."""
+        """Open a folder, or OWNER/NAME on the hub. Raises UserError for anything that is not an ELECTRA to be read."""
         path = Path(name) if Path(name).is_dir() else hub.download(name, _FILES)
         shapes, read = open_tensors(path)
         known = re.compile(r"electra/(embeddings|embeddings_project|encoder)/|" + "|".join(HEADS.values()))
@@ -60,12 +60,12 @@ class ModelFolder(NamedTuple):
 
     @property
     def heads(self) -> list[str]:
-        """Of "discriminator" and "generator", those whose head is there."""
+        """Return those of "discriminator" and "generator" whose head is there."""
         return [part for part, prefix in HEADS.items() if any(name.startswith(prefix) for name in self.shapes)]
 
 
 def hugging_face_config(sizes: ModelConfig, architecture: str, pad_token_id: int, dtype: str) -> dict[str, Any]:
-    """config.json with this model's own sizes."""
+    """Return config.json with this model's own sizes."""
     return {
         "architectures": [architecture],
         "model_type": "electra",
@@ -124,7 +124,7 @@ def _check_sizes(path: Path, config: ModelConfig, shapes: Shapes) -> None:
 
 
 def _check_tied(path: Path, shapes: Shapes, read: Read) -> None:
-    """The generator's output matrix must be the table of its word embeddings, whatever name it has."""
+    """Raise UserError where the generator's output matrix, whatever its name, is not its table of word embeddings."""
     words = "electra/embeddings/word_embeddings/embedding"
     if shapes[_TIED][::-1] != shapes.get(words) or not np.array_equal(read(_TIED).T, read(words)):
         raise UserError(

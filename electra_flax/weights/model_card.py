@@ -80,7 +80,7 @@ class Publication:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What may be wrong, to be told to the user."""
+        """Return what may be wrong, to be told to the user."""
         if not self.license or self.license in _LICENSES:
             return ()
         return (
@@ -101,7 +101,7 @@ class Publication:
 
 
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
-    """{file name: content}: README.md and, of a run, the picture of its curves."""
+    """Return {file name: content}: README.md and, of a run, the picture of its curves."""
     does, tag = _DOES[part]
     history = _history(weights)
     text = _TEMPLATES.get_template("model_card.md").render(
@@ -182,7 +182,7 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
 
 
 def _readable(size: float) -> str:
-    """A number of bytes as people say it: 60 KB."""
+    """Return a number of bytes as people say it: 60 KB."""
     unit = "bytes"
     for larger in ("KB", "MB", "GB", "TB"):
         if size < 999.5:
@@ -192,7 +192,7 @@ def _readable(size: float) -> str:
 
 
 def _cleaning(options: dict[str, Any]) -> str:
-    """The steps of a manifest's cleaning that were on, how often each changed or dropped a text, and their settings."""
+    """Return a manifest's steps of cleaning that were on, with their settings and how often each changed a text."""
     steps, counts = options.get("steps", ()), options.get("changed_or_dropped", {})
     if not steps:
         return ""

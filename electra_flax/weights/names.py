@@ -42,47 +42,47 @@ _ADAM_SLOT = re.compile(r"/adam_[mv]$")
 
 
 def to_torch(name: str) -> str:
-    """The name of one of our parameters in PyTorch's state dict."""
+    """Return the name of one of our parameters in PyTorch's state dict."""
     return _rewrite(name, _TO_TORCH)
 
 
 def to_tf1(name: str) -> str:
-    """The name of one of our parameters in a checkpoint of the original code; shapes are the same."""
+    """Return the name of one of our parameters in a checkpoint of the original code; shapes are the same."""
     return _rewrite(name, _TO_TF1)
 
 
 def from_torch(name: str) -> str:
-    """Our name of a parameter of PyTorch's state dict."""
+    """Return our name of a parameter of PyTorch's state dict."""
     return _rewrite(name, _FROM_TORCH)
 
 
 def from_tf1(name: str) -> str:
-    """Our name of a variable of the original code."""
+    """Return our name of a variable of the original code."""
     return _rewrite(name, _FROM_TF1)
 
 
 def tf1_slot(name: str, slot: str) -> str:
-    """The variable of the original code that holds a `slot` (training/optimizers) of one of our parameters."""
+    """Return the variable of the original code that holds a `slot` (training/optimizers) of one of our parameters."""
     return f"{to_tf1(name)}/{slot}"
 
 
 def is_tf1_parameter(name: str) -> bool:
-    """Whether a variable of the original code is a parameter: no moment of Adam's, no counter."""
+    """Return whether a variable of the original code is a parameter: no moment of Adam's, no counter."""
     return name != TF1_STEP and not _ADAM_SLOT.search(name)
 
 
 def is_transposed_in_torch(name: str) -> bool:
-    """PyTorch keeps the kernel of a dense layer as [out, in]."""
+    """Return whether PyTorch keeps it as [out, in]: the kernel of a dense layer."""
     return name.endswith("/kernel")
 
 
 def discriminator_names(names: Iterable[str]) -> dict[str, str]:
-    """{name in Hugging Face's ElectraForPreTraining (Flax): our name}."""
+    """Return {name in Hugging Face's ElectraForPreTraining (Flax): our name}."""
     return {name: name for name in names if name.startswith(("electra/", "discriminator_predictions/"))}
 
 
 def generator_names(names: Iterable[str]) -> dict[str, str]:
-    """{name in Hugging Face's ElectraForMaskedLM (Flax): our name}.
+    """Return {name in Hugging Face's ElectraForMaskedLM (Flax): our name}.
 
     What the generator does not have of its own is the discriminator's: the embeddings, or everything.
     """

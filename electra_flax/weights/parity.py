@@ -48,18 +48,20 @@ class Differences(NamedTuple):
 
     @property
     def largest(self) -> float:
-        """NaN where any of them is."""
+        """Return the largest of all, NaN where any of them is."""
         return float(np.max([*self.hidden, self.logits]))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: null in its place."""
+        """Return the differences for JSON, which has no NaN: null in its place."""
         plain = [value if np.isfinite(value) else None for value in (*self.hidden, self.logits)]
         return {"hidden": plain[:-1], "logits": plain[-1]}
 
 
 def compare(weights: Weights, folders: dict[str, Path]) -> dict[str, dict[str, Differences | None]]:
-    """{"discriminator": {"flax": ..., "torch": ..., "tensorflow": ...}, "generator": ...}: our forward pass of
-    `weights` against each framework that loads a part's folder; None where it is not installed.
+    """Compare our forward pass of `weights` with that of each framework that loads a part's folder.
+
+    Returns {"discriminator": {"flax": ..., "torch": ..., "tensorflow": ...}, "generator": ...}; None where one is not
+    installed.
 
     A framework that does not load the form that the weights are in is given them in its own.
     """
@@ -79,8 +81,10 @@ def compare(weights: Weights, folders: dict[str, Path]) -> dict[str, dict[str, D
 
 @contextlib.contextmanager
 def _loadable(framework: str, folder: Path, part: str) -> Iterator[Path]:
-    """The folder, or a copy for a while in the form that the framework loads: msgpack for Flax, one safetensors file
-    that says that it is PyTorch's for the others."""
+    """Yield the folder, or a copy for a while in the form that the framework loads.
+
+    msgpack for Flax, one safetensors file that says that it is PyTorch's for the others.
+    """
     if (folder / MSGPACK).exists() if framework == "flax" else is_labelled(folder / SAFETENSORS):
         for name in (MSGPACK, SAFETENSORS):
             if (folder / name).exists():
@@ -107,7 +111,7 @@ def difference(ours: Outputs, theirs: Outputs) -> Differences:
 
 
 def make_inputs(folder: Path, max_length: int) -> Inputs:
-    """TEXTS as int32 [B, T], the shorter ones padded."""
+    """Return TEXTS as int32 [B, T], the shorter ones padded."""
     import transformers  # slow to import: only when there is something to compare
 
     for path in (*folder.glob("*token*.json"), folder / "vocab.txt"):
@@ -125,7 +129,7 @@ def make_inputs(folder: Path, max_length: int) -> Inputs:
 
 
 def our_outputs(weights: Weights, inputs: dict[str, Inputs]) -> dict[str, Outputs]:
-    """Of each part in `inputs`."""
+    """Return our outputs of each part in `inputs`."""
     architecture, params = weights.architecture, weights.to_params()
     found = {part: _outputs(arrays, *_apply(architecture, params, part, arrays)) for part, arrays in inputs.items()}
     for part, outputs in found.items():
@@ -134,7 +138,7 @@ def our_outputs(weights: Weights, inputs: dict[str, Inputs]) -> dict[str, Output
 
 
 def check_finite(source: str, part: str, logits: np.ndarray) -> None:
-    """Raises UserError, in the name of `source`, for a model whose weights are finite and whose answers are not."""
+    """Raise UserError, in the name of `source`, for a model whose weights are finite and whose answers are not."""
     if not np.isfinite(logits).all():
         raise UserError(
             f"{source}: its {part} computes numbers that are not finite: its weights are too large, the training that "
@@ -143,7 +147,7 @@ def check_finite(source: str, part: str, logits: np.ndarray) -> None:
 
 
 def our_logits(architecture: Architecture, params: electra.Params, part: str, inputs: Inputs) -> np.ndarray:
-    """Our own logits for Hugging Face's inputs: float32 [B, T] or, for the generator, [B, T, V]."""
+    """Return our own logits for Hugging Face's inputs: float32 [B, T] or, for the generator, [B, T, V]."""
     return np.asarray(_apply(architecture, params, part, inputs)[1])
 
 
@@ -206,7 +210,7 @@ def _outputs(inputs: Inputs, hidden: Any, logits: Any) -> Outputs:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Its deprecation notices for Flax are known and would drown the report; errors still show."""
+    """Silence transformers' deprecation notices for Flax, known and many; errors still show."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -17,7 +17,7 @@ HEAD_SIZE = 64  # of every model of the paper and of KoELECTRA
 
 
 def sizes_of(shapes: Shapes, transformer: str = "electra", embeddings: str = "electra") -> dict[str, int]:
-    """Fields of ModelConfig that the shapes of one transformer's parameters decide.
+    """Return the fields of ModelConfig that the shapes of one transformer's parameters decide.
 
     Raises KeyError where a parameter is missing without which it is no ELECTRA, UserError where one has no such shape
     or layers are missing between others.
@@ -48,7 +48,7 @@ def sizes_of(shapes: Shapes, transformer: str = "electra", embeddings: str = "el
 
 
 def architecture_of(shapes: Shapes, model: ModelConfig, generator: ModelConfig | None) -> Architecture:
-    """The architecture under which a model has parameters of these names; `generator` is its own transformer."""
+    """Return the architecture under which a model has parameters of these names; `generator` is its own transformer."""
     has_generator_head = "generator_lm_head/bias" in shapes
     return Architecture(
         model=model,
@@ -60,6 +60,6 @@ def architecture_of(shapes: Shapes, model: ModelConfig, generator: ModelConfig |
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Of every parameter, by name."""
+    """Return the shape of every parameter, by name."""
     params = jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0)))
     return {name: leaf.shape for name, leaf in flat(params).items()}

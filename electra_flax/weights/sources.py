@@ -98,19 +98,19 @@ class Weights:
     """What was assumed, to be told to the user."""
 
     def to_params(self) -> electra.Params:
-        """All parameters, nested; never more than one of them twice in memory."""
+        """Return all parameters, nested; never more than one of them twice in memory."""
         return nested({name: jnp.asarray(self.read(name)) for name in self.shapes})
 
 
 def is_source(place: str) -> bool:
-    """Whether a place says what lies there: hf:, tf1: or orbax:."""
+    """Return whether a place says what lies there: hf:, tf1: or orbax:."""
     return place.partition(":")[0] in ("hf", "tf1", "orbax")
 
 
 def find_weights(
     source: str, step: int | None = None, vocab_file: Path | None = None, *, needs_head: bool = True
 ) -> Weights:
-    """What `source` names, unread but for its headers (of a run, the first parameter that is read brings all).
+    """Return what `source` names, unread but for its headers (of a run, the first parameter that is read brings all).
 
     `vocab_file` stands for a vocab.txt that is not beside the weights. Without `needs_head` an encoder alone will do,
     also that of a fine-tuned model. Raises UserError where there is nothing, or it is no ELECTRA, or not a whole one.
@@ -141,8 +141,10 @@ def find_weights(
 
 
 def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
-    """One model: of an export of both, in a folder of its own, or OWNER/NAME on the hub; `needs_head` as in
-    find_weights. Raises UserError."""
+    """Return one model: of an export of both, in a folder of its own, or OWNER/NAME on the hub. Raises UserError.
+
+    `needs_head` as in find_weights.
+    """
     own = Path(place) / part
     weights = find_weights(f"hf:{own if own.is_dir() else place}", needs_head=needs_head)
     if part not in (parts := weights.architecture.parts):
@@ -156,7 +158,10 @@ def _vocabulary_in(folder: Path) -> Vocabulary | None:
 
 
 def _whole(weights: Weights, needs_head: bool) -> Weights:
-    """The same without what an ELECTRA of these sizes does not have. Raises UserError where anything is missing."""
+    """Return the same without what an ELECTRA of these sizes does not have.
+
+    Raises UserError where anything is missing.
+    """
     expected = expected_shapes(weights.architecture)
     if not any(name.startswith(tuple(HEADS.values())) for name in weights.shapes):
         if needs_head:
@@ -239,7 +244,7 @@ def _of_hugging_face(source: str, place: str, step: int | None) -> Weights:
 
 
 def _pair(source: str, discriminator: ModelFolder, generator: ModelFolder) -> Weights:
-    """Both models in one tree: what is equal in both is shared."""
+    """Return both models in one tree: what is equal in both is shared."""
 
     def is_same(prefix: str) -> bool:
         theirs = [name for name in generator.shapes if name.startswith(prefix)]
@@ -276,7 +281,7 @@ def _joined(
     table: dict[str, str],
     generator: ModelConfig | None = None,
 ) -> Weights:
-    """`table` is {our name: theirs}."""
+    """Return the weights of `table`, {our name: theirs}."""
     shapes = {name: owners[name].shapes[theirs] for name, theirs in table.items()}
     vocabulary = _vocabulary_in(folders[0].path)
     return Weights(
@@ -343,7 +348,7 @@ def _of_tf1(source: str, place: str, step: int | None) -> Weights:
 
 
 def _check_prefix(source: str, prefix: Path) -> None:
-    """Of a folder, says which checkpoints are there."""
+    """Raise UserError where `prefix` is a folder; it says which checkpoints are there."""
     if not prefix.is_dir():
         return
     there = sorted(str(path.with_suffix("")) for path in prefix.glob("*.index"))
@@ -355,7 +360,7 @@ def _check_prefix(source: str, prefix: Path) -> None:
 
 
 def _tf1_model(shapes: Shapes, hparams: _Hparams) -> ModelConfig:
-    """Sizes as the variables have them, the rest by the original's rules (docs/semantics.md, section 4)."""
+    """Return sizes as the variables have them, the rest by the original's rules (docs/semantics.md, section 4)."""
     sizes: dict[str, Any] = dict(sizes_of(shapes))
     sizes["num_attention_heads"] = max(1, sizes["hidden_size"] // HEAD_SIZE)
     overrides = dataclasses.asdict(hparams.model_hparam_overrides)
@@ -366,7 +371,7 @@ def _tf1_model(shapes: Shapes, hparams: _Hparams) -> ModelConfig:
 
 
 def _tf1_generator(shapes: Shapes, model: ModelConfig, embeddings: str) -> ModelConfig:
-    """The discriminator's settings in the sizes of the generator's variables, heads by the original's rule."""
+    """Return the discriminator's settings in the sizes of the generator's variables, heads by the original's rule."""
     sizes = sizes_of(shapes, "generator", embeddings)
     return dataclasses.replace(model, **sizes, num_attention_heads=max(1, sizes["hidden_size"] // HEAD_SIZE))
 

@@ -48,7 +48,7 @@ class Start(NamedTuple):
     """A generator that is not there is cut out of the discriminator."""
 
     def check(self, config: Config, vocabulary: Vocabulary) -> None:
-        """Raises UserError where a run cannot begin so; reads no weights."""
+        """Raise UserError where a run cannot begin so; read no weights."""
         weights = find_weights(self.source)
         _parameters(self, weights, config, vocabulary)
         if not self.resumes:
@@ -70,7 +70,10 @@ class Start(NamedTuple):
             )
 
     def apply(self, config: Config, vocabulary: Vocabulary, mesh: Mesh, state: TrainState) -> TrainState:
-        """A fresh state with these weights; every other part is as it was, unless the run goes on. Logs the audit."""
+        """Return a fresh state with these weights; every other part is as it was, unless the run goes on.
+
+        Logs the audit.
+        """
         weights = find_weights(self.source)
         parameters = _parameters(self, weights, config, vocabulary)
         for line in audit(weights, parameters).split("\n"):
@@ -114,7 +117,7 @@ class _Parameter(NamedTuple):
 
 
 def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
-    """What became of every tensor, in lines for people."""
+    """Return what became of every tensor, in lines for people."""
     kept = [name for name, parameter in parameters.items() if not parameter.how]
     numbers = sum(int(np.prod(weights.shapes[name])) for name in kept)
     lines = [f"weights from {weights.source}", f"  {len(kept)} tensors ({numbers:,} numbers) as they are"]
@@ -136,7 +139,7 @@ def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
 
 
 def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Vocabulary) -> dict[str, _Parameter]:
-    """How each parameter of `config` is had; those of a warm-started generator's new head are left out."""
+    """Return how each parameter of `config` is had; those of a warm-started generator's new head are left out."""
     expected = expected_shapes(config.architecture)
     flag = "--resume-from" if start.resumes else "--init-from"
     _check_vocabulary(weights, vocabulary, flag, may_grow=not start.resumes)
@@ -207,7 +210,7 @@ def _grows(weights: Weights, vocabulary: Vocabulary) -> bool:
 
 
 def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
-    """Rows in the order of the new vocabulary; a new token's is the mean of the pieces that it was made of before."""
+    """Return rows in the order of the new vocabulary; a new token has the mean of the pieces it was made of before."""
     rows: np.ndarray = weights.read(name)
     theirs = weights.vocabulary
     assert theirs is not None  # _parameters
@@ -230,7 +233,7 @@ def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def _positions(start: Start, weights: Weights, name: str, theirs: int, ours: int) -> _Parameter:
-    """Position embeddings, float32 [theirs, E] -> [ours, E]."""
+    """Return position embeddings, float32 [theirs, E] -> [ours, E]."""
     if ours <= theirs:
         return _Parameter(f"the first {ours} of {theirs} positions", lambda: weights.read(name)[:ours])
     if start.stretch_positions == "tile":
@@ -253,7 +256,7 @@ def _positions(start: Start, weights: Weights, name: str, theirs: int, ours: int
 
 
 def _cut(weights: Weights, name: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray] | None:
-    """The leading part of the discriminator's tensor of the same place: its first layers, heads and units.
+    """Return the leading part of the discriminator's tensor of the same place: its first layers, heads and units.
 
     Where the discriminator has no projection of its embeddings, their leading part is the projection's result. None
     for the head of masked-language modelling, which has no counterpart, and where the discriminator is the smaller one.

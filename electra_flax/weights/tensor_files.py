@@ -39,7 +39,7 @@ Read = Callable[[str], np.ndarray]
 
 
 def open_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Read]:
-    """Shapes of all tensors in a model's folder, buffers left out, and what reads one of them in float32.
+    """Return the shapes of all tensors in a model's folder, buffers left out, and what reads one of them in float32.
 
     Raises UserError where there are none, and later for one whose numbers are damaged or not finite.
     """
@@ -55,8 +55,10 @@ def open_tensors(folder: Path) -> tuple[dict[str, tuple[int, ...]], Read]:
 
 
 def is_labelled(path: Path) -> bool:
-    """Whether this is a safetensors file that says that its tensors are PyTorch's, without which transformers does not
-    load it everywhere."""
+    """Return whether this is a safetensors file that says that its tensors are PyTorch's.
+
+    Without that, transformers does not load it everywhere.
+    """
     if not path.is_file():
         return False
     with safe_open(path, framework="numpy") as file:
@@ -64,7 +66,7 @@ def is_labelled(path: Path) -> bool:
 
 
 def finite(read: Read, source: object) -> Read:
-    """`read`, which then refuses tensors that hold NaN or infinity, in the name of `source`."""
+    """Return `read`, which then refuses tensors that hold NaN or infinity, in the name of `source`."""
 
     def reading(name: str) -> np.ndarray:
         value = read(name)
@@ -80,7 +82,7 @@ def finite(read: Read, source: object) -> Read:
 
 
 def narrowed(source: object, name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`value` in `dtype`. Raises UserError where a number is beyond what that can hold."""
+    """Return `value` in `dtype`. Raises UserError where a number is beyond what that can hold."""
     with np.errstate(over="ignore"):
         found = value.astype(dtype, copy=False)
     if dtype.itemsize < value.dtype.itemsize and not np.isfinite(found.astype(np.float32)).all():
@@ -93,7 +95,7 @@ def narrowed(source: object, name: str, value: np.ndarray, dtype: np.dtype) -> n
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The files of a model that is in several."""
+    """Return the files of a model that is in several."""
     path = folder / SHARDS
     index = read_json(path, dict[str, Any], _COPY)
     table = index.get("weight_map")
@@ -163,7 +165,7 @@ def _open_msgpack(path: Path) -> tuple[dict[str, tuple[int, ...]], Read]:
 
 
 def _leaves(path: Path, tree: dict[Any, Any], above: str = "", level: int = 0) -> list[tuple[str, Any]]:
-    """Every tensor's name and what stands there; an array that flax cut into chunks counts as one."""
+    """Return every tensor's name and what stands there; an array that flax cut into chunks counts as one."""
     found: list[tuple[str, Any]] = []
     for key, child in tree.items():
         name = f"{above}{key}"
@@ -177,7 +179,7 @@ def _leaves(path: Path, tree: dict[Any, Any], above: str = "", level: int = 0) -
 
 
 def _unpacked(path: Path, name: str, leaf: Any) -> np.ndarray:
-    """Raises UserError for what is no array."""
+    """Return the array that flax packed. Raises UserError for what is no array."""
     if isinstance(leaf, dict):
         return _joined(path, name, leaf)
     if not isinstance(leaf, msgpack.ExtType) or leaf.code != _PACKED_ARRAY:
@@ -195,7 +197,7 @@ def _unpacked(path: Path, name: str, leaf: Any) -> np.ndarray:
 
 
 def _joined(path: Path, name: str, leaf: dict[str, Any]) -> np.ndarray:
-    """An array of more than a gigabyte, which flax writes in chunks."""
+    """Return an array of more than a gigabyte, which flax writes in chunks."""
     try:
         shape = [leaf["shape"][str(i)] for i in range(len(leaf["shape"]))]
         chunks = [leaf["chunks"][str(i)] for i in range(len(leaf["chunks"]))]
@@ -207,7 +209,10 @@ def _joined(path: Path, name: str, leaf: dict[str, Any]) -> np.ndarray:
 
 
 def _dtype(name: str) -> np.dtype | None:
-    """Of floating-point numbers; whole ones are no weights without the scales that they were quantized with."""
+    """Return the dtype of floating-point numbers.
+
+    None for whole ones: they are no weights without the scales that they were quantized with.
+    """
     import ml_dtypes  # numpy has no bfloat16 of its own
 
     known = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "V2": np.dtype(ml_dtypes.bfloat16)}
@@ -226,7 +231,7 @@ def _kind(value: Any) -> str:
 
 
 def _ours(name: str) -> str:
-    """ElectraModel, without a head, is saved without the "electra" that others have."""
+    """Return our name: ElectraModel, without a head, is saved without the "electra" that others have."""
     return f"electra/{name}" if _ENCODER.match(name) else name
 
 
@@ -234,7 +239,7 @@ def _ours(name: str) -> str:
 
 
 def write_safetensors(path: Path, shapes: Shapes, read: Read, dtype: np.dtype) -> None:
-    """PyTorch's names and layout; one tensor in memory at a time, which the safetensors library cannot."""
+    """Write PyTorch's names and layout; one tensor in memory at a time, which the safetensors library cannot."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -255,7 +260,7 @@ def write_safetensors(path: Path, shapes: Shapes, read: Read, dtype: np.dtype) -
 
 
 def write_msgpack(path: Path, shapes: Shapes, read: Read, dtype: np.dtype) -> None:
-    """What flax.serialization.msgpack_serialize writes, one tensor in memory at a time."""
+    """Write what flax.serialization.msgpack_serialize does, one tensor in memory at a time."""
     packer = msgpack.Packer()
 
     def write(node: Any) -> None:
@@ -274,6 +279,6 @@ def write_msgpack(path: Path, shapes: Shapes, read: Read, dtype: np.dtype) -> No
 
 
 def check_narrow(shapes: Mapping[str, object], read: Read, source: object, dtype: np.dtype) -> None:
-    """Reads every tensor once, before anything is written: raises UserError for the first that cannot be kept."""
+    """Read every tensor once, before anything is written; raise UserError for the first that cannot be kept."""
     for name in shapes:
         narrowed(source, name, read(name), dtype)

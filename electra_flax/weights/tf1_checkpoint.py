@@ -75,11 +75,11 @@ class Tf1Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every variable, slots and counters included."""
+        """Return the shape of every variable, slots and counters included."""
         return {name: _shape(entry) for name, entry in self._entries.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """A variable, in its own type. Raises UserError where its bytes are not those that were written."""
+        """Return a variable, in its own type. Raises UserError where its bytes are not those that were written."""
         entry = self._entries[name]
         path = _data_path(self._prefix, entry.shard, self._num_shards)
         try:
@@ -98,8 +98,9 @@ class Tf1Checkpoint:
 def write_tf1_checkpoint(
     prefix: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
 ) -> None:
-    """Writes variables, one at a time, and the `checkpoint` file that names the newest."""
-    entries = [(b"", _Header(num_shards=1, version={"producer": 1}).SerializeToString())]  # little-endian
+    """Write variables, one at a time, and the `checkpoint` file that names the newest."""
+    # The header stands under the empty key, which sorts before every name; endianness 0, left out, is little-endian.
+    entries = [(b"", _Header(num_shards=1, version={"producer": 1}).SerializeToString())]
     offset = 0
     with _data_path(prefix, 0, 1).open("wb") as file:
         for name in sorted(shapes, key=str.encode):
@@ -139,9 +140,10 @@ def _shape(entry: Any) -> tuple[int, ...]:
 
 
 def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Every key and value. Raises ValueError and IndexError where the bytes are no table."""
+    """Yield every key and value. Raises ValueError and IndexError where the bytes are no table."""
     if len(data) < _FOOTER_SIZE or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise ValueError("it does not end as a table does")
+    # A handle is where a block lies: offset and size, without the five bytes of compression and CRC behind it.
     handles, position = data[-_FOOTER_SIZE:], 0
     numbers = []
     for _ in range(4):  # offset and size of the block of metadata, and of the index
@@ -159,6 +161,8 @@ def _read_block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
         raise ValueError("the CRC32C of a block does not match")
     if compression:
         raise ValueError("it is compressed, which no TensorFlow since 1.2 does")
+    # A key is what it shares with the one before it, by length, and the rest. Restarts, where a key shares nothing,
+    # are listed at the block's end for binary search; read from the beginning, they are only skipped.
     (num_restarts,) = struct.unpack_from("<I", block, size - 4)
     position, end, key = 0, size - 4 * (num_restarts + 1), b""
     while position < end:
@@ -172,13 +176,14 @@ def _read_block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
 
 
 def _write_table(file: BinaryIO, entries: list[tuple[bytes, bytes]]) -> None:
-    """Entries must be sorted by key. Keys share no prefixes: every entry begins anew."""
+    """Write a table of entries sorted by key."""
     handles: list[tuple[bytes, bytes]] = []
     block: list[tuple[bytes, bytes]] = []
     for number, (key, value) in enumerate(entries):
         block.append((key, value))
         is_full = sum(len(key) + len(value) for key, value in block) >= _BLOCK_SIZE
         if is_full or number == len(entries) - 1:
+            # The index names each block by its last key: a search takes the first name that is not less.
             handles.append((key, _write_block(file, block)))
             block = []
     metadata, index = _write_block(file, []), _write_block(file, handles)
@@ -186,14 +191,15 @@ def _write_table(file: BinaryIO, entries: list[tuple[bytes, bytes]]) -> None:
 
 
 def _write_block(file: BinaryIO, entries: list[tuple[bytes, bytes]]) -> bytes:
-    """Returns where the block lies, as the index says it."""
+    """Write a block; return where it lies, as the index says it."""
     offset, restarts, data = file.tell(), [], b""
     for key, value in entries:
+        # Every key is a restart: no prefix to look for, and the index of a few hundred names is small anyway.
         restarts.append(len(data))
         data += _varint(0) + _varint(len(key)) + _varint(len(value)) + key + value
-    restarts = restarts or [0]
+    restarts = restarts or [0]  # as LevelDB's writer begins every block, one without entries too
     data += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
-    uncompressed = data + b"\0"
+    uncompressed = data + b"\0"  # the kind of compression, which the CRC covers too
     file.write(uncompressed + struct.pack("<I", masked_crc(uncompressed)))
     return _varint(offset) + _varint(len(data))
 

@@ -17,8 +17,9 @@ Found = dict[str, dict[str, parity.Differences | None]]
 
 
 def verify(model: str, against: str | None) -> Found:
-    """Compares our forward pass of a model, or of an export of both, with that of each framework that is installed
-    and with that of the weights `against` (None where a framework is not installed).
+    """Compare our forward pass of a model, or of an export of both, with that of each framework that is installed.
+
+    Those of the weights `against` are compared too. None where a framework is not installed.
 
     Raises UserError where something is missing, cannot be loaded, or is another architecture.
     """
@@ -34,7 +35,7 @@ def verify(model: str, against: str | None) -> Found:
 
 
 def table(part: str, found: dict[str, parity.Differences | None], tolerance: float) -> Table:
-    """Layers down, hands across; what is beyond the tolerance in red."""
+    """Return differences as a table: layers down, hands across; what is beyond the tolerance in red."""
     shown = Table(title=f"{part}: largest difference from our forward pass")
     there = {name: differences for name, differences in found.items() if differences}
     shown.add_column("")
@@ -62,7 +63,7 @@ def _source(against: str) -> str:
 
 
 def _compare_weights(ours: Weights, other: Weights, folders: dict[str, Path]) -> dict[str, parity.Differences]:
-    """The same texts, in the pieces of our tokenizer, through both."""
+    """Compare both on the same texts, in the pieces of our tokenizer."""
     common = [part for part in folders if part in other.architecture.parts]
     if not common:
         raise UserError(f"--against {other.source}: has no {' or '.join(folders)} to compare with; expected {SOURCES}")
