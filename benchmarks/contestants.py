@@ -31,7 +31,8 @@ def ours(config: Config) -> Step:
     from electra_flax.model.attention_choice import choose_attention
     from electra_flax.model.sharding import batch_sharding, make_mesh
     from electra_flax.runtime.compiler import compile_step
-    from electra_flax.training.step import init_state, make_train_step
+    from electra_flax.training.initial_state import init_state
+    from electra_flax.training.step import make_train_step
 
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state: Any = init_state(config, mesh)

@@ -22,7 +22,8 @@ from electra_flax.config.schema import CheckpointConfig
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.sharding import make_mesh
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.step import abstract_batch, init_state, make_train_step
+from electra_flax.training.initial_state import abstract_batch, init_state
+from electra_flax.training.step import make_train_step
 
 SAVES = 4
 

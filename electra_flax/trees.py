@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 
+Params = dict[str, Any]
+"""Nested dicts of arrays."""
+
 
 def tree_names(tree: Any) -> Any:
     """Return the same tree with each leaf replaced by its name, "a/b/c"."""

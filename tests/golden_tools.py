@@ -31,7 +31,7 @@ from electra_flax.training import losses, masking
 from electra_flax.training.masking import CorruptedInputs, MaskedInputs
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.optimizer import learning_rate, make_optimizer
-from electra_flax.trees import tree_names
+from electra_flax.trees import Params, tree_names
 from electra_flax.weights import names
 
 RECORDED = Path(__file__).parent / "golden"  # values of the original that may live here (README there)
@@ -116,7 +116,7 @@ def golden_config(hparams: dict, *, batch_size: int = 8, num_steps: int = 20, wa
     )
 
 
-def golden_params(config: Config, weights: dict[str, np.ndarray]) -> electra.Params:
+def golden_params(config: Config, weights: dict[str, np.ndarray]) -> Params:
     """TF1 weights in our tree; every one of our parameters must be there, with our shape."""
     shapes = jax.eval_shape(lambda: electra.init(config.architecture, jax.random.key(0)))
 
@@ -191,7 +191,7 @@ def _means(sums: dict[str, jax.Array], counts: dict[str, jax.Array]) -> dict[str
     return found
 
 
-def losses_with_given_draws(config: Config, params: electra.Params, draws: Draws) -> tuple[jax.Array, Outcome]:
+def losses_with_given_draws(config: Config, params: Params, draws: Draws) -> tuple[jax.Array, Outcome]:
     """The total loss where masks, samples and labels are given, not drawn by us."""
     masked, mask_BT, types_BT = draws.masked, draws.mask_BT, draws.types_BT
     generator_BMV = electra.apply_generator(
@@ -226,11 +226,11 @@ def clip_by_recorded_norms(norms: jax.Array) -> optax.GradientTransformation:
 class Updated(NamedTuple):
     """A step's results."""
 
-    params: electra.Params
+    params: Params
     opt_state: optax.OptState
     total: jax.Array
     outcome: Outcome
-    grads: electra.Params
+    grads: Params
     """Before clipping."""
     norm: jax.Array
 
@@ -272,7 +272,7 @@ class GivenTraining:
         np.testing.assert_allclose(ours, rate, rtol=1e-6, atol=1e-10)
 
 
-def assert_tree(ours: electra.Params, theirs: Mapping[str, np.ndarray], atol: float, suffix: str = "") -> None:
+def assert_tree(ours: Params, theirs: Mapping[str, np.ndarray], atol: float, suffix: str = "") -> None:
     """Every array is the original's, which has its name with `suffix`."""
     for name, value in zip(jax.tree.leaves(tree_names(ours)), jax.tree.leaves(ours), strict=True):
         np.testing.assert_allclose(value, theirs[names.to_tf1(name) + suffix], atol=atol, rtol=0, err_msg=name)

@@ -21,7 +21,7 @@ from electra_flax.config.loading import load_config
 from electra_flax.model.sharding import make_mesh
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.step import abstract_state
+from electra_flax.training.initial_state import abstract_state
 
 STEPS = 40
 # For runs of several processes: where one finds its programs and the other compiles them, they meet too late (Gloo

@@ -42,7 +42,7 @@ from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.faults import SaveClock, SkippedSteps
 from electra_flax.training.fingerprint import fingerprint
-from electra_flax.training.step import abstract_state
+from electra_flax.training.initial_state import abstract_state
 
 NUM_EXAMPLES = 396  # of the sample corpus
 
@@ -293,7 +293,8 @@ checkpoint.Checkpoints.check = fails
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(root):
     from electra_flax.data.vocabulary import SpecialTokens
-    from electra_flax.training.step import abstract_batch, init_state, make_train_step
+    from electra_flax.training.initial_state import abstract_batch, init_state
+    from electra_flax.training.step import make_train_step
 
     config = load_config(root / "tiny.yaml")
     mesh = make_mesh(config.mesh)

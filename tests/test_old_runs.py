@@ -13,7 +13,7 @@ from electra_flax.commands.cli import main
 from electra_flax.config.loading import load_config
 from electra_flax.model.sharding import make_mesh
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.step import abstract_state
+from electra_flax.training.initial_state import abstract_state
 
 OLD = Path(__file__).parent / "data/run_of_a0ad5f6.tar.xz"
 CPU = Path("/proc/cpuinfo")

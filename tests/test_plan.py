@@ -28,9 +28,9 @@ from electra_flax.model.sharding import batch_sharding, make_mesh, state_shardin
 from electra_flax.planning import compilation, kernel_schedule, program_cost
 from electra_flax.planning.program_cost import Hardware
 from electra_flax.runtime.tpus import GENERATIONS, parse_slice
-from electra_flax.training import step
+from electra_flax.training import initial_state, step
 from electra_flax.training.flops import step_flops
-from electra_flax.training.step import abstract_state
+from electra_flax.training.initial_state import abstract_state
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -161,12 +161,12 @@ def test_gradients_cross_devices_in_float32(v3_devices):
     """Also where the products are bfloat16: those of dense layers, biases and the table that both ends share."""
     config = tiny_config(training={"compute_dtype": "bfloat16"}, model={"num_hidden_layers": 1})
     mesh = make_mesh(config.mesh, list(v3_devices))
-    state = step.abstract_state(config)
+    state = initial_state.abstract_state(config)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, state_shardings(state, mesh),
     )  # fmt: skip
-    batch = step.abstract_batch(config, batch_sharding(mesh))
+    batch = initial_state.abstract_batch(config, batch_sharding(mesh))
     lowered = step.make_train_step(config, SPECIAL, mesh).trace(state, batch).lower(lowering_platforms=("tpu",))
     text = lowered.compile().as_text()
     assert reduced_types(text) == {"f32", "s32"} and " bf16[" in text
@@ -315,14 +315,14 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
 
     config = load_config(CONFIGS / "demo.yaml", _fields(SMALL))
     mesh = make_mesh(config.mesh, list(v3_devices))
-    state = step.abstract_state(config)
+    state = initial_state.abstract_state(config)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, state_shardings(state, mesh),
     )  # fmt: skip
     attend = choose_attention(config.architecture, config.data.max_seq_length, mesh, check=False)
     train_step = step.make_train_step(config, compilation._SPECIAL, mesh, attend)
-    batch = step.abstract_batch(config, batch_sharding(mesh))
+    batch = initial_state.abstract_batch(config, batch_sharding(mesh))
     analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
     memory = answer["memory"]
     assert memory["arguments"] == analysis.argument_size_in_bytes

@@ -58,7 +58,7 @@ def test_a_bucket_without_its_library_is_refused(monkeypatch):
 COMPILE_STEP = """
 import jax
 from golden_tools import tiny_config
-from electra_flax.training import step
+from electra_flax.training import initial_state, step
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.sharding import make_mesh
 config = tiny_config(
@@ -68,7 +68,7 @@ config = tiny_config(
     data=dict(max_seq_length=128), training=dict(batch_size=32),
 )
 train_step = step.make_train_step(config, SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4), make_mesh(config.mesh))
-train_step.lower(step.abstract_state(config), step.abstract_batch(config)).compile()
+train_step.lower(initial_state.abstract_state(config), initial_state.abstract_batch(config)).compile()
 """
 
 

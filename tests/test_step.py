@@ -13,8 +13,9 @@ from electra_flax.errors import UserError
 from electra_flax.model import electra, randomness
 from electra_flax.model.sharding import batch_sharding, check_batch, make_mesh, rule_for
 from electra_flax.training import masking
+from electra_flax.training.initial_state import init_state
 from electra_flax.training.objectives import make_objective
-from electra_flax.training.step import accumulate_gradients, init_state, make_train_step
+from electra_flax.training.step import accumulate_gradients, make_train_step
 from electra_flax.trees import tree_names
 
 NUM_STEPS = 10

@@ -23,7 +23,7 @@ from electra_flax.config.loading import load_config
 from electra_flax.model.sharding import make_mesh
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.step import abstract_state
+from electra_flax.training.initial_state import abstract_state
 
 pytestmark = [
     pytest.mark.long,

@@ -16,8 +16,8 @@ from electra_flax.weights.export import export_to_hugging_face, export_to_tf1
 from electra_flax.weights.model_card import Publication
 from electra_flax.weights.parity import TEXTS
 from electra_flax.weights.shapes import expected_shapes
-from electra_flax.weights.sources import Weights
 from electra_flax.weights.tf1_checkpoint import write_tf1_checkpoint
+from electra_flax.weights.weights import Weights
 
 CASED = Casing(do_lower_case=False, strip_accents=False)
 _OWN = {"intermediate_size": 64}  # 4 x its width, as the original has it

@@ -12,7 +12,7 @@ from electra_flax.runtime.flags import Command, File, Flag, Folder, Place
 
 if TYPE_CHECKING:
     from electra_flax.weights.model_card import Publication
-    from electra_flax.weights.sources import Weights
+    from electra_flax.weights.weights import Weights
 
 
 class Publishing(Command):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from electra_flax.config.schema import LoggingConfig
 from electra_flax.finetune.predictions import Prediction
-from electra_flax.model.electra import Params
 from electra_flax.storage.workdir import Workdir
+from electra_flax.trees import Params
 
 RESULTS = "results.json"
 RECORD_EVERY = LoggingConfig().every_steps

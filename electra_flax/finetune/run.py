@@ -35,7 +35,6 @@ from electra_flax.finetune.seed import finetune_seed
 from electra_flax.finetune.step import Network, Steps, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.model import electra
-from electra_flax.model.electra import Params
 from electra_flax.model.sharding import check_batch, make_mesh
 from electra_flax.runtime import processes
 from electra_flax.runtime.compiler import set_up_compiler
@@ -43,9 +42,10 @@ from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.bucket import patiently
 from electra_flax.storage.workdir import Workdir
-from electra_flax.trees import nested
+from electra_flax.trees import Params, nested
 from electra_flax.weights.hugging_face import HEADS
-from electra_flax.weights.sources import Weights, find_part, find_weights, is_source
+from electra_flax.weights.sources import find_part, find_weights, is_source
+from electra_flax.weights.weights import Weights
 
 log = logging.getLogger("electra_flax")
 

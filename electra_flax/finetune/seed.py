@@ -21,7 +21,6 @@ from electra_flax.finetune.predictions import Prediction, best_null_threshold, d
 from electra_flax.finetune.result import RECORD_EVERY, SeedResult, seed_folder
 from electra_flax.finetune.step import Network, Steps, make_batch, predict_rows
 from electra_flax.finetune.task import Task, Training
-from electra_flax.model.electra import Params
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.workdir import Workdir
@@ -29,6 +28,7 @@ from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_
 from electra_flax.training.metrics import RunNotes
 from electra_flax.training.objectives.objective import Sums, Totals
 from electra_flax.training.state import TrainState
+from electra_flax.trees import Params
 
 log = logging.getLogger("electra_flax")
 

@@ -20,13 +20,13 @@ from electra_flax.finetune.heads import Batch, Head, Outputs
 from electra_flax.finetune.task import Training
 from electra_flax.model import electra, randomness
 from electra_flax.model.attention import Attend, xla_attention
-from electra_flax.model.electra import Params
 from electra_flax.model.sharding import batch_sharding, global_batch, rows_of_process, state_shardings, whole
 from electra_flax.runtime.console import progress
 from electra_flax.runtime.processes import is_main
 from electra_flax.training.optimizer import learning_rate, make_optimizer, scale_by_layer
 from electra_flax.training.state import TrainState
-from electra_flax.training.step import apply_gradients, sum_over_slices
+from electra_flax.training.update import apply_gradients, sum_over_slices
+from electra_flax.trees import Params
 
 _BELOW_TOP = {"paper": 1, "original": 2}
 

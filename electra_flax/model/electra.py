@@ -22,8 +22,7 @@ from jax.typing import DTypeLike
 from electra_flax.config.architecture import Architecture
 from electra_flax.model import layers
 from electra_flax.model.attention import Attend, xla_attention
-
-Params = dict[str, Any]
+from electra_flax.trees import Params
 
 
 class _Electra(nn.Module):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import glorot_uniform, normal
 
 from electra_flax.model import randomness
-from electra_flax.model.electra import Params
 from electra_flax.model.layers import fold_in
+from electra_flax.trees import Params
 
 _BEAMS = 20
 _QA_HIDDEN = 512

@@ -33,7 +33,7 @@ from electra_flax.model.attention_choice import kernel_specs
 from electra_flax.model.sharding import batch_sharding, state_shardings
 from electra_flax.planning.kernel_schedule import schedule_cycles
 from electra_flax.runtime.tpus import Slice, parse_slice
-from electra_flax.training import step
+from electra_flax.training import initial_state, step
 
 log = logging.getLogger("electra_flax")
 
@@ -72,14 +72,14 @@ class Compiled:
 
 def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Compiled:
     """Return the train step compiled for the mesh, from the cache where the same program was compiled before."""
-    state = step.abstract_state(config)
+    state = initial_state.abstract_state(config)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
         state_shardings(state, mesh),
     )
     train_step: Any = step.make_train_step(config, _SPECIAL, mesh, attend)
-    lowered = train_step.trace(state, step.abstract_batch(config, batch_sharding(mesh))).lower(
+    lowered = train_step.trace(state, initial_state.abstract_batch(config, batch_sharding(mesh))).lower(
         lowering_platforms=("tpu",)
     )
     # Traced anew each time: only the program itself, not the configuration or the source, says whether it changed.

@@ -29,7 +29,7 @@ from electra_flax.planning.compilation import compile_step
 from electra_flax.planning.program_cost import Cost, Hardware
 from electra_flax.runtime.host_memory import give_back_unused
 from electra_flax.runtime.tpus import Slice, parse_slice
-from electra_flax.training import step
+from electra_flax.training import initial_state
 from electra_flax.training.flops import step_flops
 
 log = logging.getLogger("electra_flax")
@@ -107,7 +107,7 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
     mesh = _mesh(config, where)
     attend = choose_attention(config.architecture, config.data.max_seq_length, mesh, check=False)
     compiled = compile_step(config, where, mesh, attend)
-    abstract = step.abstract_state(config)
+    abstract = initial_state.abstract_state(config)
     training, generation = config.training, where.generation
     plan = Plan(
         accelerator_type=where.accelerator_type,
@@ -236,7 +236,7 @@ def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | 
 
 def _state_bytes(config: Config, where: Slice) -> int:
     """Return parameters and optimizer state on each device."""
-    state = step.abstract_state(config)
+    state = initial_state.abstract_state(config)
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, _mesh(config, where))), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
 

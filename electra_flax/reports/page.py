@@ -135,7 +135,7 @@ def _detections(run: History) -> list[Detection]:
     from electra_flax.data.pipeline import open_split
     from electra_flax.storage.staging import stage
     from electra_flax.training.checkpoint import Checkpoints
-    from electra_flax.training.step import abstract_state
+    from electra_flax.training.initial_state import abstract_state
 
     if run.config is None:
         raise UserError("a fine-tuned model replaces no tokens")

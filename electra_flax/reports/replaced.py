@@ -14,7 +14,7 @@ from electra_flax.config.architecture import Architecture
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError, escaped
-from electra_flax.model.electra import Params
+from electra_flax.trees import Params
 from electra_flax.weights import parity
 from electra_flax.weights.sources import find_weights
 

@@ -29,13 +29,13 @@ import electra_flax
 from electra_flax.config.schema import CheckpointConfig
 from electra_flax.errors import Problem, RunError, Unavailable, UserError, reason
 from electra_flax.files import parse_json, read_bytes
-from electra_flax.model.electra import Params
 from electra_flax.model.sharding import state_shardings
 from electra_flax.runtime import processes
 from electra_flax.storage import bucket
 from electra_flax.storage.bucket import is_away, is_remote, patiently
 from electra_flax.training.fingerprint import fingerprint, is_whole
 from electra_flax.training.state import TrainState
+from electra_flax.trees import Params
 
 log = logging.getLogger("electra_flax")
 

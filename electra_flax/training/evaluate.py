@@ -12,25 +12,26 @@ from electra_flax.config.schema import Config
 from electra_flax.data.pipeline import evaluation_batches, open_split, read_vocabulary
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.errors import UserError
-from electra_flax.model import electra
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.sharding import Batch, check_batch, make_mesh
 from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.metrics import MetricSums
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import Objective, Sums
-from electra_flax.training.step import abstract_state, make_eval_step
+from electra_flax.training.step import make_eval_step
+from electra_flax.trees import Params
 
-EvalStep = Callable[[electra.Params, Batch, jax.Array], Sums]
+EvalStep = Callable[[Params, Batch, jax.Array], Sums]
 
 
 def held_out_metrics(
     config: Config,
     objective: Objective,
     eval_step: EvalStep,
-    params: electra.Params,
+    params: Params,
     examples: ShardedExamples,
     mesh: Mesh,
 ) -> dict[str, float]:

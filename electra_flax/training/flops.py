@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.attention import xla_attention
-from electra_flax.training import step
+from electra_flax.training import initial_state, step
 from electra_flax.training.objectives import make_objective
 
 
@@ -23,7 +23,9 @@ def step_flops(config: Config) -> int:
     def gradients(params: Any, batch: Any) -> Any:
         return step.accumulate_gradients(objective, params, batch, jax.random.key(0), xla_attention, slices)[0]
 
-    return matmul_flops(jax.make_jaxpr(gradients)(step.abstract_state(config).params, step.abstract_batch(config)))
+    return matmul_flops(
+        jax.make_jaxpr(gradients)(initial_state.abstract_state(config).params, initial_state.abstract_batch(config))
+    )
 
 
 def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:

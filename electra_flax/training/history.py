@@ -5,43 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from orbax.checkpoint.utils import checkpoint_steps
-from pydantic import BaseModel, ConfigDict, Field
 
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.files import parse_lines, read_bytes
 from electra_flax.storage.workdir import Workdir
+from electra_flax.training.lines import METRICS, Event, Record
 from electra_flax.training.objectives import metrics_of
 from electra_flax.training.objectives.objective import Metric
-
-METRICS = "metrics.jsonl"
-_Step = Annotated[int, Field(ge=0, le=1 << 40)]
-_Time = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # until the year 9999
-
-
-class Record(BaseModel):
-    """A line of metrics.jsonl; its other fields are the metrics."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, int | float] = Field(init=False)
-
-    step: _Step
-    split: Literal["train", "validation"]
-    time: _Time
-
-
-class Event(BaseModel):
-    """A line of events.jsonl; its other fields are details."""
-
-    model_config = ConfigDict(extra="allow")
-
-    event: str
-    step: _Step
-    time: _Time
-
 
 Line = TypeVar("Line", Record, Event)
 

@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 
 from electra_flax.config.schema import CheckpointConfig
 from electra_flax.errors import Preempted, Problem, RunError, Unavailable, UserError
-from electra_flax.model.electra import Params
 from electra_flax.runtime import processes, status
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage.workdir import Events
@@ -31,6 +30,7 @@ from electra_flax.training.faults import SaveClock, SkippedSteps
 from electra_flax.training.metrics import MetricWriter, Progress, Window
 from electra_flax.training.objectives.objective import Sums, Totals
 from electra_flax.training.state import TrainState
+from electra_flax.trees import Params
 
 log = logging.getLogger("electra_flax")
 

@@ -24,7 +24,7 @@ from electra_flax.runtime import status
 from electra_flax.runtime.console import columns, write_line
 from electra_flax.runtime.progress_bar import Bar
 from electra_flax.training import events
-from electra_flax.training.history import METRICS, Record
+from electra_flax.training.lines import METRICS, Record
 from electra_flax.training.objectives.objective import Metric, Totals
 
 log = logging.getLogger("electra_flax")

@@ -21,7 +21,6 @@ from electra_flax.errors import Refusals, RunError, UserError
 from electra_flax.files import write_whole
 from electra_flax.model.attention import Attend
 from electra_flax.model.attention_choice import choose_attention
-from electra_flax.model.electra import Params
 from electra_flax.model.sharding import Batch, batch_sharding, coverage_report, make_mesh
 from electra_flax.runtime import processes, tpus
 from electra_flax.runtime.compiler import compile_step, set_up_compiler
@@ -31,20 +30,15 @@ from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.evaluate import held_out_metrics
 from electra_flax.training.flops import step_flops
+from electra_flax.training.initial_state import abstract_batch, abstract_state, init_state
 from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
 from electra_flax.training.metrics import RunNotes
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import Totals
 from electra_flax.training.state import TrainState
-from electra_flax.training.step import (
-    abstract_batch,
-    abstract_state,
-    init_state,
-    make_eval_step,
-    make_norms,
-    make_train_step,
-)
+from electra_flax.training.step import make_eval_step, make_norms, make_train_step
+from electra_flax.trees import Params
 
 log = logging.getLogger("electra_flax")
 

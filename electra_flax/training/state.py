@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from electra_flax.model.electra import Params
+from electra_flax.trees import Params
 
 
 class TrainState(NamedTuple):

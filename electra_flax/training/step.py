@@ -14,47 +14,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
-from electra_flax.model import electra
 from electra_flax.model.attention import Attend, xla_attention
-from electra_flax.model.electra import Params
 from electra_flax.model.sharding import Batch, batch_sharding, state_shardings
+from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import Objective, Sums, row_seeds
 from electra_flax.training.optimizer import learning_rate, make_optimizer
 from electra_flax.training.state import TrainState
-from electra_flax.trees import flat
-
-
-def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """Return a fresh state, created in place on the mesh."""
-
-    create = functools.partial(_create_state, config)
-    state: TrainState = jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
-    return state
-
-
-def abstract_state(config: Config) -> TrainState:
-    """Return the state's tree with shapes and dtypes instead of arrays."""
-    state: TrainState = jax.eval_shape(functools.partial(_create_state, config))
-    return state
-
-
-def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return a batch's shapes and dtypes instead of arrays."""
-    shape = (config.training.batch_size, config.data.max_seq_length)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
-
-
-def _create_state(config: Config) -> TrainState:
-    params = electra.init(config.architecture, jax.random.key(config.training.seed))
-    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+from electra_flax.training.update import apply_gradients, sum_over_slices
+from electra_flax.trees import Params, flat
 
 
 def make_train_step(
@@ -79,27 +51,6 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, None),
     )
-
-
-def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: Params, loss: jax.Array
-) -> tuple[TrainState, Sums]:
-    """Return the next state, and the gradient's norm and whether the step was skipped, 0 or 1.
-
-    A step that is not finite changes nothing but the counters: its batch is left out.
-    """
-    with jax.named_scope("optimizer"):
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norm = optax.tree.norm(grads)
-        is_finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-        params, opt_state = jax.tree.map(
-            lambda new, old: new if new.dtype == jnp.int32 else jnp.where(is_finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
-    how = {"grad_norm": norm, "skipped": 1 - is_finite.astype(jnp.float32)}
-    return TrainState(state.step + 1, params, opt_state), how
 
 
 def make_norms(objective: Objective, seed: int) -> Callable[[TrainState, Batch], dict[str, dict[str, jax.Array]]]:
@@ -154,23 +105,3 @@ def accumulate_gradients(
     slice_gradients = jax.grad(slice_loss, has_aux=True)
     grads, sums = sum_over_slices(functools.partial(slice_gradients, params), (batch, draws), num_slices)
     return grads, sums | counts
-
-
-def sum_over_slices(compute: Callable[[Any], Any], rows: Any, num_slices: int) -> Any:
-    """Return the sum of what `compute` makes of each slice of the rows, one slice in memory at a time."""
-    if num_slices == 1:
-        return compute(rows)
-
-    def add_slice(total: Any, rows: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, compute(rows)), None
-
-    sliced = jax.tree.map(lambda array: _slices(array, num_slices), rows)
-    shapes = jax.eval_shape(compute, jax.tree.map(lambda array: array[0], sliced))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add_slice, zeros, sliced)
-    return total
-
-
-def _slices(array_B: jax.Array, num_slices: int) -> jax.Array:
-    # Every num_slices-th row goes to the same slice: each device's rows stay on that device.
-    return array_B.reshape(-1, num_slices, *array_B.shape[1:]).swapaxes(0, 1)

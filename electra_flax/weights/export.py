@@ -24,9 +24,9 @@ from electra_flax.weights import names, parity
 from electra_flax.weights.hugging_face import CONFIG, hugging_face_config
 from electra_flax.weights.model_card import Publication, model_card
 from electra_flax.weights.shapes import Shapes
-from electra_flax.weights.sources import Weights
 from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, check_narrow, write_msgpack, write_safetensors
 from electra_flax.weights.tf1_checkpoint import write_tf1_checkpoint
+from electra_flax.weights.weights import Weights
 
 log = logging.getLogger("electra_flax")
 

@@ -18,7 +18,7 @@ from electra_flax.training.charts import draw, learning_panels
 from electra_flax.training.history import History
 from electra_flax.weights import hub
 from electra_flax.weights.parity import ARCHITECTURES
-from electra_flax.weights.sources import Weights
+from electra_flax.weights.weights import Weights
 
 CURVES = "training.png"
 _DOES = {

@@ -19,10 +19,11 @@ from electra_flax.errors import UserError
 from electra_flax.files import check_file
 from electra_flax.model import electra
 from electra_flax.runtime.host_memory import give_back_unused
+from electra_flax.trees import Params
 from electra_flax.weights import names
 from electra_flax.weights.hugging_face import CONFIG, ModelFolder
-from electra_flax.weights.sources import Weights
 from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, is_labelled, write_msgpack, write_safetensors
+from electra_flax.weights.weights import Weights
 
 TEXTS = ("한국어 ELECTRA를 공유합니다. The quick brown fox jumps over the lazy dog.", "짧은 문장입니다.")
 ARCHITECTURES = {"discriminator": "ElectraForPreTraining", "generator": "ElectraForMaskedLM"}
@@ -146,14 +147,12 @@ def check_finite(source: str, part: str, logits: np.ndarray) -> None:
         )
 
 
-def our_logits(architecture: Architecture, params: electra.Params, part: str, inputs: Inputs) -> np.ndarray:
+def our_logits(architecture: Architecture, params: Params, part: str, inputs: Inputs) -> np.ndarray:
     """Return our own logits for Hugging Face's inputs: float32 [B, T] or, for the generator, [B, T, V]."""
     return np.asarray(_apply(architecture, params, part, inputs)[1])
 
 
-def _apply(
-    architecture: Architecture, params: electra.Params, part: str, inputs: Inputs
-) -> tuple[list[jax.Array], jax.Array]:
+def _apply(architecture: Architecture, params: Params, part: str, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
     names = ("input_ids", "attention_mask", "token_type_ids")
     arrays = (jnp.asarray(inputs[name], jnp.int32) for name in names)
     layers_and_logits: tuple[list[jax.Array], jax.Array] = _jitted(architecture, params, part, *arrays)

@@ -27,7 +27,8 @@ from electra_flax.training.state import TrainState
 from electra_flax.trees import flat, nested
 from electra_flax.weights.hugging_face import HEADS
 from electra_flax.weights.shapes import expected_shapes
-from electra_flax.weights.sources import Weights, find_weights
+from electra_flax.weights.sources import find_weights
+from electra_flax.weights.weights import Weights
 
 log = logging.getLogger("electra_flax")
 

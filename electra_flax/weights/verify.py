@@ -10,7 +10,8 @@ from rich.text import Text
 
 from electra_flax.errors import UserError
 from electra_flax.weights import parity
-from electra_flax.weights.sources import SOURCES, Weights, find_weights, is_source
+from electra_flax.weights.sources import SOURCES, find_weights, is_source
+from electra_flax.weights.weights import Weights
 
 Found = dict[str, dict[str, parity.Differences | None]]
 """{"discriminator": {"flax": ..., "torch": ..., "tensorflow": ..., "--against": ...}, "generator": ...}"""

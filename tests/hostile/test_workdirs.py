@@ -18,9 +18,10 @@ from electra_flax.commands.cli import main
 from electra_flax.files import recall
 from electra_flax.planning import compilation
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.history import METRICS, History
+from electra_flax.training.history import History
+from electra_flax.training.initial_state import abstract_state
+from electra_flax.training.lines import METRICS
 from electra_flax.training.metrics import MetricWriter, RunNotes
-from electra_flax.training.step import abstract_state
 
 
 def test_lines_that_cannot_be_read_are_left_out_and_counted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from electra_flax.model.attention import Attend
 from electra_flax.model.sharding import Batch
 from electra_flax.training import losses, masking
 from electra_flax.training.objectives.objective import Metric, RowSeeds, Sums, Totals
+from electra_flax.trees import Params
 
 GENERATOR_METRICS = (
     Metric(
@@ -57,11 +58,11 @@ class MaskedTokens:
     def count(self, batch: Batch, draws: Draws) -> Sums:
         return losses.denominators(draws.masked.weights_BM, batch["attention_mask"])
 
-    def sums(self, params: electra.Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
+    def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
         return self.generate(params, batch, draws, attend, is_training)[0]
 
     def generate(
-        self, params: electra.Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
+        self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
     ) -> tuple[Sums, jax.Array]:
         """Return the generator's sums, and an id sampled for each hidden position, int32 [B, M], without gradient."""
         masked, settings = draws.masked, self.config.objective

@@ -15,9 +15,10 @@ import numpy as np
 
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
-from electra_flax.model import electra, randomness
+from electra_flax.model import randomness
 from electra_flax.model.attention import Attend
 from electra_flax.model.sharding import Batch
+from electra_flax.trees import Params
 
 Sums = dict[str, jax.Array]
 Totals = Mapping[str, np.ndarray]
@@ -70,7 +71,7 @@ class Objective(Protocol):
     def count(self, batch: Batch, draws: Draws) -> Sums:
         """Return what sums are divided by, known before any slice of the batch is computed."""
 
-    def sums(self, params: electra.Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
+    def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
         """Return float32 sums over a slice of the batch, with dropout where it `is_training`."""
 
     def loss(self, sums: Sums, counts: Sums) -> jax.Array:

@@ -14,6 +14,7 @@ from electra_flax.model.sharding import Batch
 from electra_flax.training import losses, masking
 from electra_flax.training.objectives.masked_tokens import GENERATOR_METRICS, Draws, MaskedTokens
 from electra_flax.training.objectives.objective import Metric, Sums
+from electra_flax.trees import Params
 
 DISCRIMINATOR_METRICS = (
     Metric(
@@ -43,7 +44,7 @@ class ReplacedTokens(MaskedTokens):
 
     metrics: ClassVar[tuple[Metric, ...]] = (*GENERATOR_METRICS, *DISCRIMINATOR_METRICS)
 
-    def sums(self, params: electra.Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
+    def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
         sums, sampled_BM = self.generate(params, batch, draws, attend, is_training)
         corrupted = masking.corrupt(batch["input_ids"], draws.masked, sampled_BM)
         logits_BT = electra.apply_discriminator(

@@ -1,0 +1,42 @@
+"""The state that a run begins with, and the shapes of states and batches."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding
+
+from electra_flax.config.schema import Config
+from electra_flax.model import electra
+from electra_flax.model.sharding import state_shardings
+from electra_flax.training.optimizer import make_optimizer
+from electra_flax.training.state import TrainState
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """Return a fresh state, created in place on the mesh."""
+
+    create = functools.partial(_create_state, config)
+    state: TrainState = jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
+    return state
+
+
+def abstract_state(config: Config) -> TrainState:
+    """Return the state's tree with shapes and dtypes instead of arrays."""
+    state: TrainState = jax.eval_shape(functools.partial(_create_state, config))
+    return state
+
+
+def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return a batch's shapes and dtypes instead of arrays."""
+    shape = (config.training.batch_size, config.data.max_seq_length)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
+
+
+def _create_state(config: Config) -> TrainState:
+    params = electra.init(config.architecture, jax.random.key(config.training.seed))
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
