@@ -111,6 +111,7 @@ def _build(
     pipeline: Any, job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, counts: dict[str, int],
     names: list[tuple[str, str]], folder: str, summary: str,
 ) -> None:  # fmt: skip
+    # Without a shuffle after the few sources, a runner would fuse reading with making that list, on one worker.
     sources = list(enumerate(corpus.sources))
     read = (
         pipeline
@@ -125,6 +126,7 @@ def _build(
             documents, dropped = _without_repeats(documents, step, by_sentence)
             all_counts.append(dropped)
     made = documents | "make" >> beam.ParDo(_Make(job, vocabulary, counts)).with_outputs("counts", main="records")
+    # An entry of nothing for each shard: one that no record falls into is written too.
     every_shard = pipeline | "shards" >> beam.Create([(shard, None) for shard in range(len(names))])
     infos = (
         (made.records, every_shard)

@@ -121,6 +121,7 @@ def clean_chunk(task: CleanTask) -> ChunkInfo:
     arrays |= {name: np.asarray(values, np.uint64) for name, values in hashes.items()}
     with replaced(chunk_path(task.folder, task.chunk.number, "npz")) as unfinished, unfinished.open("wb") as file:
         np.savez(file, signatures=np.asarray(signatures, np.uint32).reshape(-1, SIGNATURE_SIZE), **arrays)
+    # Last: it says that the chunk is finished.
     write_whole(chunk_path(task.folder, task.chunk.number, "json"), json.dumps(vars(info)).encode())
     return info
 

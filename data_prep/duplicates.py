@@ -76,6 +76,8 @@ def _near(folder: Path, num_chunks: int, dropped: np.ndarray, similarity: float)
         from datasketch import MinHashLSH
     except ModuleNotFoundError:
         raise UserError("near-duplicates needs datasketch: pip install 'electra-flax[corpora]'") from None
+    # Only its choice of bands is wanted: two signatures are compared where all rows of a band are equal, which is the
+    # likelier the more alike they are, with the steepest rise near `similarity`.
     bands = MinHashLSH(threshold=similarity, num_perm=SIGNATURE_SIZE)
     sizes = _joined(folder, num_chunks, "sentences_of_document")
     starts = np.cumsum(sizes) - sizes
@@ -99,6 +101,7 @@ def _near(folder: Path, num_chunks: int, dropped: np.ndarray, similarity: float)
                 later, earlier = ordinals[start : start + (1 << 14)], firsts[start : start + (1 << 14)]
                 alike = (signatures[later] == signatures[earlier]).mean(axis=1) >= similarity
                 pairs.append(np.stack([later[alike], earlier[alike]], axis=1))
+    # In the order of the later one: whether the earlier one stays is known by then.
     count = 0
     gone = np.zeros(len(sizes), np.bool_)
     for later, earlier in np.unique(np.concatenate(pairs or [np.zeros((0, 2), np.uint64)]), axis=0):
@@ -148,7 +151,7 @@ def repeats(
         file.close()
     for number in range(num_buckets):
         entries = np.fromfile(folder / str(number), _ENTRY)
-        entries = entries[np.argsort(entries["hash"], kind="stable")]
+        entries = entries[np.argsort(entries["hash"], kind="stable")]  # the first of equal ones stays the first
         is_first = np.ones(len(entries), np.bool_)
         is_first[1:] = entries["hash"][1:] != entries["hash"][:-1]
         first = (

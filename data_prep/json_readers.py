@@ -66,12 +66,15 @@ def _parsed(data: bytes, where: str, expected: str) -> Any:
     return without_halves(row) if isinstance(row, str) else row
 
 
+# One escape; `half` is a surrogate without its other half. Taken one after the other, because an escaped backslash
+# before "ud800" leaves plain letters.
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2})|"
     rb"u[0-9a-fA-F]{4}|[^u])",
     re.DOTALL,
 )
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # found fast, and rare: 한 is \ud55c
+# The same where the rest is to stay: an even number of backslashes before it are themselves escaped.
 _PAIR_OR_HALF = re.compile(
     rb"(?<!\\)(?P<before>(?:\\\\)*)(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|"
     rb"\\u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2}))"
@@ -108,6 +111,7 @@ class WithoutHalves:
     @staticmethod
     def _last_escape(data: bytes) -> int:
         """Return where an escape begins that may go on in the next block, or the end."""
+        # A pair of escapes is 12 bytes long: only an escape among the last ones may be cut.
         if data.rfind(b"\\", max(0, len(data) - 12)) < 0:
             return len(data)
         end = data.rfind(b" ", 0, len(data) - 12) + 1  # no escape goes on over a space

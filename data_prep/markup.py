@@ -147,7 +147,7 @@ def _without_macros(text: str) -> str:
             continue
         end = closings.get(found.start(), 0)
         if text[end - 1 : end + 1] != ")]":  # brackets that are no pairs, as in [math([0, 1))]
-            if nearest < found.end():
+            if nearest < found.end():  # else what was found before is still the next: no text is searched twice
                 nearest = text.find(")]", found.end()) + 1 or len(text)
             end = nearest if nearest < min(len(text), found.end() + _MOST_MACRO_CHARACTERS) else 0
         if end:

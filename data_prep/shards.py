@@ -304,6 +304,8 @@ def _build_chunk(task: _BuildTask) -> None:
     for split, num_shards in task.counts.items():
         rng = random.Random(f"{job.seed} {split} {task.number}")
         rng.shuffle(made[split])
+        # Dealt like cards: each shard gets as many, or one more. Which one begins is drawn, or the first shards would
+        # get the one more of every chunk.
         first = rng.randrange(num_shards)
         parts += [made[split][(shard - first) % num_shards :: num_shards] for shard in range(num_shards)]
     blobs = [b"".join(record for record, _ in part) for part in parts]
@@ -368,6 +370,7 @@ def _write_shard(task: _ShuffleTask) -> None:
     for record in records:
         writer.write(record)
     writer.close()
+    # The shard last: where it has its name, a run that goes on takes it as done, and its index is there.
     index_path(writer.path).rename(index_path(path))
     writer.path.rename(path)
 

@@ -61,7 +61,7 @@ def sample_lines(lines: Iterable[str], max_bytes: int) -> list[str]:
         num_bytes = sys.getsizeof(line)
         kept.append((draw, num_bytes, line))
         size += num_bytes
-        while size > max_bytes:
+        while size > max_bytes:  # half of the lines so far go, and so will half of those to come
             limit /= 2
             kept = [entry for entry in kept if entry[0] < limit]
             size = sum(num_bytes for _, num_bytes, _ in kept)

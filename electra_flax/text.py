@@ -65,6 +65,7 @@ def encoding_advice(
             text = codecs.getincrementaldecoder("cp949")().decode(raw)  # the end may be half a letter
         except UnicodeDecodeError:
             return other
+        # Bytes of other encodings may be CP949 too, but then of signs and hanja that hardly anybody writes.
         if len(_SYLLABLES.findall(text)) >= max(1, 2 * len(_HARDLY_KOREAN.findall(text))):
             return f"it reads as Korean in CP949 (EUC-KR): {cp949}"
     return other
@@ -136,6 +137,7 @@ class Utf8Stream(io.RawIOBase):
         has_mark = (b"\xef" in own or before.startswith(b"\xef")) and "\ufeff" in text  # of files that were joined
         if has_mark:
             text = text.replace("\ufeff", "")
+        # Also where the block before ended with a CR, which is one line end with an LF that comes now.
         if b"\r" in own or self._lines.getstate()[1]:
             text = self._lines.decode(text, final=self._at_end)
             self._advance(text)

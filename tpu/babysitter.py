@@ -66,6 +66,7 @@ class Babysitter:
         settings = self._settings
         while True:
             try:
+                # Anew each time: the bucket is the only memory, and says when somebody else has taken over.
                 past = history.load(settings, self._gcloud)
                 if past.babysitter != self._me:
                     raise RunError(f"{settings.name}: another babysitter has taken over ({past.babysitter})")

@@ -103,6 +103,8 @@ class Seen(NamedTuple):
 
 def decide(seen: Seen, settings: Settings) -> Decision:
     """Return the first of the rules that applies."""
+    # What ends the run comes before what may cost: done or spent, no machine is made again. The trainer's own verdict
+    # comes before the machine's state, which may only be its consequence.
     return (
         _ended(seen) or _must_stop(seen, settings) or _trainer(seen) or _state(seen, settings)
         or _workers(seen, settings)
@@ -144,6 +146,7 @@ def _state(seen: Seen, settings: Settings) -> Decision | None:
     """Return what Google says."""
     if seen.stop_requested and not _exists(seen):
         return Decision(Action.STOP, "make tpu-stop asked for it")
+    # A state that Google adds one day counts as dead: a machine that nobody understands costs money.
     request = _REQUEST.get(seen.request, "dead") if seen.request is not None else None
     node = _NODE.get(seen.node, "dead") if seen.node is not None else None
     if "going" in (request, node):

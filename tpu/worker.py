@@ -279,6 +279,8 @@ def failures_in_a_row(teller: Teller) -> int:
     """Return how often in a row the trainer failed here without a step gained: 0 where it has gained one this time."""
     past = last_failures() or Failures(0, 0)
     place = teller.place() or Place(past.step, past.step)  # worker 0 cannot be asked: no word of a step
+    # Further than any attempt on this machine came, and than where this one began: a step that is made again, or that
+    # another machine had made, is none gained.
     has_gained = place.step > max(past.step, place.began)
     now = Failures(max(place.step, past.step), 0 if has_gained else past.in_a_row + 1)
     write_whole(FAILURES, json.dumps({"step": now.step, "in_a_row": now.in_a_row}) + "\n")

@@ -53,7 +53,7 @@ class Processes(Command):
     @property
     def group(self) -> tuple[str, int, int] | None:
         """Return all three, or None where none is given. Raises UserError for some of them."""
-        if self.coordinator is self.num_processes is self.process_id is None:
+        if self.coordinator is None and self.num_processes is None and self.process_id is None:
             return None
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
             raise UserError("--coordinator, --num-processes and --process-id belong together: give all three or none")

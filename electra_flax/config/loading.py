@@ -124,6 +124,8 @@ def _fields(cls: type, prefix: str = "") -> dict[str, Range | None]:
     return found
 
 
+# jsonargparse's words for what users do wrong, over several lines and with its types' names; other words pass as they
+# are, on one line.
 _UNKNOWN_FIELD = (
     re.compile(r"unrecognized arguments: --(?P<name>[^\s=]+)"),
     re.compile(r"Group '(?P<section>[\w.]+)' does not accept option '(?P<name>[^']+)'"),
@@ -178,4 +180,5 @@ def _placed(message: str, source: str, overrides: Sequence[str]) -> str:
     return message if is_override else f"{source}: {message}"
 
 
+# A field's name where a message begins with it, and before every = within.
 _FIELD = re.compile(r"^[A-Za-z_][\w.-]*(?=[:=])|(?<= )[A-Za-z_][\w.-]*(?==)")

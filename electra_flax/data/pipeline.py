@@ -91,6 +91,7 @@ def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, star
     numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
     batches = numbers.map(lambda chosen: _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size))
+    # A batch is a function of its number alone, so going on from one is no matter of skipping those before it.
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
     batches_on_devices: Iterator[Batch] = iterator

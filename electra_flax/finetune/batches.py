@@ -30,6 +30,7 @@ def epoch_batches(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -
 
     The last but for one may be smaller.
     """
+    # Sorted within chunks of many batches only: little padding, and still other rows together in each epoch.
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(rows))
     lengths = np.asarray([len(row.input_ids) for row in rows])

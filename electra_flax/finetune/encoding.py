@@ -142,6 +142,7 @@ def tags_of_units(
         else:
             tags.append(predicted[token])
         before = token if token is not None else before
+    # From the end: what follows a character without a token says whether it is inside of an entity.
     for i in reversed(range(len(tags))):
         if not tags[i]:
             following = tags[i + 1] if i + 1 < len(tags) else "O"
@@ -176,6 +177,7 @@ def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Token
         for start in _windows(len(context.ids), room, how.doc_stride):
             ids = context.ids[start : start + room]
             shift = len(asked) + 2 - start
+            # A window that does not hold all of the answer is taught that there is none in it: [CLS], which is 0.
             is_within = first >= 0 and start <= first and last < start + len(ids)
             target = [first + shift, last + shift, 0] if is_within else [0, 0, int(not example.answers)]
             yield Row(
@@ -230,6 +232,7 @@ def best_answers(
     for number, (row, matrix) in enumerate(zip(rows, scores, strict=True)):
         is_part = np.asarray([stop > start for start, stop in row.offsets])
         size = len(is_part)
+        # From a token to itself or one of the `longest` - 1 after it, both of the context.
         allowed = np.triu(np.ones((size, size), bool)) & ~np.triu(np.ones((size, size), bool), longest)
         allowed &= is_part[:, None] & is_part[None, :]
         values = np.where(allowed, matrix[:size, :size], -np.inf).ravel()

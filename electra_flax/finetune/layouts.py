@@ -56,6 +56,7 @@ def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | Non
     for number, (line_number, line) in enumerate(lines):
         place = f"{path}:{line_number}"
         cells = line.split("\t")
+        # One tab more within a text would move every cell after it, the label too, and train all the same.
         if any(cell.strip() for cell in cells[most:]):
             expected = f"the header names {most}" if header else f"{most} in most other rows"
             raise UserError(f"{place}: {len(cells)} cells, but {expected}: a tab within a text? Remove it")

@@ -79,6 +79,7 @@ def _labelled(labels: Sequence[str], logits: np.ndarray) -> Labelled:
 def _answered(example: QuestionExample, rows: list[Row], outputs: list[Outputs], longest: int) -> Answered:
     scores = [_score_matrix(output, len(row.input_ids)) for row, output in zip(rows, outputs, strict=True)]
     candidates = best_answers(example.context, rows, scores, longest)
+    # Of several windows, the one that is least sure that there is no answer: the others may lie beside it.
     if "impossible" in outputs[0]:
         null_odds = min(float(output["impossible"]) for output in outputs)
     else:

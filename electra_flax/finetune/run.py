@@ -115,6 +115,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
             watchdog.alive(f"writing the results of seed {seed}")
             with processes.together():
                 if processes.is_main():
+                    # The checkpoints go last: killed before that, the next start finds the results and makes none anew.
                     _write_seed(seed_folder(work, seed), run, seed, result)
                     work.push()
                     patiently(checkpoints, checkpoints.rmtree)
@@ -178,7 +179,7 @@ def _read(request: Request) -> _Run:
 def find_encoder(place: str) -> Weights:
     """Return a discriminator or an encoder alone, also that of a fine-tuned model. Raises UserError for a generator.
 
-    `model` is an export, a model's folder, OWNER/NAME on the hub, or hf:, tf1:, orbax: as export --from has them.
+    `place` is an export, a model's folder, OWNER/NAME on the hub, or hf:, tf1:, orbax: as export --from has them.
     """
     if is_source(place):
         weights = find_weights(place, needs_head=False)

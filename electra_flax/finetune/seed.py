@@ -127,6 +127,7 @@ class Seed:
     def batches(self, step: int) -> Iterator[Batch]:
         rows, size = self._data.train.rows, self._training.batch_size
         while True:
+            # An epoch's order depends on seed and epoch alone: a run that goes on is given the rest of it.
             epoch, place = divmod(step, self._per_epoch)
             for indices in epoch_batches(rows, size, self._seed, epoch)[place:]:
                 yield make_batch(self._network, rows, indices, size, self._training.max_seq_length)

@@ -111,12 +111,14 @@ def _train_step(
     def slice_loss(params: Params, rows: Any) -> jax.Array:
         batch, seeds_B, divisor_B = rows
         hidden_BTD = _encode(network, params, batch, seeds_B)
+        # 4: the encoder folds in the numbers below (electra.py).
         loss_B = network.head.loss(params, hidden_BTD, batch, randomness.fold_in(seeds_B, 4))
         loss: jax.Array = (loss_B * batch["weight"]).sum() / divisor_B[0]
         return loss
 
     rows = batch["weight"].shape[0]
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    # The whole batch's, so that the slices' losses add up; given to each of them as a value of its rows.
     divisor_B = jnp.broadcast_to(_divisor(batch, training.loss, network.is_tagging), rows)
     loss, grads = sum_over_slices(
         functools.partial(jax.value_and_grad(slice_loss), state.params),

@@ -58,6 +58,7 @@ def _has_kernel(architecture: Architecture, tokens: int, mesh: Mesh) -> bool:
 
 def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh) -> str:
     """Return the first thing wrong with the kernel on this process's device, in training or evaluation, or ""."""
+    # Evaluation is the same kernel without dropout, which the compiler sees as another program.
     for trained in kernel_specs(architecture, tokens, mesh):
         for spec in dict.fromkeys((trained, dataclasses.replace(trained, rate=0.0))):
             num_heads = spec.num_heads * mesh.shape["tensor"]
@@ -167,6 +168,7 @@ def _wrong_dropout(spec: Spec, keep_BHST: np.ndarray) -> str | None:
     visible_BHST = np.broadcast_to(np.asarray(_mask(spec))[:, None, :, None] == 1, keep_BHST.shape)
     total = int(visible_BHST.sum())
     rate = 1 - int((keep_BHST & visible_BHST).sum()) / total
+    # Five deviations of that many independent draws.
     if abs(rate - spec.rate) > 5 * (spec.rate / total) ** 0.5:
         return f"dropout zeroes a share of {rate:.4f}, expected {spec.rate}"
     seen = keep_BHST[:, :, : spec.tokens // 2]  # by all rows

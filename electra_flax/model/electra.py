@@ -55,6 +55,7 @@ class _Electra(nn.Module):
         embeddings = (transformer if self.architecture.has_own_embeddings else self.electra).embeddings
         embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 0))
         hidden_BTD = transformer(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 1))
+        # Before the head: its product with the vocabulary is the largest of the model, and M a seventh of T.
         hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
         table_VE = embeddings.word_embeddings.embedding
         return self.generator_lm_head(self.generator_predictions(hidden_BMD), table_VE)

@@ -111,6 +111,7 @@ class OriginalAnswers(nn.Module):
         """Return logits of the first token [B, T], and that there is no answer [B]."""
         hidden_BTD = hidden_BTD.astype(jnp.float32)
         start_BT = self.task_specific.dense(hidden_BTD)[..., 0] + _outside(batch)
+        # Whether there is an answer is read from [CLS] and from where one might begin (docs/semantics.md, section 13).
         mean_BD = jnp.einsum("BT,BTD->BD", jax.nn.softmax(start_BT), hidden_BTD)
         whole_BD = jnp.concatenate([hidden_BTD[:, 0], mean_BD], axis=-1)
         return start_BT, self.task_specific.dense_3(_gelu(self.task_specific.dense_2(whole_BD)))[..., 0]

@@ -41,6 +41,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(jnp.float32)
+    # d/dx (x Phi(x)) = Phi(x) + x phi(x): with Phi at hand, one exponential more.
     cumulative = _phi_rounded(wide) if x.dtype == jnp.bfloat16 else 0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5))
     density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2.0 * math.pi)
     return (wide * cumulative).astype(x.dtype), (cumulative + wide * density).astype(x.dtype)
@@ -147,6 +148,8 @@ def _layer_norm_gradients(epsilon: float, kept: Any, grad: jax.Array) -> tuple[j
     del epsilon
     x, scale_D, mean, inverse = kept
     normed, grad = (x.astype(jnp.float32) - mean) * inverse, grad.astype(jnp.float32)
+    # Normalising takes away from the gradient what would only move the mean or stretch the row: its mean, and its
+    # part along the normed row.
     scaled = grad * _as_row(scale_D, x.ndim)
     along = (scaled * normed).mean(axis=-1, keepdims=True)
     x_grad = (scaled - scaled.mean(axis=-1, keepdims=True) - normed * along) * inverse

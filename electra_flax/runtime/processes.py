@@ -133,6 +133,7 @@ def require_agreement(values: Mapping[str, str]) -> None:
         "number of devices": str(jax.local_device_count()),
         **values,
     }
+    # Gathered as arrays of one size: the beginning of each value for the message, its digest for the comparison.
     texts = np.stack([_octets(f"{_digest(text)} {text}", _SHOWN) for text in values.values()])
     everyone = np.asarray(multihost_utils.process_allgather(texts))
     for process, theirs in enumerate(everyone):

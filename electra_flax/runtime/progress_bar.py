@@ -124,6 +124,7 @@ class Bar:
     def _rate(self) -> float | None:
         """Return how much is done in a second, or None while it is not known."""
         seconds, count = self._clock() - self._since[0], self.n - self._since[1]
+        # Of a few updates the time is chance, unless they are a good part of all.
         is_sure = self._updates > _SURE_UPDATES or count >= _SURE_SHARE * (self.total - self._from[1])
         return count / seconds if is_sure and count > 0 and seconds > 0 else None
 

@@ -60,6 +60,7 @@ def stage(
 def _update(
     remote: RemoteFolder, files: dict[str, Any], local: Path, without: str | None, alive: Callable[[str], None]
 ) -> None:
+    # What was copied is known by the object's generation, which changes with its content, and by its size here.
     memory = local / "staged.json"
     known = recall(memory, dict[str, list[int]]) or {}
     for name in known.keys() - files.keys():

@@ -37,6 +37,7 @@ def replaced_token_sums(logits_BT: jax.Array, is_replaced_BT: jax.Array, attenti
     weights_BT = attention_mask_BT.astype(jnp.float32)
     labels_BT = is_replaced_BT.astype(jnp.float32)
     logits_BT = logits_BT.astype(jnp.float32)
+    # -log sigmoid of either sign in the form in which no exponential overflows.
     nll_BT = jnp.maximum(logits_BT, 0) - logits_BT * labels_BT + jnp.log1p(jnp.exp(-jnp.abs(logits_BT)))
     flagged_BT = (logits_BT > 0).astype(jnp.float32)
     return {
@@ -51,6 +52,7 @@ def replaced_token_sums(logits_BT: jax.Array, is_replaced_BT: jax.Array, attenti
 
 def auc_sums(probabilities_BT: jax.Array, is_replaced_BT: jax.Array, weights_BT: jax.Array) -> Sums:
     """Return what `auc` is computed from: tokens above each of 200 thresholds, per label, float32 [K]."""
+    # The outer two lie beyond 0 and 1, so that all tokens are above the first and none above the last.
     thresholds_K = jnp.asarray(
         [-1e-7, *(i / (_NUM_THRESHOLDS - 1) for i in range(1, _NUM_THRESHOLDS - 1)), 1 + 1e-7], jnp.float32
     )

@@ -70,6 +70,7 @@ def choose_positions(
     num_tokens_B = mask_BT.sum(axis=1).astype(jnp.float32)
     wanted_B = jnp.clip(jnp.round(num_tokens_B * jnp.float32(mask_prob)), 1, max_predictions).astype(jnp.int32)
     wanted_B = jnp.minimum(wanted_B, is_candidate_BT.sum(axis=1))
+    # The largest of independent uniform numbers are a draw without replacement; what is no candidate comes last.
     _, positions_BM = jax.lax.top_k(jnp.where(is_candidate_BT, score_BT, -1.0), max_predictions)
     is_used_BM = jnp.arange(max_predictions)[None, :] < wanted_B[:, None]
     return jnp.where(is_used_BM, positions_BM, 0), is_used_BM.astype(jnp.float32)

@@ -108,6 +108,7 @@ class _GrowingFile:
 
         One of which nobody knows (None) stays where a line that is kept follows.
         """
+        # The tail is cut off in place: writing the file anew could lose it on a full disk.
         self._unwritten = b""
         size = end = 0
         for line in read_bytes(self._path).splitlines(keepends=True):

@@ -24,6 +24,8 @@ def apply_gradients(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(grads)
+        # The norm and the loss, not each number: one that is not finite makes its sum so too. Whole numbers are
+        # counters (of the optimizer's schedule), which go on with `step`.
         is_finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         params, opt_state = jax.tree.map(
             lambda new, old: new if new.dtype == jnp.int32 else jnp.where(is_finite, new, old),

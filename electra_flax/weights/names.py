@@ -15,6 +15,7 @@ _TO_TORCH: tuple[tuple[str, str], ...] = (
     (r"/(kernel|scale|embedding)$", "/weight"),
     (r"/", "."),
 )
+# Rules are applied one after the other, the special ones first: what is still named "weight" at the end is a kernel.
 _FROM_TORCH: tuple[tuple[str, str], ...] = (
     (r"\.", "/"),
     (r"_embeddings/weight$", "_embeddings/embedding"),

@@ -41,6 +41,7 @@ def read_hugging_face(source: str, place: str, step: int | None) -> Weights:
 def _pair(source: str, discriminator: ModelFolder, generator: ModelFolder) -> Weights:
     """Return both models in one tree: what is equal in both is shared."""
 
+    # Both folders hold a whole model, what the two share twice: only the numbers tell.
     def is_same(prefix: str) -> bool:
         theirs = [name for name in generator.shapes if name.startswith(prefix)]
         return all(

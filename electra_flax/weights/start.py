@@ -216,6 +216,8 @@ def _grow(name: str, weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
     theirs = weights.vocabulary
     assert theirs is not None  # _parameters
     ids = {token: number for number, token in enumerate(theirs.tokens)}
+    # WordPiece would read a token that continues a word as if one began. So such tokens get a vocabulary of their own,
+    # in which the pieces after ## begin too, and those with ## go on as ever.
     inner = {token: number for token, number in ids.items() if token.startswith("##")}
     within = {token.removeprefix("##"): number for token, number in inner.items()} | inner
     unknown = theirs.tokens[theirs.special.unk]
@@ -271,6 +273,7 @@ def _cut(weights: Weights, name: str, shape: tuple[int, ...]) -> Callable[[], np
                 f"--warm-start-generator: {name} {shape} is larger than the discriminator's {weights.shapes[theirs]}"
             )
         return lambda: weights.read(theirs)[tuple(slice(size) for size in shape)]
+    # A projection that the discriminator does not have: the identity, cut to the generator's width.
     if name == "generator/embeddings_project/kernel":
         return lambda: np.eye(*shape, dtype=np.float32)
     if name == "generator/embeddings_project/bias":

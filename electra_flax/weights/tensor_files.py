@@ -240,6 +240,8 @@ def _ours(name: str) -> str:
 
 def write_safetensors(path: Path, shapes: Shapes, read: Read, dtype: np.dtype) -> None:
     """Write PyTorch's names and layout; one tensor in memory at a time, which the safetensors library cannot."""
+    # The file is the header's length, the header with every tensor's place, and the numbers: all shapes must be known
+    # before the first number is read.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -267,7 +269,7 @@ def write_msgpack(path: Path, shapes: Shapes, read: Read, dtype: np.dtype) -> No
         if isinstance(node, str):
             value = np.ascontiguousarray(narrowed(path, node, read(node), dtype))
             packed = msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True)
-            file.write(packer.pack(msgpack.ExtType(1, packed)))
+            file.write(packer.pack(msgpack.ExtType(1, packed)))  # flax's number for an array
             return
         file.write(packer.pack_map_header(len(node)))
         for key, child in node.items():
