@@ -11,8 +11,10 @@ _Field = descriptor_pb2.FieldDescriptorProto
 
 
 def message_classes(messages: Mapping[str, Mapping[str, tuple[int, str]]]) -> dict[str, Any]:
-    """Return the classes of {message: {field: (number, type)}}; a type is one of the language's ("int64"), or another
-    message, and "repeated" may stand before it."""
+    """Return the classes of {message: {field: (number, type)}}.
+
+    A type is one of the language's ("int64"), or another message, and "repeated" may stand before it.
+    """
     file = descriptor_pb2.FileDescriptorProto(name=f"{'.'.join(messages)}.proto", package="messages", syntax="proto3")
     for message, fields in messages.items():
         declared = file.message_type.add(name=message)

@@ -34,8 +34,10 @@ class DataFolder(NamedTuple):
 
     @classmethod
     def open(cls, path: Path, without: str | None = None) -> DataFolder:
-        """Find the shards, but for those of the split `without`. Raises UserError where there are none or the manifest
-        names absent ones."""
+        """Find the shards, but for those of the split `without`.
+
+        Raises UserError where there are none or the manifest names absent ones.
+        """
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; electra-data shard --out {path} makes one")
         if (path / "manifest.json").exists():

@@ -168,10 +168,10 @@ class Loop:
         self.learner.restore(notes)
 
     def run(self, wandb: Any = None, **begun: Any) -> None:
-        """Make the steps that are left; `begun` are details of the start event, `wandb` is the configuration of a run
-        that writes there.
+        """Make the steps that are left.
 
-        Raises RunError when the run itself fails, Preempted when it was asked to stop and has saved.
+        `begun` are details of the start event, `wandb` is the configuration of a run that writes there. Raises
+        RunError when the run itself fails, Preempted when it was asked to stop and has saved.
         """
         learner, is_main = self.learner, processes.is_main()
         place = "before the first step" if self.is_fresh else f"at step {self.step} of {learner.total}, which is saved"
