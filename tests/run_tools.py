@@ -215,12 +215,15 @@ def state_at(root: Path, workdir: str, step: int | None = None):
     )
 
 
+# What a clock says.
+TIMING = ("time", "tokens_per_sec", "steps_per_sec", "input_wait", "checkpoint_seconds")
+
+
 def records(root: Path, workdir: str, split: str) -> dict[int, dict]:
     """The records of metrics.jsonl by step, without what a clock says."""
     lines = (small_files(root, workdir) / "metrics.jsonl").read_text().splitlines()
-    timing = ("time", "tokens_per_sec", "steps_per_sec", "input_wait", "checkpoint_seconds")
     found = [record for record in map(json.loads, lines) if record["split"] == split]
-    by_step = {record["step"]: {k: v for k, v in record.items() if k not in timing} for record in found}
+    by_step = {record["step"]: {k: v for k, v in record.items() if k not in TIMING} for record in found}
     assert len(by_step) == len(found), "a step was written twice"
     return by_step
 

@@ -4,18 +4,21 @@ import ast
 import dataclasses
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import jax
 import pytest
-from golden_tools import RECORDED, read_json
+from golden_tools import RECORDED, read_json, tiny_config
 
 from electra_flax.config.loading import config_differences, config_to_yaml, fields_from, load_config
 from electra_flax.config.ranges import ranges
-from electra_flax.config.schema import Config
+from electra_flax.config.schema import Config, ObjectiveKind, OptimizerConfig
 from electra_flax.errors import UserError
 from electra_flax.model import electra
 from electra_flax.runtime.flags import fields_help
+from electra_flax.training.objectives import OBJECTIVES
+from electra_flax.training.optimizers import OPTIMIZERS
+from electra_flax.weights.hugging_face import hugging_face_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
@@ -208,3 +211,14 @@ def test_differences_are_shown():
     old = load_config(CONFIGS / "demo.yaml")
     new = load_config(CONFIGS / "demo.yaml", ["--model.hidden_size", "64"])
     assert config_differences(old, new) == {"model.hidden_size": "128 -> 64"}
+
+
+def test_every_word_of_the_schema_has_its_file():
+    assert OPTIMIZERS.keys() == set(get_args(get_type_hints(OptimizerConfig)["algorithm"]))
+    assert OBJECTIVES.keys() == set(get_args(ObjectiveKind))
+
+
+def test_every_field_of_a_model_is_one_of_hugging_face():
+    """Else an export would compute something else without a word."""
+    sizes = tiny_config().model
+    assert vars(sizes).keys() <= hugging_face_config(sizes, "ElectraForMaskedLM", 0, "float32").keys()

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from finetune_tools import QUICK, write_names, write_questions, write_sentiment, write_similarity
-from run_tools import end, refusal, start_pair
+from run_tools import TIMING, end, refusal, start_pair
 from weights_tools import export_both
 
 from electra_flax.commands.cli import main, parser
@@ -111,7 +111,7 @@ def test_a_folder_is_what_transformers_loads(root, tmp_path, task):
 
 def records_of(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
 
 
 def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
@@ -198,7 +198,7 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
 
 # One of two processes is asked to stop in its third step.
 STOPS = """
-from electra_flax.finetune import loop
+from electra_flax.finetune import seed
 from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption
 real, steps, found = seed.make_batch, [], []

@@ -8,14 +8,7 @@ from electra_flax.config.ranges import Range, check_numbers
 from electra_flax.errors import UserError
 from electra_flax.runtime.tpus import Price, Slice, parse_slice
 
-# The runtime images of Google's page "Cloud TPU software versions".
-_IMAGES = {
-    "v2": "tpu-ubuntu2204-base", "v3": "tpu-ubuntu2204-base", "v4": "tpu-ubuntu2204-base",
-    "v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e",
-}  # fmt: skip
-# Chips that one machine can have; a machine of a pod has 4, of every generation.
-_CHIPS_ALONE = {"v5litepod": 8, "v6e": 8}
-_CHIPS_PER_HOST = 4
+_CHIPS_PER_HOST = 4  # of a pod
 
 # What Google allows in a name of each kind. Nothing else reaches a command, so nothing in one can be misread.
 _ALLOWED = {
@@ -118,12 +111,12 @@ class Settings:
     def num_workers(self) -> int:
         """Return the number of machines of the slice: each runs the startup script."""
         chips = self.slice.num_chips
-        alone = _CHIPS_ALONE.get(self.slice.generation.prefix, _CHIPS_PER_HOST)
+        alone = self.slice.generation.chips_alone
         return 1 if chips <= alone else chips // _CHIPS_PER_HOST
 
     @property
     def image(self) -> str:
-        return self.runtime_version or _IMAGES[self.slice.generation.prefix]
+        return self.runtime_version or self.slice.generation.image
 
     @property
     def price(self) -> float:

@@ -76,6 +76,10 @@ class Architecture:
         """Return the sizes of the transformer below the generator's head."""
         return self.generator or self.model
 
+    def sizes_of(self, part: str) -> ModelConfig:
+        """Return the sizes of one of the `parts`."""
+        return self.generator_sizes if part == "generator" else self.model
+
     @property
     def parts(self) -> list[str]:
         """Return which of the two models there is to publish."""

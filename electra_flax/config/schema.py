@@ -22,6 +22,8 @@ StepsOrNone = Annotated[int, Range(0, MOST_INT32)]
 Seed = Annotated[int, Range(0, MOST_UINT32)]
 Minutes = Annotated[float, Range(0, 10**6, "(]")]
 Weight = Annotated[float, Range(0, 10**6)]
+ObjectiveKind = Literal["replaced_tokens", "masked_tokens"]
+"""The names of training/objectives."""
 COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
 
 Axis = Annotated[int, Range(1, 2**16, also=-1)]
@@ -91,7 +93,7 @@ class ObjectiveConfig:
     """Never let the generator sample the original token."""
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> ObjectiveKind:
         """Return the objective's name in training/objectives."""
         return "replaced_tokens" if self.electra_objective else "masked_tokens"
 

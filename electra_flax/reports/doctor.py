@@ -11,6 +11,7 @@ from electra_flax.data.manifest import Manifest
 from electra_flax.training.history import History
 from electra_flax.training.objectives import metrics_of
 from electra_flax.training.objectives.objective import Metric
+from electra_flax.training.optimizers import OPTIMIZERS
 
 
 class Finding(NamedTuple):
@@ -72,7 +73,7 @@ def _configuration(config: Config) -> Iterator[Finding]:
             "embeddings",
             "leave it false, as every published ELECTRA does (the paper, section 3.2: worse by about 1 GLUE point)",
         )
-    if config.optimizer.algorithm == "lamb":  # its rates are of another kind
+    if not OPTIMIZERS[config.optimizer.algorithm].has_adams_rates:
         return
     ours = config.model.hidden_size
     width, batch, published = min(_KNOWN_RATES, key=lambda known: abs(math.log(known[0] / ours)))
@@ -93,8 +94,8 @@ def _configuration(config: Config) -> Iterator[Finding]:
 def _losses(config: Config) -> Iterator[tuple[str, Metric, float]]:
     """Yield name, metric and the value of guessing, of each loss of which the objective knows that."""
     for metric in metrics_of(config):
-        if metric.guessed is not None:
-            yield metric.title.lower(), metric, metric.guessed(config)
+        if (guessed := metric.guessed(config)) is not None:
+            yield metric.title.lower(), metric, guessed
 
 
 def _first_loss(run: History, config: Config) -> Iterator[Finding]:

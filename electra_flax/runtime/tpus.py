@@ -39,6 +39,10 @@ class Generation:
     memory_bytes_per_second: float
     link_bytes_per_second: float
     """One link, one direction."""
+    image: str
+    """The runtime image of Google's page "Cloud TPU software versions"."""
+    chips_alone: int = 4
+    """That one machine can have; a machine of a pod has 4, of every generation."""
 
     @property
     def clock_hz(self) -> float:
@@ -51,12 +55,18 @@ def _gib(size: float) -> int:
 
 # fmt: off
 GENERATIONS = (
-    Generation("v2", "v2", "TPU v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9),
-    Generation("v3", "v3", "TPU v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9),
-    Generation("v4", "v4", "TPU v4", 3, 1, True, 275e12, 262144, _gib(30.5), 1228e9, 45e9),
-    Generation("v5litepod", "v5e", "TPU v5 lite", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9),
-    Generation("v5p", "v5p", "TPU v5", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9),
-    Generation("v6e", "v6e", "TPU v6 lite", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9),
+    Generation("v2", "v2", "TPU v2", 2, 2, True, 46e12 / 2, 32768, _gib(7.48), 700e9 / 2, 62e9,
+               "tpu-ubuntu2204-base"),
+    Generation("v3", "v3", "TPU v3", 2, 2, True, 123e12 / 2, 65536, _gib(15.48), 900e9 / 2, 82e9,
+               "tpu-ubuntu2204-base"),
+    Generation("v4", "v4", "TPU v4", 3, 1, True, 275e12, 262144, _gib(30.5), 1228e9, 45e9,
+               "tpu-ubuntu2204-base"),
+    Generation("v5litepod", "v5e", "TPU v5 lite", 2, 1, False, 197e12, 131072, _gib(15.75), 819e9, 45e9,
+               "v2-alpha-tpuv5-lite", chips_alone=8),
+    Generation("v5p", "v5p", "TPU v5", 3, 1, True, 459e12, 262144, _gib(95.74), 2765e9, 90e9,
+               "v2-alpha-tpuv5"),
+    Generation("v6e", "v6e", "TPU v6 lite", 2, 1, False, 918e12, 524288, _gib(31.25), 1640e9, 90e9,
+               "v2-alpha-tpuv6e", chips_alone=8),
 )
 # fmt: on
 
@@ -160,7 +170,7 @@ def parse_slice(accelerator_type: str, flag: str = "--topology") -> Slice:
     """Return the slice of a name such as "v3-8". Raises UserError for a name that is none, as a value of `flag`."""
     names = "|".join(generation.prefix for generation in GENERATIONS)
     match = re.fullmatch(rf"({names})-([0-9]{{1,9}})", accelerator_type)
-    expected = "an accelerator type such as v2-8, v3-8, v3-32, v4-8, v5litepod-8, v5p-8 or v6e-8"
+    expected = f"an accelerator type such as v3-32, {', '.join(f'{each.prefix}-8' for each in GENERATIONS)}"
     if not match:
         raise UserError(f"{flag} {accelerator_type[:60]}: expected {expected}")
     generation = next(generation for generation in GENERATIONS if generation.prefix == match[1])

@@ -35,9 +35,9 @@ class Subject(NamedTuple):
     def of(cls, config: Config) -> Subject:
         """Return that of a run of pretraining."""
         batches = (f"{each.config.training.batch_size} x {each.config.data.max_seq_length}" for each in config.phases)
+        sizes = {part: config.architecture.sizes_of(part) for part in config.architecture.parts}
         facts = {
-            "discriminator": f"{config.model.num_hidden_layers} layers of {config.model.hidden_size}",
-            "generator": f"{config.generator.num_hidden_layers} layers of {config.generator.hidden_size}",
+            **{part: f"{each.num_hidden_layers} layers of {each.hidden_size}" for part, each in sizes.items()},
             "batch x length": ", then ".join(batches),
             "learning rate": f"{config.optimizer.learning_rate:g}",
         }

@@ -54,13 +54,8 @@ class ModelPart(NamedTuple):
 
 def model_parts(architecture: Architecture, shapes: Shapes) -> list[ModelPart]:
     """Return what there is to publish: both models, or one of them for objectives that train only one."""
-    found = {
-        "discriminator": (architecture.model, names.discriminator_names),
-        "generator": (architecture.generator_sizes, names.generator_names),
-    }
-    return [
-        ModelPart(part, sizes, select(shapes)) for part, (sizes, select) in found.items() if part in architecture.parts
-    ]
+    select = {"discriminator": names.discriminator_names, "generator": names.generator_names}
+    return [ModelPart(part, architecture.sizes_of(part), select[part](shapes)) for part in architecture.parts]
 
 
 def export_to_hugging_face(

@@ -168,10 +168,13 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         "weight decay": optimizer.weight_decay,
         "dropout": config.model.hidden_dropout_prob,
         "masked": f"{config.masking.mask_prob:.0%}",
-        "generator (layers, hidden)": f"{config.generator.num_hidden_layers}, {config.generator.hidden_size}",
-        "discriminator weight": config.objective.discriminator_weight,
         "computed in": training.compute_dtype,
     }
+    if "generator" in config.architecture.parts:
+        generator = config.architecture.generator_sizes
+        settings["generator (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
+    if len(config.architecture.parts) > 1:
+        settings["discriminator weight"] = config.objective.discriminator_weight
     if config.long_phase.steps:
         long = config.long_phase
         settings["last steps"] = f"{long.steps:,} of {long.batch_size} sequences of {long.max_seq_length} tokens"

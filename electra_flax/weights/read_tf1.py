@@ -122,7 +122,7 @@ def _tf1_model(shapes: Shapes, hparams: _Hparams) -> ModelConfig:
 
 def _tf1_generator(shapes: Shapes, model: ModelConfig, embeddings: str) -> ModelConfig:
     """Return the discriminator's settings in the sizes of the generator's variables, heads by the original's rule."""
-    sizes = sizes_of(shapes, "generator", embeddings)
+    sizes: dict[str, Any] = dict(sizes_of(shapes, "generator", embeddings))
     return dataclasses.replace(model, **sizes, num_attention_heads=max(1, sizes["hidden_size"] // HEAD_SIZE))
 
 

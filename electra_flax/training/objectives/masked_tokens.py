@@ -17,11 +17,15 @@ from electra_flax.training import losses, masking
 from electra_flax.training.objectives.objective import Metric, RowSeeds, Sums, Totals
 from electra_flax.trees import Params
 
+
+def _log_of_vocabulary(config: Config) -> float | None:
+    return math.log(config.model.vocab_size) if config.architecture.has_generator_head else None
+
+
 GENERATOR_METRICS = (
     Metric(
         "generator_loss", losses.ratio("generator_nll", "masked"), "Generator loss",
-        "cross entropy of the masked tokens, nats", guessed=lambda config: math.log(config.model.vocab_size),
-        is_on_console=True,
+        "cross entropy of the masked tokens, nats", guessed=_log_of_vocabulary, is_on_console=True,
     ),
     Metric(
         "generator_accuracy", losses.ratio("generator_correct", "masked"), "Generator accuracy",

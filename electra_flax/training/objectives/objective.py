@@ -37,8 +37,8 @@ class Metric(NamedTuple):
     """Of its chart; "" draws none."""
     note: str = ""
     """What the chart says of the number."""
-    guessed: Callable[[Config], float] | None = None
-    """Of a loss: what a model that knows nothing has, nats."""
+    guessed: Callable[[Config], float | None] = lambda config: None
+    """Of a loss: what a model that knows nothing has, nats; None of other numbers, and where nothing learns it."""
     is_on_console: bool = False
     is_logarithmic: bool = False
     """Whether its chart has a logarithmic axis."""

@@ -45,4 +45,4 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
     return optax.GradientTransformation(init, update)
 
 
-ADAMW = Optimizer(parts, AdamState, {"m": "adam_m", "v": "adam_v"})
+ADAMW = Optimizer(parts, AdamState, {"m": "adam_m", "v": "adam_v"}, has_adams_rates=True)

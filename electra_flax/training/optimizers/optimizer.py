@@ -30,6 +30,8 @@ class Optimizer(NamedTuple):
     """The type of the part of its state that the original's checkpoints hold too; None: they have nothing like it."""
     slots: Mapping[str, str] = {}
     """{field of that state: what the original calls it}."""
+    has_adams_rates: bool = False
+    """Whether its learning rates are of the size of Adam's, with which doctor compares them."""
 
 
 def is_decayed(params: Any) -> Any:
