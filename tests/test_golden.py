@@ -28,6 +28,7 @@ FORWARD_CASES = {
 }
 
 
+@pytest.mark.slow  # tests/test_golden_tiny.py has the same in small
 @pytest.mark.parametrize("name", FORWARD_CASES)
 def test_forward_is_the_originals(golden, name):
     config = golden_config(read_json(golden / f"forward/{name}_hparams.json"))
@@ -106,6 +107,7 @@ class RecordedTraining(GivenTraining):
         assert_tree(adam.v, self.slots, atol=1e-5, suffix="/adam_v")
 
 
+@pytest.mark.slow  # as above
 def test_twenty_optimizer_steps_are_the_originals(golden):
     recorded = RecordedTraining(golden)
     params = golden_params(recorded.config, recorded.weights("init"))
