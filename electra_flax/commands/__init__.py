@@ -1,0 +1,1 @@
+"""Flags, help, and what each command does."""

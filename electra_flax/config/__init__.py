@@ -1,0 +1,1 @@
+"""Every field of a run and of a model: meaning, type, default, range."""

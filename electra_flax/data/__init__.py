@@ -1,0 +1,1 @@
+"""The contract with data preparation, and the input pipeline."""

@@ -1,0 +1,1 @@
+"""Generator, discriminator and heads; attention and its kernel; randomness; sharding."""

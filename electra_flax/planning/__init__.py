@@ -1,0 +1,1 @@
+"""A run on a TPU that is not here: memory, time, dollars."""

@@ -1,0 +1,1 @@
+"""Where runs and shards are kept: workdirs, gs://, leases, the local disk."""
