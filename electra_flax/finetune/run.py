@@ -31,8 +31,8 @@ from electra_flax.finetune.data import TaskData, read_task_data
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.result import RESULTS, SeedResult, seed_folder
-from electra_flax.finetune.seed import finetune_seed
-from electra_flax.finetune.step import Network, Steps, make_steps
+from electra_flax.finetune.seed import Shared, finetune_seed
+from electra_flax.finetune.step import Network, make_steps
 from electra_flax.finetune.task import Task, Training, load_task, load_training
 from electra_flax.model import electra
 from electra_flax.model.sharding import check_batch, make_mesh
@@ -93,7 +93,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
         task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
         data.scored.name, f"{len(data.scored.examples):,}",
     )  # fmt: skip
-    network, steps = _build(run)
+    shared = _build(run)
     work = Workdir(request.out)
     with (
         guard.traceback_kept(work),
@@ -111,7 +111,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
                 continue
             checkpoints = work.checkpoints / str(seed)
             begin = _first_weights(request, run, seed)
-            result = finetune_seed(task, training, data, network, steps, begin, seed, work, interruption, watchdog)
+            result = finetune_seed(shared, begin, seed, work, interruption, watchdog)
             watchdog.alive(f"writing the results of seed {seed}")
             with processes.together():
                 if processes.is_main():
@@ -130,7 +130,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
     return results
 
 
-def _build(run: _Run) -> tuple[Network, Steps]:
+def _build(run: _Run) -> Shared:
     """Return the encoder with its head, and its steps, which all seeds share."""
     training, architecture = run.training, run.architecture
     head = make_head(run.task, training.head, architecture.model, len(run.data.labels), training.dropout)
@@ -139,7 +139,8 @@ def _build(run: _Run) -> tuple[Network, Steps]:
     network = Network(architecture, head, run.mesh, run.vocabulary.special.pad, is_tagging, attend)
     encoder = jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0)))["electra"]
     shapes = {"electra": encoder, **jax.eval_shape(head.init, jax.random.key(0))}
-    return network, make_steps(network, training, training.num_steps(len(run.data.train.rows)), shapes)
+    steps = make_steps(network, training, training.num_steps(len(run.data.train.rows)), shapes)
+    return Shared(run.task, training, run.data, network, steps)
 
 
 class _Run(NamedTuple):

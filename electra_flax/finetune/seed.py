@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,17 +47,18 @@ class SeedNotes(RunNotes, total=False):
     """Of the steps since the last evaluation."""
 
 
+class Shared(NamedTuple):
+    """What all seeds of a fine-tuning share."""
+
+    task: Task
+    training: Training
+    data: TaskData
+    network: Network
+    steps: Steps
+
+
 def finetune_seed(
-    task: Task,
-    training: Training,
-    data: TaskData,
-    network: Network,
-    steps: Steps,
-    begin: Params,
-    seed: int,
-    work: Workdir,
-    interruption: Interruption,
-    watchdog: Watchdog,
+    shared: Shared, begin: Params, seed: int, work: Workdir, interruption: Interruption, watchdog: Watchdog
 ) -> SeedResult:
     """Learn from `begin`, keep the best checkpoint in `work` and score it: the same in all processes.
 
@@ -65,7 +66,8 @@ def finetune_seed(
     Preempted where it was asked to stop and has saved.
     """
     started = time.perf_counter()
-    learner = Seed(task, training, data, network, steps, begin, seed, watchdog)
+    task, _, data, network, steps = shared
+    learner = Seed(shared, begin, seed, watchdog)
     folder = seed_folder(work, seed)
     folder.mkdir(parents=True, exist_ok=True)
     places = Places(folder, work.checkpoints / str(seed), functools.partial(guard.push, work))
@@ -93,21 +95,11 @@ class Seed:
     shown: tuple[str, ...] = ("loss", "tokens_per_sec")
     least_seconds: float | None = None
 
-    def __init__(
-        self,
-        task: Task,
-        training: Training,
-        data: TaskData,
-        network: Network,
-        steps: Steps,
-        begin: Params,
-        seed: int,
-        watchdog: Watchdog,
-    ) -> None:
-        self._task, self._training, self._data, self._network = task, training, data, network
-        self._steps, self._begin, self._seed, self._watchdog = steps, begin, seed, watchdog
-        self.mesh, self.shapes = network.mesh, steps.shapes
-        num_rows = len(data.train.rows)
+    def __init__(self, shared: Shared, begin: Params, seed: int, watchdog: Watchdog) -> None:
+        self._task, training, self._data, self._network, self._steps = shared
+        self._training, self._begin, self._seed, self._watchdog = training, begin, seed, watchdog
+        self.mesh, self.shapes = self._network.mesh, self._steps.shapes
+        num_rows = len(self._data.train.rows)
         self._per_epoch = training.steps_per_epoch(num_rows)
         self.end = self.total = training.num_steps(num_rows)
         evaluations = training.evaluations or training.epochs
