@@ -194,7 +194,7 @@ def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
     groups: dict[tuple[str, str, str], list[float]] = {}
     for cost in costs:
         path = re.sub(r"/layer/\d+/", "/layer/*/", cost.instruction.op_name) or cost.instruction.opcode
-        source = cost.source.removeprefix(f"{Path(__file__).parents[1]}/")
+        source = cost.source.removeprefix(f"{Path(__file__).parents[2]}/")
         groups.setdefault((path, source, cost.basis), []).append(cost.seconds)
     ranked = sorted(groups.items(), key=lambda item: -sum(item[1]))[:number]
     for (path, source, basis), seconds in ranked:
