@@ -31,6 +31,7 @@ _EPOCH = {"SOURCE_DATE_EPOCH": "1763942400"}
 def build(settings: Settings, config: Config, folder: Path) -> str:
     """Fill `folder`; return the name that its content gives it. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would put in what it finds there, also what is gone
     _run("the wheel", [
         sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
         "--wheel-dir", str(folder), str(ROOT),

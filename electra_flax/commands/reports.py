@@ -25,7 +25,7 @@ class Report(Devices):
     """
 
     workdir: Annotated[tuple[Place, ...], Flag(action="append")]
-    """a run"""
+    """a run, or a folder of finetune"""
     out: File = Path("report.html")
     """page"""
 
@@ -48,7 +48,7 @@ class Doctor(Overridden, Devices):
     epilog = "exit codes: 0 nothing found; 1 something found, or you can fix it; the others as those of pretrain"
 
     workdir: Place | None = None
-    """a run"""
+    """a run, or a folder of finetune"""
     config: ConfigFile | None = None
     """the configuration: a file of configs/, or your own"""
     data: Place | None = None
@@ -71,14 +71,14 @@ class Doctor(Overridden, Devices):
         return 1 if found else 0
 
     def _of_run(self) -> list[Finding]:
+        from electra_flax.finetune.history import read_histories
         from electra_flax.reports.doctor import diagnose
-        from electra_flax.training.history import History
 
         if self.workdir is None:
             raise UserError("doctor needs a run (--workdir DIR) or a configuration (--config YAML)")
         if self.data or self.long_data or self.overrides:
             raise UserError("--data, --long-data and fields belong to --config YAML, which is not given")
-        return diagnose(History.read(self.workdir))
+        return [found for run in read_histories(self.workdir) for found in diagnose(run)]
 
     def _of_config(self, path: Path) -> list[Finding]:
         from electra_flax.config.loading import load_config

@@ -1,7 +1,7 @@
 """The run's configuration: schema, defaults and documentation in one place.
 
 Every field is named, typed, bounded and explained here and nowhere else; `configs/*.yaml` hold only what differs, and
-`config_io` reads them. Sizes, batch, length and learning rate have no default on purpose: the original's defaults
+`loading` reads them. Sizes, batch, length and learning rate have no default on purpose: the original's defaults
 (docs/semantics.md, section 4) silently left the generator of a base model at 1/4.
 
 Imports nothing heavy: data preparation uses this module without JAX. Annotations are types, not strings: to evaluate
@@ -18,7 +18,7 @@ from electra_flax.errors import UserError
 # Within what the counters and random keys of a device can hold.
 Batch = Annotated[int, Range(1, 2**24)]
 Steps = Annotated[int, Range(1, MOST_INT32)]
-StepsOrNone = Annotated[int, Range(0, MOST_INT32)]
+StepsOrZero = Annotated[int, Range(0, MOST_INT32)]
 Seed = Annotated[int, Range(0, MOST_UINT32)]
 Minutes = Annotated[float, Range(0, 10**6, "(]")]
 Weight = Annotated[float, Range(0, 10**6)]
@@ -137,7 +137,7 @@ class TrainingConfig:
     compilation_cache: str = COMPILATION_CACHE
     """Folder, local or gs://, of compiled programs, which make later starts faster; "" keeps none. Whoever may write
     there can run code here."""
-    max_skipped_steps: StepsOrNone = 10
+    max_skipped_steps: StepsOrZero = 10
     """Steps in a row whose loss or gradient is not finite that are skipped, changing nothing. One more and the run goes
     back to its last checkpoint; the second time at the same place it ends."""
     hang_minutes: Minutes = 30.0
@@ -158,7 +158,7 @@ class LongPhaseConfig:
 
     Model, optimizer and schedule go on."""
 
-    steps: StepsOrNone = 0
+    steps: StepsOrZero = 0
     """How many of training.num_steps, the last ones, are on long sequences; 0: none."""
     max_seq_length: Size = 512
     """Tokens per example; must equal that of the shards of --long-data."""
@@ -182,7 +182,7 @@ class OptimizerConfig:
     algorithm: Literal["adamw", "lamb"] = "adamw"
     """lamb (You et al. 2020, algorithm 2): with bias correction, and every decayed parameter moves in proportion to its
     own norm."""
-    warmup_steps: StepsOrNone = 10_000
+    warmup_steps: StepsOrZero = 10_000
     """Steps of linear warmup, which multiplies the decay."""
     decay_power: Annotated[float, Range(0, 100)] = 1.0
     """Exponent of the polynomial decay to 0; 1 is linear."""
@@ -230,7 +230,7 @@ class CheckpointConfig:
     """Also a checkpoint when the last one is so old: what a machine that is taken away costs at most."""
     max_to_keep: Annotated[int, Range(1, 10**6)] = 5
     """Newest checkpoints kept."""
-    keep_every_steps: StepsOrNone = 0
+    keep_every_steps: StepsOrZero = 0
     """Checkpoints at multiples of this are kept for good; 0: none."""
     keep_best: Annotated[int, Range(0, 10**6)] = 1
     """Checkpoints with the lowest held-out loss kept, among those saved at a step that was evaluated."""

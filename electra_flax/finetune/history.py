@@ -17,15 +17,11 @@ from electra_flax.training.objectives.objective import Metric
 _ANOTHER = "name a folder of electra-flax finetune"
 
 
-def is_fine_tuning(given: str) -> bool:
-    """Return whether `given` is a folder of finetune rather than the workdir of a run."""
-    folder = Workdir(given).pull(without=("tensorboard/",)).folder
-    return (folder / "seeds").is_dir() and not (folder / "config.yaml").exists()
-
-
-def read_seeds(given: str) -> list[History]:
-    """Return the history of each seed that has written numbers. Raises UserError where none has."""
+def read_histories(given: str) -> list[History]:
+    """Return the history of a run, or of each seed of a fine-tuning that has written numbers. Raises UserError."""
     work = Workdir(given).pull(without=("tensorboard/",))
+    if (work.folder / "config.yaml").exists() or not (work.folder / "seeds").is_dir():
+        return [History.read(given)]
     run = read_json(work.folder / "run.json", dict[str, Any], _ANOTHER)
     seeds = sorted(int(path.name) for path in (work.folder / "seeds").iterdir() if path.name.isdecimal())
     found = [seed_folder(work, seed) for seed in seeds]

@@ -11,7 +11,7 @@ from electra_flax.storage.workdir import Workdir
 from electra_flax.trees import Params
 
 RESULTS = "results.json"
-RECORD_EVERY = LoggingConfig().every_steps
+RECORD_EVERY = LoggingConfig.every_steps
 
 
 class SeedResult(NamedTuple):

@@ -25,8 +25,9 @@ from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
+from electra_flax.training.losses import Sums
 from electra_flax.training.metrics import RunNotes
-from electra_flax.training.objectives.objective import Sums, Totals
+from electra_flax.training.objectives.objective import Totals
 from electra_flax.training.state import TrainState
 from electra_flax.trees import Params
 
@@ -34,7 +35,7 @@ log = logging.getLogger("electra_flax")
 
 _RHYTHM = Rhythm(
     CheckpointConfig(max_to_keep=1, keep_best=1),
-    TrainingConfig(batch_size=1, num_steps=1).max_skipped_steps,
+    TrainingConfig.max_skipped_steps,
     needs_every_evaluation=True,
 )
 
@@ -71,19 +72,24 @@ def finetune_seed(
     folder = seed_folder(work, seed)
     folder.mkdir(parents=True, exist_ok=True)
     places = Places(folder, work.checkpoints / str(seed), functools.partial(guard.push, work))
+    params, step = _learn(learner, places, interruption, watchdog)
+    threshold = learner.threshold_of(learner.predict(data.choice, params)) if task.kind == "answers" else math.inf
+    predictions = learner.predict(data.scored, params)
+    return SeedResult(
+        jax.device_get(params), step, learner.history, predictions,
+        scores(task, data.labels, data.scored.examples, predictions, threshold), threshold,
+        time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _learn(learner: Seed, places: Places, interruption: Interruption, watchdog: Watchdog) -> tuple[Params, int]:
+    """Return the best checkpoint's parameters and its step; the last state is gone by then."""
     with Loop(learner, places, interruption, watchdog) as loop:
         loop.run()
         # Of equally good ones not all are kept.
         kept = [found for found in learner.history if found["step"] in loop.checkpoints.steps]
-        best = max(kept, key=lambda found: comparable(found[task.metrics[0]]))
-        params = loop.checkpoints.restore(steps.shapes, network.mesh, best["step"]).params
-    threshold = learner.threshold_of(learner.predict(data.choice, params)) if task.kind == "answers" else math.inf
-    predictions = learner.predict(data.scored, params)
-    return SeedResult(
-        jax.device_get(params), best["step"], learner.history, predictions,
-        scores(task, data.labels, data.scored.examples, predictions, threshold), threshold,
-        time.perf_counter() - started,
-    )  # fmt: skip
+        best = max(kept, key=learner.score_of)
+        return loop.checkpoints.restore_params(learner.shapes.params, best["step"]), best["step"]
 
 
 class Seed:
@@ -103,7 +109,7 @@ class Seed:
         self._per_epoch = training.steps_per_epoch(num_rows)
         self.end = self.total = training.num_steps(num_rows)
         evaluations = training.evaluations or training.epochs
-        self._evaluated_at = {round(self.end * (i + 1) / evaluations) for i in range(evaluations)}
+        self._evaluated_at = {round(self.end * (i + 1) / evaluations) for i in range(evaluations)} - {0}
         self.history: list[dict[str, Any]] = []
         self._losses: list[float] = []
 
@@ -156,11 +162,18 @@ class Seed:
         self.history.append({"step": step, "epoch": epoch, "loss": loss, **found})
         known = {name: value for name, value in found.items() if math.isfinite(value)}
         line = f"seed {self._seed} epoch {epoch:.2f}: loss {loss:.4f}, {on_one_line(found, found)}"
-        return Evaluation(known, line, -comparable(found[self._task.metrics[0]]))
+        return Evaluation(known, line, -self.score_of(found))
+
+    def score_of(self, found: dict[str, Any]) -> float:
+        """Return by what one evaluation is better than another."""
+        return comparable(found[self._task.metrics[0]])
+
+    def was_evaluated(self, step: int) -> bool:
+        return bool(self.history) and self.history[-1]["step"] == step
 
     def is_enough(self) -> bool:
         """Return whether so many evaluations brought nothing better."""
-        values = [comparable(found[self._task.metrics[0]]) for found in self.history]
+        values = [self.score_of(found) for found in self.history]
         patience = self._training.patience
         return bool(patience and values) and len(values) - 1 - int(np.argmax(values)) >= patience
 

@@ -1,6 +1,6 @@
 """Generator and discriminator with shared embeddings, and the seam to the rest: init and the apply functions.
 
-Only this module and `layers` import Flax Linen; everyone else sees a nested dict of float32 arrays:
+Only this module, `layers` and `heads` import Flax Linen; everyone else sees a nested dict of float32 arrays:
 
     electra/{embeddings, embeddings_project, encoder}        the discriminator's transformer, and the shared tables
     generator/{embeddings, embeddings_project, encoder}      the generator's, as far as it is its own

@@ -14,7 +14,7 @@ from electra_flax.data.shards import DataFolder
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import check_place, write_all
-from electra_flax.finetune.history import is_fine_tuning, read_seeds
+from electra_flax.finetune.history import read_histories
 from electra_flax.reports.doctor import diagnose
 from electra_flax.reports.replaced import Detection, detect_in, most_suspicious
 from electra_flax.training.charts import SPEED, draw, learning_panels
@@ -36,7 +36,7 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
         check_place(out)  # before the work
     except UserError as error:
         raise UserError(f"--out {error}") from None
-    runs = [run for workdir in workdirs for run in _read(workdir)]
+    runs = [run for workdir in workdirs for run in read_histories(workdir)]
     charts = {"learning": draw(runs, learning_panels(runs)), "speed": draw(runs, SPEED)}
     page = _TEMPLATES.get_template("page.html").render(
         title=", ".join(run.name for run in runs),
@@ -51,11 +51,6 @@ def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
     except UserError as error:
         raise UserError(f"--out {error}") from None
     return [out.parent / name for name in files]
-
-
-def _read(place: str) -> list[History]:
-    """Return the history of a run, or of each seed of a fine-tuning. Raises UserError."""
-    return read_seeds(place) if is_fine_tuning(place) else [History.read(place)]
 
 
 def _summary(runs: Sequence[History]) -> dict[str, list[str]]:

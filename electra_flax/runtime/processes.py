@@ -1,4 +1,4 @@
-"""One run, several processes: joining, agreeing at the start, and agreeing again after every step."""
+"""One run, several processes: joining, agreeing at the start, leaving."""
 
 from __future__ import annotations
 

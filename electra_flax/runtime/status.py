@@ -16,6 +16,13 @@ log = logging.getLogger("electra_flax")
 _told: dict[str, Any] = {}
 
 
+def begin(step: int, total: int) -> None:
+    """Tell that a part of a run (a phase, a seed) is compiled; where this start began is told once."""
+    began = _told.get("began", step)
+    _told.clear()
+    tell(state="compiling", began=began, step=step, of=total)
+
+
 def tell(**news: Any) -> None:
     """Add to what the file says, and replace it in one piece; process 0 alone does. A full disk does not end the run.
 

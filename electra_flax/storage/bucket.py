@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from electra_flax.errors import Unavailable, UserError, reason
+from electra_flax.errors import RunError, Unavailable, UserError, reason
 from electra_flax.runtime.interruption import metadata_host
 
 log = logging.getLogger("electra_flax")
@@ -39,12 +39,12 @@ def is_remote(path: str | Path) -> bool:
 def until_done(path: object, action: Callable[[], T]) -> T:
     """Return what `action` gives; where `path` is in a bucket, it is tried again after pauses.
 
-    Raises a UserError at once, and the last of all other errors.
+    Raises what a user can mend and what ends a run at once, and the last of all other errors.
     """
     for pause in _PAUSES if is_remote(str(path)) else ():
         try:
             return action()
-        except UserError:
+        except (UserError, RunError):
             raise
         except Exception as error:  # gcsfs, TensorStore and Orbax raise whatever they meet
             log.warning("%s: %s; trying again in %.0f s", path, reason(error), pause)
@@ -60,7 +60,7 @@ def patiently(path: object, action: Callable[[], T]) -> T:
     """
     try:
         return until_done(path, action)
-    except UserError:
+    except (UserError, RunError):
         raise
     except Exception as error:
         if is_remote(str(path)):

@@ -18,9 +18,10 @@ from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.initial_state import abstract_state
+from electra_flax.training.losses import Sums
 from electra_flax.training.metrics import MetricSums
 from electra_flax.training.objectives import make_objective
-from electra_flax.training.objectives.objective import Objective, Sums
+from electra_flax.training.objectives.objective import Objective
 from electra_flax.training.step import make_eval_step
 from electra_flax.trees import Params
 

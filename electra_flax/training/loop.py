@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from electra_flax.config.schema import CheckpointConfig
+from electra_flax.config.schema import CheckpointConfig, Config
 from electra_flax.errors import Preempted, Problem, RunError, Unavailable, UserError
 from electra_flax.runtime import processes, status
 from electra_flax.runtime.interruption import Interruption, Watchdog
@@ -27,8 +27,9 @@ from electra_flax.storage.workdir import Events
 from electra_flax.training.agreement import Agreement, Wishes
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.faults import SaveClock, SkippedSteps
+from electra_flax.training.losses import Sums
 from electra_flax.training.metrics import MetricWriter, Progress, Window
-from electra_flax.training.objectives.objective import Sums, Totals
+from electra_flax.training.objectives.objective import Totals
 from electra_flax.training.state import TrainState
 from electra_flax.trees import Params
 
@@ -104,6 +105,9 @@ class Learner(Protocol):
     def evaluate(self, step: int, params: Params) -> Evaluation | None:
         """Measure; None where nothing is held out."""
 
+    def was_evaluated(self, step: int) -> bool:
+        """Return whether a checkpoint that does not say so was evaluated."""
+
     def is_enough(self) -> bool:
         """Return whether it ends before its last step."""
 
@@ -164,13 +168,14 @@ class Loop:
         self.is_fresh = restored is None
         self.state, notes = restored or (self.learner.fresh(), {})
         self.step = int(self.state.step)
-        self.window, self._is_evaluated = Window(notes.get("window")), bool(notes.get("evaluated", False))
+        self.window = Window(notes.get("window"))
         self.learner.restore(notes)
+        self._is_evaluated = bool(notes.get("evaluated", self.learner.was_evaluated(self.step)))
 
-    def run(self, wandb: Any = None, **begun: Any) -> None:
+    def run(self, config: Config | None = None, **begun: Any) -> None:
         """Make the steps that are left.
 
-        `begun` are details of the start event, `wandb` is the configuration of a run that writes there. Raises
+        `begun` are details of the start event, `config` is that of a run that may write to Weights & Biases. Raises
         RunError when the run itself fails, Preempted when it was asked to stop and has saved.
         """
         learner, is_main = self.learner, processes.is_main()
@@ -178,7 +183,7 @@ class Loop:
         processes.end_if_asked(self.interruption.requested, place)
         self.watchdog.alive("compiling")
         if is_main:
-            status.tell(state="compiling", began=self.step, step=self.step, of=learner.total)
+            status.begin(self.step, learner.total)
         learner.prepare(self.state, self.is_fresh)
         processes.end_if_asked(self.interruption.requested, place)
         self.interruption.saves = True
@@ -190,7 +195,7 @@ class Loop:
             "start", self.step, devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             processes=jax.process_count(), of=learner.total, **begun,
         )  # fmt: skip
-        writer = MetricWriter(self.places.folder, wandb, self.step, self._is_evaluated, enabled=is_main)
+        writer = MetricWriter(self.places.folder, config, self.step, self._is_evaluated, enabled=is_main)
         with writer as self._writer, Progress(learner.end, self.step, enabled=is_main) as self._progress:
             self._steps()
         self._finish()
@@ -198,7 +203,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------- the steps
 
     def _steps(self) -> None:
-        learner = self.learner
+        learner, needs_all = self.learner, self.learner.rhythm.needs_every_evaluation
         if learner.evaluates(self.step) and not self._is_evaluated:
             self._evaluate()
         self._batches = learner.batches(self.step)
@@ -214,11 +219,12 @@ class Loop:
                 self._go_back(batch)
                 continue
             # A machine that is about to be taken away leaves no time for an evaluation: the next start makes it.
-            may_wait = wishes.stop and self.step < learner.end and not learner.rhythm.needs_every_evaluation
+            may_wait = wishes.stop and self.step < learner.end and not needs_all
             self._is_evaluated = evaluates and not may_wait
             cost = self._evaluate() if self._is_evaluated else None
             # After skipped steps no save, but at an end: the way back must lead to before what went wrong.
-            if saves and (not self._faults.in_a_row or wishes.stop or self.step == learner.end):
+            must_save = wishes.stop or self.step == learner.end or (cost is not None and needs_all)
+            if saves and (must_save or not self._faults.in_a_row):
                 self._save(cost)
             if wishes.stop:
                 return
@@ -346,7 +352,7 @@ class Loop:
             ) from None
         self.interruption.saves = False
         is_asked = self.step < learner.end and not learner.is_enough()
-        self._events.add("stop" if is_asked or self.step < learner.total else "done", self.step)
+        self._events.add("done" if self.step == learner.total or learner.is_enough() else "stop", self.step)
         if is_asked:
             raise Preempted(f"asked to stop: saved at step {self.step} of {learner.total}; the same command continues")
 

@@ -221,20 +221,26 @@ class Window:
     @contextmanager
     def waiting_for_input(self) -> Iterator[None]:
         begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - begin
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         begin = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begin
 
     @contextmanager
     def saving(self) -> Iterator[None]:
         begin = time.perf_counter()
-        yield
-        self._saved += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._saved += time.perf_counter() - begin
 
     def metrics(self, summarize: Summarize, peak_per_step: float | None) -> dict[str, float]:
         """Return averages over the window.

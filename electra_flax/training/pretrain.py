@@ -76,10 +76,7 @@ def pretrain(
         places = Places(work.folder, work.checkpoints, functools.partial(guard.push, work))
         for phase, phase_input, attend in zip(config.phases, inputs, attends, strict=True):
             learner = Pretraining(phase, phase_input, attend, work, begin_with)
-            with Loop(learner, places, interruption, watchdog) as loop:
-                if loop.step < phase.end or phase.end == config.training.num_steps:  # else the next has begun
-                    begun = {"init_from": begin_with.source} if begin_with and loop.is_fresh else {}
-                    loop.run(config, **begun)
+            _train(learner, places, interruption, watchdog)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
             log.info("all %d steps are done; models: electra-flax export --workdir %s", config.training.num_steps, work)
@@ -87,6 +84,14 @@ def pretrain(
             guard.push(work)
         except UserError as problem:
             raise RunError(f"all steps are done, but {problem}; the same command writes what is missing") from None
+
+
+def _train(learner: Pretraining, places: Places, interruption: Interruption, watchdog: Watchdog) -> None:
+    """Run a phase to its end, or not at all where the next one has begun; its state is gone before the next one's."""
+    with Loop(learner, places, interruption, watchdog) as loop:
+        if loop.step < learner.end or learner.end == learner.total:
+            begun = {"init_from": learner.begin_with.source} if learner.begin_with and loop.is_fresh else {}
+            loop.run(learner.config, **begun)
 
 
 def _open_all(
@@ -126,8 +131,8 @@ class Pretraining:
         self, phase: Phase, phase_input: Input, attend: Attend, work: Workdir, begin_with: FirstWeights | None
     ) -> None:
         config, (_, vocabulary, self._examples, self._held_out) = phase.config, phase_input
-        self._config, self._vocabulary, self._attend = config, vocabulary, attend
-        self._work, self._begin_with = work, begin_with
+        self.config, self._vocabulary, self._attend = config, vocabulary, attend
+        self._work, self.begin_with = work, begin_with
         self.start, self.end, self.total = phase.start, phase.end, config.training.num_steps
         self.rhythm = Rhythm(config.checkpoint, config.training.max_skipped_steps)
         self.mesh, self.shapes = make_mesh(config.mesh), abstract_state(config)
@@ -145,9 +150,9 @@ class Pretraining:
                 raise UserError(
                     f"{self._work}: DONE is there, but no checkpoint: bring checkpoints/ back, or name another"
                 )
-        state = init_state(self._config, self.mesh)
-        if self._begin_with is not None:
-            state = self._begin_with.apply(self._config, self._vocabulary, self.mesh, state)
+        state = init_state(self.config, self.mesh)
+        if self.begin_with is not None:
+            state = self.begin_with.apply(self.config, self._vocabulary, self.mesh, state)
         return state
 
     def prepare(self, state: TrainState, is_fresh: bool) -> None:
@@ -157,7 +162,7 @@ class Pretraining:
             for line in coverage_report(state.params).split("\n"):
                 log.info("%s", line)
         else:
-            others = "; its first weights are there" if self._begin_with else ""
+            others = "; its first weights are there" if self.begin_with else ""
             log.info("continuing from step %d%s", int(state.step), others)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info(
@@ -165,13 +170,13 @@ class Pretraining:
             dict(self.mesh.shape), jax.process_count(), f"{num_parameters:,}", f"{len(self._examples):,}",
             f"{len(self._held_out):,}",
         )  # fmt: skip
-        batch = abstract_batch(self._config, batch_sharding(self.mesh))
+        batch = abstract_batch(self.config, batch_sharding(self.mesh))
         self.advance = compile_step("train step", self.advance, state, batch)
         if peak := tpus.peak_flops(jax.devices()[0].device_kind):
-            self.least_seconds = step_flops(self._config) / (peak * jax.device_count())
+            self.least_seconds = step_flops(self.config) / (peak * jax.device_count())
 
     def batches(self, step: int) -> Iterator[Batch]:
-        return training_batches(self._config, self._examples, self.mesh, step - self.start)
+        return training_batches(self.config, self._examples, self.mesh, step - self.start)
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:
         """Add nothing: the loop's own sums are all."""
@@ -180,19 +185,22 @@ class Pretraining:
         return self.objective.summarize(totals)
 
     def records(self, step: int) -> bool:
-        return step % self._config.logging.every_steps == 0
+        return step % self.config.logging.every_steps == 0
 
     def evaluates(self, step: int) -> bool:
-        return step % self._config.evaluation.every_steps == 0
+        return step % self.config.evaluation.every_steps == 0
 
     def saves(self, step: int) -> bool:
-        return step % self._config.checkpoint.every_steps == 0
+        return step % self.config.checkpoint.every_steps == 0
 
     def evaluate(self, step: int, params: Params) -> Evaluation | None:
         if not len(self._held_out):
             return None
-        metrics = held_out_metrics(self._config, self.objective, self._eval_step, params, self._held_out, self.mesh)
+        metrics = held_out_metrics(self.config, self.objective, self._eval_step, params, self._held_out, self.mesh)
         return Evaluation(metrics, on_one_line(metrics, self.shown), metrics["loss"])
+
+    def was_evaluated(self, step: int) -> bool:
+        return False
 
     def is_enough(self) -> bool:
         return False
@@ -205,7 +213,7 @@ class Pretraining:
 
     def explain_not_finite(self, first: int, last: int, state: TrainState, batch: Batch) -> str:
         """Write the norms of every layer to a file; return what there is to say."""
-        norms = jax.device_get(make_norms(self.objective, self._config.training.seed)(state, batch))
+        norms = jax.device_get(make_norms(self.objective, self.config.training)(state, batch))
         if processes.is_main():
             path = self._work.folder / "not_finite.json"
             text = json.dumps({"first_step": first, "last_step": last, **norms}, indent=1, default=float) + "\n"

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from electra_flax.config.schema import Config
+from electra_flax.config.schema import Config, TrainingConfig
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.sharding import Batch, batch_sharding, state_shardings
 from electra_flax.training.initial_state import abstract_state
+from electra_flax.training.losses import Sums
 from electra_flax.training.objectives import make_objective
-from electra_flax.training.objectives.objective import Objective, Sums, row_seeds
+from electra_flax.training.objectives.objective import Objective, row_seeds
 from electra_flax.training.optimizer import learning_rate, make_optimizer
 from electra_flax.training.state import TrainState
 from electra_flax.training.update import apply_gradients, sum_over_slices
@@ -53,12 +54,15 @@ def make_train_step(
     )
 
 
-def make_norms(objective: Objective, seed: int) -> Callable[[TrainState, Batch], dict[str, dict[str, jax.Array]]]:
+def make_norms(
+    objective: Objective, training: TrainingConfig
+) -> Callable[[TrainState, Batch], dict[str, dict[str, jax.Array]]]:
     """Return (state, batch) -> the norm of every parameter and of its gradient, by name: for a look at a failed run."""
 
     def norms(state: TrainState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, _ = accumulate_gradients(objective, state.params, batch, key)
+        key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+        slices = training.gradient_accumulation_steps
+        grads, _ = accumulate_gradients(objective, state.params, batch, key, num_slices=slices)
 
         def by_name(tree: Params) -> dict[str, jax.Array]:
             return {name: jnp.linalg.norm(leaf) for name, leaf in flat(tree).items()}

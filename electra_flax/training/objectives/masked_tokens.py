@@ -14,7 +14,8 @@ from electra_flax.model import electra
 from electra_flax.model.attention import Attend
 from electra_flax.model.sharding import Batch
 from electra_flax.training import losses, masking
-from electra_flax.training.objectives.objective import Metric, RowSeeds, Sums, Totals
+from electra_flax.training.losses import Sums
+from electra_flax.training.objectives.objective import Metric, RowSeeds, Totals
 from electra_flax.trees import Params
 
 

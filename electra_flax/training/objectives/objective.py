@@ -18,9 +18,9 @@ from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import randomness
 from electra_flax.model.attention import Attend
 from electra_flax.model.sharding import Batch
+from electra_flax.training.losses import Sums
 from electra_flax.trees import Params
 
-Sums = dict[str, jax.Array]
 Totals = Mapping[str, np.ndarray]
 """Sums over any number of batches, float64 on the host."""
 Draws = Any

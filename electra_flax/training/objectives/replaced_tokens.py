@@ -12,8 +12,9 @@ from electra_flax.model import electra
 from electra_flax.model.attention import Attend
 from electra_flax.model.sharding import Batch
 from electra_flax.training import losses, masking
+from electra_flax.training.losses import Sums
 from electra_flax.training.objectives.masked_tokens import GENERATOR_METRICS, Draws, MaskedTokens
-from electra_flax.training.objectives.objective import Metric, Sums
+from electra_flax.training.objectives.objective import Metric
 from electra_flax.trees import Params
 
 DISCRIMINATOR_METRICS = (
