@@ -1,6 +1,6 @@
 """What to do about a machine, from what is seen of it: pure functions over tables, so that every case can be tested.
 
-Sources: TPU.md sections 2 and 3 of the design notes (states, health, how launchers fail); google.cloud.tpu_v2's states.
+Source: the states and healths of google.cloud.tpu_v2, and what gcloud answers of machines that are taken away.
 """
 
 from __future__ import annotations

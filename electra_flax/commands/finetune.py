@@ -13,7 +13,7 @@ from electra_flax.runtime.flags import File, Flag, Folder, Overridden, Place, fi
 _Places = Annotated[tuple[Place, ...], Flag(action="extend")]
 
 
-class Protocol(Overridden):
+class Scoring(Overridden):
     """How a model is scored."""
 
     seeds: Annotated[tuple[int, ...], Range(0, MOST_UINT32), "N"] = (0,)
@@ -33,7 +33,7 @@ class Protocol(Overridden):
         return Training
 
 
-class Finetune(Protocol, Devices, Processes):
+class Finetune(Scoring, Devices, Processes):
     """Fine-tune a model on a task, with several seeds, and score it.
 
     Fine-tunes the discriminator on a task and writes OUT: a model folder that transformers loads, predictions,
@@ -77,7 +77,7 @@ class Finetune(Protocol, Devices, Processes):
             print_line(self.out)
 
 
-class Scoreboard(Protocol, Devices, Processes):
+class Scoreboard(Scoring, Devices, Processes):
     """Score models on all tasks whose data is there: one table.
 
     Fine-tunes the model on every task whose files are found, and writes one table: OUT/table.md, .json and .png,

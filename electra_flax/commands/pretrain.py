@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from electra_flax.weights.start import Start
 
 
-class FirstWeights(Command):
+class Beginning(Command):
     """Weights to begin with.
 
     DISC and GEN are each a Hugging Face folder or OWNER/NAME on the hub, PREFIX a checkpoint of the original
@@ -45,7 +45,7 @@ class FirstWeights(Command):
         return None
 
 
-class Pretrain(Overridden, FirstWeights, Devices, Processes):
+class Pretrain(Overridden, Beginning, Devices, Processes):
     """Train, or continue, a run.
 
     Trains both models jointly. The workdir is the run: the same command continues it. Fields of the configuration,

@@ -52,7 +52,7 @@ from electra_flax.runtime.ending import print_whole
 
 
 def given_place(text: str) -> str:
-    """Return the type of a flag that names a path or gs://...: "" would be the current folder."""
+    """Return `text`, which names a path or gs://...; refuse "", which would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("empty, expected a path")
     return text

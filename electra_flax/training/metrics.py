@@ -169,7 +169,7 @@ class RunNotes(TypedDict, total=False):
 
 
 class MetricSums:
-    """Adds up metric sums between two records; grad_norm and learning_rate are averaged over the steps."""
+    """Metric sums between two records, and of how many steps."""
 
     def __init__(self) -> None:
         self.sums: dict[str, np.ndarray] = {}

@@ -19,7 +19,7 @@ _LAYER = re.compile(r"^electra/encoder/layer/(\d+)/")
 def make_optimizer(
     config: OptimizerConfig, num_steps: int, corrects_bias: bool = False
 ) -> optax.GradientTransformation:
-    """Clip to the global norm, then the optimizer's own parts, then the learning rate."""
+    """Return the chain: clip to the global norm, the optimizer's own parts, the learning rate."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         *OPTIMIZERS[config.algorithm].parts(config, corrects_bias),

@@ -153,8 +153,7 @@ def our_logits(architecture: Architecture, params: Params, part: str, inputs: In
 
 
 def _apply(architecture: Architecture, params: Params, part: str, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    arrays = (jnp.asarray(inputs[name], jnp.int32) for name in names)
+    arrays = (jnp.asarray(inputs[key], jnp.int32) for key in ("input_ids", "attention_mask", "token_type_ids"))
     layers_and_logits: tuple[list[jax.Array], jax.Array] = _jitted(architecture, params, part, *arrays)
     return layers_and_logits
 
