@@ -4,12 +4,14 @@ import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
 from finetune_tools import QUICK, write_names, write_questions, write_sentiment, write_similarity
+from golden_tools import tiny_config
 from run_tools import TIMING, end, refusal, start_pair
 from weights_tools import export_both
 
@@ -379,3 +381,15 @@ def test_what_is_refused(root, tmp_path, capsys, changes, expected):
 def test_a_model_is_not_replaced_by_what_is_made_of_it(root):
     with pytest.raises(UserError, match="discriminator: already holds a config.json"):
         run(root, "nsmc", root / "export/discriminator")
+
+
+def test_a_seed_evaluates_after_steps_alone_and_knows_what_an_older_version_evaluated():
+    """Also where more evaluations are asked for than there are steps; notes of before say nothing of an evaluation."""
+    task = load_task("nsmc")
+    training = load_training("nsmc", task, "", tiny_config().model, ["--batch_size=8", "--evaluations=20", "--epochs=1",
+                                                                     "--max_seq_length=32"])  # fmt: skip
+    there = SimpleNamespace(train=SimpleNamespace(rows=[None] * 40), mesh=None, shapes=None)
+    seed = one_seed.Seed(one_seed.Shared(task, training, there, there, there), {}, 0, None)
+    assert [step for step in range(-1, 7) if seed.evaluates(step)] == [1, 2, 3, 4, 5]
+    seed.restore({"history": [{"step": 4, "accuracy": 0.5}], "losses": []})
+    assert seed.was_evaluated(4) and not seed.was_evaluated(5)

@@ -27,7 +27,7 @@ from run_tools import (
 
 from electra_flax.commands.cli import main
 from electra_flax.data.shards import DataFolder, ShardedExamples
-from electra_flax.errors import UserError
+from electra_flax.errors import Problem, RunError, UserError
 from electra_flax.storage import bucket, lease, staging
 from electra_flax.storage.bucket import RemoteFolder
 
@@ -352,3 +352,18 @@ def test_what_is_wrong_with_a_bucket_is_one_line(root, proxy, capsys, tmp_path, 
     monkeypatch.setattr(bucket.importlib.util, "find_spec", lambda name: None)
     assert main(remote_command(root, "gs://bucket/z")) == 1
     assert "pip install 'electra-flax[gcs]'" in capsys.readouterr().err
+
+
+def test_the_end_of_a_run_is_not_tried_again(monkeypatch):
+    """The other processes would be waited for in vain; what is away, or nobody knows, is tried again."""
+    monkeypatch.setattr(bucket, "_PAUSES", (0.0, 0.0))
+    for error, attempts in ((RunError("a"), 1), (UserError("b"), 1), (Problem("c"), 3), (OSError("d"), 3)):
+        made = []
+
+        def action(error=error, made=made):
+            made.append(1)
+            raise error
+
+        with pytest.raises(type(error)):
+            bucket.until_done("gs://bucket/run", action)
+        assert len(made) == attempts, error
