@@ -13,7 +13,7 @@ from rich.console import Console
 from electra_flax.model.sharding import coverage_report
 from electra_flax.reports.replaced import Detection, show
 from electra_flax.reports.sentences import Piece, coloured, legend
-from electra_flax.runtime import progress_bar
+from electra_flax.runtime import progress_bar, status
 from electra_flax.runtime.console import fitted, print_rows, progress
 from electra_flax.runtime.progress_bar import Bar
 
@@ -35,6 +35,15 @@ def test_lines_are_broken_between_words(text):
     assert all(line.startswith(" " * (begin + 2)) for line in shown[1:])
     assert fitted(text, None) == text
     assert not text.startswith("step") or all(line.endswith(",") for line in shown[:-1]), "a number without its name"
+
+
+def test_a_status_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(status.VARIABLE, str(tmp_path))
+    for step in (1, 2):
+        status.tell(step=step, of=2)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"ELECTRA_FLAX_STATUS={tmp_path}: a folder, expected a file or a new name: name another"
+    ]
 
 
 def test_what_fits_or_has_no_space_is_left_alone():

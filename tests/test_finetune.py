@@ -264,6 +264,17 @@ def test_patience_ends_a_run_and_the_protocol_is_said(root, tmp_path, monkeypatc
     assert seed["scores"]["accuracy"] == max(values)
 
 
+@pytest.mark.parametrize(("evaluations", "expected"), [(0, [4, 8]), (3, [3, 5, 8]), (50, list(range(1, 9)))])
+def test_dev_is_scored_evenly_and_never_before_the_first_step(evaluations, expected):
+    how = ["--epochs", "2", "--batch_size", "16", "--evaluations", str(evaluations)]
+    sizes = load_config(Path(__file__).parents[1] / "configs/koelectra_small_v3.yaml").model
+    training = load_training("nsmc", load_task("nsmc"), "koelectra", sizes, how)
+    data = SimpleNamespace(train=SimpleNamespace(rows=[None] * 58))
+    network, steps = SimpleNamespace(mesh=None), SimpleNamespace(shapes=None)
+    learner = one_seed.Seed(load_task("nsmc"), training, data, network, steps, {}, 0, None)
+    assert [step for step in range(9) if learner.evaluates(step)] == expected
+
+
 def test_layers_learn_at_their_own_rates():
     params = {"classifier": {"kernel": 1.0}, "electra": {
         "embeddings": {"word_embeddings": {"embedding": 1.0}}, "embeddings_project": {"bias": 1.0},
@@ -378,9 +389,13 @@ def test_what_is_refused(root, tmp_path, capsys, changes, expected):
     assert not (tmp_path / "out").exists(), "the next attempt would be refused as another fine-tuning"
 
 
-def test_a_model_is_not_replaced_by_what_is_made_of_it(root):
+def test_a_model_is_not_replaced_by_what_is_made_of_it(root, tmp_path):
     with pytest.raises(UserError, match="discriminator: already holds a config.json"):
         run(root, "nsmc", root / "export/discriminator")
+    for name in ("run.json", "config.yaml"):  # of pretraining
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="already holds a config.yaml"):
+        run(root, "nsmc", tmp_path)
 
 
 def test_a_seed_evaluates_after_steps_alone_and_knows_what_an_older_version_evaluated():

@@ -8,6 +8,7 @@ from golden_tools import config_for
 from weights_tools import random_weights
 
 from electra_flax.config.loading import config_to_yaml
+from electra_flax.config.schema import GeneratorConfig
 from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.errors import UserError
 from electra_flax.storage.workdir import Workdir
@@ -19,13 +20,15 @@ CLEANING = {
 }  # fmt: skip
 
 
-def card(folder, size, cleaning):
+def card(folder, size, cleaning, **changes):
     """README.md of a run whose data had `size` bytes."""
     weights = random_weights(folder / "tokenizer")
     shards = {"train": [ShardInfo("a", 10, 1000, 5000)], "validation": []}
     sources = [{"path": "corpus.txt", "bytes": size, "documents": 12}]
     Manifest(32, "0", 300, False, False, "ours", 0, 0.01, 0, sources, shards, cleaning).write(folder)
-    (folder / "config.yaml").write_text(config_to_yaml(config_for(weights.architecture)))
+    (folder / "config.yaml").write_text(
+        config_to_yaml(dataclasses.replace(config_for(weights.architecture), **changes))
+    )
     weights = dataclasses.replace(weights, run=Workdir(folder))
     return model_card(weights, "discriminator", weights.architecture.model, Publication("mit", "ko"))["README.md"]
 
@@ -36,6 +39,13 @@ def test_a_card_says_how_the_data_was_cleaned(tmp_path):
     assert f"Cleaning, recipe koelectra-v3: {steps}." in text
     assert "12 documents in 1 file (60.6 KB), of which 10 sequences" in text
     assert "license: mit\nlanguage: ko\n" in text
+
+
+def test_a_card_says_that_no_generator_replaced(tmp_path):
+    uniform = GeneratorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64,
+                              uniform_generator=True)  # fmt: skip
+    text = card(tmp_path, 60_600, {"recipe": "none", "steps": []}, generator=uniform)
+    assert "| replaced by | any token, all alike |" in text and "generator (layers" not in text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from electra_flax.commands.cli import main
 from electra_flax.config.loading import load_config
 from electra_flax.data.manifest import Manifest
 from electra_flax.reports.doctor import diagnose, diagnose_config
-from electra_flax.reports.page import _summary
+from electra_flax.reports.page import _section, _summary
+from electra_flax.storage.workdir import Workdir
 from electra_flax.training.history import History, Subject
 
 BROKEN = [
@@ -199,6 +200,18 @@ def test_only_a_run_that_goes_on_has_time_to_go(root, last, ago, state):
     cells = _summary([run, replace(run, name="b/run")])["state"]
     assert cells[0] == cells[1] and cells[0].startswith(state)
     assert "to go" not in cells[0] or not state.startswith("stopped")
+
+
+@pytest.mark.parametrize(
+    ("field", "part"), [("generator.uniform_generator=true", "generator"),
+                        ("objective.electra_objective=false", "discriminator")],
+)  # fmt: skip
+def test_the_page_names_the_part_that_a_run_lacks(root, field, part):
+    config = load_config(root / "tiny.yaml", [f"--{field}"])
+    train = [{"step": 1, "split": "train", "time": 0.0, "steps_per_sec": 1.0}]
+    section = _section(History("run", Workdir(root / "run"), config, Subject.of(config), train, [], []))
+    assert section["not_shown"] == f"this run has no {part}"
+    assert section["has_discriminator"] == (part == "generator")
 
 
 def test_what_report_and_doctor_refuse(root, tmp_path, capsys):

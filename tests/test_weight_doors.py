@@ -330,6 +330,16 @@ def test_what_enters_is_what_was_learned(there, models):
         assert_equal(expected, find_weights(f"hf:{models / name}"))
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_an_export_may_hold_one_part(there, tmp_path, capsys, part):
+    """Of masked-language modelling there is no discriminator, of uniform replacements no generator."""
+    shutil.copytree(there / "export" / part, tmp_path / part)
+    assert find_weights(f"hf:{tmp_path}").architecture.parts == [part]
+    command, other = ("fill", "generator") if part == "discriminator" else ("detect", "discriminator")
+    error = refusal(capsys, [command, "--model", str(tmp_path), "한국어 [MASK]"])
+    assert f"a {part}; this command asks the {other}" in error
+
+
 def test_scoreboard_and_finetune_take_what_has_an_encoder(models, tmp_path, caplog):
     caplog.set_level("INFO", "electra_flax")
     data, out = write_sentiment(tmp_path / "nsmc", rows=8), str(tmp_path / "out")

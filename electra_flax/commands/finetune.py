@@ -8,9 +8,7 @@ from electra_flax.commands.common import Devices, Processes, Texts, texts_or_std
 from electra_flax.config.ranges import MOST_UINT32, Range
 from electra_flax.errors import UserError
 from electra_flax.runtime.console import print_line, print_rows
-from electra_flax.runtime.flags import File, Flag, Folder, Overridden, Place, fields_help
-
-_Places = Annotated[tuple[Place, ...], Flag(action="extend")]
+from electra_flax.runtime.flags import File, Folder, Overridden, Place, fields_help
 
 
 class Scoring(Overridden):
@@ -85,10 +83,10 @@ class Scoreboard(Scoring, Devices, Processes):
     by --NAME VALUE, as in finetune.
     """
 
-    model: _Places
+    model: tuple[Place, ...]
     """an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint; several: a row
     each"""
-    data: _Places
+    data: tuple[Place, ...]
     """a folder with a folder for each task, named as the task; or TASK=FOLDER, or several"""
     out: Place = "scoreboard"
     """folder, or gs://BUCKET/FOLDER"""

@@ -238,6 +238,10 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
     for done in (seed_folder(work, seed) / RESULTS for seed in request.seeds):
         if done.exists():  # what is damaged is seen before the other seeds take their hours
             _read_seed(done, run.task)
+    # A fine-tuning has a config.json of its own.
+    for name in (*(() if path.exists() else ("config.json",)), "config.yaml", "manifest.json"):
+        if (work.folder / name).exists():  # the files of a model would be replaced by those of another
+            raise UserError(f"--out {work}: already holds a {name}, of a model, a run or shards: name another folder")
     if path.exists():
         before = dict(flatten(read_json(path, dict[str, Any], "name another --out")))
         after = dict(flatten(json.loads(to_json(now))))
@@ -246,9 +250,6 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
             shown = f"{changed[0]}: {before.get(changed[0])} -> {after.get(changed[0])}"
             raise UserError(f"--out {work}: holds another fine-tuning ({shown}): name another folder")
         return
-    for name in ("config.json", "config.yaml", "manifest.json"):
-        if (work.folder / name).exists():  # the files of a model would be replaced by those of another
-            raise UserError(f"--out {work}: already holds a {name}, of a model, a run or shards: name another folder")
     write_whole(path, to_json(now))
 
 

@@ -109,7 +109,8 @@ class Seed:
         self._per_epoch = training.steps_per_epoch(num_rows)
         self.end = self.total = training.num_steps(num_rows)
         evaluations = training.evaluations or training.epochs
-        self._evaluated_at = {round(self.end * (i + 1) / evaluations) for i in range(evaluations)} - {0}
+        # Of more evaluations than steps, the first would come before anything is learned.
+        self._evaluated_at = {max(1, round(self.end * (i + 1) / evaluations)) for i in range(evaluations)}
         self.history: list[dict[str, Any]] = []
         self._losses: list[float] = []
 

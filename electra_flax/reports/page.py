@@ -101,6 +101,7 @@ def _section(run: History) -> dict[str, Any]:
         "events": [_event(event) for event in run.events if event["event"] != "save"],
         "saves": f"{sum(event['event'] == 'save' for event in run.events):,}",
         "kept": ", ".join(f"{step:,}" for step in run.checkpoints) or "none",
+        "has_discriminator": run.config is not None and "discriminator" in run.config.architecture.parts,
         "confusion": _confusion(run),
         "examples": examples,
         "not_shown": not_shown,
@@ -136,8 +137,9 @@ def _detections(run: History) -> list[Detection]:
         raise UserError("a fine-tuned model replaces no tokens")
     phase = run.config.phase_of(run.step)
     config = run.config.phases[phase].config
-    if len(config.architecture.parts) < 2:
-        raise UserError("this run has no generator and discriminator")
+    for part in ("discriminator", "generator"):
+        if part not in config.architecture.parts:
+            raise UserError(f"this run has no {part}")
     shards = stage(run.work.read_data_path(phase), without="train")
     examples = open_split(config, DataFolder.open(shards, without="train"), "validation")
     if not len(examples):

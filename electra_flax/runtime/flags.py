@@ -28,7 +28,7 @@ import inspect
 import json
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -121,6 +121,7 @@ class Parser(argparse.ArgumentParser):
 
     more_help: Callable[[], str] | None = None
     """What follows the flags, made where it is asked for."""
+    commands: Mapping[str, Parser] = types.MappingProxyType({})
     _given: Sequence[str] = ()
 
     def __init__(self, **keywords: Any) -> None:
@@ -139,12 +140,16 @@ class Parser(argparse.ArgumentParser):
             message = self.nearest_flag(self._given, cutoff=0.6) or message
         super().error(escaped(message))
 
+    @property
+    def flags(self) -> list[str]:
+        """Return its own, not those of its commands."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
     def nearest_flag(self, given: Sequence[str], cutoff: float = 0.8) -> str:
         """Return "--work-dir: ... --workdir" for the first of what is `given` that is nearly a flag, else ""."""
-        flags = [flag for action in self._actions for flag in action.option_strings]
         for name in (each.partition("=")[0] for each in given if each.startswith("--")):
-            found = difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=cutoff)
-            if found and name not in flags and "." not in name:
+            found = difflib.get_close_matches(name.replace("_", "-"), self.flags, n=1, cutoff=cutoff)
+            if found and name not in self.flags and "." not in name:
                 return f"{name}: no such flag; the nearest is {found[0]}"
         return ""
 
@@ -166,6 +171,7 @@ def make_parser(program: str, description: str, epilog: str, commands: Iterable[
     parser = Parser(prog=program, description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"{program} {version('electra-flax')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.commands = subparsers.choices
     for cls in commands:
         title, text = _docstring(cls)
         text = text or f"{title[0].upper()}{title[1:]}."
@@ -178,6 +184,9 @@ def make_parser(program: str, description: str, epilog: str, commands: Iterable[
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> Any:
     """Return the command that was given, made of its flags; a mistake ends the program with a line and code 2."""
+    first = next(iter(sys.argv[1:] if argv is None else argv), "").partition("=")[0]
+    if first not in parser.flags and any(first in command.flags for command in parser.commands.values()):
+        parser.error(f"{first}: before the command, expected after it: {parser.prog} COMMAND {first} ...")
     namespace, unknown = parser.parse_known_args(argv)
     given = vars(namespace)
     cls, command = given.pop("of_command")
@@ -227,7 +236,7 @@ def _keywords(kind: Any, field: dataclasses.Field[Any]) -> tuple[Flag, dict[str,
             notes.insert(0, tuple(filter(None, (kind, *more))))
             break
         elif origin is tuple:
-            keywords["nargs"] = "+"
+            keywords |= {"nargs": "+", "action": "extend"}  # given twice, the second adds to the first
         else:
             assert origin in (Union, types.UnionType) and not more, (field.name, kind)
     if kind is bool:

@@ -14,6 +14,7 @@ from electra_flax.files import write_whole
 VARIABLE = "ELECTRA_FLAX_STATUS"
 log = logging.getLogger("electra_flax")
 _told: dict[str, Any] = {}
+_warned: set[str] = set()
 
 
 def begin(step: int, total: int) -> None:
@@ -38,4 +39,6 @@ def tell(**news: Any) -> None:
     try:
         write_whole(Path(path), json.dumps(_told) + "\n")
     except UserError as error:
-        log.warning("%s", error)
+        if str(error) not in _warned:  # once, not at each record
+            log.warning("%s=%s", VARIABLE, error)
+        _warned.add(str(error))

@@ -170,6 +170,8 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         "masked": f"{config.masking.mask_prob:.0%}",
         "computed in": training.compute_dtype,
     }
+    if config.generator.uniform_generator:
+        settings["replaced by"] = "any token, all alike"
     if "generator" in config.architecture.parts:
         generator = config.architecture.generator_sizes
         settings["generator (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"

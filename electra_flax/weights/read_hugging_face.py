@@ -17,8 +17,9 @@ from electra_flax.weights.weights import Weights, vocabulary_in
 
 def read_hugging_face(source: str, place: str, step: int | None) -> Weights:
     del step
-    parts = [Path(place) / part for part in HEADS]
-    is_export = all(path.is_dir() for path in parts)
+    parts = [path for path in (Path(place) / part for part in HEADS) if path.is_dir()]
+    # An export holds one part where its run had one.
+    is_export = len(parts) == len(HEADS) or (parts and not (Path(place) / "config.json").exists())
     folders = [ModelFolder.open(str(name)) for name in (parts if is_export else place.split(","))]
     if len(folders) > 2:
         raise UserError(f"{source}: {len(folders)} folders, expected one or two: hf:DISC[,GEN]")

@@ -69,14 +69,21 @@ def test_an_address_has_a_host_and_a_port(value, capsys):
         ("electra-flax", [*FINETUNE, "--epochs=1", "--seed=1"], "--seed: no such flag; the nearest is --seeds"),
         ("electra-data", ["inspect", "x", "--jsno"], "--jsno: no such flag; the nearest is --json"),
         ("electra-data", ["vocab", "--corpu", "x", "--out", "y"], "--corpu: no such flag; the nearest is --corpus"),
+        ("electra-flax", ["--workdir", "w", "show"],
+         "--workdir: before the command, expected after it: electra-flax COMMAND --workdir ..."),
         ("tpu", ["ssh", "--wroker", "1", "x"], "--wroker: no such flag; the nearest is --worker"),
         ("tpu", ["train", "--setings=x"], "--setings: no such flag; the nearest is --settings"),
     ],
-)
+)  # fmt: skip
 def test_an_unknown_flag_is_named_with_the_nearest(program, given, said, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(PARSERS[program], given)
     assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+
+
+def test_a_flag_of_several_values_that_is_given_twice_has_all():
+    given = [*FINETUNE, "--seeds", "0", "1", "--seeds", "2"]
+    assert parse(PARSERS["electra-flax"], given).seeds == (0, 1, 2)
 
 
 def test_a_field_is_no_mistyped_flag():
