@@ -1,5 +1,6 @@
 """Odd and hostile model folders at every door that weights enter by: they work, or one line says what is wrong."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,12 +21,16 @@ from electra_flax.data.example import encode_example
 from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.data.tfrecord import ShardWriter, frame
 from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.errors import UserError
 from electra_flax.finetune.run import find_encoder
 from electra_flax.finetune.scoreboard import Protocol, scoreboard
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.interruption import Interruption
+from electra_flax.storage.workdir import Workdir
 from electra_flax.training.state import TrainState
 from electra_flax.trees import nested
+from electra_flax.weights.export import export_to_hugging_face
+from electra_flax.weights.model_card import Publication
 from electra_flax.weights.sources import find_weights
 from electra_flax.weights.start import Start
 
@@ -338,6 +343,11 @@ def test_an_export_may_hold_one_part(there, tmp_path, capsys, part):
     command, other = ("fill", "generator") if part == "discriminator" else ("detect", "discriminator")
     error = refusal(capsys, [command, "--model", str(tmp_path), "한국어 [MASK]"])
     assert f"a {part}; this command asks the {other}" in error
+    of_a_run = dataclasses.replace(find_weights(f"hf:{tmp_path}"), run=Workdir(tmp_path))
+    (tmp_path / "out" / other).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"already holds a {other}, and this run has none"):
+        export_to_hugging_face(of_a_run, tmp_path / "out", "float32", Publication())
+    assert not (tmp_path / "out" / part).exists()
 
 
 def test_scoreboard_and_finetune_take_what_has_an_encoder(models, tmp_path, caplog):
