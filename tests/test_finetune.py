@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from finetune_tools import QUICK, write_names, write_questions, write_sentiment, write_similarity
-from golden_tools import tiny_config
 from run_tools import TIMING, end, refusal, start_pair
 from weights_tools import export_both
 
@@ -271,8 +270,12 @@ def test_dev_is_scored_evenly_and_never_before_the_first_step(evaluations, expec
     training = load_training("nsmc", load_task("nsmc"), "koelectra", sizes, how)
     data = SimpleNamespace(train=SimpleNamespace(rows=[None] * 58))
     network, steps = SimpleNamespace(mesh=None), SimpleNamespace(shapes=None)
-    learner = one_seed.Seed(load_task("nsmc"), training, data, network, steps, {}, 0, None)
+    shared = one_seed.Shared(load_task("nsmc"), training, data, network, steps)
+    learner = one_seed.Seed(shared, {}, 0, None)
     assert [step for step in range(9) if learner.evaluates(step)] == expected
+    # Notes of an older version say nothing of an evaluation.
+    learner.restore({"history": [{"step": 4, "accuracy": 0.5}], "losses": []})
+    assert learner.was_evaluated(4) and not learner.was_evaluated(5)
 
 
 def test_layers_learn_at_their_own_rates():
@@ -396,15 +399,3 @@ def test_a_model_is_not_replaced_by_what_is_made_of_it(root, tmp_path):
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="already holds a config.yaml"):
         run(root, "nsmc", tmp_path)
-
-
-def test_a_seed_evaluates_after_steps_alone_and_knows_what_an_older_version_evaluated():
-    """Also where more evaluations are asked for than there are steps; notes of before say nothing of an evaluation."""
-    task = load_task("nsmc")
-    training = load_training("nsmc", task, "", tiny_config().model, ["--batch_size=8", "--evaluations=20", "--epochs=1",
-                                                                     "--max_seq_length=32"])  # fmt: skip
-    there = SimpleNamespace(train=SimpleNamespace(rows=[None] * 40), mesh=None, shapes=None)
-    seed = one_seed.Seed(one_seed.Shared(task, training, there, there, there), {}, 0, None)
-    assert [step for step in range(-1, 7) if seed.evaluates(step)] == [1, 2, 3, 4, 5]
-    seed.restore({"history": [{"step": 4, "accuracy": 0.5}], "losses": []})
-    assert seed.was_evaluated(4) and not seed.was_evaluated(5)
