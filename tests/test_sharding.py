@@ -13,14 +13,15 @@ from electra_flax.model.sharding import batch_sharding, global_batch, make_mesh,
 from electra_flax.planning import kernel_schedule
 from electra_flax.runtime.tpus import parse_slice
 
-# The process of each device, in the mesh's order: one block each on v2 and v3 alone.
+# The process of each device, in the mesh's order: one block each on v2 and v3 alone. Which it is the release of JAX and
+# the compiler says: of v5p-16 jax 0.10 makes the first order, jax 0.12 the second.
 PROCESSES = {
     "v2-32": "0" * 8 + "1" * 8 + "2" * 8 + "3" * 8,
     "v3-8": "0" * 8,
     "v3-32": "0" * 8 + "1" * 8 + "2" * 8 + "3" * 8,
     "v4-16": "01010101",
     "v4-32": "0123012301230123",
-    "v5p-16": "01010101",
+    "v5p-16": ("01010101", "00001111"),
     "v5litepod-16": "0011110233332220",
     "v6e-16": "0011110233332220",
 }
@@ -47,7 +48,9 @@ def devices():
 @pytest.mark.parametrize(("accelerator_type", "processes"), PROCESSES.items())
 def test_each_process_reads_the_rows_of_its_devices(accelerator_type, processes, devices):
     mesh = make_mesh(MeshConfig(), devices(accelerator_type))
-    assert "".join(str(device.process_index) for device in mesh.devices.flat) == processes
+    known = (processes,) if isinstance(processes, str) else processes
+    processes = "".join(str(device.process_index) for device in mesh.devices.flat)
+    assert processes in known
     batch_size = 2 * len(processes)
     for process in map(str, range(1 + int(max(processes)))):
         expected = [2 * place + row for place, its in enumerate(processes) if its == process for row in (0, 1)]
