@@ -32,24 +32,33 @@ def records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_of_an_older_version_goes_on_bit_by_bit(tmp_path):
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory):
+    """The run, gone on with: (its folder, our state at its end, that of the older version)."""
+    folder = tmp_path_factory.mktemp("old")
     with tarfile.open(OLD) as archive:
-        archive.extractall(tmp_path, filter="data")
-    where = ["--data", str(tmp_path / "shards"), "--workdir", str(tmp_path / "run")]
-    assert main(["pretrain", "--config", str(tmp_path / "tiny.yaml"), *where]) == 0
-    starts = [record["step"] for record in records(tmp_path / "run/events.jsonl") if record["event"] == "start"]
-    assert starts == [0, 4] and (tmp_path / "run/DONE").exists()
+        archive.extractall(folder, filter="data")
+    where = ["--data", str(folder / "shards"), "--workdir", str(folder / "run")]
+    assert main(["pretrain", "--config", str(folder / "tiny.yaml"), *where]) == 0
+    return folder, state_at(folder, 8), np.load(folder / "state_at_8.npz")
 
-    ours, theirs = state_at(tmp_path, 8), np.load(tmp_path / "state_at_8.npz")
+
+def test_a_run_of_an_older_version_goes_on(continued):
+    folder, ours, theirs = continued
+    starts = [record["step"] for record in records(folder / "run/events.jsonl") if record["event"] == "start"]
+    assert starts == [0, 4] and (folder / "run/DONE").exists()
     assert set(ours) == set(theirs.files)
     for name in theirs.files:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6, rtol=0, err_msg=name)
-    for mine, old in zip(
-        records(tmp_path / "run/metrics.jsonl"), records(tmp_path / "metrics_to_8.jsonl"), strict=True
-    ):
+    for mine, old in zip(records(folder / "run/metrics.jsonl"), records(folder / "metrics_to_8.jsonl"), strict=True):
         assert (mine["step"], mine["split"]) == (old["step"], old["split"])
         np.testing.assert_allclose(mine["loss"], old["loss"], rtol=1e-6)
-    if not HAS_ITS_BITS:
-        pytest.skip("NOT CHECKED: the last bits of an older run, which another XLA or processor rounds otherwise")
+
+
+@pytest.mark.skipif(
+    not HAS_ITS_BITS, reason="NOT CHECKED: the last bits, which another XLA or processor rounds otherwise"
+)
+def test_it_goes_on_bit_by_bit(continued):
+    _, ours, theirs = continued
     for name in theirs.files:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)

@@ -232,7 +232,7 @@ class Loop:
     def _advance(self) -> tuple[Wishes, Any]:
         """Dispatch a step, and read the numbers of the one before: the devices never wait for the host."""
         try:
-            with self.window.waiting_for_input():
+            with self.window.spending("input"):
                 batch = next(self._batches)
         except Unavailable:
             raise
@@ -283,7 +283,7 @@ class Loop:
     def _evaluate(self) -> float | None:
         """Measure and write down; the cost."""
         self.watchdog.alive(f"the evaluation of step {self.step}")
-        with self.window.evaluating():
+        with self.window.spending("evaluation"):
             found = self.learner.evaluate(self.step, self.state.params)
         if found is None:
             return None
@@ -297,7 +297,7 @@ class Loop:
         notes = {"window": self.window.notes(), "evaluated": self._is_evaluated, **self.learner.notes()}
         self._last = notes, cost
         try:
-            with self.window.saving():
+            with self.window.spending("save"):
                 with processes.together():
                     self.places.push()
                 self.checkpoints.save(self.state, *self._last)

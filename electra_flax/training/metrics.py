@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -30,6 +30,8 @@ from electra_flax.training.objectives.objective import Metric, Totals
 log = logging.getLogger("electra_flax")
 
 Summarize = Callable[[Totals], dict[str, float]]
+Purpose = Literal["input", "evaluation", "save"]
+"""What a window's time goes to beside the steps themselves."""
 
 STEP_METRICS = (
     Metric("grad_norm", lambda totals: float(totals["grad_norm"]), "Gradient norm", "before clipping",
@@ -194,7 +196,7 @@ class Window:
             self.totals.sums = {name: np.asarray(value, np.float64) for name, value in notes["sums"].items()}
             self.totals.steps, self.skipped = notes["steps"], notes["skipped"]
         self._steps_before, self._tokens_before = self.steps, self._tokens
-        self._waited = self._paused = self._saved = 0.0
+        self._seconds: dict[Purpose, float] = {"input": 0.0, "evaluation": 0.0, "save": 0.0}
         self._begin = time.perf_counter()
 
     @property
@@ -219,28 +221,13 @@ class Window:
         return float(self.totals.sums.get("tokens", np.float64(0)))
 
     @contextmanager
-    def waiting_for_input(self) -> Iterator[None]:
+    def spending(self, purpose: Purpose) -> Iterator[None]:
+        """Count the time inside the `with`, also where it ends by an exception, as that of a purpose."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            self._waited += time.perf_counter() - begin
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._paused += time.perf_counter() - begin
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._saved += time.perf_counter() - begin
+            self._seconds[purpose] += time.perf_counter() - begin
 
     def metrics(self, summarize: Summarize, peak_per_step: float | None) -> dict[str, float]:
         """Return averages over the window.
@@ -252,13 +239,13 @@ class Window:
             found = summarize(self.totals.sums)
             for metric in STEP_METRICS:
                 found[metric.name] = metric.value(self.totals.sums) / self.totals.steps
-        training = time.perf_counter() - self._begin - self._paused - self._saved
+        training = time.perf_counter() - self._begin - self._seconds["evaluation"] - self._seconds["save"]
         steps = self.steps - self._steps_before
         found |= {
             "tokens_per_sec": (self._tokens - self._tokens_before) / training,
             "steps_per_sec": steps / training,
-            "input_wait": self._waited / training,
-            "checkpoint_seconds": self._saved,
+            "input_wait": self._seconds["input"] / training,
+            "checkpoint_seconds": self._seconds["save"],
             "skipped_steps": self.skipped,
         }
         if peak_per_step is not None:
