@@ -59,7 +59,7 @@ class DataFolder(NamedTuple):
         if not originals:
             raise UserError(
                 f"{path}: neither manifest.json nor pretrain_data.tfrecord-*-of-* there; "
-                f"electra-data shard --out {path} makes shards"
+                "a text becomes shards by electra-data shard --corpus TEXT --out DIR, and DIR is what --data takes"
             )
         return cls(path, {"train": [file for _, file in originals]}, None, None)
 
