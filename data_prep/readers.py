@@ -17,15 +17,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.json_readers import read_json, read_jsonl, read_modu, read_namuwiki, read_object
-from data_prep.reading import BLOCK_BYTES, MAX_DOCUMENT_CHARACTERS, Document, Input, Malformed, ReaderOptions
+from data_prep.reading import (
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    MAX_DOCUMENT_CHARACTERS,
+    Document,
+    Input,
+    Malformed,
+    ReaderOptions,
+    Utf8Stream,
+)
 from data_prep.sources import Source, is_packed, open_source
 from data_prep.table_readers import read_parquet, read_tfds
 from data_prep.text_readers import read_lines, read_text
 from data_prep.wiki_readers import read_wikiextractor, read_wikipedia, read_wikitext
 from electra_flax.errors import UserError
-from electra_flax.text import Utf8Stream, marked_encoding
-
-_HEAD_BYTES = 1 << 16
+from electra_flax.text import marked_encoding
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Corpus:
             yield from read_tfds(source.path)
             return
         with open_source(source, self._count) as packed:
-            name, head = self.options.format, packed.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+            name, head = self.options.format, packed.peek(HEAD_BYTES)[:HEAD_BYTES]
             if name == "parquet" or (name == "auto" and head.startswith(b"PAR1")):
                 name, file = "parquet", packed
             else:

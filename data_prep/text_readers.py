@@ -4,22 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_prep.reading import MAX_DOCUMENT_CHARACTERS, Document, Input, as_document
-
-_MAX_LINE_CHARACTERS = 1 << 20
-
-
-def stripped_lines(given: Input) -> Iterator[str]:
-    """Yield stripped lines."""
-    rest = ""
-    for text in given.texts():
-        *lines, rest = (rest + text).split("\n")
-        if len(rest) >= _MAX_LINE_CHARACTERS:
-            space = rest.rfind(" ") + 1 or len(rest)
-            lines.append(rest[:space])
-            rest = rest[space:]
-        yield from map(str.strip, lines)
-    yield rest.strip()
+from data_prep.reading import MAX_DOCUMENT_CHARACTERS, Document, Input, as_document, stripped_lines
 
 
 def read_text(given: Input, blank_line_closes: bool = True) -> Iterator[Document]:

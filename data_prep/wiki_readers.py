@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep import markup
-from data_prep.reading import Document, Input, as_document
-from data_prep.text_readers import stripped_lines
+from data_prep.reading import Document, Input, as_document, stripped_lines
 from electra_flax.errors import UserError, counted
 
 _HEADING = re.compile(r"((?:= ?)+)[^=].*=$")

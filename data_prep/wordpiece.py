@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from electra_flax.data.tokenizer import MAX_WORD_CHARACTERS
+from electra_flax.data.vocabulary import MAX_WORD_CHARACTERS
 from electra_flax.runtime.compiled import compiled
 
 LETTER, ALONE, SPACE, OTHER, UNSEEN = range(5)

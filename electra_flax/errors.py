@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any, get_type_hints
 from unicodedata import category
 
 EXIT_CODES = {
@@ -53,6 +55,32 @@ class Refusals:
             self.found.append(named)
 
 
+def check(ok: bool, message: str) -> None:
+    """Raise UserError where it is not so."""
+    if not ok:
+        raise UserError(message)
+
+
+def check_numbers(values: object, section: str = "") -> None:
+    """Raise UserError for the first field of a dataclass whose value lies outside the range of its annotation."""
+    cls: type = type(values)
+    for name, allowed in ranges(cls).items():
+        value = getattr(values, name)
+        if value not in allowed:
+            raise UserError(f"{f'{section}.' if section else ''}{name}={short(value)}: expected {allowed}")
+
+
+@cache
+def ranges(cls: type) -> dict[str, Container[Any]]:
+    """Return what the fields that are annotated with one must lie in (config/ranges.py)."""
+    return {
+        name: each
+        for name, kind in get_type_hints(cls, include_extras=True).items()
+        for each in getattr(kind, "__metadata__", ())
+        if isinstance(each, Container)
+    }
+
+
 class RunError(RuntimeError):
     """The run itself failed (non-finite loss, data damaged under way): one line."""
 
@@ -70,6 +98,15 @@ def escaped(text: object) -> str:
     return "".join(
         letter if letter.isprintable() or category(letter) == "Zs" else _code(letter) for letter in str(text)
     )
+
+
+def short(value: object) -> str:
+    """Return a value for an error line, cut where it is long."""
+    try:
+        text = str(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text):,} characters)"
 
 
 def counted(number: int, things: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from electra_flax.errors import UserError
-from electra_flax.text import decode
+from electra_flax.text import encoding_advice, marked_encoding
 
 T = TypeVar("T")
 _MOST_BYTES = 1 << 30  # of a small file; a manifest of 100,000 shards has 10 MB
@@ -60,6 +60,24 @@ def check_file(path: Path) -> int:
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """Return a small file's text. Raises UserError as `read_bytes` does, and for another encoding."""
     return decode(read_bytes(path), path, encoding)
+
+
+def decode(data: bytes, where: object, encoding: str = "utf-8") -> str:
+    """Return a whole file's text; a byte order mark wins over `encoding` and is no content.
+
+    Raises UserError naming `where`, the line and the likely encoding.
+    """
+    marked, skip = marked_encoding(data)
+    encoding = marked or encoding
+    try:
+        return data[skip:].decode(encoding)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        rest = error.object[error.start :].split(b"\n", 1)[0]
+        raise UserError(
+            f"{where} line {line}: byte 0x{error.object[error.start]:02x} is not {encoding.upper()}; "
+            f"{encoding_advice(rest, encoding)}"
+        ) from None
 
 
 def read_json(path: Path, kind: type[T], fix: str, *, is_ours: bool = True) -> T:

@@ -9,10 +9,9 @@ import pytest
 
 from data_prep.json_readers import WithoutHalves
 from data_prep.readers import READERS, Corpus, recognize
-from data_prep.reading import ReaderOptions
+from data_prep.reading import ReaderOptions, Utf8Stream
 from data_prep.sources import find_sources
 from electra_flax.errors import UserError
-from electra_flax.text import Utf8Stream
 
 FIRST, SECOND = "한국은 나라이다.", "서울은 수도이다."
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, counted, escaped
-from electra_flax.files import parse_lines, parse_yaml, read_bytes, read_json, read_text
+from electra_flax.files import decode, parse_lines, parse_yaml, read_bytes, read_json, read_text
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.interruption import Interruption
-from electra_flax.text import decode, without_halves
+from electra_flax.text import without_halves
 
 
 class JaxRuntimeError(RuntimeError):

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import pytest
 
-from electra_flax.config.ranges import Range, check_numbers, in_range
-from electra_flax.errors import UserError
+from electra_flax.config.ranges import Range
+from electra_flax.errors import UserError, check_numbers
+from electra_flax.runtime.flags import in_range
 
 OUTSIDE_ANY = (float("nan"), float("inf"), float("-inf"), 10**400, -(10**30), None, "3")
 

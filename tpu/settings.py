@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from electra_flax.config.ranges import Range, check_numbers
-from electra_flax.errors import UserError
+from electra_flax.config.ranges import Range
+from electra_flax.errors import UserError, check_numbers
 from electra_flax.runtime.tpus import Price, Slice, parse_slice
 
 _CHIPS_PER_HOST = 4  # of a pod

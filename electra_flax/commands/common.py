@@ -9,7 +9,7 @@ from typing import Annotated
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError
 from electra_flax.runtime.flags import Command, Flag
-from electra_flax.text import decode, without_halves
+from electra_flax.text import without_halves
 
 
 class Devices(Command):
@@ -68,6 +68,8 @@ def texts_or_stdin(given: tuple[str, ...]) -> list[str]:
 
     Raises UserError where there is none, or where the lines are in no encoding that can be told.
     """
+    from electra_flax.files import decode  # with pydantic, for which --help does not wait
+
     texts = [without_halves(text) for text in given]
     if not texts:
         lines = decode(sys.stdin.buffer.read(), "standard input").split("\n")  # texts hold other separators

@@ -7,7 +7,8 @@ annotations are types, as in schema.py.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from electra_flax.config.ranges import Range, check, check_numbers
+from electra_flax.config.ranges import Range
+from electra_flax.errors import check, check_numbers
 
 # Far beyond any model that there is, and within what the counters of a device can hold.
 Size = Annotated[int, Range(1, 2**20)]

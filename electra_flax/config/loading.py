@@ -13,9 +13,8 @@ from typing import Any, TypeVar, cast, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from electra_flax.config.ranges import Range, ranges, short
 from electra_flax.config.schema import Config
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, ranges, short
 from electra_flax.files import read_yaml
 
 T = TypeVar("T")
@@ -113,9 +112,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _fields(cls: type, prefix: str = "") -> dict[str, Range | None]:
+def _fields(cls: type, prefix: str = "") -> dict[str, object | None]:
     """Return {"section.field": its range}."""
-    found: dict[str, Range | None] = {}
+    found: dict[str, object | None] = {}
     for name, kind in get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):
             found |= _fields(cast(type, kind), f"{prefix}{name}.")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
 from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size, check_heads
-from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range, check, check_numbers
-from electra_flax.errors import UserError
+from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range
+from electra_flax.errors import UserError, check, check_numbers
 
 # Within what the counters and random keys of a device can hold.
 Batch = Annotated[int, Range(1, 2**24)]

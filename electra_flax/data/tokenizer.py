@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.data.vocabulary import MAX_WORD_CHARACTERS, Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import read_json, write_all
 
@@ -23,7 +23,6 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-MAX_WORD_CHARACTERS = 200  # a longer word is one [UNK]; the original's limit, where Hugging Face's slow class has 100
 
 
 class Casing(NamedTuple):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from electra_flax.errors import UserError
-from electra_flax.files import read_bytes
-from electra_flax.text import decode
+from electra_flax.files import read_text
+
+MAX_WORD_CHARACTERS = 200  # a longer word is one [UNK]; the original's limit, where Hugging Face's slow class has 100
 
 
 class SpecialTokens(NamedTuple):
@@ -38,7 +39,7 @@ class Vocabulary(NamedTuple):
             raise UserError(
                 f"{path}: no such vocabulary; electra-data vocab --corpus SRC --out {path.parent} makes one"
             )
-        text = decode(read_bytes(path), path).removesuffix("\n")
+        text = read_text(path).removesuffix("\n")
         return cls.of(path, [line.strip() for line in text.split("\n")])
 
     @classmethod

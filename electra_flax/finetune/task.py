@@ -13,8 +13,8 @@ import yaml
 
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.config.loading import fields_from, load_fields
-from electra_flax.config.ranges import Range, check, check_numbers
-from electra_flax.errors import UserError
+from electra_flax.config.ranges import Range
+from electra_flax.errors import UserError, check, check_numbers
 
 HELP = "electra-flax finetune --help"
 SPLITS = ("train", "dev", "test")

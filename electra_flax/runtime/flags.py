@@ -39,6 +39,7 @@ from typing import (
     Literal,
     NamedTuple,
     NoReturn,
+    TypeVar,
     Union,
     dataclass_transform,
     get_args,
@@ -46,9 +47,11 @@ from typing import (
 )
 from typing import get_type_hints as hints_of
 
-from electra_flax.config.ranges import Range, in_range
-from electra_flax.errors import EXIT_CODES, escaped
+from electra_flax.config.ranges import Range
+from electra_flax.errors import EXIT_CODES, escaped, short
 from electra_flax.runtime.ending import print_whole
+
+Number = TypeVar("Number", int, float)
 
 
 def given_place(text: str) -> str:
@@ -255,6 +258,26 @@ def _keywords(kind: Any, field: dataclasses.Field[Any]) -> tuple[Flag, dict[str,
     if keywords.get("action") == "append":
         del keywords["nargs"]
     return flag, keywords
+
+
+def in_range(kind: type[Number], allowed: Range) -> Callable[[str], Number]:
+    """Return a `type` for argparse: a number within a Range.
+
+    What is none is an error of usage that says what is expected.
+    """
+
+    def parse(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or value not in allowed:
+            raise argparse.ArgumentTypeError(
+                f"{short(text)}: expected a {'whole ' if kind is int else ''}number, {allowed}"
+            )
+        return value
+
+    return parse
 
 
 def _help(cls: type, name: str, default: Any) -> str:
