@@ -32,14 +32,14 @@ def ours(config: Config) -> Step:
     from electra_flax.model.sharding import batch_sharding, make_mesh
     from electra_flax.runtime.compiler import compile_step
     from electra_flax.training.initial_state import init_state
+    from electra_flax.training.objectives import make_objective
     from electra_flax.training.step import make_train_step
 
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state: Any = init_state(config, mesh)
     batch = jax.device_put(_batch(config), batch_sharding(mesh))
-    train_step = make_train_step(
-        config, SPECIAL, mesh, choose_attention(config.architecture, config.data.max_seq_length, mesh)
-    )
+    attend = choose_attention(config.architecture, config.data.max_seq_length, mesh)
+    train_step = make_train_step(config, make_objective(config, SPECIAL), mesh, attend)
     train_step = compile_step("train step", train_step, state, batch)
 
     def step() -> None:

@@ -23,6 +23,7 @@ from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.sharding import make_mesh
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.initial_state import abstract_batch, init_state
+from electra_flax.training.objectives import make_objective
 from electra_flax.training.step import make_train_step
 
 SAVES = 4
@@ -39,7 +40,7 @@ def main() -> int:
     config = dataclasses.replace(preset, training=dataclasses.replace(preset.training, batch_size=args.batch))
     mesh = make_mesh(config.mesh)
     state = init_state(config, mesh)
-    step = make_train_step(config, SpecialTokens(0, 1, 2, 3, 4), mesh)
+    step = make_train_step(config, make_objective(config, SpecialTokens(0, 1, 2, 3, 4)), mesh)
     rng = np.random.default_rng(0)
     shapes = abstract_batch(config)
     batch = {name: np.ones(leaf.shape, np.int32) for name, leaf in shapes.items()}

@@ -9,6 +9,8 @@ import jax
 
 Params = dict[str, Any]
 """Nested dicts of arrays."""
+Batch = dict[str, jax.Array]
+"""Arrays of a global batch by name, each with B rows."""
 
 
 def tree_names(tree: Any) -> Any:

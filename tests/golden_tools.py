@@ -30,7 +30,7 @@ from electra_flax.model import electra
 from electra_flax.training import losses, masking
 from electra_flax.training.masking import CorruptedInputs, MaskedInputs
 from electra_flax.training.objectives import make_objective
-from electra_flax.training.optimizer import learning_rate, make_optimizer
+from electra_flax.training.optimizers import learning_rate, make_optimizer
 from electra_flax.trees import Params, tree_names
 from electra_flax.weights import names
 

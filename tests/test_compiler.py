@@ -59,6 +59,7 @@ COMPILE_STEP = """
 import jax
 from golden_tools import tiny_config
 from electra_flax.training import initial_state, step
+from electra_flax.training.objectives import make_objective
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.sharding import make_mesh
 config = tiny_config(
@@ -67,7 +68,8 @@ config = tiny_config(
                attention_probs_dropout_prob=0.1),
     data=dict(max_seq_length=128), training=dict(batch_size=32),
 )
-train_step = step.make_train_step(config, SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4), make_mesh(config.mesh))
+objective = make_objective(config, SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4))
+train_step = step.make_train_step(config, objective, make_mesh(config.mesh))
 train_step.lower(initial_state.abstract_state(config), initial_state.abstract_batch(config)).compile()
 """
 

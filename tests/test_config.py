@@ -16,6 +16,7 @@ from electra_flax.errors import UserError, ranges
 from electra_flax.model import electra
 from electra_flax.runtime.flags import fields_help
 from electra_flax.training.objectives import OBJECTIVES
+from electra_flax.training.objectives.metrics import METRICS
 from electra_flax.training.optimizers import OPTIMIZERS
 from electra_flax.weights.hugging_face import hugging_face_config
 
@@ -214,7 +215,7 @@ def test_differences_are_shown():
 
 def test_every_word_of_the_schema_has_its_file():
     assert OPTIMIZERS.keys() == set(get_args(get_type_hints(OptimizerConfig)["algorithm"]))
-    assert OBJECTIVES.keys() == set(get_args(ObjectiveKind))
+    assert OBJECTIVES.keys() == METRICS.keys() == set(get_args(ObjectiveKind))
 
 
 def test_every_field_of_a_model_is_one_of_hugging_face():

@@ -294,6 +294,7 @@ checkpoint.Checkpoints.check = fails
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(root):
     from electra_flax.data.vocabulary import SpecialTokens
     from electra_flax.training.initial_state import abstract_batch, init_state
+    from electra_flax.training.objectives import make_objective
     from electra_flax.training.step import make_train_step
 
     config = load_config(root / "tiny.yaml")
@@ -305,7 +306,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(root):
     }
     broken = state._replace(params=jax.tree.map(lambda leaf: leaf.at[..., 0].set(np.inf), state.params))
     before = jax.device_get(broken)
-    after, sums = make_train_step(config, SpecialTokens(0, 1, 2, 3, 4), mesh)(broken, batch)
+    objective = make_objective(config, SpecialTokens(0, 1, 2, 3, 4))
+    after, sums = make_train_step(config, objective, mesh)(broken, batch)
     assert float(sums["skipped"]) == 1 and int(after.step) == 1
     for ours, theirs in zip(jax.tree.leaves(after.params), jax.tree.leaves(before.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)

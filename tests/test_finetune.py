@@ -27,7 +27,7 @@ from electra_flax.model.attention import xla_attention
 from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage.workdir import Workdir
-from electra_flax.training.optimizer import scale_by_layer
+from electra_flax.training.optimizers import scale_by_layer
 
 
 @pytest.fixture(scope="module")

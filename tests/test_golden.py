@@ -19,7 +19,7 @@ from golden_tools import (
 
 from electra_flax.config.schema import OptimizerConfig
 from electra_flax.training import losses, masking
-from electra_flax.training.optimizer import learning_rate
+from electra_flax.training.optimizers import learning_rate
 from electra_flax.training.optimizers.adamw import AdamState
 
 FORWARD_CASES = {

@@ -31,6 +31,7 @@ from electra_flax.runtime.tpus import GENERATIONS, parse_slice
 from electra_flax.training import initial_state, step
 from electra_flax.training.flops import step_flops
 from electra_flax.training.initial_state import abstract_state
+from electra_flax.training.objectives import make_objective
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -167,7 +168,8 @@ def test_gradients_cross_devices_in_float32(v3_devices):
         state, state_shardings(state, mesh),
     )  # fmt: skip
     batch = initial_state.abstract_batch(config, batch_sharding(mesh))
-    lowered = step.make_train_step(config, SPECIAL, mesh).trace(state, batch).lower(lowering_platforms=("tpu",))
+    train_step = step.make_train_step(config, make_objective(config, SPECIAL), mesh)
+    lowered = train_step.trace(state, batch).lower(lowering_platforms=("tpu",))
     text = lowered.compile().as_text()
     assert reduced_types(text) == {"f32", "s32"} and " bf16[" in text
 
@@ -321,7 +323,7 @@ def test_the_same_program_twice_gives_the_same_answer(tmp_path, v3_devices):
         state, state_shardings(state, mesh),
     )  # fmt: skip
     attend = choose_attention(config.architecture, config.data.max_seq_length, mesh, check=False)
-    train_step = step.make_train_step(config, compilation._SPECIAL, mesh, attend)
+    train_step = step.make_train_step(config, make_objective(config, compilation._SPECIAL), mesh, attend)
     batch = initial_state.abstract_batch(config, batch_sharding(mesh))
     analysis = train_step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile().memory_analysis()
     memory = answer["memory"]

@@ -41,7 +41,7 @@ def run(num_devices=8, always_the_same=False, **changes):
     """Losses of ten steps, and the final parameters."""
     config = tiny_config(**changes)
     mesh = make_mesh(config.mesh, jax.devices()[:num_devices])
-    state, step = init_state(config, mesh), make_train_step(config, SPECIAL, mesh)
+    state, step = init_state(config, mesh), make_train_step(config, make_objective(config, SPECIAL), mesh)
     history = []
     for batch in make_batches(config, always_the_same=always_the_same):
         state, sums = step(state, jax.device_put(batch, batch_sharding(mesh)))
@@ -83,7 +83,7 @@ def test_first_loss_is_that_of_guessing(vocab_size):
     config = tiny_config(model={"vocab_size": vocab_size}, training={"batch_size": 64})
     mesh = make_mesh(config.mesh)
     batch = next(make_batches(config, 1))
-    _, sums = make_train_step(config, SPECIAL, mesh)(
+    _, sums = make_train_step(config, make_objective(config, SPECIAL), mesh)(
         init_state(config, mesh), jax.device_put(batch, batch_sharding(mesh))
     )
     loss = loss_of(config, sums)

@@ -20,7 +20,8 @@ from electra_flax.config.schema import Config
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import Refusals, UserError
-from electra_flax.model.sharding import Batch, global_batch, rows_of_process
+from electra_flax.model.sharding import global_batch, rows_of_process
+from electra_flax.trees import Batch
 
 _PREFETCH = 8  # batches decoded ahead
 _ENDLESS = 1 << 40  # batches

@@ -12,7 +12,7 @@ from electra_flax.finetune.result import RECORD_EVERY, RESULTS, seed_folder
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.history import History, Subject
 from electra_flax.training.lines import METRICS
-from electra_flax.training.objectives.objective import Metric
+from electra_flax.training.objectives.metrics import Metric
 
 _ANOTHER = "name a folder of electra-flax finetune"
 

@@ -25,9 +25,8 @@ from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
-from electra_flax.training.losses import Sums
+from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.metrics import RunNotes
-from electra_flax.training.objectives.objective import Totals
 from electra_flax.training.state import TrainState
 from electra_flax.trees import Params
 

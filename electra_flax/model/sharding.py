@@ -13,10 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from electra_flax.config.schema import MeshConfig
 from electra_flax.errors import UserError
-from electra_flax.trees import tree_names
+from electra_flax.trees import Batch, tree_names
 
-Batch = dict[str, jax.Array]
-"""Arrays of a global batch by name, each with B rows."""
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 

@@ -34,6 +34,7 @@ from electra_flax.model.sharding import batch_sharding, state_shardings
 from electra_flax.planning.kernel_schedule import schedule_cycles
 from electra_flax.runtime.tpus import Slice, parse_slice
 from electra_flax.training import initial_state, step
+from electra_flax.training.objectives import make_objective
 
 log = logging.getLogger("electra_flax")
 
@@ -78,7 +79,7 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
         state,
         state_shardings(state, mesh),
     )
-    train_step: Any = step.make_train_step(config, _SPECIAL, mesh, attend)
+    train_step: Any = step.make_train_step(config, make_objective(config, _SPECIAL), mesh, attend)
     lowered = train_step.trace(state, initial_state.abstract_batch(config, batch_sharding(mesh))).lower(
         lowering_platforms=("tpu",)
     )

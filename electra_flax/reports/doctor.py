@@ -9,8 +9,7 @@ from typing import NamedTuple
 from electra_flax.config.schema import Config
 from electra_flax.data.manifest import Manifest
 from electra_flax.training.history import History
-from electra_flax.training.objectives import metrics_of
-from electra_flax.training.objectives.objective import Metric
+from electra_flax.training.objectives.metrics import Metric, metrics_of
 from electra_flax.training.optimizers import OPTIMIZERS
 
 

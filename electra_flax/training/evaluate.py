@@ -13,7 +13,7 @@ from electra_flax.data.pipeline import evaluation_batches, open_split, read_voca
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.errors import UserError
 from electra_flax.model.attention_choice import choose_attention
-from electra_flax.model.sharding import Batch, check_batch, make_mesh
+from electra_flax.model.sharding import check_batch, make_mesh
 from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
@@ -23,7 +23,7 @@ from electra_flax.training.metrics import MetricSums
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import Objective
 from electra_flax.training.step import make_eval_step
-from electra_flax.trees import Params
+from electra_flax.trees import Batch, Params
 
 EvalStep = Callable[[Params, Batch, jax.Array], Sums]
 

@@ -14,8 +14,7 @@ from electra_flax.errors import UserError
 from electra_flax.files import parse_lines, read_bytes
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.lines import METRICS, Event, Record
-from electra_flax.training.objectives import metrics_of
-from electra_flax.training.objectives.objective import Metric
+from electra_flax.training.objectives.metrics import Metric, metrics_of
 
 Line = TypeVar("Line", Record, Event)
 

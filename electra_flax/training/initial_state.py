@@ -11,7 +11,7 @@ from jax.sharding import Mesh, Sharding
 from electra_flax.config.schema import Config
 from electra_flax.model import electra
 from electra_flax.model.sharding import state_shardings
-from electra_flax.training.optimizer import make_optimizer
+from electra_flax.training.optimizers import make_optimizer
 from electra_flax.training.state import TrainState
 
 

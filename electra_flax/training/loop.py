@@ -27,9 +27,8 @@ from electra_flax.storage.workdir import Events
 from electra_flax.training.agreement import Agreement, Wishes
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.faults import SaveClock, SkippedSteps
-from electra_flax.training.losses import Sums
+from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.metrics import MetricWriter, Progress, Window
-from electra_flax.training.objectives.objective import Totals
 from electra_flax.training.state import TrainState
 from electra_flax.trees import Params
 

@@ -14,6 +14,8 @@ import numpy as np
 from electra_flax.model.reductions import argmax_last
 
 Sums = dict[str, jax.Array]
+Totals = Mapping[str, np.ndarray]
+"""Sums over any number of batches, float64 on the host."""
 
 _TINY = 1e-6  # the original's guard of every denominator
 _NUM_THRESHOLDS = 200  # of the binned AUC, as tf.metrics.auc
@@ -79,12 +81,12 @@ def mean(total: jax.Array, count: jax.Array) -> jax.Array:
     return total / (count + _TINY)
 
 
-def ratio(total: str, count: str) -> Callable[[Mapping[str, np.ndarray]], float]:
+def ratio(total: str, count: str) -> Callable[[Totals], float]:
     """Return what divides two sums of these names over any number of batches, as `mean` does."""
     return lambda sums: float(sums[total]) / (float(sums[count]) + _TINY)
 
 
-def share(part: str, whole: str) -> Callable[[Mapping[str, np.ndarray]], float]:
+def share(part: str, whole: str) -> Callable[[Totals], float]:
     """Return what divides two counts of these names, 0 of nothing."""
     return lambda sums: float(sums[part]) / max(float(sums[whole]), 1.0)
 

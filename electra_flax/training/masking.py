@@ -17,7 +17,7 @@ from electra_flax.config.schema import MaskingConfig
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import randomness
 from electra_flax.model.reductions import argmax_last
-from electra_flax.model.sharding import Batch
+from electra_flax.trees import Batch
 
 
 class MaskedInputs(NamedTuple):

@@ -25,7 +25,8 @@ from electra_flax.runtime.console import columns, write_line
 from electra_flax.runtime.progress_bar import Bar
 from electra_flax.training import events
 from electra_flax.training.lines import METRICS, Record
-from electra_flax.training.objectives.objective import Metric, Totals
+from electra_flax.training.losses import Totals
+from electra_flax.training.objectives.metrics import Metric
 
 log = logging.getLogger("electra_flax")
 

@@ -21,7 +21,7 @@ from electra_flax.errors import Refusals, RunError, UserError
 from electra_flax.files import write_whole
 from electra_flax.model.attention import Attend
 from electra_flax.model.attention_choice import choose_attention
-from electra_flax.model.sharding import Batch, batch_sharding, coverage_report, make_mesh
+from electra_flax.model.sharding import batch_sharding, coverage_report, make_mesh
 from electra_flax.runtime import processes, tpus
 from electra_flax.runtime.compiler import compile_step, set_up_compiler
 from electra_flax.runtime.interruption import Interruption, Watchdog
@@ -33,12 +33,13 @@ from electra_flax.training.flops import step_flops
 from electra_flax.training.initial_state import abstract_batch, abstract_state, init_state
 from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
+from electra_flax.training.losses import Totals
 from electra_flax.training.metrics import RunNotes
 from electra_flax.training.objectives import make_objective
-from electra_flax.training.objectives.objective import Totals
+from electra_flax.training.objectives.metrics import metrics_of
 from electra_flax.training.state import TrainState
 from electra_flax.training.step import make_eval_step, make_norms, make_train_step
-from electra_flax.trees import Params
+from electra_flax.trees import Batch, Params
 
 log = logging.getLogger("electra_flax")
 
@@ -137,11 +138,11 @@ class Pretraining:
         self.rhythm = Rhythm(config.checkpoint, config.training.max_skipped_steps)
         self.mesh, self.shapes = make_mesh(config.mesh), abstract_state(config)
         self.objective = make_objective(config, vocabulary.special)
-        on_console = [metric.name for metric in self.objective.metrics if metric.is_on_console]
+        on_console = [metric.name for metric in metrics_of(config) if metric.is_on_console]
         self.shown = ("loss", *on_console, "tokens_per_sec", "mfu")
         self.least_seconds: float | None = None
         self._eval_step = make_eval_step(self.objective, self.mesh, attend)
-        self.advance = make_train_step(config, vocabulary.special, self.mesh, attend)
+        self.advance = make_train_step(config, self.objective, self.mesh, attend)
 
     def fresh(self) -> TrainState:
         """Return step 0, or the step that other weights are at."""

@@ -17,25 +17,22 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config, TrainingConfig
-from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model.attention import Attend, xla_attention
-from electra_flax.model.sharding import Batch, batch_sharding, state_shardings
+from electra_flax.model.sharding import batch_sharding, state_shardings
 from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.losses import Sums
-from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import Objective, row_seeds
-from electra_flax.training.optimizer import learning_rate, make_optimizer
+from electra_flax.training.optimizers import learning_rate, make_optimizer
 from electra_flax.training.state import TrainState
 from electra_flax.training.update import apply_gradients, sum_over_slices
-from electra_flax.trees import Params, flat
+from electra_flax.trees import Batch, Params, flat
 
 
 def make_train_step(
-    config: Config, special: SpecialTokens, mesh: Mesh, attend: Attend = xla_attention
+    config: Config, objective: Objective, mesh: Mesh, attend: Attend = xla_attention
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Return (state, batch) -> (next state, metric sums); compiled, the old state's memory is reused."""
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    objective = make_objective(config, special)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)

@@ -1,9 +1,9 @@
-"""What is learned, one file each; a new one is a file here, a line in this table, and its name in the schema."""
+"""What is learned, one file each; a new one is a file, a line in this table, metrics, and its name in the schema."""
 
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.training.objectives.masked_tokens import MaskedTokens
-from electra_flax.training.objectives.objective import Metric, Objective
+from electra_flax.training.objectives.objective import Objective
 from electra_flax.training.objectives.replaced_tokens import ReplacedTokens
 
 OBJECTIVES: dict[str, type[Objective]] = {"masked_tokens": MaskedTokens, "replaced_tokens": ReplacedTokens}
@@ -12,8 +12,3 @@ OBJECTIVES: dict[str, type[Objective]] = {"masked_tokens": MaskedTokens, "replac
 def make_objective(config: Config, special: SpecialTokens) -> Objective:
     """Return the objective of a run."""
     return OBJECTIVES[config.objective.kind](config, special)
-
-
-def metrics_of(config: Config) -> tuple[Metric, ...]:
-    """Return the metrics of a run, without building its objective."""
-    return OBJECTIVES[config.objective.kind].metrics

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -12,28 +11,11 @@ from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import electra
 from electra_flax.model.attention import Attend
-from electra_flax.model.sharding import Batch
 from electra_flax.training import losses, masking
-from electra_flax.training.losses import Sums
-from electra_flax.training.objectives.objective import Metric, RowSeeds, Totals
-from electra_flax.trees import Params
-
-
-def _log_of_vocabulary(config: Config) -> float | None:
-    return math.log(config.model.vocab_size) if config.architecture.has_generator_head else None
-
-
-GENERATOR_METRICS = (
-    Metric(
-        "generator_loss", losses.ratio("generator_nll", "masked"), "Generator loss",
-        "cross entropy of the masked tokens, nats", guessed=_log_of_vocabulary, is_on_console=True,
-    ),
-    Metric(
-        "generator_accuracy", losses.ratio("generator_correct", "masked"), "Generator accuracy",
-        "share of masked tokens guessed right", is_on_console=True,
-    ),
-    Metric("generator_sampled_accuracy", losses.ratio("generator_sampled_correct", "masked")),
-)  # fmt: skip
+from electra_flax.training.losses import Sums, Totals
+from electra_flax.training.objectives.metrics import metrics_of
+from electra_flax.training.objectives.objective import RowSeeds
+from electra_flax.trees import Batch, Params
 
 
 class Draws(NamedTuple):
@@ -47,8 +29,6 @@ class Draws(NamedTuple):
 @dataclass(frozen=True)
 class MaskedTokens:
     """Guess the tokens that are hidden (docs/semantics.md, sections 5 and 6)."""
-
-    metrics: ClassVar[tuple[Metric, ...]] = GENERATOR_METRICS
 
     config: Config
     special: SpecialTokens
@@ -88,7 +68,7 @@ class MaskedTokens:
         return self.config.objective.generator_weight * losses.mean(sums["generator_nll"], counts["masked"])
 
     def summarize(self, totals: Totals) -> dict[str, float]:
-        found = {metric.name: metric.value(totals) for metric in self.metrics}
+        found = {metric.name: metric.value(totals) for metric in metrics_of(self.config)}
         return {"loss": self._total(found), **found}
 
     def _total(self, found: dict[str, float]) -> float:

@@ -1,47 +1,24 @@
-"""What an objective is: draws, losses as sums and counts, and metrics with their names.
+"""What an objective is: draws, losses as sums and counts, and what these amount to.
 
 The step (training/step.py) asks for them in this order: `draw` for the whole batch, `count` what losses are divided by,
-`sums` of each slice of the batch, and the `loss` of sums and counts. Everything that shows numbers (console, charts,
-report, doctor) iterates over `metrics`.
+`sums` of each slice of the batch, and the `loss` of sums and counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import randomness
 from electra_flax.model.attention import Attend
-from electra_flax.model.sharding import Batch
-from electra_flax.training.losses import Sums
-from electra_flax.trees import Params
+from electra_flax.training.losses import Sums, Totals
+from electra_flax.trees import Batch, Params
 
-Totals = Mapping[str, np.ndarray]
-"""Sums over any number of batches, float64 on the host."""
 Draws = Any
 """A tree of arrays with B rows: all that is random in a batch."""
-
-
-class Metric(NamedTuple):
-    """A number that people read."""
-
-    name: str
-    """In metrics.jsonl and TensorBoard."""
-    value: Callable[[Totals], float]
-    title: str = ""
-    """Of its chart; "" draws none."""
-    note: str = ""
-    """What the chart says of the number."""
-    guessed: Callable[[Config], float | None] = lambda config: None
-    """Of a loss: what a model that knows nothing has, nats; None of other numbers, and where nothing learns it."""
-    is_on_console: bool = False
-    is_logarithmic: bool = False
-    """Whether its chart has a logarithmic axis."""
 
 
 class RowSeeds(NamedTuple):
@@ -61,8 +38,6 @@ def row_seeds(key: jax.Array, num_rows: int) -> RowSeeds:
 class Objective(Protocol):
     """Built from the configuration of a run and the ids of its special tokens; hashable."""
 
-    metrics: ClassVar[tuple[Metric, ...]]
-
     def __init__(self, config: Config, special: SpecialTokens) -> None: ...
 
     def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
@@ -78,4 +53,4 @@ class Objective(Protocol):
         """Return the loss, of which the gradient is taken."""
 
     def summarize(self, totals: Totals) -> dict[str, float]:
-        """Return "loss" and all `metrics`."""
+        """Return "loss" and all metrics of the kind (metrics.py)."""

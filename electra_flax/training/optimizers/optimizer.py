@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from electra_flax.config.schema import OptimizerConfig
 from electra_flax.trees import tree_names
 
 # (regex over "a/b/c" parameter names, whether decayed); the first match decides.
@@ -23,9 +22,9 @@ WEIGHT_DECAY_RULES: tuple[tuple[str, bool], ...] = (
 class Optimizer(NamedTuple):
     """One file of this folder."""
 
-    parts: Callable[[OptimizerConfig, bool], list[optax.GradientTransformation]]
-    """(settings, corrects_bias) -> what stands between clipping and the learning rate, in one flat chain: the names of
-    arrays in checkpoints are places in it."""
+    parts: Callable[..., list[optax.GradientTransformation]]
+    """(OptimizerConfig, corrects_bias) -> what stands between clipping and the learning rate, in one flat chain: the
+    names of arrays in checkpoints are places in it."""
     state: type | None = None
     """The type of the part of its state that the original's checkpoints hold too; None: they have nothing like it."""
     slots: Mapping[str, str] = {}
