@@ -35,7 +35,8 @@ from electra_flax.finetune.predictions import decode, scores
 from electra_flax.finetune.publish import ARCHITECTURES
 from electra_flax.finetune.run import encoder_architecture, find_encoder
 from electra_flax.finetune.step import Network, Steps, make_batch, make_steps, predict_rows
-from electra_flax.finetune.task import Task, Training, load_task, load_training
+from electra_flax.finetune.task import Task, Training
+from electra_flax.finetune.task_files import load_task, load_training
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.compiler import set_up_compiler
 from electra_flax.runtime.processes import use_cpu_where_there_is_nothing_else

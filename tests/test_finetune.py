@@ -22,7 +22,7 @@ from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.predictions import Answered, best_null_threshold, scores
 from electra_flax.finetune.run import Request, finetune
 from electra_flax.finetune.step import optimizer_of
-from electra_flax.finetune.task import load_task, load_training
+from electra_flax.finetune.task_files import load_task, load_training
 from electra_flax.model.attention import xla_attention
 from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption, Watchdog

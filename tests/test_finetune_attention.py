@@ -14,7 +14,7 @@ from electra_flax.finetune.batches import collate, padded_length
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task import load_task, load_training
+from electra_flax.finetune.task_files import load_task, load_training
 from electra_flax.model.attention import xla_attention
 from electra_flax.model.attention_kernel import kernel_attention
 from electra_flax.model.sharding import make_mesh

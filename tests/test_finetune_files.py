@@ -19,7 +19,8 @@ from electra_flax.finetune.predict import FineTuned
 from electra_flax.finetune.publish import Recipe, write_model
 from electra_flax.finetune.result import SeedResult
 from electra_flax.finetune.run import Request, _claim_out
-from electra_flax.finetune.task import Task, Training, load_task, load_training
+from electra_flax.finetune.task import Task, Training
+from electra_flax.finetune.task_files import load_task, load_training
 from electra_flax.storage.workdir import Workdir
 from electra_flax.trees import nested
 

@@ -19,7 +19,8 @@ from electra_flax.finetune.predictions import Labelled
 from electra_flax.finetune.publish import predictions_file
 from electra_flax.finetune.run import Request, _claim_out
 from electra_flax.finetune.splits import read_files, without_labels
-from electra_flax.finetune.task import Training, load_task
+from electra_flax.finetune.task import Training
+from electra_flax.finetune.task_files import load_task
 from electra_flax.storage.workdir import Workdir
 
 OWN = {

@@ -18,9 +18,9 @@ from golden_tools import (
     read_json,
 )
 
+from electra_flax.model.electra import expected_shapes
 from electra_flax.training import masking
 from electra_flax.weights import names
-from electra_flax.weights.shapes import expected_shapes
 
 OPTIONS = ("electra", "tied_generator", "untied_embeddings", "uniform_generator", "masked_lm", "disallow_correct")
 # Where the original takes the norm of a gradient's rows before those of one token are summed.

@@ -17,6 +17,8 @@ ROOMS = (
 )  # fmt: skip
 # Below all rooms, in this order.
 GROUND = ("pictures", "files", "text", "trees", "errors")
+# Modules in a chain of imports at the top of files.
+LONGEST = 9
 # What the other packages need of this one: all else stays out of a worker of data preparation, and of a laptop.
 OF_THE_PACKAGE = {
     "data_prep": {"data", "runtime", "config", *GROUND},
@@ -47,10 +49,11 @@ MODULES = _modules()
 
 
 @functools.cache
-def imports(module: str) -> frozenset[str]:
+def imports(module: str, *, at_top: bool = False) -> frozenset[str]:
     """Modules of ours by their full names, and the roots of all others; also what is imported within a function."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    tree = ast.parse(MODULES[module].read_text())
+    for node in tree.body if at_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -80,10 +83,15 @@ def test_imports_of_a_room_make_no_circle():
     assert chain("electra_flax.__main__")
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_chains_of_imports_are_short(module):
+    assert len(chain(module, at_top=True)) <= LONGEST, " -> ".join(chain(module, at_top=True))
+
+
 @functools.cache
-def chain(module: str) -> tuple[str, ...]:
+def chain(module: str, *, at_top: bool = False) -> tuple[str, ...]:
     """The longest way down from a module; endless recursion where imports make a circle."""
-    below = [chain(other) for other in imports(module) if other in MODULES]
+    below = [chain(other, at_top=at_top) for other in imports(module, at_top=at_top) if other in MODULES]
     return (module, *max(below, key=len, default=()))
 
 

@@ -4,8 +4,9 @@ import pytest
 from golden_tools import RECORDED, read_json, tiny_config
 
 from electra_flax.config.architecture import ModelConfig
+from electra_flax.model.electra import expected_shapes
 from electra_flax.weights import names
-from electra_flax.weights.shapes import architecture_of, expected_shapes, sizes_of
+from electra_flax.weights.shapes import architecture_of, sizes_of
 
 
 @pytest.mark.parametrize(

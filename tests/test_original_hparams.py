@@ -11,9 +11,9 @@ from weights_tools import random_weights
 from electra_flax.config.loading import load_config
 from electra_flax.data.tokenizer import Casing
 from electra_flax.errors import UserError
+from electra_flax.model.electra import expected_shapes
 from electra_flax.weights import names
 from electra_flax.weights.export import export_to_tf1, original_hparams
-from electra_flax.weights.shapes import expected_shapes
 from electra_flax.weights.sources import find_weights
 
 CASED = Casing(do_lower_case=False, strip_accents=False)

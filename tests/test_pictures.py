@@ -17,7 +17,7 @@ from electra_flax.finetune.data import Part, TaskData
 from electra_flax.finetune.examples import TaggedExample, TextExample
 from electra_flax.finetune.predictions import Labelled
 from electra_flax.finetune.result import SeedResult
-from electra_flax.finetune.task import load_task
+from electra_flax.finetune.task_files import load_task
 from electra_flax.training import charts
 
 HOSTILE = ["$x_{", "$x_{$", "[/bold]", r"\frac{", "뷁쀍ㄱㅏ", "naïve", "a\nb"]

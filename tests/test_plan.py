@@ -23,7 +23,7 @@ from electra_flax.finetune.batches import collate
 from electra_flax.finetune.encoding import Row
 from electra_flax.finetune.heads import make_head
 from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task import load_task, load_training
+from electra_flax.finetune.task_files import load_task, load_training
 from electra_flax.model.sharding import batch_sharding, make_mesh, state_shardings
 from electra_flax.planning import compilation, kernel_schedule, program_cost
 from electra_flax.planning.program_cost import Hardware

@@ -10,12 +10,12 @@ from once import copied_once
 
 from electra_flax.data.tokenizer import SPECIAL_TOKENS, Casing
 from electra_flax.data.vocabulary import Vocabulary
+from electra_flax.model.electra import expected_shapes
 from electra_flax.training.optimizers.adamw import ADAMW
 from electra_flax.weights import parity
 from electra_flax.weights.export import export_to_hugging_face, export_to_tf1
 from electra_flax.weights.model_card import Publication
 from electra_flax.weights.parity import TEXTS
-from electra_flax.weights.shapes import expected_shapes
 from electra_flax.weights.tf1_checkpoint import write_tf1_checkpoint
 from electra_flax.weights.weights import Weights
 

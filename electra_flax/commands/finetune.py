@@ -51,7 +51,7 @@ class Finetune(Scoring, Devices, Processes):
 
     @staticmethod
     def more_help() -> str:
-        from electra_flax.finetune.task import load_task, task_names
+        from electra_flax.finetune.task_files import load_task, task_names
 
         tasks = "\n".join(f"  {name:16s}{load_task(name).title}" for name in task_names())
         fields = "hyperparameters, each overridden by --NAME VALUE:"

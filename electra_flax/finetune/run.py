@@ -33,7 +33,8 @@ from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.result import RESULTS, SeedResult, seed_folder
 from electra_flax.finetune.seed import Shared, finetune_seed
 from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task import Task, Training, load_task, load_training
+from electra_flax.finetune.task import Task, Training
+from electra_flax.finetune.task_files import load_task, load_training
 from electra_flax.model import electra
 from electra_flax.model.sharding import check_batch, make_mesh
 from electra_flax.runtime import processes

@@ -16,7 +16,7 @@ from electra_flax.files import write_whole
 from electra_flax.finetune.data import has_task
 from electra_flax.finetune.publish import to_json
 from electra_flax.finetune.run import Request, finetune
-from electra_flax.finetune.task import load_task, task_names
+from electra_flax.finetune.task_files import load_task, task_names
 from electra_flax.pictures import to_png
 from electra_flax.runtime import processes
 from electra_flax.runtime.interruption import Interruption

@@ -1,24 +1,14 @@
-"""What a task is: files, columns, labels, metrics. Each lies in a YAML file, the product's own in `tasks/`, a user's
-anywhere. Presets of hyperparameters lie in `presets.yaml`.
-"""
+"""What a task is: files, columns, labels, metrics; and how a model is fine-tuned. Read by task_files.py."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-import yaml
-
-from electra_flax.config.architecture import ModelConfig
-from electra_flax.config.loading import fields_from, load_fields
 from electra_flax.config.ranges import Range
-from electra_flax.errors import UserError, check, check_numbers
+from electra_flax.errors import check, check_numbers
 
-HELP = "electra-flax finetune --help"
 SPLITS = ("train", "dev", "test")
-_FOLDER = resources.files("electra_flax.finetune")
 
 Share = Annotated[float, Range(0, 1, "[)")]
 Tokens = Annotated[int, Range(1, 2**16)]
@@ -202,39 +192,3 @@ class Training:
     def num_steps(self, num_rows: int) -> int:
         """Return the steps of all epochs."""
         return self.steps_per_epoch(num_rows) * self.epochs
-
-
-def task_names() -> list[str]:
-    """Return the names of tasks that come with the product."""
-    return sorted(path.name.removesuffix(".yaml") for path in (_FOLDER / "tasks").iterdir() if ".yaml" in path.name)
-
-
-def load_task(name: str) -> Task:
-    """Return one of the product's tasks, or of a user's YAML file. Raises UserError."""
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).exists():
-            raise UserError(f"--task {name}: no such file")
-        return load_fields(Task, name, (), HELP)
-    if name not in task_names():
-        raise UserError(
-            f"--task {name}: there is none; there are {', '.join(task_names())}; your own is a YAML file (NAME.yaml, "
-            "docs/finetuning.md)"
-        )
-    with resources.as_file(_FOLDER / "tasks" / f"{name}.yaml") as path:
-        return load_fields(Task, path, (), HELP)
-
-
-def load_training(name: str, task: Task, preset: str, sizes: ModelConfig, overrides: Sequence[str]) -> Training:
-    """Return hyperparameters of a task for a model: the preset's, the task's own, the user's. Raises UserError."""
-    presets = yaml.safe_load((_FOLDER / "presets.yaml").read_text())
-    preset = preset or task.preset
-    if preset not in presets:
-        raise UserError(f"--preset {preset}: there are {', '.join(presets)}")
-    chosen = presets[preset]
-    size = "large" if sizes.num_hidden_layers > 12 else "base" if sizes.hidden_size > 256 else "small"
-    values = dict(chosen["all"])
-    for key in (size, task.kind, Path(name).stem, f"{size} {Path(name).stem}"):
-        values |= chosen.get(key, {})
-    if preset == task.preset:
-        values |= task.training
-    return fields_from(Training, values, overrides, f"--task {name}", HELP)

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from electra_flax.config.architecture import Architecture
 from electra_flax.model import layers
 from electra_flax.model.attention import Attend, xla_attention
-from electra_flax.trees import Params
+from electra_flax.trees import Params, flat
 
 
 class _Electra(nn.Module):
@@ -86,6 +86,12 @@ def init(architecture: Architecture, key: jax.Array) -> Params:
     """Return fresh float32 parameters (docs/semantics.md, section 8: truncated normal; two Glorot uniform kernels)."""
     params: Params = _Electra(architecture).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
     return params
+
+
+def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter, by name."""
+    params = jax.eval_shape(lambda: init(architecture, jax.random.key(0)))
+    return {name: leaf.shape for name, leaf in flat(params).items()}
 
 
 def apply_generator(

@@ -11,7 +11,6 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from electra_flax.model.sharding import check_batch, make_mesh, state_shardings
 from electra_flax.planning import program_cost
 from electra_flax.planning.compilation import compile_step
 from electra_flax.planning.program_cost import Cost, Hardware
+from electra_flax.planning.table import Plan
 from electra_flax.runtime.host_memory import give_back_unused
 from electra_flax.runtime.tpus import Slice, parse_slice
 from electra_flax.training import initial_state
@@ -47,45 +47,6 @@ PARTS: tuple[tuple[str, str], ...] = (
     (r"dot_general", "matmul"),
     (r"", "elementwise"),
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that plan tells about one configuration on one slice. Predictions are named so."""
-
-    accelerator_type: str
-    topology: str
-    mesh: dict[str, int]
-    batch_size: int
-    gradient_accumulation_steps: int
-    max_seq_length: int
-    compute_dtype: str
-    attention: str
-    """"kernel" or "plain"."""
-    parameters: int
-    flops_per_step: int
-    """Of matrix products, forward and backward, nothing recomputed counted twice."""
-    fits: bool
-    memory: dict[str, int]
-    """Bytes on each device."""
-    predicted_step_seconds: float | None = None
-    predicted_parts_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    predicted_basis_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The same time by where it comes from."""
-    predicted_mfu: float | None = None
-    predicted_tokens_per_second: float | None = None
-    num_steps: int = 0
-    predicted_days: float | None = None
-    dollars_per_hour: float = 0.0
-    predicted_dollars: float | None = None
-    prices_date: str | None = None
-    loops_counted_once: tuple[str, ...] = ()
-    """Operations whose number of trips the program does not say: the prediction is that much too low."""
-    costliest: tuple[dict[str, Any], ...] = ()
-    ways_out: tuple[dict[str, Any], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def make_plan(phase: Phase, accelerator_type: str, dollars_per_hour: float | None = None, explain: int = 0) -> Plan:

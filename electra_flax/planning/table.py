@@ -1,14 +1,54 @@
-"""A plan as the lines that people read."""
+"""What a plan tells, and the lines in which people read it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-
-from electra_flax.planning.plan import Plan
+from dataclasses import dataclass
+from typing import Any
 
 _GIB = 2**30
 INDENT = 25
 """Where values begin, and so where lines that are too long go on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that plan tells about one configuration on one slice. Predictions are named so."""
+
+    accelerator_type: str
+    topology: str
+    mesh: dict[str, int]
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_seq_length: int
+    compute_dtype: str
+    attention: str
+    """"kernel" or "plain"."""
+    parameters: int
+    flops_per_step: int
+    """Of matrix products, forward and backward, nothing recomputed counted twice."""
+    fits: bool
+    memory: dict[str, int]
+    """Bytes on each device."""
+    predicted_step_seconds: float | None = None
+    predicted_parts_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    predicted_basis_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The same time by where it comes from."""
+    predicted_mfu: float | None = None
+    predicted_tokens_per_second: float | None = None
+    num_steps: int = 0
+    predicted_days: float | None = None
+    dollars_per_hour: float = 0.0
+    predicted_dollars: float | None = None
+    prices_date: str | None = None
+    loops_counted_once: tuple[str, ...] = ()
+    """Operations whose number of trips the program does not say: the prediction is that much too low."""
+    costliest: tuple[dict[str, Any], ...] = ()
+    ways_out: tuple[dict[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
 
 def report(plan: Plan) -> str:

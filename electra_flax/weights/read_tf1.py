@@ -15,9 +15,10 @@ from electra_flax.config.schema import DataConfig
 from electra_flax.data.tokenizer import Casing
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
+from electra_flax.model.electra import expected_shapes
 from electra_flax.training.optimizers.adamw import ADAMW
 from electra_flax.weights import names
-from electra_flax.weights.shapes import HEAD_SIZE, Shapes, architecture_of, expected_shapes, sizes_of
+from electra_flax.weights.shapes import HEAD_SIZE, Shapes, architecture_of, sizes_of
 from electra_flax.weights.tensor_files import finite
 from electra_flax.weights.tf1_checkpoint import Tf1Checkpoint
 from electra_flax.weights.weights import Weights, vocabulary_in

@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import jax
-
 from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.errors import UserError
-from electra_flax.model import electra
-from electra_flax.trees import flat
 
 Shapes = Mapping[str, tuple[int, ...]]
 HEAD_SIZE = 64  # of every model of the paper and of KoELECTRA
@@ -57,9 +53,3 @@ def architecture_of(shapes: Shapes, model: ModelConfig, generator: ModelConfig |
         has_generator_head=has_generator_head,
         has_discriminator_head="discriminator_predictions/dense/kernel" in shapes or not has_generator_head,
     )
-
-
-def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter, by name."""
-    params = jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0)))
-    return {name: leaf.shape for name, leaf in flat(params).items()}

@@ -21,12 +21,12 @@ from tokenizers.models import WordPiece
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
+from electra_flax.model.electra import expected_shapes
 from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import OPTIMIZERS
 from electra_flax.training.state import TrainState
 from electra_flax.trees import flat, nested
 from electra_flax.weights.hugging_face import HEADS
-from electra_flax.weights.shapes import expected_shapes
 from electra_flax.weights.sources import find_weights
 from electra_flax.weights.weights import Weights
 

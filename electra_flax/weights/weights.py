@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from electra_flax.config.architecture import Architecture
+from electra_flax.config.schema import Config
 from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.storage.workdir import Workdir
 from electra_flax.training.optimizers.optimizer import Optimizer
 from electra_flax.trees import Params, nested
 from electra_flax.weights.shapes import Shapes
@@ -20,6 +21,14 @@ from electra_flax.weights.shapes import Shapes
 
 def _no_moment(name: str, moment: str) -> np.ndarray:
     raise KeyError(f"{name}: no {moment} of an optimizer")
+
+
+class Run(Protocol):
+    """A workdir, as far as it is read here (storage/workdir.py); its text is its place."""
+
+    folder: Path
+
+    def read_config(self) -> Config: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Weights:
     casing: Casing | None = None
     forget: Callable[[], None] = lambda: None
     """Gives back what `read` keeps: of a run all parameters, which come at once."""
-    run: Workdir | None = None
+    run: Run | None = None
     """The run that they come from, where it was one of ours."""
     max_seq_length: int | None = None
     """Tokens of the examples that they were learned from, where something says it."""
