@@ -24,8 +24,7 @@ from electra_flax.model.sharding import batch_sharding, global_batch, rows_of_pr
 from electra_flax.runtime.console import progress
 from electra_flax.runtime.processes import is_main
 from electra_flax.training.optimizers import learning_rate, make_optimizer, scale_by_layer
-from electra_flax.training.state import TrainState
-from electra_flax.training.update import apply_gradients, sum_over_slices
+from electra_flax.training.state import TrainState, apply_gradients, sum_over_slices
 from electra_flax.trees import Params
 
 _BELOW_TOP = {"paper": 1, "original": 2}

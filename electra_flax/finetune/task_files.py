@@ -1,4 +1,4 @@
-"""Tasks, each in a YAML file, the product's own in `tasks/`, a user's anywhere; and `presets.yaml` of hyperparameters."""
+"""Tasks, each a YAML file, the product's own in `tasks/`, a user's anywhere; hyperparameters lie in `presets.yaml`."""
 
 from __future__ import annotations
 

@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 from electra_flax.config.schema import Config
 from electra_flax.data.manifest import Manifest
 from electra_flax.data.pipeline import check_vocabulary, find_vocabulary, open_split
-from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.shards import DataFolder, ShardedExamples, verify_shards
 from electra_flax.data.tfrecord import Shard
-from electra_flax.data.verify import verify_shards
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import Refusals, UserError
 from electra_flax.model.sharding import check_batch, make_mesh

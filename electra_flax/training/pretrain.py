@@ -15,8 +15,8 @@ import numpy as np
 from electra_flax.config.loading import config_fields
 from electra_flax.config.schema import Config, Phase
 from electra_flax.data.pipeline import training_batches
+from electra_flax.data.shards import verify_shards
 from electra_flax.data.tokenizer import save_tokenizer
-from electra_flax.data.verify import verify_shards
 from electra_flax.errors import Refusals, RunError, UserError
 from electra_flax.files import write_whole
 from electra_flax.model.attention import Attend

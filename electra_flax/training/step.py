@@ -23,8 +23,7 @@ from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.losses import Sums
 from electra_flax.training.objectives.objective import Objective, row_seeds
 from electra_flax.training.optimizers import learning_rate, make_optimizer
-from electra_flax.training.state import TrainState
-from electra_flax.training.update import apply_gradients, sum_over_slices
+from electra_flax.training.state import TrainState, apply_gradients, sum_over_slices
 from electra_flax.trees import Batch, Params, flat
 
 
