@@ -132,6 +132,9 @@ class TrainingConfig:
     """Slices into which a batch is cut when it does not fit; the result is that of the whole batch."""
     seed: Seed = 0
     """Seed of initialisation, masking, sampling and dropout."""
+    first_values: Literal["original", "neighbours"] = "original"
+    """Where a fresh model begins. neighbours: with token frequencies in the generator's output, sines as positions and
+    heads that look at the next token, so that a small model leaves its plateau in a quarter of the steps."""
     compute_dtype: ComputeDtype = "bfloat16"
     """Type of matrix products and activations; parameters, softmax, LayerNorm, losses stay float32."""
     compilation_cache: str = COMPILATION_CACHE
@@ -310,6 +313,9 @@ class Config:
                 self.phases  # noqa: B018 the second one is checked like a configuration of its own
             except UserError as error:
                 raise UserError(f"long phase: {error}") from None
+        aims_heads = self.training.first_values == "neighbours"
+        check(not aims_heads or self.model.initializer_range > 0, "training.first_values=neighbours scales "
+              "model.initializer_range=0: give the range, 0.02 as the original's")  # fmt: skip
         if self.objective.electra_objective:
             self._check_shared_transformer()
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,12 @@ from electra_flax.model import electra
 from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import make_optimizer
 from electra_flax.training.state import TrainState
+from electra_flax.trees import Params
 
 
-def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """Return a fresh state, created in place on the mesh."""
-
-    create = functools.partial(_create_state, config)
+def init_state(config: Config, mesh: Mesh, change: Callable[[Params], Params] | None = None) -> TrainState:
+    """Return a fresh state, created in place on the mesh; `change` is applied to the original's first values."""
+    create = functools.partial(_create_state, config, change)
     state: TrainState = jax.jit(create, out_shardings=state_shardings(abstract_state(config), mesh))()
     return state
 
@@ -36,7 +37,9 @@ def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str
     return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
 
 
-def _create_state(config: Config) -> TrainState:
+def _create_state(config: Config, change: Callable[[Params], Params] | None = None) -> TrainState:
     params = electra.init(config.architecture, jax.random.key(config.training.seed))
+    if change is not None:
+        params = change(params)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +29,7 @@ from electra_flax.storage import guard
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.evaluate import held_out_metrics
+from electra_flax.training.first_values import look_at_neighbours, token_frequency
 from electra_flax.training.flops import step_flops
 from electra_flax.training.initial_state import abstract_batch, abstract_state, init_state
 from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all
@@ -151,10 +152,17 @@ class Pretraining:
                 raise UserError(
                     f"{self._work}: DONE is there, but no checkpoint: bring checkpoints/ back, or name another"
                 )
-        state = init_state(self.config, self.mesh)
+        state = init_state(self.config, self.mesh, self._first_values())
         if self.begin_with is not None:
             state = self.begin_with.apply(self.config, self._vocabulary, self.mesh, state)
         return state
+
+    def _first_values(self) -> Callable[[Params], Params] | None:
+        if self.config.training.first_values == "original":
+            return None
+        with processes.together():
+            frequency_V = token_frequency(self._examples, self.config.model.vocab_size, self._vocabulary.special)
+        return functools.partial(look_at_neighbours, self.config.architecture, frequency_V)
 
     def prepare(self, state: TrainState, is_fresh: bool) -> None:
         """Say what begins, and compile its step."""
