@@ -21,11 +21,13 @@ class Report(Devices):
 
     Writes one self-contained HTML page, and its charts as PNGs: curves, speed, interruptions, checkpoints, the
     discriminator's confusion, examples of what it finds, and what doctor has to say. Give --workdir several times to
-    compare runs.
+    compare runs, and --reference for what is normal: curves of a run that went well, of the same text and preset.
     """
 
     workdir: Annotated[tuple[Place, ...], Flag(action="append")]
     """a run, or a folder of finetune"""
+    reference: Annotated[str | None, "NAME"] = None
+    """a run that comes with the product, drawn beside yours: tiny_ko"""
     out: File = Path("report.html")
     """page"""
 
@@ -33,7 +35,7 @@ class Report(Devices):
         self.use_devices()
         from electra_flax.reports.page import write_report
 
-        for path in write_report(self.workdir, self.out):
+        for path in write_report(self.workdir, self.out, self.reference):
             print_line(path)
 
 

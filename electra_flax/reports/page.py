@@ -16,6 +16,7 @@ from electra_flax.errors import UserError
 from electra_flax.files import check_place, write_all
 from electra_flax.finetune.history import read_histories
 from electra_flax.reports.doctor import diagnose
+from electra_flax.reports.references import beside, read_reference
 from electra_flax.reports.replaced import Detection, detect_in, most_suspicious
 from electra_flax.training.charts import SPEED, draw, learning_panels
 from electra_flax.training.history import History
@@ -27,23 +28,24 @@ _TEMPLATES = Environment(
 )
 
 
-def write_report(workdirs: Sequence[str], out: Path) -> list[Path]:
+def write_report(workdirs: Sequence[str], out: Path, reference_name: str | None = None) -> list[Path]:
     """Write the page `out` and its charts as PNGs beside it; return what was written.
 
-    Raises UserError where a workdir is none, or `out` cannot be written.
+    Raises UserError where a workdir is none, no reference has that name, or `out` cannot be written.
     """
+    reference = read_reference(reference_name) if reference_name else None
     try:
         check_place(out)  # before the work
     except UserError as error:
         raise UserError(f"--out {error}") from None
     runs = [run for workdir in workdirs for run in read_histories(workdir)]
-    charts = {"learning": draw(runs, learning_panels(runs)), "speed": draw(runs, SPEED)}
+    charts = {"learning": draw(runs, learning_panels(runs), reference), "speed": draw(runs, SPEED)}
     page = _TEMPLATES.get_template("page.html").render(
         title=", ".join(run.name for run in runs),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=_summary(runs),
         charts={name: base64.b64encode(png).decode() for name, png in charts.items()},
-        runs=[_section(run) for run in runs],
+        runs=[_section(run, reference) for run in runs],
     )
     files: dict[str, str | bytes] = {out.name: page, **{f"{out.stem}-{name}.png": png for name, png in charts.items()}}
     try:
@@ -88,7 +90,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _section(run: History) -> dict[str, Any]:
+def _section(run: History, reference: History | None = None) -> dict[str, Any]:
     """Return what the template says of a run."""
     examples, not_shown = [], ""
     try:
@@ -97,6 +99,8 @@ def _section(run: History) -> dict[str, Any]:
         not_shown = str(error)
     return {
         "name": run.name,
+        "reference": reference.name if reference else "",
+        "beside": beside(run, reference) if reference else {},
         "findings": diagnose(run),
         "events": [_event(event) for event in run.events if event["event"] != "save"],
         "saves": f"{sum(event['event'] == 'save' for event in run.events):,}",

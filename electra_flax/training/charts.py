@@ -37,14 +37,20 @@ def learning_panels(runs: Sequence[History]) -> list[Panel]:
     return list(dict.fromkeys(panels))
 
 
-def draw(runs: Sequence[History], panels: Sequence[Panel]) -> bytes:
-    """Return a PNG with a panel for each metric, in it a line for each run."""
+def draw(runs: Sequence[History], panels: Sequence[Panel], reference: History | None = None) -> bytes:
+    """Return a PNG with a panel for each metric, in it a line for each run, and a dashed one for the reference."""
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, panel in zip(axes, panels, strict=False):
+        # Held-out where there is any: two runs' training records differ by their batches too.
+        for records in (reference.validation, reference.train) if reference else ():
+            points = [(record["step"], record[panel.metric]) for record in records if panel.metric in record]
+            if points and reference:
+                axis.plot(*zip(*points, strict=True), "--", color="#888888", linewidth=1.3, label=reference.name)
+                break
         for run, color in zip(runs, _COLORS * len(runs), strict=False):
             train = [(record["step"], record[panel.metric]) for record in run.train if panel.metric in record]
             held_out = [(record["step"], record[panel.metric]) for record in run.validation if panel.metric in record]
