@@ -127,6 +127,7 @@ class Cleaner:
         self._of_sentences = [(step.name, step.apply or self._short)
                               for step in on if step.level == "sentence"]  # fmt: skip
         self._split = splitter(options.splitter) if "sentences" in options.steps else lambda text: [text]
+        # Nothing on: texts stay as they are, not even stripped.
         self._idle = not any(step.level != "corpus" for step in on)
         self.counts: Counter[str] = Counter()
 

@@ -55,9 +55,6 @@ def parser() -> Parser:
     return make_parser("electra-data", text, exit_codes((0, 1, 2, 3, 70, 130)), (Vocab, Report, Shard, Inspect))
 
 
-# ------------------------------------------------------------------------------------------------------ the corpus
-
-
 class Cleaning(Command):
     """Cleaning."""
 
@@ -132,9 +129,6 @@ class Reading(Cleaning):
 
 def _warn(message: str) -> None:
     write_line(f"warning: {message}")
-
-
-# ---------------------------------------------------------------------------------------------------- vocabularies
 
 
 class Vocab(Reading):
@@ -227,7 +221,7 @@ class Report(Reading):
 
 def _read_tokenizer(folder: Path) -> tuple[Vocabulary, Casing]:
     vocabulary = Vocabulary.read(folder / "vocab.txt")
-    vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary
+    vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
     return vocabulary, Casing.read(folder)
 
 
@@ -245,9 +239,6 @@ def _show_report(
     print_line(", ".join(str(out / name) for name in reports))
     if usages[0].unk_rate > MOST_UNKNOWN:
         _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: {why_unknown(*found[0], lines)}")
-
-
-# ---------------------------------------------------------------------------------------------------------- shards
 
 
 class Shard(Reading):

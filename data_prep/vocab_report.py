@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from data_prep.vocab import ROUND_TRIP
+from data_prep.vocab import ROUND_TRIP, count_hangul
 from electra_flax.data.tokenizer import Casing, build_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import escaped
@@ -88,8 +88,7 @@ def measure(name: str, vocabulary: Vocabulary, casing: Casing, lines: Sequence[s
 
 def why_unknown(vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) -> str:
     """Return the likely cause of many [UNK]s in a text, and the fix."""
-    text = "".join(lines)
-    jamo, syllables = sum("\u1100" <= c <= "\u11ff" for c in text), sum("가" <= c <= "힣" for c in text)
+    jamo, syllables = count_hangul("".join(lines))
     if jamo > syllables:
         return "the text is decomposed Hangul (NFD): compose it with --with nfc"
     tokens = vocabulary.tokens
@@ -131,8 +130,8 @@ def show(usages: Sequence[Usage], console: Console) -> None:
         ("characters per piece", lambda u: f"{u.characters_per_piece:.3f}"),
         ("[UNK] of all pieces", lambda u: f"{u.unk_rate:.3%}"),
         ("[UNK] of all words", lambda u: f"{u.unknown / max(u.words, 1):.3%}"),
+        ("Hangul comes back", lambda u: u.round_trip),
     ]
-    rows.append(("Hangul comes back", lambda u: u.round_trip))
     for title, value in rows:
         table.add_row(title, *(value(usage) for usage in usages))
     console.print(table)
