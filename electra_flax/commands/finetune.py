@@ -66,7 +66,7 @@ class Finetune(Scoring, Devices, Processes):
 
         request = Request(
             self.task, self.model, self.data, self.out, self.preset, self.overrides, self.seeds,
-            published_protocol=self.published_protocol, random_weights=self.random_weights,
+            self.published_protocol, self.random_weights,
         )  # fmt: skip
         with Interruption(metadata_host()) as interruption, processes.joined(self.group):
             results = finetune(request, interruption)

@@ -42,9 +42,6 @@ def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-# -------------------------------------------------------------------------------------------- texts with a label
-
-
 def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | None]:
     lines = list(lines_of(path))
     header = lines.pop(0)[1].split("\t") if task.has_header and lines else []
@@ -158,9 +155,6 @@ def _check_label(task: Task, place: str, label: str) -> None:
         raise UserError(f"{found}, expected one of {', '.join(task.labels)[:200]}")
     elif not label:
         raise UserError(f"{found}, expected a label; skipped_labels: [''] in the task leaves such rows out")
-
-
-# ------------------------------------------------------------------------------------------------------------- tags
 
 
 def _naver_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:
