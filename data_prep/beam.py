@@ -95,15 +95,15 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
         write_metadata(manifest, vocabulary, Path(local))
         # The manifest last: a bucket has no renames, so it alone says that the folder is whole.
         for path in sorted(Path(local).iterdir(), key=lambda path: path.name == "manifest.json"):
-            _copy(path, folder)
+            _write(posixpath.join(folder, path.name), path.read_bytes())
     if folder != out:
         Path(folder).rename(out)
     return manifest
 
 
-def _copy(path: Path, folder: str) -> None:
-    with FileSystems.create(posixpath.join(folder, path.name)) as file:
-        file.write(path.read_bytes())
+def _write(place: str, content: bytes) -> None:
+    with FileSystems.create(place) as file:
+        file.write(content)
 
 
 def _build(
@@ -244,7 +244,7 @@ def _write_shard(element: tuple[int, Iterable[Any]], folder: str, names: list[st
             writer.write(record)
         writer.close()
         for written in (index_path(path), path):
-            _copy(written, folder)
+            _write(posixpath.join(folder, written.name), written.read_bytes())
         size = path.stat().st_size
     tokens = sum(num_tokens for _, _, num_tokens in records)
     return shard, {"file": names[shard], "examples": len(records), "tokens": tokens, "bytes": size}
@@ -258,5 +258,4 @@ def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _write_summary(path: str, infos: list[tuple[int, dict[str, Any]]], totals: dict[str, int]) -> None:
-    with FileSystems.create(path) as file:
-        file.write(json.dumps({"shards": dict(infos), "counts": totals}).encode())
+    _write(path, json.dumps({"shards": dict(infos), "counts": totals}).encode())

@@ -27,7 +27,7 @@ from data_prep.readers import Corpus
 from data_prep.reading import Document
 from data_prep.sources import zstd
 from electra_flax.errors import UserError
-from electra_flax.files import read_bytes, read_json, replaced, write_whole
+from electra_flax.files import read_bytes, replaced, write_whole
 
 _CHUNK_CHARACTERS = 1_000_000
 SIGNATURE_SIZE = 128
@@ -122,10 +122,6 @@ def clean_chunk(task: CleanTask) -> None:
         np.savez(file, signatures=np.asarray(signatures, np.uint32).reshape(-1, SIGNATURE_SIZE), **arrays)
     # Last: it says that the chunk is finished.
     write_whole(chunk_path(task.folder, task.number, "json"), json.dumps(vars(info)).encode())
-
-
-def read_info(folder: Path, number: int) -> ChunkInfo:
-    return read_json(chunk_path(folder, number, "json"), ChunkInfo, anew(folder))
 
 
 def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterator[list[str]]:

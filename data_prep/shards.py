@@ -174,14 +174,14 @@ def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
     folder = work / "chunks"
     complete = folder / "complete.json"
     if not complete.exists():
-        paths = tuple(source.name for source in corpus.sources)
+        names = tuple(source.name for source in corpus.sources)
         num_chunks = 0
 
         def missing() -> Iterator[CleanTask]:
             nonlocal num_chunks
             for number, documents in enumerate(chunks.raw_chunks(corpus)):
                 if not chunks.is_finished(folder, number):
-                    yield CleanTask(folder, job.cleaning, paths, number, documents)
+                    yield CleanTask(folder, job.cleaning, names, number, documents)
                 num_chunks = number + 1
                 bar.update(corpus.bytes_read - bar.n)
 
@@ -189,8 +189,10 @@ def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
             for _ in run(chunks.clean_chunk, missing()):
                 pass
         write_whole(complete, json.dumps(vars(_Complete(num_chunks, corpus.malformed))).encode())
-    found = read_json(complete, _Complete, chunks.anew(folder))
-    return _Summary([chunks.read_info(folder, number) for number in range(found.chunks)], found.malformed)
+    fix = chunks.anew(folder)
+    found = read_json(complete, _Complete, fix)
+    paths = (chunk_path(folder, number, "json") for number in range(found.chunks))
+    return _Summary([read_json(path, chunks.ChunkInfo, fix) for path in paths], found.malformed)
 
 
 def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]:

@@ -252,11 +252,16 @@ def _checked(vocabulary: Vocabulary, casing: Casing) -> Vocabulary:
             f"{vocabulary.path}: holds more decomposed Hangul ({num_jamo} Jamo) than syllables ({num_syllables}): "
             "the corpus is in NFD form; normalise it to NFC"
         )
-    pieces = tokenizer.encode(ROUND_TRIP, add_special_tokens=False).tokens
-    joined = "".join(piece.removeprefix("##") for piece in pieces)
-    if "[UNK]" not in pieces and joined != ROUND_TRIP.replace(" ", ""):
-        raise UserError(f"{vocabulary.path}: the Hangul round trip gave {joined!r}")
+    back = round_trip(tokenizer)
+    if "[UNK]" not in back and back != ROUND_TRIP.replace(" ", ""):
+        raise UserError(f"{vocabulary.path}: the Hangul round trip gave {back!r}")
     return vocabulary
+
+
+def round_trip(tokenizer: Tokenizer) -> str:
+    """Return as what the sentence comes back, without its spaces."""
+    pieces = tokenizer.encode(ROUND_TRIP, add_special_tokens=False).tokens
+    return "".join(piece.removeprefix("##") for piece in pieces)
 
 
 def count_hangul(text: str) -> tuple[int, int]:

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
 
-from data_prep.vocab import ROUND_TRIP, count_hangul
+from data_prep.vocab import ROUND_TRIP, count_hangul, round_trip
 from electra_flax.data.tokenizer import Casing, build_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import escaped
@@ -79,9 +78,11 @@ def measure(name: str, vocabulary: Vocabulary, casing: Casing, lines: Sequence[s
                     unknown += 1
                     missing.update(c for c in line[first:last] if c not in characters_known)
     words, pieces = lengths.total(), pieces_used.total()
+    back = round_trip(tokenizer)
+    comes_back = "with [UNK]" if "[UNK]" in back else "yes" if back == ROUND_TRIP.replace(" ", "") else "no"
     return Usage(
         escaped(name), len(vocabulary.tokens), words, pieces, unknown, characters, lengths[1] - unknown,
-        len(pieces_used), missing.total(), dict(missing.most_common(_SHOWN_CHARACTERS)), _round_trip(tokenizer),
+        len(pieces_used), missing.total(), dict(missing.most_common(_SHOWN_CHARACTERS)), comes_back,
         dict(sorted(lengths.items())),
     )  # fmt: skip
 
@@ -109,13 +110,6 @@ def _unk_rate(tokens: list[str], casing: Casing, lines: Sequence[str]) -> float:
     encodings = build_tokenizer(tokens, casing).encode_batch(list(lines[:_BATCH_LINES]), add_special_tokens=False)
     pieces = [token for encoding in encodings for token in encoding.tokens]
     return pieces.count("[UNK]") / max(len(pieces), 1)
-
-
-def _round_trip(tokenizer: Tokenizer) -> str:
-    pieces = tokenizer.encode(ROUND_TRIP, add_special_tokens=False).tokens
-    if "[UNK]" in pieces:
-        return "with [UNK]"
-    return "yes" if "".join(piece.removeprefix("##") for piece in pieces) == ROUND_TRIP.replace(" ", "") else "no"
 
 
 def show(usages: Sequence[Usage], console: Console) -> None:
