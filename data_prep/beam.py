@@ -4,6 +4,7 @@ Documents are read, cleaned and made into records by the functions of the local 
 which shard an example lies in differs. Needs the extra `beam`.
 """
 
+# Annotations stay text: Beam would choose its coders by them, and that of int has no room for 64 bits without a sign.
 from __future__ import annotations
 
 import hashlib

@@ -5,8 +5,6 @@ found by, and, written last, `<number>.json` with its counts: a chunk with one i
 on its number alone, never on the number of workers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """electra-data: text -> vocabulary -> shards."""
 
-from __future__ import annotations
-
 import os
 import sys
 import textwrap

@@ -5,8 +5,6 @@ occurrence in the order of the corpus stays. Near-duplicates go first, then para
 only at what is left: a text is dropped for the sake of one that stays.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -5,8 +5,6 @@ words of characters that become one character, or stand alone, are matched by co
 as one that is deleted, go through the tokenizer.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 

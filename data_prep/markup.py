@@ -1,7 +1,5 @@
 """Wiki markup -> lines of text. Wikipedia's is parsed by mwparserfromhell; Namuwiki's dialect has no such library."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What readers make and are given: documents, options, a file; rows of text as documents."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator

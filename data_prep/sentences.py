@@ -3,8 +3,6 @@
 The rules are for Korean and leave other languages' punctuated text alone but for the split after `.`, `?` and `!`.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A folder of shards beside the shards: manifest.json, the vocabulary and the metadata of tensorflow-datasets."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -9,8 +9,6 @@ was killed goes on where it was, and the shards are the same bytes whatever the 
 4. shards/: what all chunks dealt to a shard, shuffled; this folder becomes --out
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import gc

@@ -4,8 +4,6 @@ Whatever learns the pieces, the result is a WordPiece vocabulary that works on t
 punctuation alone: pieces that continue a word begin with ##, also where MeCab or SentencePiece found them.
 """
 
-from __future__ import annotations
-
 import io
 import random
 import sys

@@ -1,7 +1,5 @@
 """How vocabularies split a text: side by side, as a table, JSON and a picture."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Stays with a run until it is done: sees, decides, acts, and never leaves a machine that costs money unsaid."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

@@ -3,8 +3,6 @@
 Source: the states and healths of google.cloud.tpu_v2, and what gcloud answers of machines that are taken away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The life of a run on Cloud TPU. `make tpu-train` and its siblings call this; `--dry-run` shows every command."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a machine runs, in one folder of the bucket that is named by its content: wheel, lock, configuration, worker."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Everything that can be known to be wrong before a machine is paid for: all findings at once, each with its fix."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

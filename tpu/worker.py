@@ -5,8 +5,6 @@ and logs/worker-N.log of the run. Exit codes are the trainer's (1 and 2: systemd
 is another's business then: tpu/decisions.py).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

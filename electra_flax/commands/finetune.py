@@ -1,7 +1,5 @@
 """electra-flax finetune, scoreboard and predict."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from electra_flax.commands.common import Devices, Processes, Texts, texts_or_stdin

@@ -3,8 +3,6 @@
 The order is a pure function of (seed, epoch).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

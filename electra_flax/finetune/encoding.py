@@ -3,8 +3,6 @@
 Array names: T tokens of one row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Rows of texts and sentences of tagged words, in the layouts in which they are published -> examples."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

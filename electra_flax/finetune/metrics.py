@@ -1,7 +1,5 @@
 """Scores of predictions, as the tasks' own scorers compute them; all between 0 and 1, or -1 and 1 for correlations."""
 
-from __future__ import annotations
-
 import math
 import re
 import string

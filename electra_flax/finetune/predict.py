@@ -1,7 +1,5 @@
 """What a fine-tuned model says of texts and files."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re

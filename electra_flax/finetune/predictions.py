@@ -1,7 +1,5 @@
 """Outputs of a head -> labels, scores, tags and answers, and how good they are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A fine-tuned model as a folder that transformers loads, its predictions, and pictures of what it confuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """All tasks whose data is there, as one table, beside KoELECTRA's published scores."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from importlib import resources

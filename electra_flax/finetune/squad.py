@@ -1,7 +1,5 @@
 """Questions about contexts, in the layout of SQuAD and KorQuAD 1 -> examples."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """One step of fine-tuning and one of prediction, on the mesh and with the optimizer of pretraining."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

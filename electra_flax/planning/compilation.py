@@ -1,7 +1,5 @@
 """A run's own train step, compiled for a TPU that is not here; what came out is kept, by the program's hash."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib

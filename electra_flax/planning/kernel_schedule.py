@@ -8,8 +8,6 @@ One bundle takes a cycle, and a `vdelay N` in it N more; on matrix products that
     python -m electra_flax.planning.kernel_schedule TOPOLOGY < kernels.json > cycles.json
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

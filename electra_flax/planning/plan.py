@@ -4,8 +4,6 @@ The TPU compiler runs on any machine. It states a program's memory exactly, and 
 operation it schedules; program_cost sums them. docs/plan.md says what the prediction is good for.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

@@ -6,8 +6,6 @@ bytes over link bandwidth, custom kernels by their own schedule, the rest (sorts
 docs/plan.md says how far to trust the sum. Pure text in, numbers out: no JAX here.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

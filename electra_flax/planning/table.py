@@ -1,7 +1,5 @@
 """A plan as the lines that people read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from electra_flax.planning.plan import Plan
