@@ -4,6 +4,7 @@ Documents are read, cleaned and made into records by the functions of the local 
 which shard an example lies in differs. Needs the extra `beam`.
 """
 
+# Annotations stay text: Beam would choose its coders by them, and that of int has no room for 64 bits without a sign.
 from __future__ import annotations
 
 import hashlib
@@ -57,7 +58,6 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
     if "near-duplicates" in job.cleaning.steps:
         raise UserError("near-duplicates compares documents in the order of the corpus: only --runner local can")
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
-    vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
     # Not OUT.partial: that may be the unfinished work of a local run.
     folder = out if "://" in out else out + ".beam"
     if folder != out:
@@ -88,23 +88,23 @@ def write_shards_with_beam(job: ShardJob, corpus: Corpus, out: str, runner: str,
 
     malformed = of("malformed ")
     manifest = make_manifest(
-        job, corpus, vocabulary, infos, documents_of_source=of("source "), cleaned=of("step "),
+        job, corpus, vocabulary, infos, of_source=of("source "), cleaned=of("step "),
         malformed=dict.fromkeys(malformed, "see the workers' logs"),
         pieces=totals["pieces"], unknown=totals["unknown"], discarded=totals["discarded"],
     )  # fmt: skip
-    _finish(manifest, vocabulary, folder)
+    with tempfile.TemporaryDirectory() as local:
+        write_metadata(manifest, vocabulary, Path(local))
+        # The manifest last: a bucket has no renames, so it alone says that the folder is whole.
+        for path in sorted(Path(local).iterdir(), key=lambda path: path.name == "manifest.json"):
+            _write(posixpath.join(folder, path.name), path.read_bytes())
     if folder != out:
         Path(folder).rename(out)
     return manifest
 
 
-def _finish(manifest: Manifest, vocabulary: Vocabulary, folder: str) -> None:
-    """Write what lies beside the shards, the manifest last."""
-    with tempfile.TemporaryDirectory() as local:
-        write_metadata(manifest, vocabulary, Path(local))
-        for path in sorted(Path(local).iterdir(), key=lambda path: path.name == "manifest.json"):
-            with FileSystems.create(posixpath.join(folder, path.name)) as file:
-                file.write(path.read_bytes())
+def _write(place: str, content: bytes) -> None:
+    with FileSystems.create(place) as file:
+        file.write(content)
 
 
 def _build(
@@ -159,7 +159,7 @@ class _Clean(beam.DoFn):
     def __init__(self, cleaning: CleaningOptions) -> None:
         self._cleaning = cleaning
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # on the worker: a splitter's model need not be sent
         self._cleaner = Cleaner(self._cleaning)
 
     def process(self, element: tuple[Key, Document]) -> Iterator[Any]:
@@ -181,7 +181,7 @@ def _without_repeats(documents: Any, step: str, by_sentence: bool) -> tuple[Any,
             yield text_hash(unit), (key, number)
 
     def later(element: tuple[int, Iterable[tuple[Key, int]]]) -> Iterator[tuple[Key, int]]:
-        first = min(element[1])
+        first = min(element[1])  # keys are places in the corpus, so which one stays is what a local run keeps
         yield from (place for place in element[1] if place != first)
 
     repeats = (
@@ -226,6 +226,7 @@ class _Make(beam.DoFn):
         made = self._maker.make(_units(paragraphs, True))
         first = 0 if made.split == "train" else self._counts["train"]
         for number, (record, num_tokens) in enumerate(made.records):
+            # A hash of where the example comes from: workers may try an element again, and must give it the same place.
             order = hashlib.blake2b(f"{self._job.seed} {source} {ordinal} {number}".encode(), digest_size=8).digest()
             shard = first + int.from_bytes(order, "big") % self._counts[made.split]
             yield shard, (order[::-1], record, num_tokens)
@@ -244,8 +245,7 @@ def _write_shard(element: tuple[int, Iterable[Any]], folder: str, names: list[st
             writer.write(record)
         writer.close()
         for written in (index_path(path), path):
-            with FileSystems.create(posixpath.join(folder, written.name)) as file:
-                file.write(written.read_bytes())
+            _write(posixpath.join(folder, written.name), written.read_bytes())
         size = path.stat().st_size
     tokens = sum(num_tokens for _, _, num_tokens in records)
     return shard, {"file": names[shard], "examples": len(records), "tokens": tokens, "bytes": size}
@@ -259,5 +259,4 @@ def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _write_summary(path: str, infos: list[tuple[int, dict[str, Any]]], totals: dict[str, int]) -> None:
-    with FileSystems.create(path) as file:
-        file.write(json.dumps({"shards": dict(infos), "counts": totals}).encode())
+    _write(path, json.dumps({"shards": dict(infos), "counts": totals}).encode())

@@ -3,8 +3,6 @@
 That is why worker processes and Apache Beam make the same examples.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ found by, and, written last, `<number>.json` with its counts: a chunk with one i
 on its number alone, never on the number of workers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -27,18 +25,13 @@ from data_prep.readers import Corpus
 from data_prep.reading import Document
 from data_prep.sources import zstd
 from electra_flax.errors import UserError
-from electra_flax.files import read_bytes, read_json, replaced, write_whole
+from electra_flax.files import read_bytes, replaced, write_whole
 
 _CHUNK_CHARACTERS = 1_000_000
 SIGNATURE_SIZE = 128
 _SHINGLE_CHARACTERS = 5
-
-
-class RawChunk(NamedTuple):
-    """Documents as they were read."""
-
-    number: int
-    documents: list[Document]
+# What numpy, zipfile and zstd raise for files that were cut or overwritten; pickled arrays are a ValueError.
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zstd.ZstdError, struct.error)
 
 
 class CleanTask(NamedTuple):
@@ -48,7 +41,9 @@ class CleanTask(NamedTuple):
     cleaning: CleaningOptions
     paths: tuple[str, ...]
     """Of the sources, for messages."""
-    chunk: RawChunk
+    number: int
+    documents: list[Document]
+    """As they were read."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +60,19 @@ class ChunkInfo:
     """How many texts each step of cleaning changed or dropped."""
 
 
-def raw_chunks(corpus: Corpus) -> Iterator[RawChunk]:
+def raw_chunks(corpus: Corpus) -> Iterator[list[Document]]:
     """Yield the corpus in chunks of about a million characters."""
-    number, documents, characters = 0, list[Document](), 0
+    # By characters read, before any cleaning: where a chunk ends must not depend on what workers make of it, or a run
+    # that goes on would cut the corpus elsewhere and lose or double documents.
+    documents, characters = list[Document](), 0
     for document in corpus.documents():
         documents.append(document)
         characters += len(document.text)
         if characters >= _CHUNK_CHARACTERS:
-            yield RawChunk(number, documents)
-            number, documents, characters = number + 1, [], 0
+            yield documents
+            documents, characters = [], 0
     if documents:
-        yield RawChunk(number, documents)
+        yield documents
 
 
 def is_finished(folder: Path, number: int) -> bool:
@@ -86,7 +83,7 @@ def chunk_path(folder: Path, number: int, kind: str) -> Path:
     return folder / f"{number:08d}.{kind}"
 
 
-def clean_chunk(task: CleanTask) -> ChunkInfo:
+def clean_chunk(task: CleanTask) -> None:
     """Remove markup, clean, and write the chunk."""
     cleaner = Cleaner(task.cleaning)
     texts: list[str] = []
@@ -95,8 +92,8 @@ def clean_chunk(task: CleanTask) -> ChunkInfo:
     signatures = []
     sources = Counter[str]()
     steps = task.cleaning.steps
-    for number, document in enumerate(task.chunk.documents):
-        pool.note(f"document {number} of chunk {task.chunk.number}, from {task.paths[document.source]}")
+    for number, document in enumerate(task.documents):
+        pool.note(f"document {number} of chunk {task.number}, from {task.paths[document.source]}")
         paragraphs = cleaner.clean(document.lines())
         if not paragraphs:
             continue
@@ -116,23 +113,13 @@ def clean_chunk(task: CleanTask) -> ChunkInfo:
         len(texts), sum(sizes["sentences_of_document"]), len(sizes["sentences_of_paragraph"]), len(text),
         dict(sources), dict(cleaner.counts),
     )  # fmt: skip
-    write_whole(chunk_path(task.folder, task.chunk.number, "zst"), zstd.compress(text, 1))
+    write_whole(chunk_path(task.folder, task.number, "zst"), zstd.compress(text, 1))
     arrays: dict[str, Any] = {name: np.asarray(values, np.int32) for name, values in sizes.items()}
     arrays |= {name: np.asarray(values, np.uint64) for name, values in hashes.items()}
-    with replaced(chunk_path(task.folder, task.chunk.number, "npz")) as unfinished, unfinished.open("wb") as file:
+    with replaced(chunk_path(task.folder, task.number, "npz")) as unfinished, unfinished.open("wb") as file:
         np.savez(file, signatures=np.asarray(signatures, np.uint32).reshape(-1, SIGNATURE_SIZE), **arrays)
     # Last: it says that the chunk is finished.
-    write_whole(chunk_path(task.folder, task.chunk.number, "json"), json.dumps(vars(info)).encode())
-    return info
-
-
-def read_info(folder: Path, number: int) -> ChunkInfo:
-    return read_json(chunk_path(folder, number, "json"), ChunkInfo, anew(folder))
-
-
-def read_arrays(folder: Path, number: int) -> Any:
-    """Return the arrays of a cleaned chunk, by name. Raises UserError where they are damaged."""
-    return load_arrays(chunk_path(folder, number, "npz"))
+    write_whole(chunk_path(task.folder, task.number, "json"), json.dumps(vars(info)).encode())
 
 
 def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterator[list[str]]:
@@ -153,6 +140,7 @@ def read_chunk(folder: Path, number: int, dropped: np.ndarray | None) -> Iterato
 
 def load_arrays(path: Path) -> dict[str, Any]:
     """Return what np.savez wrote. Raises UserError where it is damaged."""
+    # From bytes in memory: np.load of a path reads lazily, and damage would show far from where it is named.
     with damage_named(path), np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -167,16 +155,7 @@ def damage_named(path: Path) -> Iterator[None]:
     """Raise UserError, which names it, for unfinished work that cannot be read as what it is."""
     try:
         yield
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zstd.ZstdError,
-        struct.error,
-    ) as error:
+    except _DAMAGE as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}): {anew(path.parent)}") from None

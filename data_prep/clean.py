@@ -6,6 +6,7 @@ punctuation; `koelectra-v3` keeps hanja and symbols and removes what a domain ad
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -37,10 +38,6 @@ def _dropping(pattern: str) -> Callable[[str], str]:
     return lambda given: "" if compiled.search(given) else given
 
 
-def _nfc(text: str) -> str:
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
-
-
 _EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
 _PERSONAL = "|".join([
     r"(?<!\d)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\s?-\s?[1-8]\d{6}(?!\d)",  # resident registration
@@ -53,8 +50,11 @@ _NOT_WHITELISTED = r"""[^가-힣\x20-\x7e‘’“”…·%℃㎡]+"""
 _SPACES = re.compile(r"[\t\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd\ufff9-\ufffb\ue000-\uf8ff]+")
 
+# The order is part of what a recipe is. Composed first: all patterns below are of composed syllables. What one step
+# leaves (spaces where a mention was, an empty bracket) a later one tidies; what repeats is looked for in what is left.
 STEPS = (
-    Step("nfc", "paragraph", "compose Unicode (NFC): decomposed Hangul has no pieces; never NFKC", _nfc),
+    Step("nfc", "paragraph", "compose Unicode (NFC): decomposed Hangul has no pieces; never NFKC",
+         functools.partial(unicodedata.normalize, "NFC")),
     Step("control", "paragraph", "remove control characters; every kind of space becomes a plain one",
          lambda text: _SPACES.sub(" ", _CONTROL.sub("", text))),
     Step("zero-width", "paragraph", "remove zero-width characters, soft hyphens and byte order marks",
@@ -127,6 +127,7 @@ class Cleaner:
         self._of_sentences = [(step.name, step.apply or self._short)
                               for step in on if step.level == "sentence"]  # fmt: skip
         self._split = splitter(options.splitter) if "sentences" in options.steps else lambda text: [text]
+        # Nothing on: texts stay as they are, not even stripped.
         self._idle = not any(step.level != "corpus" for step in on)
         self.counts: Counter[str] = Counter()
 

@@ -1,7 +1,5 @@
 """electra-data: text -> vocabulary -> shards."""
 
-from __future__ import annotations
-
 import os
 import sys
 import textwrap
@@ -53,9 +51,6 @@ def parser() -> Parser:
     """Return that of electra-data."""
     text = "Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain."
     return make_parser("electra-data", text, exit_codes((0, 1, 2, 3, 70, 130)), (Vocab, Report, Shard, Inspect))
-
-
-# ------------------------------------------------------------------------------------------------------ the corpus
 
 
 class Cleaning(Command):
@@ -132,9 +127,6 @@ class Reading(Cleaning):
 
 def _warn(message: str) -> None:
     write_line(f"warning: {message}")
-
-
-# ---------------------------------------------------------------------------------------------------- vocabularies
 
 
 class Vocab(Reading):
@@ -227,7 +219,7 @@ class Report(Reading):
 
 def _read_tokenizer(folder: Path) -> tuple[Vocabulary, Casing]:
     vocabulary = Vocabulary.read(folder / "vocab.txt")
-    vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary
+    vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
     return vocabulary, Casing.read(folder)
 
 
@@ -245,9 +237,6 @@ def _show_report(
     print_line(", ".join(str(out / name) for name in reports))
     if usages[0].unk_rate > MOST_UNKNOWN:
         _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: {why_unknown(*found[0], lines)}")
-
-
-# ---------------------------------------------------------------------------------------------------------- shards
 
 
 class Shard(Reading):

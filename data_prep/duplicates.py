@@ -5,33 +5,32 @@ occurrence in the order of the corpus stays. Near-duplicates go first, then para
 only at what is left: a text is dropped for the sake of one that stays.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.chunks import SIGNATURE_SIZE, read_arrays
+from data_prep.chunks import SIGNATURE_SIZE, chunk_path, load_arrays
 from electra_flax.errors import UserError
 
-_BUCKET_ENTRIES = 4 << 20
-_MAX_BUCKETS = 512  # open files
+_BUCKET_ENTRIES = 4 << 20  # 64 MiB, sorted in memory
+_MAX_BUCKETS = 512  # open files, of the 1,024 that a process may have by default
 _ENTRY = np.dtype([("hash", "<u8"), ("ordinal", "<u8")])
 
 
 def find_duplicates(
     folder: Path, num_chunks: int, steps: tuple[str, ...], near_similarity: float, num_sentences: int,
-    report: Callable[[str], None],
+    report: Callable[[], None],
 ) -> dict[str, int]:  # fmt: skip
     """Write `dropped.npy`, bool [sentences of the corpus]; return how many texts each step dropped."""
+    # Renamed when whole: stage 3 takes a dropped.npy that is there for the answer.
     partial = folder / "dropped.partial.npy"
     dropped = np.lib.format.open_memmap(partial, "w+", np.bool_, (num_sentences,))
     counts = {}
     for step, find in (("near-duplicates", _near), ("dedup-paragraphs", _paragraphs), ("dedup-sentences", _sentences)):
         if step in steps:
-            report(step)
+            report()
             counts[step] = find(folder, num_chunks, dropped, near_similarity)
     dropped.flush()
     partial.rename(folder / "dropped.npy")
@@ -39,12 +38,9 @@ def find_duplicates(
 
 
 def _sentences(folder: Path, num_chunks: int, dropped: np.ndarray, _: float) -> int:
-    def hashes() -> Iterator[np.ndarray]:
-        for number in range(num_chunks):
-            yield read_arrays(folder, number)["sentences"]
-
     count = 0
-    for ordinals, _first in repeats(hashes(), len(dropped), folder / "buckets", dropped):
+    # Marks are made while `repeats` runs, but what it skips was dealt into buckets before its first answer.
+    for ordinals, _first in repeats(_arrays(folder, num_chunks, "sentences"), len(dropped), folder, dropped):
         dropped[ordinals] = True
         count += len(ordinals)
     return count
@@ -53,14 +49,9 @@ def _sentences(folder: Path, num_chunks: int, dropped: np.ndarray, _: float) -> 
 def _paragraphs(folder: Path, num_chunks: int, dropped: np.ndarray, _: float) -> int:
     sizes = _joined(folder, num_chunks, "sentences_of_paragraph")
     starts = np.cumsum(sizes) - sizes
-
-    def hashes() -> Iterator[np.ndarray]:
-        for number in range(num_chunks):
-            yield read_arrays(folder, number)["paragraphs"]
-
-    gone = dropped[starts]
+    gone = dropped[starts]  # near-duplicates drop whole documents, so a paragraph's first sentence tells of all of it
     count = 0
-    for ordinals, _first in repeats(hashes(), len(sizes), folder / "buckets", gone):
+    for ordinals, _first in repeats(_arrays(folder, num_chunks, "paragraphs"), len(sizes), folder, gone):
         for ordinal in ordinals:
             dropped[starts[ordinal] : starts[ordinal] + sizes[ordinal]] = True
         count += len(ordinals)
@@ -81,11 +72,10 @@ def _near(folder: Path, num_chunks: int, dropped: np.ndarray, similarity: float)
     bands = MinHashLSH(threshold=similarity, num_perm=SIGNATURE_SIZE)
     sizes = _joined(folder, num_chunks, "sentences_of_document")
     starts = np.cumsum(sizes) - sizes
-    path = folder / "signatures.partial.npy"
+    path = folder / "signatures.partial.npy"  # on disk: 512 bytes a document, 5 GB of 10 million
     signatures = np.lib.format.open_memmap(path, "w+", np.uint32, (len(sizes), SIGNATURE_SIZE))
     end = 0
-    for number in range(num_chunks):
-        found = read_arrays(folder, number)["signatures"]
+    for found in _arrays(folder, num_chunks, "signatures"):
         signatures[end : end + len(found)] = found
         end += len(found)
 
@@ -96,12 +86,13 @@ def _near(folder: Path, num_chunks: int, dropped: np.ndarray, similarity: float)
             for start in range(0, len(signatures), 1 << 16):
                 yield _hash_rows(signatures[start : start + (1 << 16), columns])
 
-        for ordinals, firsts in repeats(hashes(), len(sizes), folder / "buckets", None):
+        for ordinals, firsts in repeats(hashes(), len(sizes), folder, None):
             for start in range(0, len(ordinals), 1 << 14):
                 later, earlier = ordinals[start : start + (1 << 14)], firsts[start : start + (1 << 14)]
                 alike = (signatures[later] == signatures[earlier]).mean(axis=1) >= similarity
                 pairs.append(np.stack([later[alike], earlier[alike]], axis=1))
-    # In the order of the later one: whether the earlier one stays is known by then.
+    # In the order of the later one: whether the earlier one stays is known by then. A pair that several bands found
+    # counts once, and a chain a ~ b ~ c keeps c where b is gone already: nothing goes for the sake of what went.
     count = 0
     gone = np.zeros(len(sizes), np.bool_)
     for later, earlier in np.unique(np.concatenate(pairs or [np.zeros((0, 2), np.uint64)]), axis=0):
@@ -113,8 +104,13 @@ def _near(folder: Path, num_chunks: int, dropped: np.ndarray, similarity: float)
     return count
 
 
+def _arrays(folder: Path, num_chunks: int, name: str) -> Iterator[np.ndarray]:
+    for number in range(num_chunks):
+        yield load_arrays(chunk_path(folder, number, "npz"))[name]
+
+
 def _joined(folder: Path, num_chunks: int, name: str) -> np.ndarray:
-    return np.concatenate([read_arrays(folder, number)[name] for number in range(num_chunks)]).astype(np.int64)
+    return np.concatenate(list(_arrays(folder, num_chunks, name))).astype(np.int64)
 
 
 def _hash_rows(rows: np.ndarray) -> np.ndarray:
@@ -131,12 +127,13 @@ def repeats(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (ordinals of hashes that appeared before, ordinals of their first appearance), for hashes in order.
 
-    Ordinals marked in `gone` do not count. `folder` holds the buckets, which are removed in the end.
+    Ordinals marked in `gone` do not count.
     """
     num_buckets = min(_MAX_BUCKETS, max(1, -(-total // _BUCKET_ENTRIES)))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    files = [(folder / str(number)).open("wb") for number in range(num_buckets)]
+    buckets = folder / "buckets"
+    shutil.rmtree(buckets, ignore_errors=True)  # of a run that was killed
+    buckets.mkdir()
+    files = [(buckets / str(number)).open("wb") for number in range(num_buckets)]
     start = 0
     for batch in hashes:
         entries = np.empty(len(batch), _ENTRY)
@@ -150,14 +147,10 @@ def repeats(
     for file in files:
         file.close()
     for number in range(num_buckets):
-        entries = np.fromfile(folder / str(number), _ENTRY)
+        entries = np.fromfile(buckets / str(number), _ENTRY)
         entries = entries[np.argsort(entries["hash"], kind="stable")]  # the first of equal ones stays the first
         is_first = np.ones(len(entries), np.bool_)
         is_first[1:] = entries["hash"][1:] != entries["hash"][:-1]
-        first = (
-            entries["ordinal"][np.flatnonzero(is_first)[np.cumsum(is_first) - 1]]
-            if len(entries)
-            else entries["ordinal"]
-        )
+        first = entries["ordinal"][np.flatnonzero(is_first)[np.cumsum(is_first) - 1]]  # of each one's equals
         yield entries["ordinal"][~is_first], first[~is_first]
-    shutil.rmtree(folder)
+    shutil.rmtree(buckets)

@@ -5,8 +5,6 @@ words of characters that become one character, or stand alone, are matched by co
 as one that is deleted, go through the tokenizer.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 
@@ -32,6 +30,7 @@ class Encoder:
         self._trie = wordpiece.Trie.build(tokens)
         self._kinds = np.full(_NUM_CODES, UNSEEN, np.uint8)
         self._folded = np.arange(_NUM_CODES, dtype=np.uint32)
+        # Such words repeat, and each call of the tokenizer has its price.
         self._encode_word = functools.lru_cache(1 << 16)(functools.partial(_encode, self._tokenizer))
 
     def encode(self, lines: list[str]) -> list[list[int]]:
@@ -52,6 +51,7 @@ class Encoder:
         return [ids[start:end] for start, end in zip(starts, starts[1:], strict=False)]
 
     def _classify(self, code: int) -> None:
+        # Between two letters: what rules do at the ends of a text, such as stripping, is not the character's doing.
         text = self._tokenizer.normalizer.normalize_str(_PROBE + chr(code) + _PROBE)
         match [part for part, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]:
             case [word] if len(word) == 3:

@@ -4,8 +4,6 @@
 `carry` chooses segments by the same rules and begins the next example with what was cut off: no token is lost.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import Literal, NamedTuple

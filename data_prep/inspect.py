@@ -1,7 +1,5 @@
 """Shows what is in a folder of shards: the manifest in words, lengths, and a few examples decoded, in colour."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

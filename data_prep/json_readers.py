@@ -1,7 +1,5 @@
 """JSON in every shape that corpora have -> documents: lines, arrays, objects, Namuwiki's dump, the Modu corpus."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Wiki markup -> lines of text. Wikipedia's is parsed by mwparserfromhell; Namuwiki's dialect has no such library."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterator
@@ -39,7 +37,7 @@ def wikipedia_lines(markup: str) -> list[str]:
 
 def is_nested_too_deep(markup: str) -> bool:
     """Return whether templates are nested deeper than the parser can follow; those never closed do not count."""
-    if markup.count("}}") <= _MOST_TEMPLATES_DEEP:
+    if markup.count("}}") <= _MOST_TEMPLATES_DEEP:  # most pages: counting is all that they cost
         return False
     inside: list[int] = []  # of each open pair: how deep it is below
     for braces in re.finditer(r"\{\{|\}\}", markup):
@@ -118,7 +116,7 @@ _NAMU_MARKS: list[tuple[re.Pattern[str], str]] = [
 ]
 _NAMU_MACRO = re.compile(r"(?i)\[([a-z]+)\(")
 _RUBY_ARGUMENTS = re.compile(r"(?i),\s*(?:ruby|color)\s*=")
-_MOST_MACRO_CHARACTERS = 5000
+_MOST_MACRO_CHARACTERS = 5000  # one that is never closed must not take the rest of the article with it
 _NAMU_SKIPPED_LINES = re.compile(r"^\s*(?:=+\s?#?.*#?\s?=+\s*$|\|\||##|-{4,}|#!)")
 _NAMU_LINE_MARKS = re.compile(r"^\s*(?:>+|\*+|(?:[1aAiI]\.)(?:#\d+)?)?\s*")
 
@@ -131,6 +129,7 @@ def namuwiki_lines(markup: str) -> list[str]:
     """Return paragraphs, quotations and list items; tables, headings, footnotes, macros and files are left out."""
     for pattern, text in _NAMU_LINKS:
         markup = pattern.sub(text, markup)
+    # Macros first: [youtube(...)] within a footnote holds brackets that need not be pairs.
     markup = _without_footnotes(_without_macros(markup))
     for pattern, text in _NAMU_MARKS:
         markup = pattern.sub(text, markup)
@@ -173,6 +172,8 @@ def _without_footnotes(text: str) -> str:
 
 def _closings(text: str) -> dict[int, int]:
     """Return {place of an opening bracket: place of the one that closes it}."""
+    # All pairs in one pass: footnotes nest, which no regular expression follows, and a search for each opening would be
+    # quadratic in articles of thousands.
     found: dict[int, int] = {}
     opened: list[int] = []
     for bracket in re.finditer(r"[\[\]]", text):

@@ -34,7 +34,7 @@ def note(place: str) -> None:
     _place = place
     if _note_file is not None:
         with suppress(OSError):  # a full disk: what the work itself cannot write says so
-            os.pwrite(_note_file, place.encode()[:500].ljust(500), 0)
+            os.pwrite(_note_file, place.encode()[:500].ljust(500), 0)  # over the last note, in one call: never half
 
 
 def _start_worker(notes: Path) -> None:
@@ -98,6 +98,7 @@ class Pool:
             for task in tasks:
                 with _ctrl_c_waits():  # a task that finds no worker idle may start one
                     waiting.append((task, executor.submit(_call, function, task)))
+                # Enough that no worker waits for the reader, few enough that memory holds them: each is megabytes.
                 if len(waiting) > 2 * self._num_workers:
                     done, future = waiting.popleft()
                     yield done, future.result()

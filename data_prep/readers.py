@@ -4,8 +4,6 @@ A reader takes an open byte stream and yields documents as lists of lines; marku
 more processors than the one process that reads. What a file is shows in its first bytes (`recognize`), or is said.
 """
 
-from __future__ import annotations
-
 import codecs
 import functools
 import io

@@ -1,7 +1,5 @@
 """What readers make and are given: documents, options, a file as UTF-8; rows and lines of text as documents."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import json

@@ -3,8 +3,6 @@
 The rules are for Korean and leave other languages' punctuated text alone but for the split after `.`, `?` and `!`.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable
@@ -42,7 +40,7 @@ def split_by_rules(paragraph: str) -> list[str]:
         for character in paragraph[read:end]:
             depth += (character in _OPENING) - (character in _CLOSING)
         read = end
-        depth = max(depth, 0)
+        depth = max(depth, 0)  # "1)" closes what nobody opened; below 0 it would hide the next opening
         sentence = paragraph[start:end]
         if depth and end - start < 400:  # a quotation of a sensible length; an unclosed one must not hold all
             continue
@@ -60,7 +58,7 @@ def _kiwi() -> Any:
         from kiwipiepy import Kiwi
     except ModuleNotFoundError:
         raise UserError("--splitter kiwi needs kiwipiepy: pip install 'electra-flax[kiwi]'") from None
-    return Kiwi(num_workers=1)
+    return Kiwi(num_workers=1)  # processes share the cores already
 
 
 def _split_by_kiwi(paragraph: str) -> list[str]:
@@ -71,5 +69,5 @@ def splitter(name: SplitterName) -> Callable[[str], list[str]]:
     """Return the function behind a name. Raises UserError where its library is not installed."""
     if name == "rules":
         return split_by_rules
-    _kiwi()
+    _kiwi()  # now: what is missing shows before the corpus is read
     return _split_by_kiwi

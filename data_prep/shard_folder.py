@@ -1,7 +1,5 @@
 """A folder of shards beside the shards: manifest.json, the vocabulary and the metadata of tensorflow-datasets."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from pathlib import Path
 from data_prep.build import ShardJob
 from data_prep.readers import Corpus
 from electra_flax.data.example import FEATURES
-from electra_flax.data.manifest import CleaningInfo, Manifest, ShardInfo
+from electra_flax.data.manifest import CleaningInfo, Manifest, ShardInfo, SourceInfo
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import read_bytes, write_all
@@ -28,7 +26,7 @@ def refuse_occupied(out: Path) -> None:
 
 def make_manifest(
     job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, infos: dict[str, list[ShardInfo]], *,
-    documents_of_source: Mapping[str, int], cleaned: dict[str, int], malformed: dict[str, str],
+    of_source: Mapping[str, int], cleaned: dict[str, int], malformed: dict[str, str],
     pieces: int, unknown: int, discarded: int,
 ) -> Manifest:  # fmt: skip
     """Return what was done, in the form that training checks."""
@@ -43,11 +41,7 @@ def make_manifest(
         unk_rate=unknown / max(pieces, 1),
         discarded_tokens=discarded,
         sources=[
-            {
-                "path": os.path.basename(source.name),
-                "bytes": source.size,
-                "documents": documents_of_source.get(str(number), 0),
-            }
+            SourceInfo(path=os.path.basename(source.name), bytes=source.size, documents=of_source.get(str(number), 0))
             for number, source in enumerate(corpus.sources)
         ],
         splits=infos,
@@ -66,13 +60,10 @@ def make_manifest(
 def write_metadata(manifest: Manifest, vocabulary: Vocabulary, folder: Path) -> None:
     """Write vocab.txt, features.json and dataset_info.json, with which tfds opens the folder, and manifest.json."""
     prefix = "tensorflow_datasets.core.features"
+    shape = {"dimensions": [str(manifest.max_seq_length)]}
     tensor = {
         "pythonClassName": f"{prefix}.tensor_feature.Tensor",
-        "tensor": {
-            "shape": {"dimensions": [str(manifest.max_seq_length)]},
-            "dtype": "int64",
-            "encoding": "none",
-        },
+        "tensor": {"shape": shape, "dtype": "int64", "encoding": "none"},
     }
     features = {
         "pythonClassName": f"{prefix}.features_dict.FeaturesDict",

@@ -9,8 +9,6 @@ was killed goes on where it was, and the shards are the same bytes whatever the 
 4. shards/: what all chunks dealt to a shard, shuffled; this folder becomes --out
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import gc
@@ -40,7 +38,6 @@ from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError, counted
 from electra_flax.files import read_json, replaced, write_whole
 from electra_flax.runtime.console import progress
-from electra_flax.runtime.progress_bar import Bar
 
 _STAGES = ("chunks", "records", "shards")
 _SHARD_BYTES = 64 << 20  # of text
@@ -51,7 +48,6 @@ _MAX_SHARD_BYTES = 512 << 20  # a shard is shuffled in memory
 def write_shards(job: ShardJob, corpus: Corpus, out: Path, num_workers: int) -> Manifest:
     """Make the folder `out`, or nothing. Raises UserError where there is nothing to write or no room for it."""
     vocabulary = Vocabulary.read(job.vocab_dir / "vocab.txt")
-    vocabulary.special  # noqa: B018  refuses a file that is not a WordPiece vocabulary before any work
     refuse_occupied(out)
     work = out.with_name(out.name + ".partial")
     _begin_or_continue(job, corpus, vocabulary, work)
@@ -90,7 +86,7 @@ def _run_stages(job: ShardJob, corpus: Corpus, vocabulary: Vocabulary, work: Pat
         )
     infos = _shuffle(job, work, counts, totals, run)
     return make_manifest(
-        job, corpus, vocabulary, infos, documents_of_source=summary.documents_of_source,
+        job, corpus, vocabulary, infos, of_source=summary.documents_of_source,
         cleaned=summary.cleaned | duplicates, malformed=summary.malformed,
         pieces=totals.pieces, unknown=totals.unknown, discarded=totals.discarded,
     )  # fmt: skip
@@ -139,9 +135,6 @@ def _check_disk(corpus: Corpus, work: Path) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------- stages 1 and 2
-
-
 @dataclass(frozen=True)
 class _Complete:
     """complete.json: all chunks are there."""
@@ -175,31 +168,29 @@ class _Summary:
         return dict(sum((Counter(chunk.cleaned) for chunk in self.chunks), Counter[str]()))
 
 
-def _bar(what: str, total: int, unit: str = "B") -> Bar:
-    return progress(total, what, unit, scaled=True)
-
-
 def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
     folder = work / "chunks"
     complete = folder / "complete.json"
     if not complete.exists():
-        paths = tuple(source.name for source in corpus.sources)
-        number = -1
+        names = tuple(source.name for source in corpus.sources)
+        num_chunks = 0
 
         def missing() -> Iterator[CleanTask]:
-            nonlocal number
-            for chunk in chunks.raw_chunks(corpus):
-                number = chunk.number
+            nonlocal num_chunks
+            for number, documents in enumerate(chunks.raw_chunks(corpus)):
                 if not chunks.is_finished(folder, number):
-                    yield CleanTask(folder, job.cleaning, paths, chunk)
+                    yield CleanTask(folder, job.cleaning, names, number, documents)
+                num_chunks = number + 1
                 bar.update(corpus.bytes_read - bar.n)
 
-        with _bar("1 of 4, reading and cleaning", corpus.total_bytes) as bar:
+        with progress(corpus.total_bytes, "1 of 4, reading and cleaning", "B", scaled=True) as bar:
             for _ in run(chunks.clean_chunk, missing()):
                 pass
-        write_whole(complete, json.dumps(vars(_Complete(number + 1, corpus.malformed))).encode())
-    found = read_json(complete, _Complete, chunks.anew(folder))
-    return _Summary([chunks.read_info(folder, number) for number in range(found.chunks)], found.malformed)
+        write_whole(complete, json.dumps(vars(_Complete(num_chunks, corpus.malformed))).encode())
+    fix = chunks.anew(folder)
+    found = read_json(complete, _Complete, fix)
+    paths = (chunk_path(folder, number, "json") for number in range(found.chunks))
+    return _Summary([read_json(path, chunks.ChunkInfo, fix) for path in paths], found.malformed)
 
 
 def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]:
@@ -208,10 +199,10 @@ def _deduplicate(job: ShardJob, work: Path, summary: _Summary) -> dict[str, int]
         counts: dict[str, int] = {}
         on = [step for step in job.cleaning.steps if step.startswith("dedup") or step == "near-duplicates"]
         if on:
-            with _bar("2 of 4, duplicates", len(on), "steps") as bar:
+            with progress(len(on), "2 of 4, duplicates", "steps", scaled=True) as bar:
                 counts = find_duplicates(
                     work / "chunks", len(summary.chunks), job.cleaning.steps, job.cleaning.near_similarity,
-                    sum(chunk.sentences for chunk in summary.chunks), lambda _: bar.update(),
+                    sum(chunk.sentences for chunk in summary.chunks), bar.update,
                 )  # fmt: skip
         write_whole(path, json.dumps(counts).encode())
     return read_json(path, dict[str, int], chunks.anew(path.parent))
@@ -227,9 +218,6 @@ def shard_counts(job: ShardJob, text_bytes: int) -> dict[str, int]:
     if job.validation_fraction > 0:
         counts["validation"] = max(1, round(wanted * job.validation_fraction))
     return counts
-
-
-# ------------------------------------------------------------------------------------------------- stages 3 and 4
 
 
 class _BuildTask(NamedTuple):
@@ -269,7 +257,7 @@ def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int],
         for number, chunk in enumerate(summary.chunks)
         if not is_built[number]
     )
-    with _bar("3 of 4, tokenizing", summary.bytes) as bar:
+    with progress(summary.bytes, "3 of 4, tokenizing", "B", scaled=True) as bar:
         bar.update(sum(chunk.bytes for chunk, built in zip(summary.chunks, is_built, strict=True) if built))
         for task, _ in run(_build_chunk, tasks):
             bar.update(summary.chunks[task.number].bytes)
@@ -302,6 +290,7 @@ def _build_chunk(task: _BuildTask) -> None:
         counts.update(pieces=result.pieces, unknown=result.unknown, discarded=result.discarded)
     parts = []
     for split, num_shards in task.counts.items():
+        # Of the chunk alone, not of the worker: the bytes do not depend on --workers, nor on which chunks were there.
         rng = random.Random(f"{job.seed} {split} {task.number}")
         rng.shuffle(made[split])
         # Dealt like cards: each shard gets as many, or one more. Which one begins is drawn, or the first shards would
@@ -332,7 +321,7 @@ class _ShuffleTask(NamedTuple):
 def _shuffle(
     job: ShardJob, work: Path, counts: dict[str, int], totals: _Totals, run: Any
 ) -> dict[str, list[ShardInfo]]:
-    for leftover in (work / "shards").glob("*.partial*"):
+    for leftover in (work / "shards").glob("*.partial*"):  # of a run that was killed: this folder becomes --out
         leftover.unlink()
     np.save(work / "records/bounds.npy", totals.bounds)
     names = [(split, shard_name(split, number, count)) for split, count in counts.items() for number in range(count)]
@@ -341,7 +330,7 @@ def _shuffle(
         for shard, (_, name) in enumerate(names)
         if not (work / "shards" / name).exists()
     )
-    with _bar("4 of 4, shuffling", int(totals.examples.sum()), "examples") as bar:
+    with progress(int(totals.examples.sum()), "4 of 4, shuffling", "examples", scaled=True) as bar:
         for task, _ in run(_write_shard, tasks):
             bar.update(int(totals.examples[task.shard]))
     infos: dict[str, list[ShardInfo]] = {split: [] for split in counts}
@@ -364,6 +353,8 @@ def _write_shard(task: _ShuffleTask) -> None:
             if len(data) < end - start:
                 raise EOFError("cut off")
             records += _framed(data)
+    # Each chunk was dealt to all shards and shuffled before: this mixes the chunks, and both together are as good as a
+    # shuffle of the whole corpus while one shard at most lies in memory.
     random.Random(f"{task.seed} {task.name}").shuffle(records)
     path = task.work / "shards" / task.name
     writer = ShardWriter(path.with_name(task.name + ".partial"))

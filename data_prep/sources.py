@@ -1,7 +1,5 @@
 """Corpus files, local or on gs://, as decompressed byte streams that know how far they have read."""
 
-from __future__ import annotations
-
 import bz2
 import glob
 import gzip

@@ -1,7 +1,5 @@
 """Rows with a column of text -> documents: Parquet, data sets of tensorflow-datasets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

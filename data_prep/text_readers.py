@@ -1,7 +1,5 @@
 """Plain text -> documents: blank lines between them, a document a line, one file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from data_prep.reading import MAX_DOCUMENT_CHARACTERS, Document, Input, as_document, stripped_lines

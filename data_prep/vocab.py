@@ -4,17 +4,14 @@ Whatever learns the pieces, the result is a WordPiece vocabulary that works on t
 punctuation alone: pieces that continue a word begin with ##, also where MeCab or SentencePiece found them.
 """
 
-from __future__ import annotations
-
 import io
 import random
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
@@ -82,7 +79,7 @@ def train_vocabulary(lines: Sequence[str], out: Path, options: VocabularyOptions
         raise UserError("the corpus is empty: no piece was learned; give --corpus files with text")
     tokens = _SPECIAL + pieces
     tokens += [f"[unused{number}]" for number in range(options.size - len(tokens))]
-    return _checked(tokens, out, options.casing)
+    return _checked(Vocabulary.of(out / "vocab.txt", tokens), options.casing)
 
 
 def extend_vocabulary(
@@ -110,23 +107,12 @@ def extend_vocabulary(
         pieces = [token.value for token in old.tokenize(first + text)]
         return used[piece] * (len(text) if pieces == ["[UNK]"] else len(pieces) - bool(first) - 1)
 
-    chosen = sorted(
-        (piece for piece in candidates if used[piece] >= options.min_frequency), key=lambda p: (-saved(p), p)
-    )
-    chosen = chosen[: len(slots)]
+    frequent = [piece for piece in candidates if used[piece] >= options.min_frequency]
+    chosen = sorted(frequent, key=lambda piece: (-saved(piece), piece))[: len(slots)]
     tokens = list(base.tokens)
     for slot, piece in zip(slots, chosen, strict=False):
         tokens[slot] = piece
-    return _checked(tokens, out, options.casing), chosen
-
-
-def _checked(tokens: list[str], out: Path, casing: Casing) -> Vocabulary:
-    vocabulary = Vocabulary.of(out / "vocab.txt", tokens)
-    check_vocabulary(vocabulary, casing)
-    return vocabulary
-
-
-# ---------------------------------------------------------------------------------------------------- learning
+    return _checked(Vocabulary.of(out / "vocab.txt", tokens), options.casing), chosen
 
 
 def learn_pieces(lines: Sequence[str], options: VocabularyOptions, count: int, show_progress: bool) -> list[str]:
@@ -141,7 +127,8 @@ def learn_pieces(lines: Sequence[str], options: VocabularyOptions, count: int, s
         segmented = [" ".join(words(line)) for line in lines]
         # Pieces learned both with and without the mark fall together: learn more than needed.
         marked = _learn_wordpiece(tokenizer, segmented, options, count + count // 2, show_progress)
-        return _unmarked(marked, count)
+        plain = (piece.replace(_CONTINUES, "##", 1) if piece.startswith(_CONTINUES) else piece for piece in marked)
+        return list(dict.fromkeys(piece for piece in plain if piece.removeprefix("##")))[:count]
     return _learn_sentencepiece([" ".join(words(line)) for line in lines], options, count)
 
 
@@ -150,16 +137,13 @@ def _learn_wordpiece(
 ) -> list[str]:
     # The trainer cuts equally rare characters in an order that changes from run to run; it is told which to keep.
     characters = _most_frequent_characters(lines, options, tokenizer.normalizer is not None)
-    settings: dict[str, Any] = {
-        "min_frequency": options.min_frequency,
-        "initial_alphabet": characters,
-        "limit_alphabet": len(characters),
-        "continuing_subword_prefix": "##",
-        "show_progress": show_progress,
-    }
 
     def train(first_tokens: list[str], vocab_size: int) -> list[str]:
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first_tokens, **settings)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, min_frequency=options.min_frequency, special_tokens=first_tokens,
+            initial_alphabet=characters, limit_alphabet=len(characters), continuing_subword_prefix="##",
+            show_progress=show_progress,
+        )  # fmt: skip
         tokenizer.train_from_iterator(lines, trainer)
         trained = tokenizer.get_vocab()
         return sorted(trained, key=trained.__getitem__)
@@ -168,12 +152,6 @@ def _learn_wordpiece(
     # those numbers. A first pass without merges finds them; given in sorted order, they make the result repeatable.
     continuing = sorted(piece for piece in train(_SPECIAL, 0) if piece.startswith("##"))
     return train(_SPECIAL + continuing, count + len(_SPECIAL))[len(_SPECIAL) :][:count]
-
-
-def _unmarked(marked: list[str], count: int) -> list[str]:
-    """Return the pieces with those after the mark of a continued word as ## pieces."""
-    plain = (piece.replace(_CONTINUES, "##", 1) if piece.startswith(_CONTINUES) else piece for piece in marked)
-    return list(dict.fromkeys(piece for piece in plain if piece.removeprefix("##")))[:count]
 
 
 def _segmenter(options: VocabularyOptions) -> Callable[[str], list[str]]:
@@ -254,34 +232,36 @@ def _most_frequent_characters(lines: Iterable[str], options: VocabularyOptions, 
     return sorted(counts, key=lambda character: (character != _CONTINUES, -counts[character], character))[:limit]
 
 
-# ---------------------------------------------------------------------------------------------------- checking
-
-
-def check_vocabulary(vocabulary: Vocabulary, casing: Casing) -> None:
-    """Raise UserError where special tokens are not in place, or Hangul does not come back composed."""
-    ids = vocabulary.special
-    if tuple(ids) != (0, 1, 2, 3, 4):
+def _checked(vocabulary: Vocabulary, casing: Casing) -> Vocabulary:
+    """Return it. Raises UserError where special tokens are not in place, or Hangul does not come back composed."""
+    if tuple(vocabulary.special) != (0, 1, 2, 3, 4):
         raise UserError(f"{vocabulary.path}: the first five entries must be {' '.join(_SPECIAL)}")
     if len(set(vocabulary.tokens)) != len(vocabulary.tokens):
         raise UserError(f"{vocabulary.path}: an entry appears twice: every line must be different")
+    tokenizer = build_tokenizer(vocabulary.tokens, casing)
     # Before its Jamo are counted, which would be blamed on the corpus.
-    normalized = build_tokenizer(vocabulary.tokens, casing).normalizer.normalize_str(ROUND_TRIP)
-    if normalized != ROUND_TRIP:
+    if tokenizer.normalizer.normalize_str(ROUND_TRIP) != ROUND_TRIP:
         raise UserError(
             "--strip-accents decomposes Hangul syllables to Jamo: every Korean word would become [UNK]; leave it off"
         )
-    text = "".join(vocabulary.tokens)
-    num_jamo, num_syllables = (
-        sum("\u1100" <= c <= "\u11ff" for c in text),
-        sum("가" <= c <= "힣" for c in text),
-    )
+    num_jamo, num_syllables = count_hangul("".join(vocabulary.tokens))
     if num_jamo > num_syllables:
         raise UserError(
             f"{vocabulary.path}: holds more decomposed Hangul ({num_jamo} Jamo) than syllables ({num_syllables}): "
             "the corpus is in NFD form; normalise it to NFC"
         )
-    pieces = build_tokenizer(vocabulary.tokens, casing).encode(ROUND_TRIP, add_special_tokens=False).tokens
-    if "[UNK]" not in pieces:
-        joined = "".join(piece.removeprefix("##") for piece in pieces)
-        if joined != unicodedata.normalize("NFC", ROUND_TRIP).replace(" ", ""):
-            raise UserError(f"{vocabulary.path}: the Hangul round trip gave {joined!r}")
+    back = round_trip(tokenizer)
+    if "[UNK]" not in back and back != ROUND_TRIP.replace(" ", ""):
+        raise UserError(f"{vocabulary.path}: the Hangul round trip gave {back!r}")
+    return vocabulary
+
+
+def round_trip(tokenizer: Tokenizer) -> str:
+    """Return as what the sentence comes back, without its spaces."""
+    pieces = tokenizer.encode(ROUND_TRIP, add_special_tokens=False).tokens
+    return "".join(piece.removeprefix("##") for piece in pieces)
+
+
+def count_hangul(text: str) -> tuple[int, int]:
+    """Return the numbers of Jamo, of which decomposed text is made, and of syllables."""
+    return sum("\u1100" <= c <= "\u11ff" for c in text), sum("가" <= c <= "힣" for c in text)

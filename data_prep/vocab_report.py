@@ -1,7 +1,5 @@
 """How vocabularies split a text: side by side, as a table, JSON and a picture."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,9 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
 
-from data_prep.vocab import ROUND_TRIP
+from data_prep.vocab import ROUND_TRIP, count_hangul, round_trip
 from electra_flax.data.tokenizer import Casing, build_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import escaped
@@ -79,17 +76,18 @@ def measure(name: str, vocabulary: Vocabulary, casing: Casing, lines: Sequence[s
                     unknown += 1
                     missing.update(c for c in line[first:last] if c not in characters_known)
     words, pieces = lengths.total(), pieces_used.total()
+    back = round_trip(tokenizer)
+    comes_back = "with [UNK]" if "[UNK]" in back else "yes" if back == ROUND_TRIP.replace(" ", "") else "no"
     return Usage(
         escaped(name), len(vocabulary.tokens), words, pieces, unknown, characters, lengths[1] - unknown,
-        len(pieces_used), missing.total(), dict(missing.most_common(_SHOWN_CHARACTERS)), _round_trip(tokenizer),
+        len(pieces_used), missing.total(), dict(missing.most_common(_SHOWN_CHARACTERS)), comes_back,
         dict(sorted(lengths.items())),
     )  # fmt: skip
 
 
 def why_unknown(vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) -> str:
     """Return the likely cause of many [UNK]s in a text, and the fix."""
-    text = "".join(lines)
-    jamo, syllables = sum("\u1100" <= c <= "\u11ff" for c in text), sum("가" <= c <= "힣" for c in text)
+    jamo, syllables = count_hangul("".join(lines))
     if jamo > syllables:
         return "the text is decomposed Hangul (NFD): compose it with --with nfc"
     tokens = vocabulary.tokens
@@ -112,13 +110,6 @@ def _unk_rate(tokens: list[str], casing: Casing, lines: Sequence[str]) -> float:
     return pieces.count("[UNK]") / max(len(pieces), 1)
 
 
-def _round_trip(tokenizer: Tokenizer) -> str:
-    pieces = tokenizer.encode(ROUND_TRIP, add_special_tokens=False).tokens
-    if "[UNK]" in pieces:
-        return "with [UNK]"
-    return "yes" if "".join(piece.removeprefix("##") for piece in pieces) == ROUND_TRIP.replace(" ", "") else "no"
-
-
 def show(usages: Sequence[Usage], console: Console) -> None:
     """Print the table, and the characters that are missing."""
     table = Table("", *(escaped(usage.name) for usage in usages), title="How the text is split")
@@ -131,8 +122,8 @@ def show(usages: Sequence[Usage], console: Console) -> None:
         ("characters per piece", lambda u: f"{u.characters_per_piece:.3f}"),
         ("[UNK] of all pieces", lambda u: f"{u.unk_rate:.3%}"),
         ("[UNK] of all words", lambda u: f"{u.unknown / max(u.words, 1):.3%}"),
+        ("Hangul comes back", lambda u: u.round_trip),
     ]
-    rows.append(("Hangul comes back", lambda u: u.round_trip))
     for title, value in rows:
         table.add_row(title, *(value(usage) for usage in usages))
     console.print(table)

@@ -1,7 +1,5 @@
 """Wikipedia as others have it -> documents: its own dumps, WikiExtractor's output, wikitext of language models."""
 
-from __future__ import annotations
-
 import html
 import re
 import xml.etree.ElementTree as ElementTree

@@ -40,6 +40,7 @@ class Trie(NamedTuple):
         found: dict[int, int] = {}
         pieces = [-1, -1]
         for number, token in enumerate(tokens):
+            # "##" alone is an ordinary piece of two signs.
             node, text = (_CONTINUE, token[2:]) if token.startswith("##") and len(token) > 2 else (_START, token)
             for character in text:
                 edge = node << _CODE_BITS | ord(character)
@@ -78,10 +79,10 @@ def other_words(codes, kinds):  # type: ignore[no-untyped-def]
 
     `codes` are the text's code points, uint32 [characters]; `kinds` is each code point's kind, uint8 [0x110000].
     """
-    spans = np.empty((len(codes) // 2 + 1, 2), np.int64)
+    spans = np.empty((len(codes) // 2 + 1, 2), np.int64)  # runs have a space between them
     count, start, has_other = 0, 0, False
     for i in range(len(codes) + 1):
-        kind = kinds[codes[i]] if i < len(codes) else SPACE
+        kind = kinds[codes[i]] if i < len(codes) else SPACE  # the end closes the last run
         if kind == SPACE:
             if has_other:
                 spans[count, 0], spans[count, 1] = start, i
@@ -99,7 +100,7 @@ def encode(codes, kinds, folded, edges, nodes, pieces, unknown, spans, span_ids,
     `folded` is what each code point is looked up as, uint32 [0x110000]. The k-th of the `spans` (of `other_words`) has
     the ids up to `span_ends[k]` of `span_ids`.
     """
-    ids = np.empty(len(codes) + len(span_ids), np.int32)
+    ids = np.empty(len(codes) + len(span_ids), np.int32)  # a piece has a character at least
     ends = np.empty(len(codes) + 1, np.int64)
     count, lines, i, span = 0, 0, 0, 0
     while i < len(codes):
@@ -124,7 +125,7 @@ def encode(codes, kinds, folded, edges, nodes, pieces, unknown, spans, span_ids,
         # Greedy, as the original: of the pieces that the rest of the word begins with, the longest. The walk goes on
         # past shorter ones as long as the trie does and remembers the last. A rest without any makes all of it [UNK].
         first, begin = count, _START
-        is_known = end - i <= MAX_WORD_CHARACTERS
+        is_known = end - i <= MAX_WORD_CHARACTERS  # longer words are [UNK] whole, as BERT's
         while is_known and i < end:
             node, piece, piece_end = begin, -1, i
             for k in range(i, end):

@@ -1,7 +1,5 @@
 """What gcloud and the bucket answer, as far as it is read here; names are Google's. Other fields are passed over."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 

@@ -1,7 +1,5 @@
 """Stays with a run until it is done: sees, decides, acts, and never leaves a machine that costs money unsaid."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys
@@ -83,17 +81,16 @@ class Babysitter:
                 self._tell(f"{error}; trying again")
             self._sleep(self._poll)
 
-    # ---------------------------------------------------------------------------------------------------- acting
-
     def _act(self, decision: Decision, seen: Seen, past: history.History) -> None:
         if decision.action is Action.DELETE:
             delete(self._settings, self._gcloud)
             past.end(seen.now)
         elif decision.action is Action.CREATE:
-            past.end(seen.now)
+            past.end(seen.now)  # of one that vanished by itself
             try:
                 create(self._settings, self._gcloud, self._code, past, seen.now)
             except GcloudError as error:
+                # No capacity is no refusal: it passes, and asking again every few minutes is how spot machines are got.
                 if past.current and error.is_refusal:
                     past.current.refused = str(error)
                 past.end(seen.now)
@@ -127,7 +124,7 @@ class Babysitter:
                 self._gcloud.do(commands.download(there, out))
                 return ""
             except OSError as error:
-                return f"{error.strerror}"
+                return f"{error.strerror}"  # of this disk: another attempt would find the same
             except GcloudError as error:
                 problem = str(error)
                 self._tell(f"{problem}; trying again")
@@ -149,8 +146,6 @@ class Babysitter:
             history.save(settings, self._gcloud, past)
         return f"{remaining(settings, self._gcloud)} (about ${past.spent(seen.now):,.2f} spent on this run)"
 
-    # --------------------------------------------------------------------------------------------------- telling
-
     def _tell(self, reason: str, seen: Seen | None = None, past: history.History | None = None) -> None:
         """Print a line, where something changed or ten minutes have passed."""
         said, when = self._told
@@ -167,7 +162,7 @@ class Babysitter:
     def _progress(self, past: history.History, now: float) -> str:
         step, total = past.step, self._num_steps
         line = f"step {step:,} of {total:,} ({step / total:.1%})"
-        if self._pace is None:
+        if self._pace is None:  # from where this babysitter began: machines that were lost since count as time
             self._pace = now, step
         begun, first = self._pace
         if first < step < total and now > begun:
@@ -183,6 +178,7 @@ def look(settings: Settings, gcloud: Gcloud, past: history.History) -> Seen:
     """
     request = gcloud.describe(commands.describe_request(settings), Request) if settings.mode == "queued" else None
     node = gcloud.describe(commands.describe_node(settings), Node)
+    # After the machine: a worker that has finished in between is then seen as it is, not taken for one that vanished.
     board = read_board(settings, gcloud, past.current.name if past.current else None)
     now, machine = board.now, past.current
     if machine is None and (request or node):

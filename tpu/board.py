@@ -1,7 +1,5 @@
 """What workers last said, in the bucket, and how long ago: by the bucket's clock, whatever this computer's says."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Nothing is ever joined to a string for a shell, and every value is one argument, `--flag=value`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tpu.settings import Settings

@@ -3,15 +3,14 @@
 Source: the states and healths of google.cloud.tpu_v2, and what gcloud answers of machines that are taken away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from tpu.settings import Settings
 
-# What the states of a machine mean. A state that is not here is new to us: dead, as anything that does not work.
+# What the states of a machine mean. A state that is not here is new to us: dead, as anything that does not work. So
+# are STOPPED and its kin: a preempted machine is not always PREEMPTED, and none of them ever trains again by itself.
 _NODE = {
     "READY": "there",
     "CREATING": "coming", "STARTING": "coming", "RESTARTING": "coming", "REIMAGING": "coming", "REPAIRING": "coming",
@@ -105,26 +104,18 @@ def decide(seen: Seen, settings: Settings) -> Decision:
     """Return the first of the rules that applies."""
     # What ends the run comes before what may cost: done or spent, no machine is made again. The trainer's own verdict
     # comes before the machine's state, which may only be its consequence.
-    return (
-        _ended(seen) or _must_stop(seen, settings) or _trainer(seen) or _state(seen, settings)
-        or _workers(seen, settings)
-    )  # fmt: skip
+    return _ended(seen, settings) or _trainer(seen) or _state(seen, settings) or _workers(seen, settings)
 
 
-def _ended(seen: Seen) -> Decision | None:
+def _ended(seen: Seen, settings: Settings) -> Decision | None:
     phases = [worker.phase for worker in seen.workers.values()]
     if 0 in seen.workers and seen.workers[0].phase == "done":
         return Decision(Action.FINISH, "all steps are done")
     if seen.stop_requested and (not _exists(seen) or (phases and all(phase in _ENDED for phase in phases))):
         return Decision(Action.STOP, "make tpu-stop asked for it, and the run has saved")
-    return None
-
-
-def _must_stop(seen: Seen, settings: Settings) -> Decision | None:
     if seen.spent >= settings.max_dollars:
-        return Decision(
-            Action.STOP, f"about ${seen.spent:,.2f} are spent, max_dollars={settings.max_dollars:g}: raise it to go on"
-        )
+        text = f"about ${seen.spent:,.2f} are spent, max_dollars={settings.max_dollars:g}: raise it to go on"
+        return Decision(Action.STOP, text)
     return None
 
 
@@ -133,12 +124,10 @@ def _trainer(seen: Seen) -> Decision | None:
     for number, worker in sorted(seen.workers.items()):
         if worker.phase == "failed":
             return Decision(Action.STOP, f"worker {number}: {worker.message} (exit code {worker.exit_code})")
+        # One machine may be broken; two that give up at the same step say that the run is.
         if worker.phase == "gave up" and seen.step == seen.gave_up_before:
-            return Decision(
-                Action.STOP,
-                f"worker {number} failed again and again at step {seen.step:,}, as on another machine before: "
-                f"{worker.message} (exit code {worker.exit_code})",
-            )
+            text = f"worker {number} failed again and again at step {seen.step:,}, as on another machine before"
+            return Decision(Action.STOP, f"{text}: {worker.message} (exit code {worker.exit_code})")
     return None
 
 
@@ -149,7 +138,7 @@ def _state(seen: Seen, settings: Settings) -> Decision | None:
     # A state that Google adds one day counts as dead: a machine that nobody understands costs money.
     request = _REQUEST.get(seen.request, "dead") if seen.request is not None else None
     node = _NODE.get(seen.node, "dead") if seen.node is not None else None
-    if "going" in (request, node):
+    if "going" in (request, node):  # its name is taken until it is gone
         return Decision(Action.WAIT, "the machine is being deleted")
     if request == "dead":
         reason = f"the queued request is {seen.request}"
@@ -184,17 +173,20 @@ def _workers(seen: Seen, settings: Settings) -> Decision:
             if worker.phase == "gave up":
                 what = f"the trainer ended with {worker.exit_code} again and again at step {seen.step:,}: {what}"
             return Decision(Action.DELETE, f"worker {number} is sick: {what}")
+        # A status is sent every 30 s by a thread, so a trainer that compiles for minutes is not silent; startup.sh,
+        # which installs, writes but once, and what has ended has no more to say.
         if worker.seconds > silent and worker.phase not in ("installing", *_ENDED):
             why = f"worker {number} has been silent for {worker.seconds / 60:.0f} minutes ({worker.phase})"
             return Decision(Action.DELETE, why)
     if seen.unreadable_seconds is not None and seen.unreadable_seconds <= silent:
         return Decision(Action.WAIT, "what a worker says is cut off, or no status; looking again")
+    # Some workers of a pod never come up, and the others wait for them for ever: hence a limit over all of them.
     begun = [number for number, worker in seen.workers.items() if worker.phase != "installing"]
     missing = sorted(set(range(settings.num_workers)) - set(begun))
     if missing and seen.seconds > 60 * settings.boot_minutes:
         which = ", ".join(map(str, missing))
-        why = f"worker {which} did not begin within {settings.boot_minutes:g} minutes"
-        return Decision(Action.DELETE, why)
+        return Decision(Action.DELETE, f"worker {which} did not begin within {settings.boot_minutes:g} minutes")
+    # Google's health is believed only of a machine that says nothing itself: one that trains is well enough.
     if seen.health not in _WELL and not seen.workers and seen.seconds > silent:
         why = f": {seen.health_reason}" if seen.health_reason else ""
         return Decision(Action.DELETE, f"the machine's health is {seen.health}{why}")
@@ -210,10 +202,8 @@ def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
     if seen.idle_machines >= settings.restarts_without_progress:
         return Decision(Action.STOP, f"{seen.idle_machines} machines in a row gained no step")
     if seen.creations >= settings.max_creations_per_hour:
-        limit = (
-            f"{seen.creations} were created within an hour, max_creations_per_hour={settings.max_creations_per_hour}"
-        )
-        return Decision(Action.WAIT, f"{reason}; {limit}")
+        limit = f"max_creations_per_hour={settings.max_creations_per_hour}"
+        return Decision(Action.WAIT, f"{reason}; {seen.creations} were created within an hour, {limit}")
     return Decision(Action.CREATE, reason)
 
 
@@ -221,9 +211,8 @@ def _refused(reason: str, seen: Seen) -> Decision | None:
     """Return the decision to end, where Google refuses again and again."""
     if len(seen.refusals) < MOST_REFUSALS:
         return None
-    return Decision(
-        Action.STOP, f"{reason}; Google refused {len(seen.refusals)} machines in a row, the last: {seen.refusals[-1]}"
-    )
+    text = f"{reason}; Google refused {len(seen.refusals)} machines in a row, the last: {seen.refusals[-1]}"
+    return Decision(Action.STOP, text)
 
 
 def _exists(seen: Seen) -> bool:

@@ -1,7 +1,5 @@
 """Runs gcloud."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """The machines that a run has had, kept in the bucket: what they cost, how often they were made, what they achieved."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

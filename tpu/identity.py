@@ -1,7 +1,5 @@
 """Whether the machines' identity may use the bucket, from Google's policies: without it they cannot even say so."""
 
-from __future__ import annotations
-
 from electra_flax.errors import UserError
 from tpu.answers import Policy, Project
 from tpu.gcloud import Gcloud

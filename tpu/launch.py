@@ -1,7 +1,5 @@
 """The life of a run on Cloud TPU. `make tpu-train` and its siblings call this; `--dry-run` shows every command."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -43,9 +41,6 @@ def parser() -> Parser:
     """Return that of python -m tpu.launch."""
     table = (Preflight, Create, Train, Status, Logs, Ssh, Stop, Delete, Fields)
     return make_parser("python -m tpu.launch", __doc__, _EPILOG, table)
-
-
-# ---------------------------------------------------------------------------------------------- what they share
 
 
 class Launch(Overridden):
@@ -103,9 +98,6 @@ def _upload(settings: Settings, config: Config, gcloud: Gcloud) -> str:
     with tempfile.TemporaryDirectory(prefix="electra-flax-") as folder:
         name = package.build(settings, config, Path(folder))
         return package.upload(settings, gcloud, Path(folder), name)
-
-
-# ------------------------------------------------------------------------------------------------------- commands
 
 
 class Preflight(Checked):
@@ -239,6 +231,7 @@ class Stop(Delete):
 
     def act(self, settings: Settings, gcloud: Gcloud) -> None:
         gcloud.do(commands.write(wish(settings)), STOP)
+        # By the bucket, not by ssh: workers behind --internal-ips have no address, and a babysitter sees the wish too.
         begun = time.time()
         while not gcloud.dry_run:
             past = history.load(settings, gcloud)
@@ -252,10 +245,8 @@ class Stop(Delete):
                     f"{settings.name} has not said that it saved within {self.wait_minutes:g} minutes "
                     f"({phases or 'no word'}); {remaining(settings, gcloud)}"
                 )
-            print(
-                f"waiting until every worker has saved: {phases or 'no word yet'}, {time.time() - begun:.0f} s",
-                flush=True,
-            )
+            so_far = f"{phases or 'no word yet'}, {time.time() - begun:.0f} s"
+            print(f"waiting until every worker has saved: {so_far}", flush=True)
             time.sleep(self.poll_seconds)
         super().act(settings, gcloud)
         print(f"the run is at {settings.run_url}; make tpu-train goes on with it")

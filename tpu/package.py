@@ -1,7 +1,5 @@
 """What a machine runs, in one folder of the bucket that is named by its content: wheel, lock, configuration, worker."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -47,6 +45,7 @@ def build(settings: Settings, config: Config, folder: Path) -> str:
     (folder / "run.json").write_text(json.dumps(run) + "\n", encoding="utf-8")
     if settings.wheelhouse:
         _add_wheelhouse(folder)
+    # Machines check these sums, and the name is made of them: a running machine's code is never overwritten by a newer.
     lines = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
     (folder / SUMS).write_text(lines, encoding="utf-8")
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
@@ -73,12 +72,12 @@ def _add_wheelhouse(folder: Path) -> None:
     platforms = [f"--platform={name}_x86_64" for name in names]
     _run("the packages", [
         sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--only-binary=:all:",
-        f"--python-version={PYTHON}", *platforms, "--dest", str(folder),
-        "-r", str(ROOT / LOCK),
+        f"--python-version={PYTHON}", *platforms, "--dest", str(folder), "-r", str(ROOT / LOCK),
     ])  # fmt: skip
     place = folder / "python"
     _run("Python", ["uv", "python", "install", f"cpython-{PYTHON}-linux-x86_64-gnu", "--install-dir", str(place)])
     (found,) = [path for path in place.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
+    # One file: a bucket keeps neither links nor modes.
     with tarfile.open(folder / "python.tar.gz", "w:gz") as archive:
         archive.add(found, "python")
     shutil.rmtree(place)

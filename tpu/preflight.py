@@ -1,11 +1,9 @@
 """Everything that can be known to be wrong before a machine is paid for: all findings at once, each with its fix."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,139 +36,133 @@ def preflight(settings: Settings, config: Config, gcloud: Gcloud, with_plan: boo
         return [Finding("problem", "gcloud is not installed: install the Google Cloud SDK, then gcloud auth login")]
     found: list[Finding] = []
     failed: set[str] = set()
-    for check in _CHECKS:
+    for name, (check, needs) in _CHECKS.items():
         try:
-            findings = check.run(settings, config, gcloud)
+            findings = list(check(settings, config, gcloud))
         except UserError as error:
-            if failed & set(check.needs):
-                continue  # of the same cause
-            findings = [Finding("problem", f"{check.name}: {error}")]
-            failed.add(check.name)
+            if failed & set(needs):
+                continue  # of the same cause: one line for it, not one for each check that fell over it
+            findings = [Finding("problem", f"{name}: {error}")]
+            failed.add(name)
         found += findings
-        if check is _CHECKS[0] and failed:  # nothing else can be asked
+        if check is _login and failed:  # nothing else can be asked
             return found
+    preemptible = "preemptible " if settings.capacity == "spot" else ""
     found.append(
         Finding(
             "ok",
-            f"quota is not asked for: that of {'preemptible ' if settings.capacity == 'spot' else ''}"
-            f"{settings.slice.generation.prefix} TPU cores in {settings.zone} must be at least what "
-            f"{settings.accelerator_type} has (console, IAM & Admin, Quotas); lent TPUs come with theirs",
+            f"quota is not asked for: that of {preemptible}{settings.slice.generation.prefix} TPU cores in "
+            f"{settings.zone} must be at least what {settings.accelerator_type} has (console, IAM & Admin, Quotas); "
+            "lent TPUs come with theirs",
         )
     )
     return found + (_plan(settings, config, gcloud) if with_plan else [])
 
 
-def _login(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
+def _login(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
     gcloud.ask(["auth", "print-access-token"])  # fetches one, and so finds a login that has expired
-    return [Finding("ok", "logged in")]
+    yield Finding("ok", "logged in")
 
 
-def _project(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
+def _project(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
     gcloud.ask(["projects", "describe", settings.project, "--format=value(projectId)"])
-    return [Finding("ok", f"project {settings.project}")]
+    yield Finding("ok", f"project {settings.project}")
 
 
-def _services(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
+def _services(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
     enabled = gcloud.ask(
         ["services", "list", "--enabled", "--format=value(config.name)", f"--project={settings.project}"]
     )
-    missing = [service for service in SERVICES if service not in enabled.split()]
-    if missing:
+    if missing := [service for service in SERVICES if service not in enabled.split()]:
         fix = f"gcloud services enable {' '.join(missing)} --project={settings.project}"
-        return [Finding("problem", f"not enabled: {', '.join(missing)}: {fix}")]
-    return [Finding("ok", "services enabled")]
+        yield Finding("problem", f"not enabled: {', '.join(missing)}: {fix}")
+    else:
+        yield Finding("ok", "services enabled")
 
 
-def _accelerator(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
-    return _offered(settings, gcloud, "accelerator-types", settings.accelerator_type)
+def _accelerator(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
+    yield _offered(settings, gcloud, "accelerator-types", settings.accelerator_type)
 
 
-def _image(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
-    return _offered(settings, gcloud, "versions", settings.image)
+def _image(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
+    yield _offered(settings, gcloud, "versions", settings.image)
 
 
-def _offered(settings: Settings, gcloud: Gcloud, kind: str, name: str) -> list[Finding]:
+def _offered(settings: Settings, gcloud: Gcloud, kind: str, name: str) -> Finding:
+    # Asked, not looked up in a table of ours: which zones have a generation changes, and Google's own pages lag behind.
     listed = gcloud.answer(
         [*commands.TPU, "tpu-vm", kind, "list", *commands.where(settings), "--format=json"], list[Named]
     )
     offered = sorted({each.name.rsplit("/", 1)[-1] for each in listed})
     if name in offered:
-        return [Finding("ok", f"{settings.zone} offers {name}")]
+        return Finding("ok", f"{settings.zone} offers {name}")
     shown = ", ".join(offered) or "none"
-    return [Finding("problem", f"{settings.zone} does not offer {name}: choose another zone, or one of {shown}")]
+    return Finding("problem", f"{settings.zone} does not offer {name}: choose another zone, or one of {shown}")
 
 
-def _bucket(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
+def _bucket(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
     bucket = gcloud.answer(["storage", "buckets", "describe", f"gs://{settings.bucket}", "--format=json"], Bucket)
     region, place = settings.zone.rsplit("-", 1)[0], bucket.location.lower()
-    found = [Finding("ok", f"bucket {settings.bucket} is in {place}")]
-    if place != region:
-        text = (
+    if place == region:
+        yield Finding("ok", f"bucket {settings.bucket} is in {place}")
+    else:
+        yield Finding(
+            "warning",
             f"bucket {settings.bucket} is in {place or 'an unknown place'}, the machine would be in {region}: every "
             f"checkpoint crosses, at about ${_DOLLARS_PER_GB:.2f} a GB or more, and slower; make one there: gcloud "
             f"storage buckets create gs://NAME --location={region} --uniform-bucket-level-access "
-            f"--soft-delete-duration=0 --project={settings.project}"
+            f"--soft-delete-duration=0 --project={settings.project}",
         )
-        found = [Finding("warning", text)]
+    # A run replaces a checkpoint of 1 to 2 GB every ten minutes: within a week, a thousand of them.
     kept = bucket.soft_delete_policy.retentionDurationSeconds
     if days := int(kept) // _DAY if kept.isdecimal() else 0:
-        text = (
+        yield Finding(
+            "warning",
             f"bucket {settings.bucket} keeps, and charges for, what is deleted for {days} days more, every checkpoint "
-            f"of a run: gcloud storage buckets update gs://{settings.bucket} --clear-soft-delete"
+            f"of a run: gcloud storage buckets update gs://{settings.bucket} --clear-soft-delete",
         )
-        found.append(Finding("warning", text))
-    return found
 
 
-def _writable(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
+def _writable(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
     gcloud.ask(commands.write(f"{settings.run_url}/preflight"), "can be written\n")
-    return [Finding("ok", f"{settings.run_url} can be written")]
+    yield Finding("ok", f"{settings.run_url} can be written")
 
 
-def _data(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
-    found = []
+def _data(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
     lengths = [phase.config.data.max_seq_length for phase in config.phases]
     for url, length in zip([settings.data, settings.long_data], lengths, strict=False):
         if not url:
-            found.append(Finding("problem", "the configuration has a second phase (long_phase.steps): give long_data"))
+            yield Finding("problem", "the configuration has a second phase (long_phase.steps): give long_data")
             continue
         try:
             there = gcloud.answer(commands.read(f"{url}/manifest.json"), Manifest).max_seq_length
         except GcloudError as error:
             what = "is not there" if error.is_not_found else "is no manifest, or cannot be read"
-            found.append(Finding("problem", f"{url}/manifest.json {what} ({error}): electra-data shard makes one"))
+            yield Finding("problem", f"{url}/manifest.json {what} ({error}): electra-data shard makes one")
             continue
-        if there != length:
-            found.append(
-                Finding("problem", f"{url} has sequences of {there} tokens, the configuration {length}: change either")
-            )
+        if there == length:
+            yield Finding("ok", f"{url}: sequences of {there} tokens")
         else:
-            found.append(Finding("ok", f"{url}: sequences of {there} tokens"))
-    return found
+            text = f"{url} has sequences of {there} tokens, the configuration {length}: change either"
+            yield Finding("problem", text)
 
 
-def _identity(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
-    return [Finding(*check_identity(settings, gcloud))]
+def _identity(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Finding]:
+    yield Finding(*check_identity(settings, gcloud))
 
 
-class _Check(NamedTuple):
-    name: str
-    run: Callable[[Settings, Config, Gcloud], list[Finding]]
-    needs: tuple[str, ...] = ()
-    """Checks without which this one fails of the same cause."""
-
-
-_CHECKS = (
-    _Check("login (gcloud auth login)", _login),
-    _Check("project", _project),
-    _Check("services", _services, ("project",)),
-    _Check("accelerator type", _accelerator, ("project", "services")),
-    _Check("runtime version", _image, ("project", "services", "accelerator type")),
-    _Check("bucket", _bucket),
-    _Check("writing to the bucket", _writable, ("bucket",)),
-    _Check("identity of the machines", _identity, ("project", "bucket")),
-    _Check("data", _data),
-)
+# {name: (check, the checks without which it fails of the same cause)}, in the order in which they are told.
+_CHECKS: dict[str, tuple[Callable[[Settings, Config, Gcloud], Iterator[Finding]], tuple[str, ...]]] = {
+    "login (gcloud auth login)": (_login, ()),
+    "project": (_project, ()),
+    "services": (_services, ("project",)),
+    "accelerator type": (_accelerator, ("project", "services")),
+    "runtime version": (_image, ("project", "services", "accelerator type")),
+    "bucket": (_bucket, ()),
+    "writing to the bucket": (_writable, ("bucket",)),
+    "identity of the machines": (_identity, ("project", "bucket")),
+    "data": (_data, ()),
+}
 
 
 def _plan(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
@@ -210,12 +202,12 @@ def _budget(settings: Settings, dollars: float, days: float, config: Config, pas
         )
         found.append(Finding("warning", text))
     left = max(0.0, 1 - past.step / config.training.num_steps)
+    # To the last time that is written down: this computer's clock is not the bucket's.
     now = max((machine.gone or machine.there or machine.asked for machine in past.machines), default=0.0)
     spent = past.spent(now)
     needed = spent + left * dollars
-    text = f"predicted, not measured: {days:.1f} days, ${dollars:,.0f} at ${settings.price:,.2f} an hour " + (
-        f"({settings.price_source})"
-    )
+    rate = f"${settings.price:,.2f} an hour ({settings.price_source})"
+    text = f"predicted, not measured: {days:.1f} days, ${dollars:,.0f} at {rate}"
     if past.step:
         text += f"; step {past.step:,} is reached, about ${spent:,.0f} are spent, ${left * dollars:,.0f} to go"
     if needed <= settings.max_dollars:

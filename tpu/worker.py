@@ -5,8 +5,6 @@ and logs/worker-N.log of the run. Exit codes are the trainer's (1 and 2: systemd
 is another's business then: tpu/decisions.py).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -125,10 +123,7 @@ class Teller:
         return Place(status.get("began", 0), status.get("step", 0)) if status else None
 
     def wait_for_others(self) -> None:
-        """Wait until every worker of this machine has installed what it needs.
-
-        They find each other for minutes only.
-        """
+        """Wait until every worker of this machine has installed: they look for each other for minutes only."""
         while True:
             if len([each for each in self._statuses().values() if each["phase"] != "installing"]) >= WORKERS:
                 return
@@ -163,7 +158,7 @@ class Teller:
                 write_whole(path, json.dumps(status, ensure_ascii=False) + "\n")
                 self._bucket.upload(path, f"status/worker-{WORKER}.json")
             if LOG.exists() and LOG.stat().st_size != self._sent:
-                self._sent = LOG.stat().st_size
+                self._sent = LOG.stat().st_size  # before: what comes while it is sent makes it go again
                 self._bucket.upload(LOG, f"logs/worker-{WORKER}.log")
             wish = self._bucket.blob("wish")
             if self._bucket.try_to("be read", lambda: wish.exists() and wish.download_as_text().strip() == "stop"):
@@ -189,10 +184,7 @@ def main() -> int:
 
 
 def ended(teller: Teller, code: int, last: str, environment: dict[str, str]) -> int:
-    """Tell what becomes of a trainer that ended with `code` and the line `last`; return the exit code.
-
-    That tells systemd whether to start it again.
-    """
+    """Tell what becomes of a trainer that ended with `code` and the line `last`; return what systemd shall go by."""
     if code == 0:
         return finish(teller, environment)
     if code == SAVED:
@@ -206,18 +198,17 @@ def failed(teller: Teller, code: int, last: str) -> int:
     if code in FINAL:
         teller.tell("failed", exit_code=code, message=last)
         return code
+    # A crash may have been an accident of the machine's: the same command goes on from its last save. Several in a row
+    # without a step gained are none, and each costs the start of a trainer.
     gives_up = failures_in_a_row(teller) >= MOST_FAILURES
     teller.tell("gave up" if gives_up else "crashed", exit_code=code, message=last)
     return 1 if gives_up else 3
 
 
 def check_devices(environment: dict[str, str]) -> str:
-    """Return what is wrong with the devices, "" where nothing is.
-
-    Of a pod, the others may need minutes to see that one was away.
-    """
+    """Return what is wrong with the devices, "" where nothing is."""
     problem = ""
-    for attempt in range(CHECKS):
+    for attempt in range(CHECKS):  # of a pod, the others may need minutes to see that one was away
         time.sleep(2 * BEAT_SECONDS if attempt else 0)
         try:
             done = subprocess.run(
@@ -241,7 +232,7 @@ def train(teller: Teller, run: Run, environment: dict[str, str]) -> tuple[int, s
         str(_BIN / "electra-flax"), "pretrain", "--config", str(CODE / "config.yaml"), "--data", run.data,
         "--workdir", f"{RUN}/workdir", *(["--long-data", run.long_data] if run.long_data else []),
     ]  # fmt: skip
-    TOLD.unlink(missing_ok=True)
+    TOLD.unlink(missing_ok=True)  # of the attempt before: its steps would be taken for those of this one
     environment = {**environment, trainer_status.VARIABLE: str(TOLD)}
     trainer = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

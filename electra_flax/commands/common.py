@@ -1,7 +1,5 @@
 """What several commands share: their flags, and where sentences come from."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from typing import Annotated

@@ -1,7 +1,5 @@
 """electra-flax finetune, scoreboard and predict."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from electra_flax.commands.common import Devices, Processes, Texts, texts_or_stdin
@@ -66,7 +64,7 @@ class Finetune(Scoring, Devices, Processes):
 
         request = Request(
             self.task, self.model, self.data, self.out, self.preset, self.overrides, self.seeds,
-            published_protocol=self.published_protocol, random_weights=self.random_weights,
+            self.published_protocol, self.random_weights,
         )  # fmt: skip
         with Interruption(metadata_host()) as interruption, processes.joined(self.group):
             results = finetune(request, interruption)

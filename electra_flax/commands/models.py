@@ -1,7 +1,5 @@
 """electra-flax show, verify, detect and fill: what a model does."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Annotated
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -134,7 +135,7 @@ class Plan(Overridden):
 
         plans = [make_plan(phase, self.topology, self.price_per_hour, self.explain or 0) for phase in config.phases]
         if self.json:
-            printed = [plan.to_dict() for plan in plans]
+            printed = [dataclasses.asdict(plan) for plan in plans]
             print_json(printed if len(plans) > 1 else printed[0])
         else:
             print_text("\n\n".join(map(report, plans)), INDENT)

@@ -1,7 +1,5 @@
 """Which attention a fine-tuning uses: its batches have several lengths, some of which the kernel takes."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

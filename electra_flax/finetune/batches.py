@@ -3,14 +3,14 @@
 The order is a pure function of (seed, epoch).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 
 from electra_flax.finetune.encoding import IGNORED, Row
 
+# Each is compiled for itself, so there are few; by steps of a half or a third, so that little is padding. The attention
+# kernel takes 128, 256, 384 and 512.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 _SORTED_TOGETHER = 32  # batches among which rows are sorted by length
 
@@ -40,7 +40,7 @@ def epoch_batches(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -
         some = order[begin : begin + chunk]
         some = some[np.argsort(lengths[some], kind="stable")]
         batches += [some[i : i + batch_size] for i in range(0, len(some), batch_size)]
-    return [batches[i] for i in random.permutation(len(batches))]
+    return [batches[i] for i in random.permutation(len(batches))]  # else each chunk would end with its long texts
 
 
 def sorted_batches(rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:

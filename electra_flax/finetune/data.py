@@ -1,7 +1,5 @@
 """What a task's run learns from, is chosen by and is scored on."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Sequence

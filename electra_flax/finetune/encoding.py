@@ -3,16 +3,14 @@
 Array names: T tokens of one row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from electra_flax.errors import UserError
-from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
+from electra_flax.finetune.examples import QuestionExample, TaggedExample, TextExample
 from electra_flax.finetune.task import Task, Training
 from electra_flax.runtime.console import progress
 
@@ -20,7 +18,7 @@ IGNORED = -1
 """Target of a token that carries no tag."""
 LEAST_CONTEXT = 16
 """Tokens of the context that a window has at least: a longer question is cut, as one beyond max_query_length is."""
-_BATCH = 10_000
+_BATCH = 10_000  # texts that are tokenized at once: enough for all cores, and the bar moves
 
 
 class Row(NamedTuple):
@@ -39,20 +37,18 @@ class Row(NamedTuple):
     """Of each token, its characters in the text or context; (0, 0) for those that are not part of it."""
 
 
-def labels_of(task: Task, training_examples: Sequence[Example]) -> list[str]:
+def labels_of(task: Task, training_examples: Sequence[Any]) -> list[str]:
     """Return labels as they are in the files, in the order of the model's outputs."""
     if task.kind == "classification":
-        found = sorted({example.label for example in training_examples if isinstance(example, TextExample)})
-        return list(task.labels) or found
+        return list(task.labels) or sorted({example.label for example in training_examples})
     if task.kind == "tagging":
-        tags = {tag for example in training_examples if isinstance(example, TaggedExample) for tag in example.tags}
-        types = sorted({tag[2:] for tag in tags if tag != "O"})
+        types = sorted({tag[2:] for example in training_examples for tag in example.tags if tag != "O"})
         return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
     return []
 
 
 def encode(
-    task: Task, examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, training: Training
+    task: Task, examples: Sequence[Any], labels: Sequence[str], tokenizer: Tokenizer, training: Training
 ) -> list[Row]:
     """Return rows of at most training.max_seq_length tokens, in the order of the examples."""
     numbers = {label: number for number, label in enumerate(labels)}
@@ -61,28 +57,24 @@ def encode(
         for begin in range(0, len(examples), _BATCH):
             some = examples[begin : begin + _BATCH]
             if task.kind == "answers":
-                rows += _question_rows([e for e in some if isinstance(e, QuestionExample)], begin, tokenizer, training)
+                rows += _question_rows(some, begin, tokenizer, training)
             elif task.kind == "tagging":
-                rows += _tagged_rows(
-                    [e for e in some if isinstance(e, TaggedExample)], begin, numbers, tokenizer, training
-                )
+                rows += _tagged_rows(some, begin, numbers, tokenizer, training)
             else:
-                texts = [e for e in some if isinstance(e, TextExample)]
-                rows += _text_rows(task, texts, begin, numbers, tokenizer, training)
+                rows += _text_rows(task, some, begin, numbers, tokenizer, training)
             bar.update(len(some))
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------------ texts
-
-
 def _text_rows(
-    task: Task, examples: list[TextExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, how: Training
-) -> Iterator[Row]:
+    task: Task, examples: Sequence[TextExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer,
+    how: Training,
+) -> Iterator[Row]:  # fmt: skip
     texts = [(example.text, example.pair) if task.columns.pair else example.text for example in examples]
     tokenizer.enable_truncation(how.max_seq_length, strategy="longest_first")
     for number, (example, encoding) in enumerate(zip(examples, tokenizer.encode_batch(texts), strict=True), begin):
         if task.kind == "regression":
+            # From 0 to 1 whatever the scale: heads of both forms multiply it back (heads.py).
             target = np.asarray(float(example.label or 0) / task.largest_score, np.float32)
         else:
             target = np.asarray(numbers.get(example.label, 0), np.int32)  # "": nobody knows it
@@ -93,16 +85,14 @@ def _ids(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(encoding.ids, np.int32), np.asarray(encoding.type_ids, np.int32)
 
 
-# ------------------------------------------------------------------------------------------------------------- tags
-
-
 def _tagged_rows(
-    examples: list[TaggedExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, how: Training
+    examples: Sequence[TaggedExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, how: Training
 ) -> Iterator[Row]:
     tokenizer.enable_truncation(how.max_seq_length)
     encodings = tokenizer.encode_batch([example.text for example in examples])
     for number, (example, encoding) in enumerate(zip(examples, encodings, strict=True), begin):
         target = np.full(len(encoding.ids), IGNORED, np.int32)
+        # Of several units in one token (a word that is one piece, tagged by character) the first one teaches.
         taken = set()
         for token, tag in zip(leaders(example.units, encoding.offsets), example.tags, strict=False):
             if token is not None and token not in taken:
@@ -131,16 +121,11 @@ def tags_of_units(
     A token's tag is that of the first unit in it; the others in it go on with the same entity, and so does a
     character between two parts of one that no token has.
     """
-    led = leaders(units, offsets)
     tags: list[str] = []
     before = None
-    for token in led:
-        if token is None:
-            tags.append("")
-        elif token == before:
-            tags.append(_inside(predicted[token]))
-        else:
-            tags.append(predicted[token])
+    for token in leaders(units, offsets):
+        tag = "" if token is None else predicted[token]
+        tags.append("I" + tag[1:] if token == before and tag.startswith("B-") else tag)
         before = token if token is not None else before
     # From the end: what follows a character without a token says whether it is inside of an entity.
     for i in reversed(range(len(tags))):
@@ -150,14 +135,9 @@ def tags_of_units(
     return tags
 
 
-def _inside(tag: str) -> str:
-    return "I" + tag[1:] if tag.startswith("B-") else tag
-
-
-# ---------------------------------------------------------------------------------------------------------- answers
-
-
-def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Tokenizer, how: Training) -> Iterator[Row]:
+def _question_rows(
+    examples: Sequence[QuestionExample], begin: int, tokenizer: Tokenizer, how: Training
+) -> Iterator[Row]:
     tokenizer.no_truncation()
     contexts = sorted({example.context for example in examples})  # each has many questions
     encoded = tokenizer.encode_batch(contexts, add_special_tokens=False)
@@ -165,6 +145,7 @@ def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Token
     questions = tokenizer.encode_batch([example.question for example in examples])
     for number, (example, question) in enumerate(zip(examples, questions, strict=True), begin):
         cls, *asked, sep = question.ids
+        # The original cuts questions at max_query_length; where windows are short, so that a context keeps some room.
         asked = asked[: min(how.max_query_length, max(1, how.max_seq_length - 3 - LEAST_CONTEXT))]
         context = of_context[example.context]
         room = how.max_seq_length - len(asked) - 3
@@ -177,7 +158,8 @@ def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Token
         for start in _windows(len(context.ids), room, how.doc_stride):
             ids = context.ids[start : start + room]
             shift = len(asked) + 2 - start
-            # A window that does not hold all of the answer is taught that there is none in it: [CLS], which is 0.
+            # A window that does not hold all of the answer is taught that there is none in it: [CLS], which is 0. The
+            # third number does not say so: the question has an answer, in another window.
             is_within = first >= 0 and start <= first and last < start + len(ids)
             target = [first + shift, last + shift, 0] if is_within else [0, 0, int(not example.answers)]
             yield Row(
@@ -189,14 +171,10 @@ def _question_rows(examples: list[QuestionExample], begin: int, tokenizer: Token
             )
 
 
-def _windows(length: int, room: int, stride: int) -> Iterator[int]:
-    """Yield where windows of `room` tokens begin."""
-    start = 0
-    while True:
-        yield start
-        if start + room >= length:
-            return
-        start += min(stride, room)
+def _windows(length: int, room: int, stride: int) -> range:
+    """Return where windows of `room` tokens begin: the first that reaches the end is the last."""
+    step = min(stride, room)  # a longer stride would leave tokens out
+    return range(0, max(0, length - room) + step, step)
 
 
 def _answer_tokens(example: QuestionExample, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
@@ -227,7 +205,7 @@ def best_answers(
     `scores` has, for each window, float32 [T, T]: of the answer from a token to another. Of a token that lies in
     several windows, the one counts in which it has the most context.
     """
-    best_window = _most_context(rows)
+    best_window = _most_context(rows)  # or a token at a window's edge, which sees half of its sentence, might win
     found: dict[tuple[int, int], Answer] = {}
     for number, (row, matrix) in enumerate(zip(rows, scores, strict=True)):
         is_part = np.asarray([stop > start for start, stop in row.offsets])
@@ -236,6 +214,7 @@ def best_answers(
         allowed = np.triu(np.ones((size, size), bool)) & ~np.triu(np.ones((size, size), bool), longest)
         allowed &= is_part[:, None] & is_part[None, :]
         values = np.where(allowed, matrix[:size, :size], -np.inf).ravel()
+        # Three times as many as are wanted: those whose best window is another fall away.
         for flat in np.argsort(-values, kind="stable")[: 3 * count]:
             first, last = divmod(int(flat), size)
             if not np.isfinite(values[flat]):

@@ -1,7 +1,5 @@
 """What a task's examples are, whatever layout they were read from, and the count of those that were left out."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Array names: B batch, T tokens, D hidden, N labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A folder of finetune read back: what `report` shows of its seeds."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

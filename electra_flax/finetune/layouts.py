@@ -1,7 +1,5 @@
 """Rows of texts and sentences of tagged words, in the layouts in which they are published -> examples."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -40,9 +38,6 @@ def parsed(text: str, where: object) -> Any:
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
-
-
-# -------------------------------------------------------------------------------------------- texts with a label
 
 
 def _tsv(task: Task, path: Path, skipped: Skipped) -> Iterator[TextExample | None]:
@@ -158,9 +153,6 @@ def _check_label(task: Task, place: str, label: str) -> None:
         raise UserError(f"{found}, expected one of {', '.join(task.labels)[:200]}")
     elif not label:
         raise UserError(f"{found}, expected a label; skipped_labels: [''] in the task leaves such rows out")
-
-
-# ------------------------------------------------------------------------------------------------------------- tags
 
 
 def _naver_ner(task: Task, path: Path, skipped: Skipped) -> Iterator[TaggedExample | None]:

@@ -1,13 +1,11 @@
 """Scores of predictions, as the tasks' own scorers compute them; all between 0 and 1, or -1 and 1 for correlations."""
 
-from __future__ import annotations
-
 import math
 import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -33,25 +31,24 @@ def matthews(expected: Sequence[str], predicted: Sequence[str]) -> float:
 
 def binary_f1(expected: Sequence[str], predicted: Sequence[str], positive: str) -> float:
     """Return the F1 of one label."""
-    return float(
-        sklearn_metrics.f1_score(
-            [label == positive for label in expected], [label == positive for label in predicted], zero_division=0
-        )
-    )
+    wanted, found = ([label == positive for label in labels] for labels in (expected, predicted))
+    return float(sklearn_metrics.f1_score(wanted, found, zero_division=0))
 
 
 def pearson(expected: Sequence[float], predicted: Sequence[float]) -> float:
     """Return the correlation; not a number where one of the two is constant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(stats.pearsonr(expected, predicted)[0]) if len(expected) > 1 else math.nan
+    return _correlation(stats.pearsonr, expected, predicted)
 
 
 def spearman(expected: Sequence[float], predicted: Sequence[float]) -> float:
     """Return the correlation of the ranks; not a number where one of the two is constant."""
+    return _correlation(stats.spearmanr, expected, predicted)
+
+
+def _correlation(of: Callable[..., Any], expected: Sequence[float], predicted: Sequence[float]) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(stats.spearmanr(expected, predicted)[0]) if len(expected) > 1 else math.nan
+        warnings.simplefilter("ignore")  # of constants: a model that has learned nothing yet is no news
+        return float(of(expected, predicted)[0]) if len(expected) > 1 else math.nan
 
 
 def f1_at_3(expected: Sequence[float], predicted: Sequence[float]) -> float:
@@ -59,52 +56,43 @@ def f1_at_3(expected: Sequence[float], predicted: Sequence[float]) -> float:
     return binary_f1([str(x >= 3) for x in expected], [str(x >= 3) for x in predicted], "True")
 
 
-# --------------------------------------------------------------------------------------------------------- entities
-
 Entity = tuple[str, int, int]
 Tags = Sequence[Sequence[str]]
 
 
-def entities(tags: Sequence[str]) -> set[Entity]:
-    """Return (type, first, last) as conlleval counts them: an I that follows nothing of its type begins one too."""
-    return set(_spans(tags, is_strict=False))
+def entities(tags: Sequence[str], *, is_strict: bool = False) -> set[Entity]:
+    """Return (type, first, last) as conlleval counts them: an I that follows nothing of its type begins one too.
 
-
-def strict_entities(tags: Sequence[str]) -> set[Entity]:
-    """Return (type, first, last) of those that begin with a B."""
-    return set(_spans(tags, is_strict=True))
-
-
-def _spans(tags: Sequence[str], is_strict: bool) -> Iterator[Entity]:
-    kind, begin = "", 0
-    for i, tag in enumerate([*tags, "O"]):
+    Strict ones begin with a B.
+    """
+    found, kind, begin = set[Entity](), "", 0
+    for i, tag in enumerate([*tags, "O"]):  # which ends the last one
         prefix, _, name = tag.partition("-")
         if kind and (prefix != "I" or name != kind):
-            yield kind, begin, i - 1
+            found.add((kind, begin, i - 1))
             kind = ""
         if prefix == "B" or (prefix == "I" and not kind and not is_strict):
             kind, begin = name, i
+    return found
 
 
 def entity_f1(expected: Tags, predicted: Tags) -> float:
     """Return the F1 over all entities, type and both ends right (seqeval's default)."""
-    return _f1(*_count(expected, predicted, entities).get("", (0, 0, 0)))
+    return _f1(*_count(expected, predicted, is_strict=False).get("", (0, 0, 0)))
 
 
 def entity_macro_f1(expected: Tags, predicted: Tags) -> float:
     """Return the mean over types of the F1 of entities, which begin with a B (seqeval's strict mode, KLUE NER)."""
-    counts = _count(expected, predicted, strict_entities)
+    counts = _count(expected, predicted, is_strict=True)
     counts.pop("", None)
     return float(np.mean([_f1(*count) for count in counts.values()])) if counts else 0.0
 
 
-def _count(
-    expected: Tags, predicted: Tags, find: Callable[[Sequence[str]], set[Entity]]
-) -> dict[str, tuple[int, int, int]]:
+def _count(expected: Tags, predicted: Tags, *, is_strict: bool) -> dict[str, tuple[int, int, int]]:
     """Return {type: (right, expected, predicted)}, and "" for all."""
     counts: dict[str, np.ndarray] = {}
     for theirs, ours in zip(expected, predicted, strict=True):
-        wanted, found = find(theirs), find(ours)
+        wanted, found = entities(theirs, is_strict=is_strict), entities(ours, is_strict=is_strict)
         for place, group in enumerate((wanted & found, wanted, found)):
             for kind, *_ in group:
                 for key in (kind, ""):
@@ -124,8 +112,6 @@ def character_macro_f1(expected: Tags, predicted: Tags) -> float:
     """
     return macro_f1([tag for tags in expected for tag in tags], [tag for tags in predicted for tag in tags])
 
-
-# ---------------------------------------------------------------------------------------------------------- answers
 
 _PUNCTUATION = set(string.punctuation)
 _KORQUAD_SIGNS = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))

@@ -1,9 +1,8 @@
 """What a fine-tuned model says of texts and files."""
 
-from __future__ import annotations
-
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,13 +86,8 @@ class FineTuned:
         self._params = nested({name: jnp.asarray(weights.read(name)) for name in names})
         _check_head(path, flat(jax.eval_shape(head.init, jax.random.key(0))), flat(self._params))
         mesh = make_mesh(MeshConfig())
-        self._network = Network(
-            architecture_of(weights.shapes, sizes, None),
-            head,
-            mesh,
-            vocabulary.special.pad,
-            self.task.kind == "tagging",
-        )
+        encoder, is_tagging = architecture_of(weights.shapes, sizes, None), self.task.kind == "tagging"
+        self._network = Network(encoder, head, mesh, vocabulary.special.pad, is_tagging)
 
     def outputs(self, batch: Batch) -> Outputs:
         """Return what the head makes of a batch of any size."""
@@ -102,10 +96,9 @@ class FineTuned:
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
         """Return one prediction for each example."""
         rows = encode(self.task, examples, self.labels, self._tokenizer, self.training)
-        batch_size = -(-_BATCH // self._network.mesh.size) * self._network.mesh.size
+        batch_size = -(-_BATCH // self._network.mesh.size) * self._network.mesh.size  # each device has as many rows
         step = make_predict_step(self._network)
-        longest = self.training.max_seq_length
-        outputs = predict_rows(self._network, step, self._params, rows, batch_size, longest)
+        outputs = predict_rows(self._network, step, self._params, rows, batch_size, self.training.max_seq_length)
         return decode(self.task, self.labels, examples, rows, outputs, self.training.max_answer_length)
 
     def describe(self, example: Example, prediction: Prediction) -> dict[str, Any]:
@@ -144,13 +137,8 @@ def _check_head(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> 
 
 def _example(task: Task, number: str, line: str) -> Example:
     if task.kind == "tagging":
-        units, begin = [], 0
-        for word in line.split():
-            begin = line.index(word, begin)
-            units.append((begin, begin + len(word)))
-            begin += len(word)
-        if task.format == "klue-ner":  # a character is what carries a tag
-            units = characters_of(line)
+        is_by_character = task.format == "klue-ner"  # a character is what carries a tag
+        units = characters_of(line) if is_by_character else [word.span() for word in re.finditer(r"\S+", line)]
         return TaggedExample(number, line, units, [])
     text, tab, pair = line.partition("\t")
     has_two = task.kind == "answers" or bool(task.columns.pair)

@@ -1,7 +1,5 @@
 """Outputs of a head -> labels, scores, tags and answers, and how good they are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +8,7 @@ import numpy as np
 
 from electra_flax.finetune import metrics
 from electra_flax.finetune.encoding import Answer, Row, best_answers, tags_of_units
-from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
+from electra_flax.finetune.examples import QuestionExample
 from electra_flax.finetune.task import Task
 
 Outputs = dict[str, np.ndarray]
@@ -45,7 +43,7 @@ Prediction = Labelled | float | list[str] | Answered
 def decode(
     task: Task,
     labels: Sequence[str],
-    examples: Sequence[Example],
+    examples: Sequence[Any],
     rows: Sequence[Row],
     outputs: Sequence[Outputs],
     max_answer_length: int,
@@ -59,7 +57,6 @@ def decode(
         return [
             tags_of_units(example.units, row.offsets, [labels[i] for i in output["logits"].argmax(axis=-1)])
             for example, row, output in zip(examples, rows, outputs, strict=True)
-            if isinstance(example, TaggedExample)
         ]
     of_example: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
@@ -67,7 +64,6 @@ def decode(
     return [
         _answered(example, [rows[i] for i in of_example[n]], [outputs[i] for i in of_example[n]], max_answer_length)
         for n, example in enumerate(examples)
-        if isinstance(example, QuestionExample)
     ]
 
 
@@ -103,19 +99,19 @@ def _score_matrix(output: Outputs, size: int) -> np.ndarray:
     return scores
 
 
-def best_null_threshold(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+def best_null_threshold(task: Task, questions: Sequence[Any], predictions: Sequence[Any]) -> float:
     """Return the threshold of `Answered.text` with the best score; infinity where every question has an answer."""
-    questions = [example for example in examples if isinstance(example, QuestionExample)]
-    answered = [prediction for prediction in predictions if isinstance(prediction, Answered)]
     if all(question.answers for question in questions):
         return math.inf
     scorer = metrics.SCORERS[task.metrics[0]]
     expected = [[text for text, _ in question.answers] for question in questions]
-    odds = np.asarray([prediction.null_odds for prediction in answered])
+    odds = np.asarray([prediction.null_odds for prediction in predictions])
     order = np.argsort(odds, kind="stable")
-    with_answer = np.asarray([scorer([e], [a.text(math.inf)]) for e, a in zip(expected, answered, strict=True)])[order]
+    answers = [prediction.text(math.inf) for prediction in predictions]
+    with_answer = np.asarray([scorer([e], [a]) for e, a in zip(expected, answers, strict=True)])[order]
     without = np.asarray([scorer([e], [""]) for e in expected])[order]
-    # The first n in the order of their odds are answered.
+    # The first n in the order of their odds are answered: the score of every n in one pass, for it is a mean over the
+    # questions.
     totals = (
         np.concatenate([[0.0], np.cumsum(with_answer)]) + without.sum() - np.concatenate([[0.0], np.cumsum(without)])
     )
@@ -126,22 +122,22 @@ def best_null_threshold(task: Task, examples: Sequence[Example], predictions: Se
 def scores(
     task: Task,
     labels: Sequence[str],
-    examples: Sequence[Example],
+    examples: Sequence[Any],
     predictions: Sequence[Any],
     null_threshold: float = math.inf,
 ) -> dict[str, float]:
     """Return {metric: value}, in the task's order."""
     expected: list[Any]
-    found: list[Any]
+    found = list(predictions)
     if task.kind == "answers":
-        expected = [[text for text, _ in e.answers] for e in examples if isinstance(e, QuestionExample)]
+        expected = [[text for text, _ in example.answers] for example in examples]
         found = [prediction.text(null_threshold) for prediction in predictions]
     elif task.kind == "tagging":
-        expected, found = [e.tags for e in examples if isinstance(e, TaggedExample)], list(predictions)
+        expected = [example.tags for example in examples]
     elif task.kind == "regression":
-        expected, found = [float(e.label) for e in examples if isinstance(e, TextExample)], list(predictions)
+        expected = [float(example.label) for example in examples]
     else:
-        expected = [e.label for e in examples if isinstance(e, TextExample)]
+        expected = [example.label for example in examples]
         found = [prediction.label for prediction in predictions]
     return {
         name: metrics.binary_f1(expected, found, labels[-1]) if name == "f1" else metrics.SCORERS[name](expected, found)

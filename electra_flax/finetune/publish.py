@@ -1,7 +1,5 @@
 """A fine-tuned model as a folder that transformers loads, its predictions, and pictures of what it confuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -19,7 +17,7 @@ from electra_flax.data.tokenizer import Casing, save_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.files import replaced, write_whole
 from electra_flax.finetune.data import TaskData
-from electra_flax.finetune.examples import Example, TextExample
+from electra_flax.finetune.examples import Example
 from electra_flax.finetune.predictions import Answered, Labelled, Prediction
 from electra_flax.finetune.result import SeedResult
 from electra_flax.finetune.task import Task, Training
@@ -144,7 +142,7 @@ def _short(name: str) -> str:
 
 def _labels(task: Task, data: TaskData, result: SeedResult) -> tuple[list[str], list[str], list[str]]:
     if task.kind == "classification":
-        expected = [example.label for example in data.scored.examples if isinstance(example, TextExample)]
+        expected = [example.label for example in data.scored.examples]
         return expected, [as_text(prediction) for prediction in result.predictions], data.labels
     # Tags without B and I: which type is taken for which.
     expected = [tag[2:] or "O" for example in data.scored.examples for tag in example.tags]

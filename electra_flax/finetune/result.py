@@ -1,7 +1,5 @@
 """What the fine-tuning of a seed gives, and where it is kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """All tasks whose data is there, as one table, beside KoELECTRA's published scores."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from importlib import resources
@@ -35,7 +33,7 @@ _SHORT = {
 
 
 class Protocol(NamedTuple):
-    """How every task is fine-tuned."""
+    """How every task is fine-tuned: the last fields of a Request."""
 
     preset: str
     overrides: Sequence[str]
@@ -52,11 +50,9 @@ def scoreboard(
     protocol: Protocol,
     interruption: Interruption,
 ) -> str:
-    """Fine-tune each model on each task that is found; write out/table.md, .json and .png.
+    """Fine-tune each model on each task that is found; write out/table.md, .json and .png; return the table.
 
-    Returns the table ("" where this is not process 0).
-
-    Raises UserError where no task is found, or one that was named is not.
+    Processes but 0 return "". Raises UserError where no task is found, or one that was named is not.
     """
     folders = find_tasks(data, names)
     for name, folder in folders.items():
@@ -65,11 +61,8 @@ def scoreboard(
     for number, model in enumerate(models):
         rows[model] = {}
         for name, folder in folders.items():
-            request = Request(
-                name, model, folder, f"{out}/model-{number}/{name}", protocol.preset, protocol.overrides,
-                protocol.seeds, protocol.published_protocol, protocol.random_weights,
-            )  # fmt: skip
             log.info("--- %s, %s", model, load_task(name).title)
+            request = Request(name, model, folder, f"{out}/model-{number}/{name}", *protocol)
             rows[model][name] = finetune(request, interruption)
     if not processes.is_main():
         return ""
@@ -123,20 +116,14 @@ def _cell(metrics: Sequence[dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
-def _published() -> dict[str, Any]:
-    published: dict[str, Any] = yaml.safe_load(
-        (resources.files("electra_flax.finetune") / "published.yaml").read_text()
-    )
-    return published
+def _published() -> Any:
+    return yaml.safe_load((resources.files("electra_flax.finetune") / "published.yaml").read_text())
 
 
 def _markdown(rows: dict[str, dict[str, Any]], names: Sequence[str], protocol: Protocol) -> str:
     published = _published()
-    heads = []
-    for name in names:
-        task = load_task(name)
-        metrics = "/".join(_SHORT[metric] for metric in task.metrics)
-        heads.append(f"**{task.title}**<br/>({metrics})")
+    tasks = map(load_task, names)
+    heads = [f"**{task.title}**<br/>({'/'.join(_SHORT[metric] for metric in task.metrics)})" for task in tasks]
     lines = ["| | " + " | ".join(heads) + " |", "| :--- |" + " :---: |" * len(heads)]
     for model, results in rows.items():
         cells = [_cell(list(results[name]["metrics"].values())) for name in names]

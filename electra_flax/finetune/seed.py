@@ -32,12 +32,6 @@ from electra_flax.trees import Params
 
 log = logging.getLogger("electra_flax")
 
-_RHYTHM = Rhythm(
-    CheckpointConfig(max_to_keep=1, keep_best=1),
-    TrainingConfig.max_skipped_steps,
-    needs_every_evaluation=True,
-)
-
 
 class SeedNotes(RunNotes, total=False):
     """What a seed's checkpoint holds beside the state."""
@@ -72,6 +66,7 @@ def finetune_seed(
     folder.mkdir(parents=True, exist_ok=True)
     places = Places(folder, work.checkpoints / str(seed), functools.partial(guard.push, work))
     params, step = _learn(learner, places, interruption, watchdog)
+    # Chosen where the checkpoint was: on the scored examples it would flatter the score.
     threshold = learner.threshold_of(learner.predict(data.choice, params)) if task.kind == "answers" else math.inf
     predictions = learner.predict(data.scored, params)
     return SeedResult(
@@ -95,7 +90,11 @@ class Seed:
     """One seed of a task, as the loop learns it."""
 
     notes_type = SeedNotes
-    rhythm = _RHYTHM
+    # Two checkpoints at most lie on the disk: the last to go on from, the best to be the result. Evaluations choose, so
+    # none may be left out, not even by a run that is asked to stop.
+    rhythm = Rhythm(
+        CheckpointConfig(max_to_keep=1, keep_best=1), TrainingConfig.max_skipped_steps, needs_every_evaluation=True
+    )
     start = 0
     shown: tuple[str, ...] = ("loss", "tokens_per_sec")
     least_seconds: float | None = None
@@ -135,7 +134,7 @@ class Seed:
         return self._steps.train(state, batch, np.uint32(self._seed))
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:
-        if not sums["skipped"]:
+        if not sums["skipped"]:  # of a step that was not finite: its loss would make the mean of all of them none
             self._losses.append(float(sums["loss"]))
 
     def summarize(self, totals: Totals) -> dict[str, float]:
@@ -148,7 +147,7 @@ class Seed:
         return step in self._evaluated_at
 
     def saves(self, step: int) -> bool:
-        return step in self._evaluated_at
+        return step in self._evaluated_at  # the loop saves every ten minutes besides
 
     def evaluate(self, step: int, params: Params) -> Evaluation | None:
         """Return scores on the examples that choose. Raises RunError where no step since the last time was finite."""
@@ -165,8 +164,9 @@ class Seed:
         return Evaluation(known, line, -self.score_of(found))
 
     def score_of(self, found: dict[str, Any]) -> float:
-        """Return by what one evaluation is better than another."""
-        return comparable(found[self._task.metrics[0]])
+        """Return by what one evaluation is better than another: no number, as of a constant's correlation, is worst."""
+        score: float = found[self._task.metrics[0]]
+        return score if math.isfinite(score) else -1.0  # the least that a correlation can be
 
     def was_evaluated(self, step: int) -> bool:
         return bool(self.history) and self.history[-1]["step"] == step
@@ -194,7 +194,7 @@ class Seed:
         """Return what the model says of all examples of a part, in their order."""
 
         def step(params: Params, batch: Batch) -> Outputs:
-            self._watchdog.alive("predicting")
+            self._watchdog.alive("predicting")  # a large dev set may take longer than hang_minutes
             return self._steps.predict(params, batch)
 
         training = self._training
@@ -206,8 +206,3 @@ class Seed:
         if self._task.kind != "answers":
             return math.inf
         return best_null_threshold(self._task, self._data.choice.examples, predictions)
-
-
-def comparable(score: float) -> float:
-    """Return a score to compare: one that is not a number, as a correlation with a constant, is the worst."""
-    return score if math.isfinite(score) else -1.0

@@ -1,7 +1,5 @@
 """Files of a task -> examples. No row is lost without being counted."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from pathlib import Path

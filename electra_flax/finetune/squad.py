@@ -1,7 +1,5 @@
 """Questions about contexts, in the layout of SQuAD and KorQuAD 1 -> examples."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -37,6 +35,8 @@ def read_squad(task: Task, path: Path, skipped: Skipped) -> Iterator[QuestionExa
                 for answer in _answers_of(question, place):
                     text = without_halves(_member(answer, "text", str, place))
                     said = _member(answer, "answer_start", int, place)
+                    # Other tools count in UTF-16 or in bytes: taken as they are, such places would teach wrong words,
+                    # and nothing would show it but the score.
                     begin = _nearest(context, text, said)
                     if begin is None:
                         lost.append(name)
@@ -68,7 +68,7 @@ def _member(value: Any, name: str, kind: type[T], where: str) -> T:
             f"{where}: found {json.dumps(value)[:40]}, expected an object with {name}: not in the layout of SQuAD"
         )
     member = value.get(name)
-    if not isinstance(member, kind) or isinstance(member, bool):
+    if not isinstance(member, kind) or isinstance(member, bool):  # true is an int to Python
         found = f"is {json.dumps(value[name])[:40]}" if name in value else f"is missing from {', '.join(value)[:80]}"
         raise UserError(f"{where}: {name} {found}, expected {word}: not in the layout of SQuAD and KorQuAD 1")
     return member
@@ -83,6 +83,7 @@ def _name_of(question: Any, where: str) -> str:
 
 
 def _answers_of(question: dict[str, Any], place: str) -> list[Any]:
+    # SQuAD 2.0 lists plausible but wrong answers beside is_impossible; test files have no answers at all.
     if question.get("is_impossible") or not ({"answers", "answer"} & question.keys()):
         return []
     return _member(question, "answers", list, place)

@@ -1,7 +1,5 @@
 """One step of fine-tuning and one of prediction, on the mesh and with the optimizer of pretraining."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +25,7 @@ from electra_flax.training.optimizers import learning_rate, make_optimizer, scal
 from electra_flax.training.state import TrainState, apply_gradients, sum_over_slices
 from electra_flax.trees import Params
 
+# How many powers of layer_decay the top layer has below the head; the original's code counts one more than its paper.
 _BELOW_TOP = {"paper": 1, "original": 2}
 
 
@@ -90,7 +89,7 @@ def make_steps(network: Network, training: Training, num_steps: int, params: Par
         shapes,
         jax.jit(
             functools.partial(_train_step, network, training, optimizer, schedule),
-            donate_argnums=0,
+            donate_argnums=0,  # two states at once would not fit where one does
             in_shardings=(shardings, batch_sharding(network.mesh), None),
             out_shardings=(shardings, whole(network.mesh)),
         ),
@@ -177,7 +176,7 @@ def predict_rows(
     longest: int,
 ) -> list[dict[str, np.ndarray]]:
     """Return the outputs of each row, in the order of the rows."""
-    found: list[dict[str, np.ndarray]] = [{}] * len(rows)
+    found: list[dict[str, np.ndarray]] = [{}] * len(rows)  # batches come by length, answers go back to their places
     batches = sorted_batches(rows, batch_size)
     with progress(len(batches), "predicting", "batches", delay=5, enabled=is_main()) as bar:
         for indices in batches:

@@ -87,13 +87,13 @@ class Task:
     """Hyperparameters of this task that differ from its preset's."""
 
     def __post_init__(self) -> None:
-        expected = {"tagging": ("naver-ner", "klue-ner", "conll"), "answers": ("squad",)}.get(
-            self.kind, ("tsv", "json")
-        )
+        of_kind = {"tagging": ("naver-ner", "klue-ner", "conll"), "answers": ("squad",)}
+        expected = of_kind.get(self.kind, ("tsv", "json"))
         check(self.format in expected, f"format={self.format}: a task of kind {self.kind} has {' or '.join(expected)}")
         check(self.format not in ("tsv", "json") or bool(self.columns.text), "columns.text must be named")
-        check(all(map(str.split, [*self.files.train, *self.files.dev, *self.files.test])), "files: an empty name")
-        for entry in (*self.files.train, *self.files.dev, *self.files.test):
+        entries = (*self.files.train, *self.files.dev, *self.files.test)
+        check(all(map(str.split, entries)), "files: an empty name")
+        for entry in entries:
             twice = [name for name, count in Counter(map(PurePath, entry.split())).items() if count > 1]
             check(not twice, f"files: {entry}: names {', '.join(map(str, twice))} twice: its rows would count twice")
         check(bool(self.files.train), "files.train: empty, expected the names that the training file may have")

@@ -1,7 +1,5 @@
 """A run's own train step, compiled for a TPU that is not here; what came out is kept, by the program's hash."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib
@@ -108,12 +106,14 @@ def _compile(lowered: Any, where: Slice) -> Compiled:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise RunError(f"the step does not compile for {where.accelerator_type}: {_first_line(error)}") from None
-        return Compiled(None, _needed_bytes(str(error)), "", {})
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"the step does not compile for {where.accelerator_type}: {reason}") from None
+        return Compiled(None, _needed_bytes(str(error)), "", {})  # kept too: that it does not fit took as long to find
     analysis = compiled.memory_analysis()
     memory = Memory(
         arguments=analysis.argument_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
+        # The state is donated: its next version lies where the old one did.
         outputs=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
         limit=where.generation.memory_bytes,
@@ -128,10 +128,6 @@ def _needed_bytes(message: str) -> int:
         raise RunError(f"the compiler ran out of memory in a way that plan does not know: {message.splitlines()[0]}")
     number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
     return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 @contextmanager
@@ -158,16 +154,13 @@ def _clock(label: str, usual_seconds: float) -> Iterator[None]:
     log.info(("\n" if is_terminal else "") + "%s took %.0f s", label, time.monotonic() - started)
 
 
-# --------------------------------------------------------------------------------------------------------- caching
-
-
 def cache_folder() -> Path:
     """Return the folder of compiled programs, by hash; safe to delete."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return root / "electra-flax" / "plan"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "electra-flax" / "plan"
 
 
 def _program_hash(text: str, where: Slice) -> str:
+    # The same program is another one to another compiler, or under other flags of it.
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
     options = os.environ.get("LIBTPU_INIT_ARGS", "")
     return hashlib.sha256("\n".join([where.topology_name, *versions, options, text]).encode()).hexdigest()[:32]

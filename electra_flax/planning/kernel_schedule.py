@@ -8,8 +8,6 @@ One bundle takes a cycle, and a `vdelay N` in it N more; on matrix products that
     python -m electra_flax.planning.kernel_schedule TOPOLOGY < kernels.json > cycles.json
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -28,10 +26,10 @@ _DELAY = re.compile(r"\bvdelay (\d+)")
 
 COMPILER_ENVIRONMENT: Mapping[str, str] = {
     "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_SKIP_MDS_QUERY": "1",  # of a metadata server that is not there
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v3-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file lets one process load it: this one is started beside another
     "TPU_STDERR_LOG_LEVEL": "4",
     "TPU_MIN_LOG_LEVEL": "4",
 }
@@ -94,11 +92,13 @@ def _main(topology_name: str, folder: Path) -> None:
         jax.jit(both).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
         shape = f"[{','.join(map(str, wide.shape))}]"
         for name in (attention_kernel.FORWARD_NAME, attention_kernel.BACKWARD_NAME):
-            dumps = [path for path in folder.glob(f"*{name}*final_bundles.txt") if "schedule-analysis" not in path.name]
-            (path,) = dumps
+            # Exactly one: another compiler may name its dumps otherwise, which must not pass for a kernel that is free.
+            (path,) = (
+                path for path in folder.glob(f"*{name}*final_bundles.txt") if "schedule-analysis" not in path.name
+            )
             steps = rows * spec.num_heads // spec.heads_per_step
             cycles[f"{name} {shape}"] = bundle_cycles(path.read_text()) * steps
-        for path in folder.iterdir():
+        for path in folder.iterdir():  # the next kernel's have the same names
             path.unlink()
     print(json.dumps(cycles))
 

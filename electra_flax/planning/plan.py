@@ -4,8 +4,6 @@ The TPU compiler runs on any machine. It states a program's memory exactly, and 
 operation it schedules; program_cost sums them. docs/plan.md says what the prediction is good for.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math
@@ -18,6 +16,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from electra_flax.config.loading import config_differences
 from electra_flax.config.schema import Config, Phase
 from electra_flax.errors import UserError
 from electra_flax.model.attention import xla_attention
@@ -35,14 +34,14 @@ from electra_flax.training.flops import step_flops
 log = logging.getLogger("electra_flax")
 
 _STATE_AND_GRADIENTS = 5 / 3  # of the state, which is three times the parameters; gradients and their sum join it
-_COLLECTIVE_LATENCY = 1e-6  # per device in the ring
+_COLLECTIVE_LATENCY = 1e-6  # seconds for each device in the ring
 
 # (regex over the operation's path, part); the first match decides. Operations fused into another count as that one.
 PARTS: tuple[tuple[str, str], ...] = (
     (r"/optimizer/", "optimizer"),
     (r"embeddings|generator_lm_head|generator_predictions", "embedding and MLM head"),
     (r"masking|sampling|generator_loss", "embedding and MLM head"),
-    (r"attention/self/.*(BTHK|BHTS)", "attention"),
+    (r"attention/self/.*(BTHK|BHTS)", "attention"),  # its einsums, by the letters of their shapes
     (r"attention/self/(?!query|key|value)", "softmax and dropout"),
     (r"dot_general", "matmul"),
     (r"", "elementwise"),
@@ -131,9 +130,6 @@ def _mesh(config: Config, where: Slice) -> Mesh:
     return mesh
 
 
-# ------------------------------------------------------------------------------------------------------ predicting
-
-
 def part_of(cost: Cost) -> str:
     """Return which line of the table an operation belongs to."""
     if cost.basis == "collective":
@@ -163,14 +159,11 @@ def _costliest(costs: Sequence[Cost], number: int) -> Iterator[dict[str, Any]]:
                "basis": basis}  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------------- ways out
-
-
 def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | None) -> Iterator[dict[str, Any]]:
     """Yield of accumulation, parameters split over devices and a larger slice the first that fits, each compiled."""
     config = phase.config
     working = plan.memory["needed"] - _state_bytes(config, where)  # grows with a device's rows
-    sharded = _with_mesh(config, data=1, fsdp=-1)
+    sharded = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1))
     for start, larger in ((config, False), (sharded, False), (config, True)):
         # What the state leaves room for says where to begin, so that few programs are compiled in vain.
         room = where.generation.memory_bytes - _STATE_AND_GRADIENTS * _state_bytes(start, where)
@@ -181,13 +174,17 @@ def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | 
         # Not all of the working memory shrinks with a device's rows, so the estimate may be too low.
         for factor in (parts, 2 * parts, 4 * parts):
             try:
-                place, changed = _larger(where, factor), start
-                if not larger:
-                    place = where
-                    changed = _with_accumulation(start, factor * start.training.gradient_accumulation_steps)
+                if larger:
+                    number = int(where.accelerator_type.rsplit("-", 1)[1]) * factor
+                    place, changed = parse_slice(f"{where.generation.prefix}-{number}"), start
+                else:
+                    steps = factor * start.training.gradient_accumulation_steps
+                    training = dataclasses.replace(start.training, gradient_accumulation_steps=steps)
+                    place, changed = where, dataclasses.replace(start, training=training)
                 found = _plan_one(phase._replace(config=changed), place, None if larger else dollars_per_hour, 0)
             except UserError:  # the batch cannot be cut that far, or there is no slice of that size
                 continue
+            # Each program's text and tracing take hundreds of megabytes, of which nobody asks again.
             jax.clear_caches()
             give_back_unused()
             if found.fits:
@@ -202,22 +199,7 @@ def _state_bytes(config: Config, where: Slice) -> int:
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
 
 
-def _larger(where: Slice, factor: int) -> Slice:
-    number = int(where.accelerator_type.rsplit("-", 1)[1]) * factor
-    return parse_slice(f"{where.generation.prefix}-{number}")
-
-
-def _with_mesh(config: Config, data: int, fsdp: int) -> Config:
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp))
-
-
-def _with_accumulation(config: Config, steps: int) -> Config:
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, gradient_accumulation_steps=steps))
-
-
 def _change(old: Config, new: Config, where: Slice, place: Slice, plan: Plan) -> dict[str, Any]:
-    from electra_flax.config.loading import config_differences
-
     changes = [f"--{name} {value.split(' -> ')[1]}" for name, value in config_differences(old, new).items()]
     if place is not where:
         changes.append(f"--topology {place.accelerator_type}")

@@ -6,11 +6,9 @@ bytes over link bandwidth, custom kernels by their own schedule, the rest (sorts
 docs/plan.md says how far to trust the sum. Pure text in, numbers out: no JAX here.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 _BYTES = {"pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
@@ -233,6 +231,7 @@ def trip_count(program: Program, condition: str) -> int | None:
 
     None where it compares with no constant.
     """
+    # The text has no trip count. The condition is `counter < constant`; of several constants the largest is the bound.
     bounds = [
         int(match[1])
         for instruction in program.computations[condition]
@@ -252,7 +251,7 @@ def _seconds(instruction: Instruction, by_name: Mapping[str, Instruction], hardw
             return 0.0, "bytes"
         kernel = kernel_name(instruction)
         if kernel is not None:
-            if kernel not in hardware.kernel_cycles:
+            if kernel not in hardware.kernel_cycles:  # counted as nothing, it would make the plan too good unseen
                 raise ValueError(f"no schedule of the kernel {kernel} was found")
             return hardware.kernel_cycles[kernel] / hardware.clock_hz, "kernel schedule"
     operands = sum(shape_bytes(by_name[name].result) for name in instruction.operands if name in by_name)
@@ -303,16 +302,16 @@ def collective_seconds(instruction: Instruction, hardware: Hardware) -> float:
     kind = instruction.opcode.removesuffix("-start")
     size = shape_bytes(instruction.result)
     devices = group_size(instruction)
-    if devices == 1:
+    if devices == 1:  # an axis of the mesh that is 1 long still leaves its collectives in the text
         return 0.0
     # Around a ring of n devices each n-th of an array makes n - 1 steps to be added up (reduce-scatter), and as many to
     # be handed out (all-gather); an all-reduce is both. The size is the result's: all of it, but of a reduce-scatter,
     # which leaves a device an n-th of what went around.
-    share: Mapping[str, Callable[[], float]] = {
-        "all-reduce": lambda: 2 * size * (devices - 1) / devices,
-        "all-gather": lambda: size * (devices - 1) / devices,
-        "reduce-scatter": lambda: size * (devices - 1),
-        "all-to-all": lambda: size * (devices - 1) / devices,
-        "collective-permute": lambda: size,
+    moved = {
+        "all-reduce": 2 * size * (devices - 1) / devices,
+        "all-gather": size * (devices - 1) / devices,
+        "reduce-scatter": size * (devices - 1),
+        "all-to-all": size * (devices - 1) / devices,
+        "collective-permute": size,
     }
-    return share[kind]() / hardware.link_bytes_per_second + devices * hardware.collective_latency_seconds
+    return moved[kind] / hardware.link_bytes_per_second + devices * hardware.collective_latency_seconds

@@ -1,7 +1,5 @@
 """What a plan tells, and the lines in which people read it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
