@@ -45,9 +45,6 @@ class Plan:
     costliest: tuple[dict[str, Any], ...] = ()
     ways_out: tuple[dict[str, Any], ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 def report(plan: Plan) -> str:
     """Return the table of electra-flax plan."""
