@@ -68,7 +68,7 @@ def encode(
                 )
             else:
                 texts = [e for e in some if isinstance(e, TextExample)]
-                rows += _text_rows(task, texts, begin, numbers, tokenizer, training)
+                rows += text_rows(task, texts, begin, numbers, tokenizer, training.max_seq_length)
             bar.update(len(some))
     return rows
 
@@ -76,11 +76,12 @@ def encode(
 # ------------------------------------------------------------------------------------------------------------ texts
 
 
-def _text_rows(
-    task: Task, examples: list[TextExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, how: Training
+def text_rows(
+    task: Task, examples: list[TextExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, longest: int
 ) -> Iterator[Row]:
+    """Yield rows of at most `longest` tokens, numbered from `begin`; `numbers` are those of the labels."""
     texts = [(example.text, example.pair) if task.columns.pair else example.text for example in examples]
-    tokenizer.enable_truncation(how.max_seq_length, strategy="longest_first")
+    tokenizer.enable_truncation(longest, strategy="longest_first")
     for number, (example, encoding) in enumerate(zip(examples, tokenizer.encode_batch(texts), strict=True), begin):
         if task.kind == "regression":
             target = np.asarray(float(example.label or 0) / task.largest_score, np.float32)
