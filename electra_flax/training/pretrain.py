@@ -45,6 +45,11 @@ from electra_flax.trees import Batch, Params
 
 log = logging.getLogger("electra_flax")
 
+_EARLY = (1, 2)
+"""Percent of a run after which it is evaluated too."""
+_LONG = 1000
+"""Steps of a run of which so little says anything."""
+
 
 def pretrain(
     config: Config,
@@ -205,7 +210,9 @@ class Pretraining:
         return step % self.config.logging.every_steps == 0
 
     def evaluates(self, step: int) -> bool:
-        return step % self.config.evaluation.every_steps == 0
+        """Also early in a long run, where a collapse shows first (docs/training.md)."""
+        early = _EARLY if self.total >= _LONG else ()
+        return step % self.config.evaluation.every_steps == 0 or step in [self.total * part // 100 for part in early]
 
     def saves(self, step: int) -> bool:
         return step % self.config.checkpoint.every_steps == 0
