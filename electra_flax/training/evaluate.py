@@ -87,9 +87,9 @@ def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe |
             f"{data.path}: no validation split; make shards with electra-data shard --validation-fraction 0.01"
         )
     check_batch(config.training.batch_size, 1, mesh)
-    casing = identity.casing(data, vocabulary)
-    rows = probe.rows(vocabulary, casing, config.data.max_seq_length) if probe else None
-    attend = choose_attention(config.architecture, config.data.max_seq_length, mesh)
+    length = config.data.max_seq_length
+    rows = probe.rows(vocabulary, identity.casing(data, vocabulary), length) if probe else None
+    attend = choose_attention(config.architecture, length, mesh)
     held_out = HeldOut(config, make_objective(config, vocabulary.special), examples, mesh, attend, rows)
     metrics = held_out.metrics(state.params)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}
