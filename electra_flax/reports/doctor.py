@@ -159,14 +159,15 @@ class _Sign(NamedTuple):
         return value >= self.bound if self.is_least else value <= self.bound  # NaN is neither
 
 
+_GAIN = _Sign("discriminator_gain", "it gains {:.3f} nats a token over the base rate", 0.03)
 _KNOWS_LITTLE = (
-    _Sign("discriminator_gain", "it gains {:.3f} nats a token over the base rate", 0.03),
+    _GAIN,
     _Sign("discriminator_auc", "AUC {:.2f}", 0.7),
     _Sign("discriminator_average_precision_over_rate", "average precision {:.1f} times the rate of replaced tokens", 2),
 )
 _ALIKE = (
     _Sign("state_spread", "the standard deviation of token states is {:.2g}", 0.1),
-    _Sign("sequence_cosine", "the mean cosine of two texts is {:.4f}", 0.998, is_least=False),
+    _Sign("sequence_cosine", "the mean cosine of two texts is {:.4f}", 0.995, is_least=False),
 )
 _LATE = 0.5
 """Of a run's steps, after which a discriminator should know something."""
@@ -174,19 +175,25 @@ _PROBE_NOISE = 0.02
 """Of an accuracy over a thousand texts."""
 
 
+def _held_out(run: History, metric: str) -> float | None:
+    """Return the metric of the last evaluation that has it."""
+    return next((record[metric] for record in reversed(run.validation) if metric in record), None)
+
+
 def _beyond(run: History, signs: Sequence[_Sign]) -> str:
     """Return those of the signs that the last evaluation shows, each with what is healthy."""
     found = []
     for sign in signs:
-        value = next((record[sign.metric] for record in reversed(run.validation) if sign.metric in record), None)
-        if value is not None and not sign.is_healthy(value):
+        if (value := _held_out(run, sign.metric)) is not None and not sign.is_healthy(value):
             healthy = f"{sign.bound:g} or {'more' if sign.is_least else 'less'} is healthy"
             found.append(f"{sign.shown.format(value)} ({healthy})")
     return ", ".join(found)
 
 
 def _states_alike(run: History, config: Config) -> Iterator[Finding]:
-    if shown := _beyond(run, _ALIKE):
+    """Yield nothing where the discriminator gains enough: then what is small still tells tokens apart."""
+    gain = _held_out(run, _GAIN.metric)
+    if (gain is None or not _GAIN.is_healthy(gain)) and (shown := _beyond(run, _ALIKE)):
         yield Finding(
             f"the states of all texts are nearly the same: {shown}, after {run.step:,} steps",
             "such a run rarely comes back: begin again with a lower optimizer.learning_rate, or a longer warmup",
@@ -207,10 +214,9 @@ def _discriminator_knows_little(run: History, config: Config) -> Iterator[Findin
 
 
 def _probe_at_base_rate(run: History, config: Config) -> Iterator[Finding]:
-    probed = next((record for record in reversed(run.validation) if "probe_accuracy" in record), None)
-    if probed is None or not _is_late(run, config):
+    accuracy, base_rate = _held_out(run, "probe_accuracy"), _held_out(run, "probe_base_rate")
+    if accuracy is None or base_rate is None or not _is_late(run, config):
         return
-    accuracy, base_rate = probed["probe_accuracy"], probed["probe_base_rate"]
     if not accuracy > base_rate + _PROBE_NOISE:
         yield Finding(
             f"a probe of the states tells {accuracy:.3f} of the labels, the most frequent label alone is "
