@@ -204,6 +204,15 @@ def test_the_first_loss_is_not_that_of_guessing():
     assert [problem.split(" loss is ")[0] for problem in problems] == ["the first generator", "the first discriminator"]
 
 
+@pytest.mark.parametrize(("first_values", "by", "is_found"), [
+    ("original", -1.3, True), ("neighbours", -1.3, False), ("neighbours", 1.3, True),
+])  # fmt: skip
+def test_first_values_that_know_frequencies_may_begin_below_guessing(first_values, by, is_found):
+    config = load_config("configs/tiny.yaml", [f"--training.first_values={first_values}"])
+    first = {"step": 0, "split": "validation", "generator_loss": math.log(4000) + by}
+    assert bool(diagnose(History("run", None, config, Subject.of(config), [], [first]))) == is_found
+
+
 def test_the_page_holds_everything_itself(root, capsys):
     config = shutil.copytree(root / "run", root / "<b>&hot") / "config.yaml"
     config.write_text(re.sub(r"\blearning_rate: .*", "learning_rate: 10.0", config.read_text()))

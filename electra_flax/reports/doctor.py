@@ -100,8 +100,10 @@ def _losses(config: Config) -> Iterator[tuple[str, Metric, float]]:
 
 def _first_loss(run: History, config: Config) -> Iterator[Finding]:
     first = next((record for record in [*run.validation, *run.train] if record["step"] <= 1), {})
+    knows_frequencies = config.training.first_values == "neighbours"
     for name, metric, guessed in _losses(config):
-        if metric.name in first and abs(first[metric.name] - guessed) > 0.1 * max(guessed, 1.0):
+        excess = first.get(metric.name, guessed) - guessed
+        if (excess if knows_frequencies else abs(excess)) > 0.1 * max(guessed, 1.0):
             yield Finding(
                 f"the first {name} is {first[metric.name]:.2f}; guessing gives {guessed:.2f}",
                 "fresh weights start there: look at model.initializer_range, and at the vocabulary of the shards",
