@@ -168,7 +168,7 @@ IGNORANT = {
         (160, {**IGNORANT, "state_spread": 0.04, "sequence_cosine": 0.9999},
          r"0\.04 \(.*the mean cosine of two texts is 0\.9999 "),
         (60, {**IGNORANT, "state_spread": math.nan}, "nearly the same"),
-        (60, {"sequence_cosine": 0.999}, None),  # the discriminator tells tokens apart all the same
+        (60, {"sequence_cosine": 0.9999}, None),  # the discriminator tells tokens apart all the same
         (2999, IGNORANT, None),  # a plateau
         (3000, IGNORANT, r"knows little: it gains 0\.010 .*, AUC 0\.56 \(.*, average precision 1\.1 times .* 3,000"),
         (3000, {"discriminator_gain": 0.01}, r"knows little: it gains 0\.010 nats [^,]*, after"),

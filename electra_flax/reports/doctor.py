@@ -169,7 +169,7 @@ _KNOWS_LITTLE = (
 )
 _ALIKE = (
     _Sign("state_spread", "the standard deviation of token states is {:.2g}", 0.1),
-    _Sign("sequence_cosine", "the mean cosine of two texts is {:.4f}", 0.995, is_least=False),
+    _Sign("sequence_cosine", "the mean cosine of two texts is {:.4f}", 0.999, is_least=False),
 )
 _LATE = 0.5
 """Of a run's steps, after which a discriminator should know something."""
@@ -198,7 +198,7 @@ def _states_alike(run: History, config: Config) -> Iterator[Finding]:
     if (gain is None or not _GAIN.is_healthy(gain)) and (shown := _beyond(run, _ALIKE)):
         yield Finding(
             f"the states of all texts are nearly the same: {shown}, after {run.step:,} steps",
-            "such a run rarely comes back: begin again with a lower optimizer.learning_rate, or a longer warmup",
+            "no such run was seen to come back: begin again with a lower optimizer.learning_rate, or a longer warmup",
         )
 
 
