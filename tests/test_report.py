@@ -17,6 +17,7 @@ from electra_flax.data.manifest import Manifest
 from electra_flax.reports.doctor import diagnose, diagnose_config
 from electra_flax.reports.page import _section, _summary
 from electra_flax.storage.workdir import Workdir
+from electra_flax.training.charts import draw, learning_panels
 from electra_flax.training.history import History, Subject
 
 BROKEN = [
@@ -148,11 +149,68 @@ def test_doctor_names_what_the_numbers_of_a_long_run_show(root, numbers, expecte
     assert expected is None or re.search(expected, found[0].problem)
 
 
+KNOWING = {
+    "discriminator_gain": 0.05, "discriminator_auc": 0.75, "discriminator_average_precision_over_rate": 2.5,
+    "discriminator_recall": 0.3, "state_spread": 0.8, "sequence_cosine": 0.85, "probe_accuracy": 0.6,
+    "probe_base_rate": 0.52,
+}  # fmt: skip
+IGNORANT = {
+    "discriminator_gain": 0.01, "discriminator_auc": 0.56, "discriminator_average_precision_over_rate": 1.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("step", "numbers", "expected"),
+    [
+        (60, {}, None),
+        (60, {**IGNORANT, "state_spread": 0.002},
+         r"nearly the same: the standard deviation .* 0\.002 \(0\.1 or more is healthy\), after 60 steps"),
+        (160, {**IGNORANT, "state_spread": 0.04, "sequence_cosine": 0.9999},
+         r"0\.04 \(.*the mean cosine of two texts is 0\.9999 "),
+        (60, {**IGNORANT, "state_spread": math.nan}, "nearly the same"),
+        (60, {"sequence_cosine": 0.9999}, None),  # the discriminator tells tokens apart all the same
+        (2999, IGNORANT, None),  # a plateau
+        (3000, IGNORANT, r"knows little: it gains 0\.010 .*, AUC 0\.56 \(.*, average precision 1\.1 times .* 3,000"),
+        (3000, {"discriminator_gain": 0.01}, r"knows little: it gains 0\.010 nats [^,]*, after"),
+        (3000, {**IGNORANT, "discriminator_auc": 0.5}, "is at the base rate"),
+        (2999, {"probe_accuracy": 0.53}, None),
+        (3000, {"probe_accuracy": 0.53}, r"a probe .* 0\.530 of the labels, the most frequent label alone is 0\.520"),
+    ],
+)  # fmt: skip
+def test_doctor_reads_the_health_of_a_run(step, numbers, expected):
+    config = load_config("configs/tiny.yaml", ["--training.num_steps", "6000"])
+    held_out = [{"step": at, "split": "validation", **KNOWING, **(numbers if at else {})} for at in (0, step)]
+    found = diagnose(History("run", None, config, Subject.of(config), [], held_out))
+    assert len(found) == (expected is not None), found
+    assert expected is None or re.search(expected, found[0].problem), found
+    old = [{"step": step, "split": "validation", "discriminator_auc": 0.75, "discriminator_recall": 0.3}]
+    assert not diagnose(History("run", None, config, Subject.of(config), [], old)), "numbers that it has not"
+
+
+def test_charts_are_of_numbers_that_are_there():
+    config = load_config("configs/tiny.yaml")
+    of_old = History("old", None, config, Subject.of(config), [{"step": 1, "generator_loss": 6.0}], [])
+    of_new = replace(of_old, validation=[{"step": 1, **KNOWING}])
+    assert [panel.metric for panel in learning_panels([of_old])] == ["generator_loss"]
+    shown = [panel.metric for panel in learning_panels([of_old, of_new])]
+    assert {"discriminator_gain", "state_spread", "sequence_cosine", "probe_accuracy"} < {*shown}
+    assert draw([replace(of_old, train=[])], []).startswith(b"\x89PNG")
+
+
 def test_the_first_loss_is_not_that_of_guessing():
     config = load_config("configs/koelectra_base_v3.yaml")
     first = {"step": 1, "split": "train", "generator_loss": math.log(35_000) + 3, "discriminator_loss": math.log(2) + 1}
     problems = [finding.problem for finding in diagnose(History("run", None, config, Subject.of(config), [first], []))]
     assert [problem.split(" loss is ")[0] for problem in problems] == ["the first generator", "the first discriminator"]
+
+
+@pytest.mark.parametrize(("first_values", "by", "is_found"), [
+    ("original", -1.3, True), ("neighbours", -1.3, False), ("neighbours", 1.3, True),
+])  # fmt: skip
+def test_first_values_that_know_frequencies_may_begin_below_guessing(first_values, by, is_found):
+    config = load_config("configs/tiny.yaml", [f"--training.first_values={first_values}"])
+    first = {"step": 0, "split": "validation", "generator_loss": math.log(4000) + by}
+    assert bool(diagnose(History("run", None, config, Subject.of(config), [], [first]))) == is_found
 
 
 def test_the_page_holds_everything_itself(root, capsys):

@@ -11,6 +11,7 @@ from electra_flax.runtime.console import print_json
 from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Place, fields_help
 
 if TYPE_CHECKING:
+    from electra_flax.finetune.probe import TaskProbe
     from electra_flax.weights.start import Start
 
 
@@ -45,7 +46,24 @@ class Beginning(Command):
         return None
 
 
-class Pretrain(Overridden, Beginning, Devices, Processes):
+class Probing(Command):
+    """A task on which evaluations try the states.
+
+    A logistic regression on frozen states tells the labels of at most 1,000 texts apart, learned from 1,000 others; the
+    run is the same without.
+    """
+
+    probe: Annotated[Place | None, "TASK=DIR"] = None
+    """a classification (electra-flax finetune --help lists them, or a YAML file), and the folder with its files"""
+
+    def task(self) -> TaskProbe | None:
+        """Return what was given. Raises UserError where it is no classification."""
+        from electra_flax.finetune.probe import TaskProbe
+
+        return TaskProbe.of(self.probe) if self.probe is not None else None
+
+
+class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
     """Train, or continue, a run.
 
     Trains both models jointly. The workdir is the run: the same command continues it. Fields of the configuration,
@@ -78,10 +96,10 @@ class Pretrain(Overridden, Beginning, Devices, Processes):
             from electra_flax.training.pretrain import pretrain
 
             with processes.joined(group):
-                pretrain(config, paths, self.workdir, interruption, begin_with)
+                pretrain(config, paths, self.workdir, interruption, begin_with, self.task())
 
 
-class Evaluate(Devices):
+class Evaluate(Probing, Devices):
     """Print held-out metrics as JSON.
 
     Prints a checkpoint's metrics on the validation split as JSON; the masks never change.
@@ -98,4 +116,4 @@ class Evaluate(Devices):
         self.use_devices()
         from electra_flax.training.evaluate import evaluate
 
-        print_json(evaluate(self.workdir, self.data, self.step))
+        print_json(evaluate(self.workdir, self.data, self.step, self.task()))

@@ -247,7 +247,8 @@ class EvaluationConfig:
     """Held-out metrics on the validation split, with masks that never change."""
 
     every_steps: Steps = 10_000
-    """Steps between evaluations; the last step is always evaluated."""
+    """Steps between evaluations; the last step is always evaluated, and 1 and 2 percent of a run of 1,000 steps or more
+    are."""
     max_batches: Steps = 100
     """Batches of training.batch_size read from the validation split, fewer if it is smaller."""
     seed: Seed = 0

@@ -11,6 +11,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -132,7 +133,16 @@ def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return numbers
 
 
-def evaluation_batches(config: Config, examples: ShardedExamples, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
+class Rows(Protocol):
+    """Examples by number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Return int32 [len(numbers), 3, max_seq_length]: input_ids, attention_mask, token_type_ids."""
+
+
+def evaluation_batches(config: Config, examples: Rows, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
     """Yield the split in file order; the last batch is filled up with empty rows, which count for nothing."""
     batch_size = config.training.batch_size
     rows = rows_of_process(mesh, batch_size)

@@ -42,18 +42,9 @@ def read_task_data(
     task: Task, folder: Path, training: Training, vocabulary: Vocabulary, casing: Casing, published_protocol: bool
 ) -> TaskData:
     """Read and encode the splits of a task. Raises UserError for files that are missing or of another layout."""
-    train = _read(any_tag(task), "train", folder)
-    if train is None:
-        raise UserError(f"--data {folder}: no training file of {task.title}: expected {_names(task, 'train')}")
-    labels = labels_of(task, train.examples)
-    # A label that nobody learned would be scored as another one: reading the other files refuses it.
-    known = dataclasses.replace(task, labels={label: task.labels.get(label, label) for label in labels})
-    dev, test = _read(known, "dev", folder), _read(known, "test", folder)
+    labels, train, dev, test = read_splits(task, folder, f"--data {folder}")
     scored = test or dev
-    if scored is None:
-        raise UserError(
-            f"--data {folder}: no file to score {task.title} on: expected {_names(task, 'test') or _names(task, 'dev')}"
-        )
+    assert scored is not None  # read_splits
     scored.check_ids()
     training_examples, choice = train.examples, Part("dev", dev.examples if dev else [], [])
     if published_protocol:
@@ -78,6 +69,25 @@ def read_task_data(
         scored_part._replace(name=choice.name) if published_protocol else part(choice.name, choice.examples),
         scored_part,
     )
+
+
+def read_splits(task: Task, folder: Path, place: str) -> tuple[list[str], Split, Split | None, Split | None]:
+    """Return labels, and what train, dev and test files hold, of which the last two are not both missing.
+
+    Raises UserError, which calls the folder `place`.
+    """
+    train = _read(any_tag(task), "train", folder)
+    if train is None:
+        raise UserError(f"{place}: no training file of {task.title}: expected {_names(task, 'train')}")
+    labels = labels_of(task, train.examples)
+    # A label that nobody learned would be scored as another one: reading the other files refuses it.
+    known = dataclasses.replace(task, labels={label: task.labels.get(label, label) for label in labels})
+    dev, test = _read(known, "dev", folder), _read(known, "test", folder)
+    if dev is None and test is None:
+        raise UserError(
+            f"{place}: no file to score {task.title} on: expected {_names(task, 'test') or _names(task, 'dev')}"
+        )
+    return labels, train, dev, test
 
 
 def has_task(task: Task, folder: Path) -> bool:

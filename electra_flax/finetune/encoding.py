@@ -61,17 +61,17 @@ def encode(
             elif task.kind == "tagging":
                 rows += _tagged_rows(some, begin, numbers, tokenizer, training)
             else:
-                rows += _text_rows(task, some, begin, numbers, tokenizer, training)
+                rows += text_rows(task, some, begin, numbers, tokenizer, training.max_seq_length)
             bar.update(len(some))
     return rows
 
 
-def _text_rows(
-    task: Task, examples: Sequence[TextExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer,
-    how: Training,
-) -> Iterator[Row]:  # fmt: skip
+def text_rows(
+    task: Task, examples: Sequence[TextExample], begin: int, numbers: dict[str, int], tokenizer: Tokenizer, longest: int
+) -> Iterator[Row]:
+    """Yield rows of at most `longest` tokens, numbered from `begin`; `numbers` are those of the labels."""
     texts = [(example.text, example.pair) if task.columns.pair else example.text for example in examples]
-    tokenizer.enable_truncation(how.max_seq_length, strategy="longest_first")
+    tokenizer.enable_truncation(longest, strategy="longest_first")
     for number, (example, encoding) in enumerate(zip(examples, tokenizer.encode_batch(texts), strict=True), begin):
         if task.kind == "regression":
             # From 0 to 1 whatever the scale: heads of both forms multiply it back (heads.py).

@@ -25,9 +25,10 @@ def diagnose(run: History) -> list[Finding]:
     if run.config is None:
         return [*_not_finite(run), *_lines_left_out(run)]
     config = run.config
-    rules = (_first_loss, _stuck, _input_bound, _checkpoints_too_rare)
+    rules = (_first_loss, _stuck, _probe_at_base_rate, _input_bound, _checkpoints_too_rare)
     return [
-        *_discriminator_at_base_rate(run, config),
+        *_states_alike(run, config),
+        *(list(_discriminator_at_base_rate(run, config)) or _discriminator_knows_little(run, config)),
         *diagnose_config(config),
         *(found for rule in rules for found in rule(run, config)),
         *_not_finite(run),
@@ -99,8 +100,10 @@ def _losses(config: Config) -> Iterator[tuple[str, Metric, float]]:
 
 def _first_loss(run: History, config: Config) -> Iterator[Finding]:
     first = next((record for record in [*run.validation, *run.train] if record["step"] <= 1), {})
+    knows_frequencies = config.training.first_values == "neighbours"
     for name, metric, guessed in _losses(config):
-        if metric.name in first and abs(first[metric.name] - guessed) > 0.1 * max(guessed, 1.0):
+        excess = first.get(metric.name, guessed) - guessed
+        if (excess if knows_frequencies else abs(excess)) > 0.1 * max(guessed, 1.0):
             yield Finding(
                 f"the first {name} is {first[metric.name]:.2f}; guessing gives {guessed:.2f}",
                 "fresh weights start there: look at model.initializer_range, and at the vocabulary of the shards",
@@ -142,6 +145,86 @@ def _discriminator_at_base_rate(run: History, config: Config) -> Iterator[Findin
         "early in a run it is normal; later, lower optimizer.learning_rate, check objective.discriminator_weight (the "
         "paper: 50), give more text or more steps",
     )
+
+
+class _Sign(NamedTuple):
+    """A held-out number and the bound within which a healthy run keeps it."""
+
+    metric: str
+    shown: str
+    """With its value as the field 0."""
+    bound: float
+    is_least: bool = True
+    """Whether a healthy run has the bound or more; otherwise the bound or less."""
+
+    def is_healthy(self, value: float) -> bool:
+        return value >= self.bound if self.is_least else value <= self.bound  # NaN is neither
+
+
+_GAIN = _Sign("discriminator_gain", "it gains {:.3f} nats a token over the base rate", 0.03)
+_KNOWS_LITTLE = (
+    _GAIN,
+    _Sign("discriminator_auc", "AUC {:.2f}", 0.7),
+    _Sign("discriminator_average_precision_over_rate", "average precision {:.1f} times the rate of replaced tokens", 2),
+)
+_ALIKE = (
+    _Sign("state_spread", "the standard deviation of token states is {:.2g}", 0.1),
+    _Sign("sequence_cosine", "the mean cosine of two texts is {:.4f}", 0.999, is_least=False),
+)
+_LATE = 0.5
+"""Of a run's steps, after which a discriminator should know something."""
+_PROBE_NOISE = 0.02
+"""Of an accuracy over a thousand texts."""
+
+
+def _held_out(run: History, metric: str) -> float | None:
+    """Return the metric of the last evaluation that has it."""
+    return next((record[metric] for record in reversed(run.validation) if metric in record), None)
+
+
+def _beyond(run: History, signs: Sequence[_Sign]) -> str:
+    """Return those of the signs that the last evaluation shows, each with what is healthy."""
+    found = []
+    for sign in signs:
+        if (value := _held_out(run, sign.metric)) is not None and not sign.is_healthy(value):
+            healthy = f"{sign.bound:g} or {'more' if sign.is_least else 'less'} is healthy"
+            found.append(f"{sign.shown.format(value)} ({healthy})")
+    return ", ".join(found)
+
+
+def _states_alike(run: History, config: Config) -> Iterator[Finding]:
+    """Yield nothing where the discriminator gains enough: then what is small still tells tokens apart."""
+    gain = _held_out(run, _GAIN.metric)
+    if (gain is None or not _GAIN.is_healthy(gain)) and (shown := _beyond(run, _ALIKE)):
+        yield Finding(
+            f"the states of all texts are nearly the same: {shown}, after {run.step:,} steps",
+            "no such run was seen to come back: begin again with a lower optimizer.learning_rate, or a longer warmup",
+        )
+
+
+def _is_late(run: History, config: Config) -> bool:
+    return _is_past_warmup(run, config) and run.step >= _LATE * config.training.num_steps
+
+
+def _discriminator_knows_little(run: History, config: Config) -> Iterator[Finding]:
+    if _is_late(run, config) and (shown := _beyond(run, _KNOWS_LITTLE)):
+        yield Finding(
+            f"the discriminator knows little: {shown}, after {run.step:,} of {config.training.num_steps:,} steps",
+            "a generator that is too good or a discriminator weight that is too low; what the model is worth shows on "
+            "a task: --probe TASK=DIR",
+        )
+
+
+def _probe_at_base_rate(run: History, config: Config) -> Iterator[Finding]:
+    accuracy, base_rate = _held_out(run, "probe_accuracy"), _held_out(run, "probe_base_rate")
+    if accuracy is None or base_rate is None or not _is_late(run, config):
+        return
+    if not accuracy > base_rate + _PROBE_NOISE:
+        yield Finding(
+            f"a probe of the states tells {accuracy:.3f} of the labels, the most frequent label alone is "
+            f"{base_rate:.3f}, after {run.step:,} of {config.training.num_steps:,} steps",
+            "the states hold nothing of that task: compare with a run of other settings, or probe another task",
+        )
 
 
 def _not_finite(run: History) -> Iterator[Finding]:

@@ -31,15 +31,20 @@ SPEED = (
 
 
 def learning_panels(runs: Sequence[History]) -> list[Panel]:
-    """Return a panel for each metric with a title of any of the runs, in the order of their objectives."""
+    """Return a panel for each metric with a title that any of the runs has, in the order of their objectives."""
     metrics = [metric for run in runs for metric in (*run.subject.metrics, *STEP_METRICS)]
-    panels = [Panel(each.title, each.name, each.note, each.is_logarithmic) for each in metrics if each.title]
+    there = {name for run in runs for record in (*run.train, *run.validation) for name in record}
+    panels = [
+        Panel(each.title, each.name, each.note, each.is_logarithmic)
+        for each in metrics
+        if each.title and each.name in there
+    ]
     return list(dict.fromkeys(panels))
 
 
 def draw(runs: Sequence[History], panels: Sequence[Panel], reference: History | None = None) -> bytes:
     """Return a PNG with a panel for each metric, in it a line for each run, and a dashed one for the reference."""
-    rows = -(-len(panels) // 2)
+    rows = max(-(-len(panels) // 2), 1)
     figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).ravel()
     for axis in axes[len(panels) :]:

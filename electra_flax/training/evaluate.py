@@ -1,8 +1,8 @@
-"""Held-out metrics, with masks and samples that are the same at every evaluation."""
+"""Held-out metrics, with masks and samples that are the same at every evaluation, and the health of states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -12,44 +12,66 @@ from electra_flax.config.schema import Config
 from electra_flax.data.pipeline import evaluation_batches, open_split, read_vocabulary
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.errors import UserError
+from electra_flax.model.attention import Attend
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.sharding import check_batch, make_mesh
 from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
+from electra_flax.training import identity
 from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.health import LEAST_ROWS, make_read_states, state_sums
 from electra_flax.training.initial_state import abstract_state
-from electra_flax.training.losses import Sums
 from electra_flax.training.metrics import MetricSums
 from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.metrics import health_of
 from electra_flax.training.objectives.objective import Objective
+from electra_flax.training.probe import Probe, Prober, ProbeRows
 from electra_flax.training.step import make_eval_step
 from electra_flax.trees import Batch, Params
 
-EvalStep = Callable[[Params, Batch, jax.Array], Sums]
+
+class HeldOut:
+    """The held-out examples of a phase, and all that is measured on them."""
+
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        examples: ShardedExamples,
+        mesh: Mesh,
+        attend: Attend,
+        probe_rows: ProbeRows | None,
+    ) -> None:
+        self._config, self._objective, self._examples, self._mesh = config, objective, examples, mesh
+        self._eval_step = make_eval_step(objective, mesh, attend)
+        self._read_states = make_read_states(config.architecture, mesh, attend)
+        self._prober = Prober(probe_rows, config, mesh, self._read_states) if probe_rows else None
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def metrics(self, params: Params) -> dict[str, float]:
+        """Return the objective's metrics over the validation split, by token (not means of batch means), and health."""
+        config, total = self._config, MetricSums()
+        key = jax.random.key(config.evaluation.seed)
+        for number, batch in enumerate(self._batches(config.evaluation.max_batches)):
+            sums = self._eval_step(params, batch, jax.random.fold_in(key, number))
+            total.add(jax.tree.map(np.asarray, sums))
+        few = -(-LEAST_ROWS // config.training.batch_size)
+        health = state_sums(self._read_states, params, self._batches(few)).sums
+        if self._prober:
+            health |= self._prober.sums(params)
+        return self._objective.summarize(total.sums) | health_of(health)
+
+    def _batches(self, most: int) -> Iterator[Batch]:
+        return evaluation_batches(self._config, self._examples, self._mesh, most)
 
 
-def held_out_metrics(
-    config: Config,
-    objective: Objective,
-    eval_step: EvalStep,
-    params: Params,
-    examples: ShardedExamples,
-    mesh: Mesh,
-) -> dict[str, float]:
-    """Return the objective's metrics over the validation split, by token (not means of batch means)."""
-    total = MetricSums()
-    key = jax.random.key(config.evaluation.seed)
-    batches = evaluation_batches(config, examples, mesh, config.evaluation.max_batches)
-    for number, batch in enumerate(batches):
-        sums = eval_step(params, batch, jax.random.fold_in(key, number))
-        total.add(jax.tree.map(np.asarray, sums))
-    return objective.summarize(total.sums)
-
-
-def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, float]:
+def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe | None) -> dict[str, float]:
     """Return held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
 
     `given` is the workdir; the shards are those of the phase in which the checkpoint was made, or `data_path`.
+    What `probe` adds is of that phase's length.
     """
     work = Workdir(given).pull()
     config = work.read_config()
@@ -65,8 +87,9 @@ def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, f
             f"{data.path}: no validation split; make shards with electra-data shard --validation-fraction 0.01"
         )
     check_batch(config.training.batch_size, 1, mesh)
-    attend = choose_attention(config.architecture, config.data.max_seq_length, mesh)
-    objective = make_objective(config, vocabulary.special)
-    eval_step = make_eval_step(objective, mesh, attend)
-    metrics = held_out_metrics(config, objective, eval_step, state.params, examples, mesh)
+    length = config.data.max_seq_length
+    rows = probe.rows(vocabulary, identity.casing(data, vocabulary), length) if probe else None
+    attend = choose_attention(config.architecture, length, mesh)
+    held_out = HeldOut(config, make_objective(config, vocabulary.special), examples, mesh, attend, rows)
+    metrics = held_out.metrics(state.params)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}

@@ -14,7 +14,7 @@ from electra_flax.errors import UserError
 from electra_flax.files import parse_lines, read_bytes
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.lines import METRICS, Event, Record
-from electra_flax.training.objectives.metrics import Metric, metrics_of
+from electra_flax.training.objectives.metrics import HEALTH_METRICS, Metric, metrics_of
 
 Line = TypeVar("Line", Record, Event)
 
@@ -41,7 +41,8 @@ class Subject(NamedTuple):
             "learning rate": f"{config.optimizer.learning_rate:g}",
         }
         training, record_every = config.training, config.logging.every_steps
-        return cls(training.num_steps, record_every, training.hang_minutes, metrics_of(config), facts)
+        metrics = (*metrics_of(config), *HEALTH_METRICS)
+        return cls(training.num_steps, record_every, training.hang_minutes, metrics, facts)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from electra_flax.storage.bucket import patiently
 from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
+from electra_flax.training.probe import Probe, ProbeRows
 from electra_flax.training.state import TrainState
 
 
@@ -46,6 +47,7 @@ class Input(NamedTuple):
     vocabulary: Vocabulary
     examples: ShardedExamples
     held_out: ShardedExamples
+    probe_rows: ProbeRows | None
 
     @property
     def shards(self) -> list[Shard]:
@@ -59,6 +61,7 @@ def open_all(
     begin_with: FirstWeights | None,
     refusals: Refusals,
     alive: Callable[[str], None] = lambda what: None,
+    probe: Probe | None = None,
 ) -> list[Input]:
     """Return what each phase reads; less where `refusals` collects what is wrong.
 
@@ -78,7 +81,7 @@ def open_all(
         with refusals.each(phase.name):
             check_batch(phase.config.training.batch_size, phase.config.training.gradient_accumulation_steps, mesh)
     for phase, path in zip(config.phases, data_paths, strict=False):
-        if (found := _open(phase.config, path, phase.name, refusals, alive)) is not None:
+        if (found := _open(phase.config, path, phase.name, refusals, alive, probe)) is not None:
             opened.append(found)
     with refusals.each():
         if len({found.vocabulary.sha256 for found in opened}) > 1:
@@ -116,7 +119,14 @@ def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None)
     return [str(error) for error in refusals.found], manifest
 
 
-def _open(config: Config, path: str, name: str, refusals: Refusals, alive: Callable[[str], None]) -> Input | None:
+def _open(
+    config: Config,
+    path: str,
+    name: str,
+    refusals: Refusals,
+    alive: Callable[[str], None],
+    probe: Probe | None,
+) -> Input | None:
     """Return what a phase reads, None where something is wrong, which only a collection of refusals lets happen."""
     data = vocabulary = None
     with refusals.each(name):
@@ -135,7 +145,12 @@ def _open(config: Config, path: str, name: str, refusals: Refusals, alive: Calla
         examples, held_out = open_split(config, data, "train"), open_split(config, data, "validation")
         if not len(examples):
             raise UserError(f"{path}: the train split has no examples; make shards from a larger corpus")
-        return Input(data, vocabulary, examples, held_out)
+        rows = None
+        if probe is not None:
+            if not len(held_out):
+                raise UserError(f"--probe {probe.source}: {path} has no held-out examples, so nothing is evaluated")
+            rows = probe.rows(vocabulary, identity.casing(data, vocabulary), config.data.max_seq_length)
+        return Input(data, vocabulary, examples, held_out, rows)
     return None
 
 

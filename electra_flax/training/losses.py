@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from electra_flax.model.reductions import argmax_last
 
@@ -97,3 +98,28 @@ def auc(replaced_above_K: np.ndarray, original_above_K: np.ndarray) -> float:
     true_rate = (true_positive + _TINY) / (true_positive[0] + _TINY)
     false_rate = false_positive / (false_positive[0] + _TINY)
     return float(np.sum((false_rate[:-1] - false_rate[1:]) * (true_rate[:-1] + true_rate[1:]) / 2))
+
+
+def average_precision(replaced_above_K: np.ndarray, original_above_K: np.ndarray) -> float:
+    """Return the area under precision over recall by steps, where all tokens between two thresholds share a rank.
+
+    0 where nothing was replaced.
+    """
+    true_positive, false_positive = replaced_above_K.astype(np.float64), original_above_K.astype(np.float64)
+    precision = true_positive / np.maximum(true_positive + false_positive, 1)
+    found = true_positive[:-1] - true_positive[1:]
+    return float(np.sum(found * precision[:-1]) / max(true_positive[0], 1.0))
+
+
+def gain(total: str, part: str, count: str) -> Callable[[Totals], float]:
+    """Return the entropy of the share of `part` minus the cross entropy `total`, both of `count` tokens, nats.
+
+    What is known beyond the share itself: 0 where every token gets the share as its probability.
+    """
+
+    def value(sums: Totals) -> float:
+        rate = ratio(part, count)(sums)
+        entropy = float(np.sum(scipy.special.entr([rate, 1 - rate])))
+        return entropy - ratio(total, count)(sums)
+
+    return value

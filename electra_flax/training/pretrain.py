@@ -28,7 +28,7 @@ from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
-from electra_flax.training.evaluate import held_out_metrics
+from electra_flax.training.evaluate import HeldOut
 from electra_flax.training.first_values import look_at_neighbours, token_frequency
 from electra_flax.training.flops import step_flops
 from electra_flax.training.initial_state import abstract_batch, abstract_state, init_state
@@ -37,12 +37,18 @@ from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_
 from electra_flax.training.losses import Totals
 from electra_flax.training.metrics import RunNotes
 from electra_flax.training.objectives import make_objective
-from electra_flax.training.objectives.metrics import metrics_of
+from electra_flax.training.objectives.metrics import HEALTH_METRICS, metrics_of
+from electra_flax.training.probe import Probe
 from electra_flax.training.state import TrainState
-from electra_flax.training.step import make_eval_step, make_norms, make_train_step
+from electra_flax.training.step import make_norms, make_train_step
 from electra_flax.trees import Batch, Params
 
 log = logging.getLogger("electra_flax")
+
+_EARLY = (1, 2)
+"""Percent of a run after which it is evaluated too."""
+_LONG = 1000
+"""Steps of a run of which so little says anything."""
 
 
 def pretrain(
@@ -51,11 +57,12 @@ def pretrain(
     workdir_name: str,
     interruption: Interruption,
     begin_with: FirstWeights | None = None,
+    probe: Probe | None = None,
 ) -> None:
     """Train, or continue, the run in the workdir until config.training.num_steps.
 
-    `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from. `interruption`,
-    entered before, says when to stop.
+    `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from, `probe` labelled
+    texts that evaluations try the states on. `interruption`, entered before, says when to stop.
     Raises UserError for what the user can fix, Unavailable for what is away for now, RunError when the run itself
     fails, Preempted when it was asked to stop and has saved; of anything else the traceback is kept in the workdir.
     """
@@ -68,7 +75,7 @@ def pretrain(
     ):
         set_up_compiler(config.training.compilation_cache)
         # Everything that can be refused is refused before anything is compiled.
-        inputs = _open_all(config, data_paths, work, begin_with, watchdog)
+        inputs = _open_all(config, data_paths, work, begin_with, probe, watchdog)
         watchdog.alive("checking the attention of all phases")
         mesh = make_mesh(config.mesh)
         attends = [
@@ -97,16 +104,22 @@ def _train(learner: Pretraining, places: Places, interruption: Interruption, wat
 
 
 def _open_all(
-    config: Config, data_paths: Sequence[str], work: Workdir, begin_with: FirstWeights | None, watchdog: Watchdog
+    config: Config,
+    data_paths: Sequence[str],
+    work: Workdir,
+    begin_with: FirstWeights | None,
+    probe: Probe | None,
+    watchdog: Watchdog,
 ) -> list[Input]:
     """Prepare the workdir; return what each phase reads, checked. The same answer in all processes."""
     with processes.together():
-        inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive)
+        inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe)
     shards = identity_of(inputs)
     processes.require_agreement(
         {
             "shards": shards,
             "first weights": str(begin_with),
+            "the texts of --probe": "; ".join(found.probe_rows.digest for found in inputs if found.probe_rows),
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
@@ -132,17 +145,17 @@ class Pretraining:
     def __init__(
         self, phase: Phase, phase_input: Input, attend: Attend, work: Workdir, begin_with: FirstWeights | None
     ) -> None:
-        config, (_, vocabulary, self._examples, self._held_out) = phase.config, phase_input
-        self.config, self._vocabulary, self._attend = config, vocabulary, attend
+        config, (_, vocabulary, self._examples, held_out, probe_rows) = phase.config, phase_input
+        self.config, self._vocabulary = config, vocabulary
         self._work, self.begin_with = work, begin_with
         self.start, self.end, self.total = phase.start, phase.end, config.training.num_steps
         self.rhythm = Rhythm(config.checkpoint, config.training.max_skipped_steps)
         self.mesh, self.shapes = make_mesh(config.mesh), abstract_state(config)
         self.objective = make_objective(config, vocabulary.special)
-        on_console = [metric.name for metric in metrics_of(config) if metric.is_on_console]
+        on_console = [metric.name for metric in (*metrics_of(config), *HEALTH_METRICS) if metric.is_on_console]
         self.shown = ("loss", *on_console, "tokens_per_sec", "mfu")
         self.least_seconds: float | None = None
-        self._eval_step = make_eval_step(self.objective, self.mesh, attend)
+        self._held_out = HeldOut(config, self.objective, held_out, self.mesh, attend, probe_rows)
         self.advance = make_train_step(config, self.objective, self.mesh, attend)
 
     def fresh(self) -> TrainState:
@@ -197,7 +210,9 @@ class Pretraining:
         return step % self.config.logging.every_steps == 0
 
     def evaluates(self, step: int) -> bool:
-        return step % self.config.evaluation.every_steps == 0
+        """Also early in a long run, where a collapse shows first (docs/training.md)."""
+        early = _EARLY if self.total >= _LONG else ()
+        return step % self.config.evaluation.every_steps == 0 or step in [self.total * part // 100 for part in early]
 
     def saves(self, step: int) -> bool:
         return step % self.config.checkpoint.every_steps == 0
@@ -205,7 +220,7 @@ class Pretraining:
     def evaluate(self, step: int, params: Params) -> Evaluation | None:
         if not len(self._held_out):
             return None
-        metrics = held_out_metrics(self.config, self.objective, self._eval_step, params, self._held_out, self.mesh)
+        metrics = self._held_out.metrics(params)
         return Evaluation(metrics, on_one_line(metrics, self.shown), metrics["loss"])
 
     def was_evaluated(self, step: int) -> bool:

@@ -32,6 +32,22 @@ def _log_of_vocabulary(config: Config) -> float | None:
     return math.log(config.model.vocab_size) if config.architecture.has_generator_head else None
 
 
+def _average_precision(totals: Totals) -> float:
+    return losses.average_precision(totals["auc_replaced_above"], totals["auc_original_above"])
+
+
+def _state_spread(totals: Totals) -> float:
+    mean_D = totals["state_sum"] / totals["state_tokens"]
+    variance = totals["state_squares"] / totals["state_tokens"] - mean_D @ mean_D
+    return math.sqrt(max(float(variance), 0.0) / len(mean_D))
+
+
+def _sequence_cosine(totals: Totals) -> float:
+    """Return the mean over all pairs; 0 of fewer than two sequences."""
+    count, units_D = float(totals["sequences"]), totals["sequence_units"]
+    return float(units_D @ units_D - count) / max(count * (count - 1), 1.0)
+
+
 _GENERATOR = (
     Metric(
         "generator_loss", losses.ratio("generator_nll", "masked"), "Generator loss",
@@ -62,13 +78,48 @@ _DISCRIMINATOR = (
         "Discriminator AUC", "0.5 is chance", is_on_console=True,
     ),
     Metric("replaced_rate", losses.ratio("replaced", "tokens")),
+    Metric(
+        "discriminator_gain", losses.gain("discriminator_nll", "replaced", "tokens"), "Discriminator gain",
+        "over knowing only how many are replaced, nats a token; 0.03 or more late in a run",
+    ),
+    Metric("discriminator_average_precision", _average_precision),
+    Metric(
+        "discriminator_average_precision_over_rate",
+        lambda totals: _average_precision(totals) / max(losses.ratio("replaced", "tokens")(totals), 1e-6),
+        "Average precision over rate", "of the rank by the discriminator; 1 is chance, 2 or more late in a run",
+    ),
 )  # fmt: skip
+_STATES = (
+    Metric(
+        "state_spread", _state_spread, "Spread of token states",
+        "standard deviation around their mean; below 0.001 all tokens are one", is_logarithmic=True,
+    ),
+    Metric(
+        "sequence_cosine", _sequence_cosine, "Mean cosine of two sequences",
+        "of the means of their states; near 1 all texts are one",
+    ),
+)  # fmt: skip
+_PROBE = (
+    Metric(
+        "probe_accuracy", losses.share("probe_correct", "probe_rows"), "Probe accuracy",
+        "of a logistic regression on frozen states", is_on_console=True,
+    ),
+    Metric("probe_base_rate", losses.share("probe_most_frequent", "probe_rows")),
+)  # fmt: skip
+HEALTH_METRICS = (*_STATES, *_PROBE)
+"""What an evaluation has beside its objective's: of states on held-out text, and of --probe where it is given."""
 METRICS: dict[ObjectiveKind, tuple[Metric, ...]] = {
     "masked_tokens": _GENERATOR,
     "replaced_tokens": (*_GENERATOR, *_DISCRIMINATOR),
 }
 
 
+def health_of(totals: Totals) -> dict[str, float]:
+    """Return what the sums of training/health.py, and of a probe where they are there, amount to."""
+    known = HEALTH_METRICS if "probe_rows" in totals else _STATES
+    return {metric.name: metric.value(totals) for metric in known}
+
+
 def metrics_of(config: Config) -> tuple[Metric, ...]:
-    """Return the metrics of a run."""
+    """Return the metrics of a run's objective."""
     return METRICS[config.objective.kind]
