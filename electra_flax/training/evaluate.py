@@ -7,10 +7,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from scipy.stats import entropy
 
 from electra_flax.config.schema import Config
 from electra_flax.data.pipeline import evaluation_batches, open_split, read_vocabulary
 from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.errors import UserError
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.sharding import check_batch, make_mesh
@@ -69,4 +71,18 @@ def evaluate(given: str, data_path: str | None, step: int | None) -> dict[str, f
     objective = make_objective(config, vocabulary.special)
     eval_step = make_eval_step(objective, mesh, attend)
     metrics = held_out_metrics(config, objective, eval_step, state.params, examples, mesh)
+    if config.architecture.has_generator_head:
+        metrics["frequency_entropy"] = frequency_entropy(config, examples, vocabulary.special)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}
+
+
+def frequency_entropy(config: Config, examples: ShardedExamples, special: SpecialTokens) -> float:
+    """Return how many nats a token the best guess has that looks at no context, in the examples that are evaluated.
+
+    It knows how often each token occurs in these very examples: a generator below it guesses from context.
+    """
+    evaluated = examples.read(range(min(len(examples), config.evaluation.max_batches * config.training.batch_size)))
+    ids_BT, mask_BT, _ = np.moveaxis(evaluated, 1, 0)
+    count_V = np.bincount(ids_BT[mask_BT == 1], minlength=config.model.vocab_size)
+    count_V[[special.cls, special.sep]] = 0
+    return float(entropy(count_V))
