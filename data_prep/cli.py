@@ -16,6 +16,7 @@ from data_prep.shards import write_shards
 from data_prep.sources import find_sources
 from data_prep.vocab import VocabularyOptions, extend_vocabulary, sample_lines, train_vocabulary
 from data_prep.vocab_report import MOST_UNKNOWN, why_unknown
+from electra_flax import shipped
 from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range
 from electra_flax.data.manifest import Manifest
 from electra_flax.data.tokenizer import Casing, tokenizer_files
@@ -24,7 +25,7 @@ from electra_flax.errors import UserError, counted
 from electra_flax.files import write_all
 from electra_flax.runtime.console import console, print_json, print_line, progress, write_line
 from electra_flax.runtime.ending import run_command
-from electra_flax.runtime.flags import Command, Flag, Folder, Parser, Place, exit_codes, make_parser, parse
+from electra_flax.runtime.flags import Command, Flag, Folder, Parser, Place, exit_codes, given_place, make_parser, parse
 
 _MODEL_MAX_LENGTH = 512
 _SIZE, _UNUSED = 35_000, 200
@@ -39,6 +40,16 @@ _RECIPES_HELP = "recipes:\n" + "\n".join(
     )
     for name, on in RECIPES.items()
 )  # fmt: skip
+
+
+def _given_vocabulary(text: str) -> Path:
+    """Return the folder of a vocabulary that is named: one of electra-data vocab, or a model's, also of an export."""
+    folder = Path(shipped.located(given_place(text)))
+    places = (folder, *(folder / part for part in shipped.PARTS))
+    return next((place for place in places if os.path.exists(place / "vocab.txt")), folder)
+
+
+_Vocabulary = Annotated[Path, _given_vocabulary, "DIR"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,7 +161,7 @@ class Vocab(Reading):
     """most characters kept (default: 6000, a third of --size if less)"""
     min_frequency: Annotated[int, Range(1, MOST_INT32), "N"] = 2
     """rarest pair that is merged"""
-    extend: Folder | None = None
+    extend: _Vocabulary | None = None
     """fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay"""
     sample_mb: Annotated[int, Range(1, 2**20), "MB"] = 1024
     """most text that is kept to learn from"""
@@ -158,7 +169,7 @@ class Vocab(Reading):
     """lower-case the text (English, not Korean)"""
     strip_accents: bool = False
     """remove accents; refused for Hangul"""
-    compare: tuple[Folder, ...] = ()
+    compare: tuple[_Vocabulary, ...] = ()
     """other vocabularies to set beside it"""
 
     def run(self) -> None:
@@ -203,13 +214,14 @@ class Report(Reading):
     report.png.
     """
 
-    vocab: Folder
-    """folder of electra-data vocab"""
+    vocab: _Vocabulary
+    """folder of electra-data vocab or of a model, or tiny-ko, which ships with the package (a folder of that name comes
+    first)"""
     out: Folder
     """folder to write"""
     sample_mb: Annotated[int, Range(1, 2**20), "MB"] = 64
     """most text that is split"""
-    compare: tuple[Folder, ...] = ()
+    compare: tuple[_Vocabulary, ...] = ()
     """other vocabularies to set beside it"""
 
     def run(self) -> None:
@@ -223,14 +235,17 @@ def _read_tokenizer(folder: Path) -> tuple[Vocabulary, Casing]:
     return vocabulary, Casing.read(folder)
 
 
+def _name_of(vocabulary: Vocabulary) -> str:
+    """Return its folder's name; of a part of an export, the export's."""
+    folder = Path(os.path.abspath(vocabulary.path.parent))
+    return folder.parent.name if folder.name in shipped.PARTS else folder.name
+
+
 def _show_report(
     found: list[tuple[Vocabulary, Casing]], lines: list[str], out: Path, files: dict[str, str | bytes]
 ) -> None:
     """Show how the vocabularies split the lines; write that and `files`: all or, where they cannot be, none."""
-    usages = [
-        vocab_report.measure(os.path.basename(os.path.abspath(vocabulary.path.parent)), vocabulary, casing, lines)
-        for vocabulary, casing in found
-    ]
+    usages = [vocab_report.measure(_name_of(vocabulary), vocabulary, casing, lines) for vocabulary, casing in found]
     reports = vocab_report.files(usages)
     write_all(out, {**files, **reports})
     vocab_report.show(usages, console())
@@ -249,8 +264,9 @@ class Shard(Reading):
 
     interrupted = "the same command goes on with what is done"
 
-    vocab: Folder
-    """folder of electra-data vocab"""
+    vocab: _Vocabulary
+    """folder of electra-data vocab or of a model, or tiny-ko, which ships with the package (a folder of that name comes
+    first)"""
     out: Place
     """folder to write; must be new"""
     max_seq_length: Annotated[int, Range(8, 2**20), "N"]

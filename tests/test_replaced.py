@@ -3,9 +3,10 @@
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
-from electra_flax.reports.replaced import Detection, show
+from electra_flax.reports.replaced import Detection, compare, show, tally
 
 
 def test_each_outcome_has_a_sign_of_its_own_without_colours():
@@ -19,3 +20,34 @@ def test_each_outcome_has_a_sign_of_its_own_without_colours():
     assert legend.endswith("+found, !false alarm, -missed, the original in brackets")
     assert shown == "  [CLS] +산(나)라 -강(수도) !이다"
     assert total.startswith("found 1 of 2 replaced tokens")
+
+
+def detection(is_replaced, probability):
+    tokens = [f"낱{number}" for number in range(len(is_replaced))]
+    return Detection(tokens, tokens, np.array(is_replaced, bool), np.array(probability))
+
+
+def test_what_is_found_stands_beside_what_chance_would_find():
+    found = tally([detection([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3]), detection([1, 1, 0, 0], [0.8, 0.1, 0.7, 0.2])])
+    assert (found.examples, found.replaced, found.found) == (2, 3, 2)
+    assert found.by_chance == pytest.approx(1 / 4 + 4 / 4)
+    # Of 3 x 5 pairs, the token at 0.1 is above none and level with one.
+    assert found.auc == pytest.approx((5 + 5 + 0.5) / 15)
+    assert np.isnan(tally([detection([0, 0], [0.1, 0.2])]).auc) and np.isnan(tally([]).auc)
+
+
+def test_models_are_compared_in_a_line_each():
+    out = io.StringIO()
+    one = tally([detection([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3])])
+    compare({"b": one, "a": one._replace(found=0)}, Console(file=out, width=200))
+    head, first, second = out.getvalue().splitlines()
+    assert "15% of whose tokens each model's own generator guessed" in head
+    assert first.startswith("  b, 1 example: found 1 of 1 replaced tokens; chance would find 0.2; AUC 1.00")
+    assert second.startswith("  a, 1 example: found 0 of 1")
+
+
+def test_signs_stand_close_to_their_words():
+    out = io.StringIO()
+    tokens = ["그는", "(", "정말", ")", "왔다", ".", '"', "왜", "?"]
+    show([Detection(tokens, tokens, np.zeros(9, bool), np.zeros(9))], Console(file=out, width=200))
+    assert out.getvalue().splitlines()[0] == '  그는 (정말) 왔다. " 왜?'

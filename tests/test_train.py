@@ -14,6 +14,7 @@ from data_prep.cli import main as data_main
 from electra_flax.commands.cli import main
 from electra_flax.config.loading import load_config
 from electra_flax.data.pipeline import GlobalOrder
+from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.runtime import progress_bar
 from electra_flax.weights import parity
@@ -72,6 +73,27 @@ def test_evaluate_prints_the_recorded_metrics(run, capsys):
     recorded = records(run, "run", "validation")[6]
     for name in ("generator_loss", "discriminator_loss", "discriminator_auc"):
         assert printed[name] == pytest.approx(recorded[name], rel=1e-6)
+
+
+def test_evaluate_says_whether_a_guess_by_frequency_is_as_good(run, capsys, monkeypatch):
+    assert main(["evaluate", "--workdir", str(run / "run")]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    shards, special = DataFolder.open(run / "shards"), Vocabulary.read(run / "vocab/vocab.txt").special
+
+    def tokens(split, most):
+        """Of the first examples, [CLS] and [SEP] left out."""
+        examples = ShardedExamples(shards.splits[split], 32, 600)
+        ids, mask, _ = examples.read(range(min(len(examples), most))).swapaxes(0, 1)
+        return ids[(mask == 1) & (ids != special.cls) & (ids != special.sep)]
+
+    counts = np.bincount(tokens("train", 10**6), minlength=600) + 0.1
+    expected = float(-np.log(counts / counts.sum())[tokens("validation", 2 * 16)].mean())
+    assert found["frequency_loss"] == pytest.approx(expected) and found["generator_loss"] > expected
+    assert f"knowing only how often each occurs, {expected:.2f}: not below that" in said.err
+    monkeypatch.setattr("electra_flax.training.evaluate.frequency_loss", lambda *unused: 9.0)
+    assert main(["evaluate", "--workdir", str(run / "run")]) == 0
+    assert "9.00: it guesses from context" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

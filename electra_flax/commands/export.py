@@ -43,7 +43,7 @@ class Export(Publishing, Devices):
     workdir: Annotated[Place | None, Flag(one_of=True)] = None
     """a run"""
     from_: Annotated[Place | None, "SOURCE", Flag(one_of=True)] = None
-    """hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"""
+    """hf:DISC[,GEN], tf1:PREFIX, orbax:DIR or tiny-ko"""
     out: Folder
     """folder to write"""
     to: Literal["hf", "tf1"] = "hf"

@@ -41,7 +41,8 @@ class Finetune(Scoring, Devices, Processes):
     task: Annotated[str, "NAME"]
     """a task (listed below), or your YAML file"""
     model: Place
-    """an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint"""
+    """an export, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package (a folder of
+    that name comes first); orbax:DIR a run, tf1:PREFIX a checkpoint"""
     data: Folder
     """folder with the task's files"""
     out: Place
@@ -82,8 +83,8 @@ class Scoreboard(Scoring, Devices, Processes):
     """
 
     model: tuple[Place, ...]
-    """an export, a model's own folder, OWNER/NAME on the hub; orbax:DIR a run, tf1:PREFIX a checkpoint; several: a row
-    each"""
+    """an export, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package (a folder of
+    that name comes first); orbax:DIR a run, tf1:PREFIX a checkpoint; several: a row each"""
     data: tuple[Place, ...]
     """a folder with a folder for each task, named as the task; or TASK=FOLDER, or several"""
     out: Place = "scoreboard"

@@ -5,29 +5,45 @@ from typing import Annotated
 
 from electra_flax.commands.common import Devices, Texts, texts_or_stdin
 from electra_flax.config.ranges import Range
+from electra_flax.errors import UserError
 from electra_flax.runtime.console import console, print_json, print_line
-from electra_flax.runtime.flags import Folder, Place
+from electra_flax.runtime.flags import Flag, Folder, Place
 
 
 class Show(Devices):
     """Show what the discriminator detects, in colour.
 
-    Lets the generator of an export replace words of held-out examples and shows which of them the discriminator finds.
+    Lets the generator of an export replace words of held-out examples and shows which of them the discriminator finds:
+    in a few examples word by word, in all of them as numbers. Give --model and --data several times to compare models,
+    each on shards of its own vocabulary.
     """
 
-    model: Folder
-    """folder of electra-flax export"""
-    data: Place
+    model: Annotated[tuple[Folder, ...], Flag(action="append")]
+    """an export of both models, or tiny-ko, which ships with the package (a folder of that name comes first); examples
+    are shown of the first"""
+    data: Annotated[tuple[Place, ...], Flag(action="append")]
     """shards with a validation split"""
     examples: Annotated[int, Range(1, 10_000), "N"] = 4
     """examples to show"""
 
     def run(self) -> None:
+        if len(self.model) != len(self.data):
+            raise UserError(
+                f"--model {len(self.model)} times and --data {len(self.data)} times: give each model shards of its "
+                "vocabulary"
+            )
         self.use_devices()
         from electra_flax.reports import replaced
         from electra_flax.storage.staging import stage
 
-        replaced.show(replaced.detect(str(self.model), stage(self.data, without="train"), self.examples), console())
+        tallies = {}
+        for number, (model, data) in enumerate(zip(self.model, self.data, strict=True)):
+            detections = replaced.detect(str(model), stage(data, without="train"))
+            if number == 0:
+                touched = [detection for detection in detections if detection.is_replaced.any()]
+                replaced.show(touched[: self.examples], console())
+            tallies[str(model)] = replaced.tally(detections)
+        replaced.compare(tallies, console())
 
 
 class Verify(Devices):
@@ -39,9 +55,10 @@ class Verify(Devices):
     """
 
     model: Place
-    """an export of both models, a model's own folder, or OWNER/NAME on the hub"""
+    """an export of both models, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package
+    (a folder of that name comes first)"""
     against: Annotated[Place | None, "SOURCE"] = None
-    """what should be the same model: DIR, hf:DISC[,GEN], tf1:PREFIX or orbax:DIR"""
+    """what should be the same model: DIR, hf:DISC[,GEN], tf1:PREFIX, orbax:DIR or tiny-ko"""
     tolerance: Annotated[float, Range(0, 10**6), "X"] = 1e-4
     """largest difference"""
     json: bool = False
@@ -75,7 +92,8 @@ class Detect(Devices):
     """
 
     model: Place
-    """an export of both models, a model's own folder, or OWNER/NAME on the hub"""
+    """an export of both models, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package
+    (a folder of that name comes first)"""
     texts: Annotated[Texts, "SENTENCE"] = ()
     """none: lines of the standard input"""
     json: bool = False
@@ -106,7 +124,8 @@ class Fill(Devices):
     """
 
     model: Place
-    """an export of both models, a model's own folder, or OWNER/NAME on the hub"""
+    """an export of both models, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package
+    (a folder of that name comes first)"""
     texts: Annotated[Texts, "SENTENCE"] = ()
     """with [MASK]; none: lines of the standard input"""
     top: Annotated[int, Range(1, 10_000), "N"] = 5

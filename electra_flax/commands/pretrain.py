@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from electra_flax.commands.common import Devices, Processes
 from electra_flax.config.ranges import MOST_INT32, Range
 from electra_flax.errors import UserError
-from electra_flax.runtime.console import print_json
+from electra_flax.runtime.console import print_json, write_line
 from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Place, fields_help
 
 if TYPE_CHECKING:
@@ -19,12 +19,13 @@ class Beginning(Command):
     """Weights to begin with.
 
     DISC and GEN are each a Hugging Face folder or OWNER/NAME on the hub, PREFIX a checkpoint of the original
-    (model.ckpt-1000000), DIR a run. What became of every tensor is printed.
+    (model.ckpt-1000000), DIR a run. tiny-ko is a model that ships with the package, where no folder has that name. What
+    became of every tensor is printed.
     """
 
     init_from: Annotated[Place | None, "SOURCE"] = None
-    """hf:DISC[,GEN], tf1:PREFIX or orbax:DIR: a new run with their weights, its optimizer and schedule fresh; rows of
-    tokens that their vocabulary lacks are the mean of their pieces'"""
+    """hf:DISC[,GEN], tf1:PREFIX, orbax:DIR or tiny-ko: a new run with their weights, its optimizer and schedule fresh;
+    rows of tokens that their vocabulary lacks are the mean of their pieces'"""
     warm_start_generator: bool = False
     """where SOURCE has no generator: cut one out of the discriminator (its first layers, heads and units)"""
     stretch_positions: Literal["", "interpolate", "tile"] = ""
@@ -102,7 +103,8 @@ class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
 class Evaluate(Probing, Devices):
     """Print held-out metrics as JSON.
 
-    Prints a checkpoint's metrics on the validation split as JSON; the masks never change.
+    Prints a checkpoint's metrics on the validation split as JSON; the masks never change. A line on the standard error
+    says whether the generator is below frequency_loss: what a guess has that knows only how often each token occurs.
     """
 
     workdir: Place
@@ -116,4 +118,10 @@ class Evaluate(Probing, Devices):
         self.use_devices()
         from electra_flax.training.evaluate import evaluate
 
-        print_json(evaluate(self.workdir, self.data, self.step, self.task()))
+        found = evaluate(self.workdir, self.data, self.step, self.task())
+        print_json(found)
+        if "frequency_loss" not in found:
+            return
+        guessed, loss = found["frequency_loss"], found["generator_loss"]
+        verdict = "it guesses from context" if loss < guessed else "not below that; it needs more text or more steps"
+        write_line(f"generator {loss:.2f} nats a token; knowing only how often each occurs, {guessed:.2f}: {verdict}")

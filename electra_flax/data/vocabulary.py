@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from electra_flax import shipped
 from electra_flax.errors import UserError
 from electra_flax.files import read_text
 
@@ -38,6 +39,7 @@ class Vocabulary(NamedTuple):
         if not path.exists():
             raise UserError(
                 f"{path}: no such vocabulary; electra-data vocab --corpus SRC --out {path.parent} makes one"
+                f"{shipped.offered()}"
             )
         text = read_text(path).removesuffix("\n")
         return cls.of(path, [line.strip() for line in text.split("\n")])

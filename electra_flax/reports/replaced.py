@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,21 +10,27 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 from scipy.special import expit
+from scipy.stats import rankdata
 
 from electra_flax.config.architecture import Architecture
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError, escaped
+from electra_flax.errors import UserError, counted, escaped
 from electra_flax.trees import Params
 from electra_flax.weights import parity
 from electra_flax.weights.sources import find_weights
 
 # A sign beside the colour: in a pipe, a log and under NO_COLOR there is no other.
 _MARKS = {"found": ("+", "bold green"), "false alarm": ("!", "bold red"), "missed": ("-", "bold yellow")}
+_RATE = 0.15  # of the tokens are hidden, whatever a run's masking.mask_prob was: so models can be compared
+_MOST_EXAMPLES = 256
+_AT_ONCE = 8  # a generator's logits of 8 examples of 512 tokens and 35,000 entries are 600 MB
+# Signs that stand close to the word before or after them; a vocabulary does not say where spaces were.
+_CLOSING, _OPENING = frozenset(".,!?;:%)]}\u2026\u201d\u2019\u300b\u300d"), frozenset("([{\u201c\u2018\u300a\u300c")
 
 
 class Detection(NamedTuple):
-    """One held-out example; arrays [T] without padding."""
+    """One held-out example; arrays [T] without padding, [CLS] and [SEP]."""
 
     original: list[str]
     corrupted: list[str]
@@ -32,8 +39,20 @@ class Detection(NamedTuple):
     """The discriminator's, of `replaced`."""
 
 
-def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> list[Detection]:
-    """Let both models of an export work on held-out examples of shards.
+class Tally(NamedTuple):
+    """What a discriminator finds: of each example's n replaced tokens, those among its n most suspicious ones."""
+
+    examples: int
+    replaced: int
+    found: int
+    by_chance: float
+    """What n tokens that are drawn at random would find."""
+    auc: float
+    """Of all tokens together; NaN where none was replaced, or all were."""
+
+
+def detect(place: str, data_path: Path, most: int = _MOST_EXAMPLES, seed: int = 0) -> list[Detection]:
+    """Let both models of an export work on held-out examples of shards, all or the first `most`.
 
     Raises UserError where one of them is missing, they are not of the shards' vocabulary, or nothing was held out.
     """
@@ -55,7 +74,7 @@ def detect(place: str, data_path: Path, num_examples: int, seed: int = 0) -> lis
             f"{sizes.max_position_embeddings} positions of the model"
         )
     examples = ShardedExamples(data.splits["validation"], manifest.max_seq_length, manifest.vocab_size)
-    rows = examples.read(range(min(num_examples, len(examples))))
+    rows = examples.read(range(min(most, len(examples))))
     return detect_in(f"--model {place}", rows, vocabulary, weights.architecture, weights.to_params(), seed)
 
 
@@ -66,34 +85,36 @@ def detect_in(
 
     Raises UserError, in the name of `source`, where their numbers are not finite.
     """
-    ids, mask, types = rows[:, 0], rows[:, 1], rows[:, 2]
-
-    def logits(part: str, ids: np.ndarray) -> np.ndarray:
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        found = parity.our_logits(architecture, params, part, inputs)
-        parity.check_finite(source, part, found[mask == 1])
-        return found.astype(np.float64)
-
     rng = np.random.default_rng(seed)
     special = vocabulary.special
-    is_masked = (rng.random(ids.shape) < 0.15) & ~np.isin(ids, [special.pad, special.cls, special.sep])
-    guesses = logits("generator", np.where(is_masked, special.mask, ids))
-    sampled = (guesses + rng.gumbel(size=guesses.shape)).argmax(axis=-1)
-    corrupted = np.where(is_masked, sampled, ids)
-    scores = logits("discriminator", corrupted)
+    found: list[Detection] = []
+    for ids, mask, types in _batches(rows):
 
-    def tokens(ids: np.ndarray) -> list[str]:
-        return [vocabulary.tokens[number] for number in ids]
+        def logits(part: str, ids: np.ndarray, mask: np.ndarray = mask, types: np.ndarray = types) -> np.ndarray:
+            inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+            values = parity.our_logits(architecture, params, part, inputs)
+            parity.check_finite(source, part, values[mask == 1])
+            return values
 
-    return [
-        Detection(
-            tokens(ids[i, :length]),
-            tokens(corrupted[i, :length]),
-            corrupted[i, :length] != ids[i, :length],
-            expit(scores[i, :length]),
-        )
-        for i, length in enumerate(mask.sum(axis=1))
-    ]
+        is_word = ~np.isin(ids, [special.pad, special.cls, special.sep])
+        is_masked = (rng.random(ids.shape) < _RATE) & is_word
+        guesses = logits("generator", np.where(is_masked, special.mask, ids))[is_masked].astype(np.float64)
+        corrupted = ids.copy()
+        corrupted[is_masked] = (guesses + rng.gumbel(size=guesses.shape)).argmax(axis=-1)
+        probability = expit(logits("discriminator", corrupted).astype(np.float64))
+        for i, words in enumerate(is_word):
+            before, after = ids[i, words], corrupted[i, words]
+            original, now = ([vocabulary.tokens[number] for number in numbers] for numbers in (before, after))
+            found.append(Detection(original, now, after != before, probability[i, words]))
+    return found[: len(rows)]
+
+
+def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield int32 [3, B, T], all of one size: the last is filled up with its last row."""
+    size = min(_AT_ONCE, len(rows))
+    for start in range(0, len(rows), size or 1):
+        numbers = np.minimum(np.arange(start, start + size), len(rows) - 1)
+        yield rows[numbers].swapaxes(0, 1)
 
 
 def show(detections: list[Detection], console: Console) -> None:
@@ -105,10 +126,39 @@ def show(detections: list[Detection], console: Console) -> None:
         console.print(legend.append("the original in brackets"))
     for detection in detections:
         console.print(_coloured(detection))
-    found = sum(int(d.is_replaced[most_suspicious(d)].sum()) for d in detections)
-    replaced = sum(int(d.is_replaced.sum()) for d in detections)
-    tokens = sum(len(d.is_replaced) for d in detections)
-    console.print(f"found {found} of {replaced} replaced tokens; chance would find {replaced**2 / max(tokens, 1):.1f}")
+    total = tally(detections)
+    console.print(f"found {total.found} of {total.replaced} replaced tokens; chance would find {total.by_chance:.1f}")
+
+
+def compare(tallies: dict[str, Tally], console: Console) -> None:
+    """Print a line a model, by its name, about all its examples: not those alone that were shown."""
+    console.print(f"in more held-out examples, {_RATE:.0%} of whose tokens each model's own generator guessed:")
+    for name, total in tallies.items():
+        found = f"found {total.found:,} of {total.replaced:,} replaced tokens; chance would find {total.by_chance:,.1f}"
+        console.print(
+            f"  {escaped(name)}, {counted(total.examples, 'examples')}: {found}; AUC {total.auc:.2f} (chance: 0.50)"
+        )
+
+
+def tally(detections: Sequence[Detection]) -> Tally:
+    """Return what was found."""
+    replaced = [int(detection.is_replaced.sum()) for detection in detections]
+    found = sum(int(detection.is_replaced[most_suspicious(detection)].sum()) for detection in detections)
+    by_chance = sum(n * n / max(len(d.is_replaced), 1) for n, d in zip(replaced, detections, strict=True))
+    return Tally(len(detections), sum(replaced), found, by_chance, _auc(detections))
+
+
+def _auc(detections: Sequence[Detection]) -> float:
+    """Return how often a replaced token looks more suspicious than another one, of any example."""
+    if not detections:
+        return float("nan")
+    is_replaced = np.concatenate([detection.is_replaced for detection in detections])
+    ranks = rankdata(np.concatenate([detection.probability for detection in detections]))
+    positives = int(is_replaced.sum())
+    if positives in (0, len(is_replaced)):
+        return float("nan")
+    above = ranks[is_replaced].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * (len(is_replaced) - positives)))
 
 
 def most_suspicious(detection: Detection) -> np.ndarray:
@@ -120,6 +170,7 @@ def most_suspicious(detection: Detection) -> np.ndarray:
 def _coloured(detection: Detection) -> Text:
     text = Text("  ")
     suspicious = set(most_suspicious(detection).tolist())
+    previous = ""
     for i, (token, original) in enumerate(zip(detection.corrupted, detection.original, strict=True)):
         name = ""
         if detection.is_replaced[i]:
@@ -127,7 +178,8 @@ def _coloured(detection: Detection) -> Text:
         elif i in suspicious:
             name = "false alarm"
         mark, style = _MARKS.get(name, ("", ""))
-        glue = "" if token.startswith("##") or i == 0 else " "
+        is_close = token.startswith("##") or token in _CLOSING or previous in _OPENING or i == 0
+        glue, previous = "" if is_close else " ", token
         text.append(glue).append(mark + escaped(token.removeprefix("##")), style)
         if detection.is_replaced[i]:
             text.append(f"({escaped(original.removeprefix('##'))})", "dim")

@@ -11,14 +11,17 @@ from jax.sharding import Mesh
 from electra_flax.config.schema import Config
 from electra_flax.data.pipeline import evaluation_batches, open_split, read_vocabulary
 from electra_flax.data.shards import DataFolder, ShardedExamples
+from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.errors import UserError
 from electra_flax.model.attention import Attend
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.sharding import check_batch, make_mesh
+from electra_flax.storage.bucket import is_remote
 from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.first_values import token_frequency
 from electra_flax.training.health import LEAST_ROWS, make_read_states, state_sums
 from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.metrics import MetricSums
@@ -79,7 +82,8 @@ def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe |
     state = Checkpoints(work.checkpoints).restore(abstract_state(config), mesh, step)
     phase = config.phase_of(int(state.step))
     config = config.phases[phase].config
-    data = DataFolder.open(stage(data_path or work.read_data_path(phase), without="train"), without="train")
+    place = data_path or work.read_data_path(phase)
+    data = DataFolder.open(stage(place, config.data.staging_folder, without="train"), without="train")
     vocabulary = read_vocabulary(config, data)
     examples = open_split(config, data, "validation")
     if not len(examples):
@@ -92,4 +96,19 @@ def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe |
     attend = choose_attention(config.architecture, length, mesh)
     held_out = HeldOut(config, make_objective(config, vocabulary.special), examples, mesh, attend, rows)
     metrics = held_out.metrics(state.params)
+    if config.architecture.has_generator_head and not is_remote(place):  # on gs:// the training shards stay there
+        train = open_split(config, DataFolder.open(data.path), "train")
+        metrics["frequency_loss"] = frequency_loss(config, train, examples, vocabulary.special)
     return {"step": int(state.step), "examples": float(len(examples)), **metrics}
+
+
+def frequency_loss(config: Config, train: ShardedExamples, held_out: ShardedExamples, special: SpecialTokens) -> float:
+    """Return how many nats a held-out token costs whoever knows how often each occurs in training, and no context.
+
+    A generator below it guesses from context. Of the examples that are evaluated; [CLS] and [SEP] are left out.
+    """
+    frequency_V = token_frequency(train, config.model.vocab_size, special)
+    evaluated = held_out.read(range(min(len(held_out), config.evaluation.max_batches * config.training.batch_size)))
+    ids_BT, mask_BT, _ = np.moveaxis(evaluated, 1, 0)
+    is_guessed_BT = (mask_BT == 1) & (ids_BT != special.cls) & (ids_BT != special.sep)
+    return float(-np.log(frequency_V[ids_BT[is_guessed_BT]]).mean())

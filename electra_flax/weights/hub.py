@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from electra_flax import shipped
 from electra_flax.errors import UserError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -17,7 +18,7 @@ def download(name: str, files: list[str]) -> Path:
     if Path(name).exists():
         raise UserError(f"hf:{name}: no folder; expected a model's folder, or OWNER/NAME on the hub")
     if not _REPOSITORY.fullmatch(name):
-        raise UserError(f"hf:{name}: no such folder, nor OWNER/NAME of a repository on the hub")
+        raise UserError(f"hf:{name}: no such folder, nor OWNER/NAME of a repository on the hub{shipped.offered()}")
     from huggingface_hub import snapshot_download
 
     return Path(_try(f"hf:{name}: no such folder", lambda: snapshot_download(name, allow_patterns=files)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from electra_flax import shipped
 from electra_flax.config.schema import MeshConfig
 from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
@@ -73,12 +74,15 @@ def find_weights(
 ) -> Weights:
     """Return what `source` names, unread but for its headers (of a run, the first parameter that is read brings all).
 
-    `vocab_file` stands for a vocab.txt that is not beside the weights. Without `needs_head` an encoder alone will do,
-    also that of a fine-tuned model. Raises UserError where there is nothing, or it is no ELECTRA, or not a whole one.
+    A model that ships with the package has a name, with or without hf:. `vocab_file` stands for a vocab.txt that is not
+    beside the weights. Without `needs_head` an encoder alone will do, also that of a fine-tuned model. Raises UserError
+    where there is nothing, or it is no ELECTRA, or not a whole one.
     """
-    kind, _, place = source.partition(":")
-    if not place or not is_source(source):
-        raise UserError(f"{source}: expected {SOURCES}")
+    kind, _, place = f"hf:{source}".partition(":") if source in shipped.names() else source.partition(":")
+    if not place or kind not in _READERS:
+        raise UserError(f"{source}: expected {SOURCES}{shipped.offered()}")
+    if kind == "hf":
+        place = shipped.located(place)
     if step is not None and kind != "orbax":
         raise UserError(f"--step {step}: only a run (orbax:DIR) has several steps, {source} has one")
     found = _READERS[kind](source, place, step)
@@ -102,11 +106,11 @@ def find_weights(
 
 
 def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
-    """Return one model: of an export of both, in a folder of its own, or OWNER/NAME on the hub. Raises UserError.
+    """Return one model: of an export of both, in a folder of its own, shipped, or OWNER/NAME on the hub.
 
-    `needs_head` as in find_weights.
+    `needs_head` as in find_weights. Raises UserError.
     """
-    own = Path(place) / part
+    own = Path(shipped.located(place)) / part
     weights = find_weights(f"hf:{own if own.is_dir() else place}", needs_head=needs_head)
     if part not in (parts := weights.architecture.parts):
         raise UserError(f"--model {place}: a {' and '.join(parts)}; this command asks the {part}")
