@@ -169,7 +169,7 @@ _KNOWS_LITTLE = (
 )
 _ALIKE = (
     _Sign("state_spread", "the standard deviation of token states is {:.2g}", 0.1),
-    _Sign("sequence_cosine", "the mean cosine of two texts is {:.4f}", 0.999, is_least=False),
+    _Sign("sequence_cosine", "the mean cosine of two texts is {:.4f}", 0.9995, is_least=False),
 )
 _LATE = 0.5
 """Of a run's steps, after which a discriminator should know something."""

@@ -119,7 +119,7 @@ def _open_all(
         {
             "shards": shards,
             "first weights": str(begin_with),
-            "the texts of --probe": "; ".join(found.probe_rows.digest for found in inputs if found.probe_rows),
+            "--probe": "; ".join(found.probe_rows.digest for found in inputs if found.probe_rows) or "none",
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )

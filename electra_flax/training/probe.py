@@ -24,7 +24,7 @@ from electra_flax.trees import Batch, Params
 
 log = logging.getLogger("electra_flax")
 
-_DECAY = 0.01
+_DECAY = 0.1
 """Of the weights' squares, beside the mean cross entropy: a thousand texts have fewer numbers than a model is wide."""
 _MAX_ITERATIONS = 200
 
