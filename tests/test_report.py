@@ -16,6 +16,7 @@ from electra_flax.config.loading import load_config
 from electra_flax.data.manifest import Manifest
 from electra_flax.reports.doctor import diagnose, diagnose_config
 from electra_flax.reports.page import _section, _summary
+from electra_flax.reports.references import beside, read_reference
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.charts import draw, learning_panels
 from electra_flax.training.history import History, Subject
@@ -282,3 +283,26 @@ def test_what_report_and_doctor_refuse(root, tmp_path, capsys):
         assert main(arguments) == 1
         error = capsys.readouterr().err.strip().splitlines()
         assert len(error) == 1 and expected in error[0]
+
+
+def test_a_reference_is_drawn_beside_a_run(root, capsys, tmp_path):
+    page = ["report", "--workdir", str(root / "run"), "--out", str(tmp_path / "report.html")]
+    assert main(page) == 0
+    alone = (tmp_path / "report-learning.png").read_bytes()
+    assert main([*page, "--reference", "tiny_ko"]) == 0
+    said = (tmp_path / "report.html").read_text()
+    assert "Beside the reference tiny_ko" in said and "No step at which both were evaluated yet." in said
+    assert (tmp_path / "report-learning.png").read_bytes() != alone
+    assert "--reference tiny: expected one of tiny_ko" in refusal(capsys, [*page, "--reference", "tiny"])
+
+
+def test_a_run_is_set_beside_the_reference_at_the_last_step_of_both(root):
+    reference = read_reference("tiny_ko")
+    assert reference.validation and reference.train and reference.config == load_config("configs/tiny_ko.yaml")
+    step = reference.validation[2]["step"]
+    mine = [{**reference.validation[1]}, {**reference.validation[2], "generator_loss": 9.0}, {"step": 1, "loss": 3.0}]
+    run = replace(reference, name="mine", validation=mine)
+    found = beside(run, reference)
+    assert found["step"] == (f"{step:,}",) * 2
+    assert found["Generator loss"] == ("9.000", f"{reference.validation[2]['generator_loss']:.3f}")
+    assert beside(replace(run, validation=[]), reference) == {}
