@@ -104,8 +104,8 @@ def detect_in(
         probability = expit(logits("discriminator", corrupted).astype(np.float64))
         for i, words in enumerate(is_word):
             before, after = ids[i, words], corrupted[i, words]
-            original, now = ([vocabulary.tokens[number] for number in numbers] for numbers in (before, after))
-            found.append(Detection(original, now, after != before, probability[i, words]))
+            original, replaced = ([vocabulary.tokens[number] for number in numbers] for numbers in (before, after))
+            found.append(Detection(original, replaced, after != before, probability[i, words]))
     return found[: len(rows)]
 
 
