@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # Sources: paper, table 6; KoELECTRA's table; the original's README for small++.
 PRESETS = {
     "demo": (2000, 128, 64, 2, 256, 64, 64, 150, None, 0.3),
-    "demo_continue": (4000, 128, 128, 4, 512, 64, 64, 150, None, 0.3),
+    "demo_continue": (4000, 128, 128, 4, 512, 64, 64, 150, None, 0.15),
     "tiny": (4000, 128, 128, 4, 512, 64, 64, 8000, None, 0.4),
     "tiny_ko": (4000, 128, 128, 4, 512, 64, 64, 4500, None, 0.3),
     "koelectra_base_v1": (32200, 768, 256, 4, 1024, 512, 256, 700_000, 2e-4, 0.15),
