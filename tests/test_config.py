@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # vocabulary, hidden, generator hidden / heads / feed-forward, length, batch, steps, learning rate, masked share.
 # Sources: paper, table 6; KoELECTRA's table; the original's README for small++.
 PRESETS = {
-    "demo": (2000, 128, 64, 2, 256, 64, 64, 150, None, 0.3),
+    "demo": (2000, 128, 64, 1, 256, 64, 64, 150, None, 0.3),
     "demo_continue": (4000, 128, 128, 4, 512, 64, 64, 150, None, 0.15),
     "tiny": (4000, 128, 128, 4, 512, 64, 64, 8000, None, 0.4),
     "tiny_ko": (4000, 128, 128, 4, 512, 64, 64, 4500, None, 0.3),
