@@ -12,7 +12,6 @@ from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.finetune.data import read_splits
 from electra_flax.finetune.encoding import text_rows
-from electra_flax.finetune.examples import TextExample
 from electra_flax.finetune.splits import Split
 from electra_flax.finetune.task import Task
 from electra_flax.finetune.task_files import load_task
@@ -60,7 +59,7 @@ class TaskProbe(NamedTuple):
 
         def labelled(split: Split) -> Labelled:
             chosen = np.sort(np.random.default_rng(0).permutation(len(split.examples))[:_MOST])
-            texts = [example for example in (split.examples[i] for i in chosen) if isinstance(example, TextExample)]
+            texts = [split.examples[number] for number in chosen]
             rows = list(text_rows(self.task, texts, 0, numbers, tokenizer, longest))
             features = np.zeros((len(rows), 3, longest), np.int32)
             features[:, 0] = vocabulary.special.pad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -50,15 +50,13 @@ def draw(runs: Sequence[History], panels: Sequence[Panel], reference: History | 
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, panel in zip(axes, panels, strict=False):
-        # Held-out where there is any: two runs' training records differ by their batches too.
-        for records in (reference.validation, reference.train) if reference else ():
-            points = [(record["step"], record[panel.metric]) for record in records if panel.metric in record]
-            if points and reference:
+        if reference:
+            # Held-out where there is any: two runs' training records differ by their batches too.
+            points = _points(reference.validation, panel.metric) or _points(reference.train, panel.metric)
+            if points:
                 axis.plot(*zip(*points, strict=True), "--", color="#888888", linewidth=1.3, label=reference.name)
-                break
         for run, color in zip(runs, _COLORS * len(runs), strict=False):
-            train = [(record["step"], record[panel.metric]) for record in run.train if panel.metric in record]
-            held_out = [(record["step"], record[panel.metric]) for record in run.validation if panel.metric in record]
+            train, held_out = _points(run.train, panel.metric), _points(run.validation, panel.metric)
             name = escaped(run.name) if len(runs) > 1 else ""
             if train:
                 axis.plot(
@@ -78,3 +76,8 @@ def draw(runs: Sequence[History], panels: Sequence[Panel], reference: History | 
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8, frameon=False)
     return to_png(figure)
+
+
+def _points(records: Sequence[dict[str, Any]], metric: str) -> list[tuple[int, float]]:
+    """Return the metric by step, of the records that have it."""
+    return [(record["step"], record[metric]) for record in records if metric in record]

@@ -92,7 +92,7 @@ _DISCRIMINATOR = (
 _STATES = (
     Metric(
         "state_spread", _state_spread, "Spread of token states",
-        "standard deviation around their mean; below 0.001 all tokens are one", is_logarithmic=True,
+        "standard deviation around their mean; near 0 all tokens are one", is_logarithmic=True,
     ),
     Metric(
         "sequence_cosine", _sequence_cosine, "Mean cosine of two sequences",
