@@ -214,6 +214,15 @@ def test_first_values_that_know_frequencies_may_begin_below_guessing(first_value
     assert bool(diagnose(History("run", None, config, Subject.of(config), [], [first]))) == is_found
 
 
+def test_weights_that_have_learned_may_begin_below_guessing():
+    config = load_config("configs/demo_continue.yaml")
+    first = {"step": 0, "split": "validation", "generator_loss": 2.7, "discriminator_loss": 0.3}
+    run = History("run", None, config, Subject.of(config), [], [first])
+    assert len(diagnose(run)) == 2
+    began = {"event": "start", "step": 0, "time": 0.0, "init_from": "tiny-ko"}
+    assert not diagnose(replace(run, events=[began]))
+
+
 def test_the_page_holds_everything_itself(root, capsys):
     config = shutil.copytree(root / "run", root / "<b>&hot") / "config.yaml"
     config.write_text(re.sub(r"\blearning_rate: .*", "learning_rate: 10.0", config.read_text()))

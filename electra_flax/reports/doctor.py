@@ -99,6 +99,8 @@ def _losses(config: Config) -> Iterator[tuple[str, Metric, float]]:
 
 
 def _first_loss(run: History, config: Config) -> Iterator[Finding]:
+    if any("init_from" in start for start in run.starts):  # weights that have learned begin below
+        return
     first = next((record for record in [*run.validation, *run.train] if record["step"] <= 1), {})
     knows_frequencies = config.training.first_values == "neighbours"
     for name, metric, guessed in _losses(config):
