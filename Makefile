@@ -43,17 +43,20 @@ tpu-compiler: $(TPU_STAMP)  ## add the TPU compiler, which electra-flax plan nee
 # malloc asks for huge pages: a step on a CPU allocates gigabytes anew (docs/training.md).
 demo bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
+# Examples, not documents: a text may be a single document.
+HELD_OUT := --validation-fraction 0.1 --validation-unit example
+
 # First from nothing but the text, then as most people would: the model that ships with the package goes on learning.
 demo: $(STAMP)  ## text to published models in minutes; CORPUS=path for your own text
 	rm -rf $(DEMO)
 	@echo "--- 1 of 2: from scratch, with nothing but this text ---"
 	$(BIN)/electra-data vocab --corpus $(CORPUS) --out $(DEMO)/vocab --size 2000 --unused 20
-	$(BIN)/electra-data shard --corpus $(CORPUS) --vocab $(DEMO)/vocab --out $(DEMO)/shards --max-seq-length 64 --validation-fraction 0.1
+	$(BIN)/electra-data shard --corpus $(CORPUS) --vocab $(DEMO)/vocab --out $(DEMO)/shards --max-seq-length 64 $(HELD_OUT)
 	$(BIN)/electra-flax pretrain --config configs/demo.yaml --data $(DEMO)/shards --workdir $(DEMO)/run --simulate-devices 8
 	$(BIN)/electra-flax evaluate --workdir $(DEMO)/run --simulate-devices 8
 	$(BIN)/electra-flax export --workdir $(DEMO)/run --out $(DEMO)/export --simulate-devices 8
 	@echo "--- 2 of 2: tiny-ko, which ships with the package and has read 30 MB of Korean, goes on learning on this text ---"
-	$(BIN)/electra-data shard --corpus $(CORPUS) --vocab tiny-ko --out $(DEMO)/tiny-ko/shards --max-seq-length 64 --validation-fraction 0.1
+	$(BIN)/electra-data shard --corpus $(CORPUS) --vocab tiny-ko --out $(DEMO)/tiny-ko/shards --max-seq-length 64 $(HELD_OUT)
 	$(BIN)/electra-flax pretrain --config configs/demo_continue.yaml --init-from tiny-ko --data $(DEMO)/tiny-ko/shards --workdir $(DEMO)/tiny-ko/run --simulate-devices 8
 	$(BIN)/electra-flax evaluate --workdir $(DEMO)/tiny-ko/run --simulate-devices 8
 	$(BIN)/electra-flax export --workdir $(DEMO)/tiny-ko/run --out $(DEMO)/tiny-ko/export --simulate-devices 8

@@ -224,11 +224,11 @@ class _Make(beam.DoFn):
     def process(self, element: tuple[Key, Paragraphs]) -> Iterator[Any]:
         (source, ordinal), paragraphs = element
         made = self._maker.make(_units(paragraphs, True))
-        first = 0 if made.split == "train" else self._counts["train"]
-        for number, (record, num_tokens) in enumerate(made.records):
+        for number, (split, record, num_tokens) in enumerate(made.records):
+            first = 0 if split == "train" else self._counts["train"]
             # A hash of where the example comes from: workers may try an element again, and must give it the same place.
             order = hashlib.blake2b(f"{self._job.seed} {source} {ordinal} {number}".encode(), digest_size=8).digest()
-            shard = first + int.from_bytes(order, "big") % self._counts[made.split]
+            shard = first + int.from_bytes(order, "big") % self._counts[split]
             yield shard, (order[::-1], record, num_tokens)
         counts = {"pieces": made.pieces, "unknown": made.unknown, "discarded": made.discarded}
         yield beam.pvalue.TaggedOutput("counts", counts)

@@ -7,7 +7,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from data_prep.clean import CleaningOptions
 from data_prep.encode import Encoder
@@ -30,6 +30,8 @@ class ShardJob:
     max_seq_length: int
     validation_fraction: float
     seed: int
+    validation_unit: Literal["document", "example"] = "document"
+    """What is held out whole. A text of a few documents, or of one, can only lend examples."""
     cleaning: CleaningOptions = CleaningOptions()
     num_shards: int | None = None
     """Training shards; None: chosen by the size of the text."""
@@ -49,9 +51,8 @@ class ShardJob:
 class Made(NamedTuple):
     """What became of a document."""
 
-    split: str
-    records: list[tuple[bytes, int]]
-    """Framed example and its number of tokens."""
+    records: list[tuple[str, bytes, int]]
+    """Split, framed example, and its number of tokens."""
     pieces: int
     unknown: int
     discarded: int
@@ -70,19 +71,25 @@ class RecordMaker:
     def make(self, document: list[str]) -> Made:
         """Return the records of a document of sentences.
 
-        Split and randomness are decided by the text itself: copies of a document never lie on both sides, and nothing
-        depends on the documents around.
+        Split and randomness are decided by the text itself: copies of what is held out never lie on both sides, and
+        nothing depends on the documents around.
         """
         job, builder = self._job, self._builder
-        digest = hashlib.blake2b("\n".join(document).encode(), digest_size=16, key=str(job.seed).encode()).digest()
-        is_validation = int.from_bytes(digest[:8], "big") < job.validation_fraction * 2**64
+        digest = self._digest("\n".join(document).encode())
         builder.begin(random.Random(int.from_bytes(digest, "big")))
         sentences = self._encoder.encode(document)
-        examples = builder.add_document(sentences)
+        records = []
+        for example in builder.add_document(sentences):
+            record = frame(example.encode(job.max_seq_length))
+            unit = digest if job.validation_unit == "document" else self._digest(record)
+            is_validation = int.from_bytes(unit[:8], "big") < job.validation_fraction * 2**64
+            records.append((SPLITS[is_validation], record, len(example.token_ids)))
         return Made(
-            SPLITS[is_validation],
-            [(frame(example.encode(job.max_seq_length)), len(example.token_ids)) for example in examples],
+            records,
             sum(map(len, sentences)),
             sum(sentence.count(self._unknown) for sentence in sentences),
             builder.num_discarded,
         )
+
+    def _digest(self, text: bytes) -> bytes:
+        return hashlib.blake2b(text, digest_size=16, key=str(self._job.seed).encode()).digest()

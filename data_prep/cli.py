@@ -274,7 +274,9 @@ class Shard(Reading):
     workers: Annotated[int, Range(1, 1024), "N"] = os.cpu_count() or 1
     """processes"""
     validation_fraction: Annotated[float, Range(0, 1, "[)"), "F"] = 0.01
-    """share of documents held out"""
+    """share held out"""
+    validation_unit: Literal["document", "example"] = "document"
+    """what is held out whole; example is for a text of few documents, whose other examples are learned from"""
     builder: Literal["carry", "original"] = "carry"
     """carry loses no token; original cuts examples exactly as the original code does"""
     num_shards: Annotated[int | None, Range(1, 10**5), "N"] = None
@@ -298,8 +300,8 @@ class Shard(Reading):
         if self.validation_fraction and not manifest.examples("validation"):
             documents = sum(int(source["documents"]) for source in manifest.sources)
             _warn(
-                f"none of {counted(documents, 'documents')} was held out; raise --validation-fraction "
-                f"({self.validation_fraction}) to have held-out metrics"
+                f"none of {counted(documents, 'documents')} was held out; for held-out metrics raise "
+                f"--validation-fraction ({self.validation_fraction}), or give --validation-unit example"
             )
         if manifest.unk_rate > MOST_UNKNOWN:
             _warn(
@@ -313,7 +315,7 @@ class Shard(Reading):
     def _write(self) -> Manifest:
         job = ShardJob(
             self.vocab, _read_tokenizer(self.vocab)[1], self.builder, self.max_seq_length, self.validation_fraction,
-            self.seed, self.cleaning, self.num_shards, self.hosts,
+            self.seed, self.validation_unit, self.cleaning, self.num_shards, self.hosts,
         )  # fmt: skip
         if self.runner != "local":
             from data_prep.beam import write_shards_with_beam

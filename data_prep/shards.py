@@ -286,7 +286,8 @@ def _build_chunk(task: _BuildTask) -> None:
     for number, document in enumerate(chunks.read_chunk(task.work / "chunks", task.number, dropped)):
         pool.note(f"document {number} of chunk {task.number}, in {task.work / 'chunks'}")
         result = maker.make(document)
-        made[result.split] += result.records
+        for split, record, num_tokens in result.records:
+            made[split].append((record, num_tokens))
         counts.update(pieces=result.pieces, unknown=result.unknown, discarded=result.discarded)
     parts = []
     for split, num_shards in task.counts.items():

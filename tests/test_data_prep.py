@@ -234,6 +234,18 @@ def test_empty_validation_split_is_said(shard, tmp_path, capsys):
     assert "none of 1 document was held out" in capsys.readouterr().err
 
 
+def test_one_document_lends_examples_to_validation(shard, sample_corpus, tmp_path):
+    (tmp_path / "one.txt").write_text((sample_corpus / "korean.txt").read_text().replace("\n\n", "\n")[:30_000])
+    code, out = shard("out", "--validation-unit", "example", corpus=tmp_path / "one.txt")
+    rows = {}
+    for split, paths in DataFolder.open(out).splits.items():
+        examples = ShardedExamples(paths, 32, 600)
+        rows[split] = {row[0].tobytes() for row in examples.read(range(len(examples)))}
+    total = sum(map(len, rows.values()))
+    assert code == 0 and 0.05 * total < len(rows["validation"]) < 0.2 * total  # asked: 0.1, of some 400
+    assert not rows["train"] & rows["validation"]
+
+
 @pytest.fixture(scope="module")
 def large_corpus(tmp_path_factory, sample_corpus):
     """Some 5 MB in three chunks, every line different, some repeated."""
