@@ -1,8 +1,9 @@
-"""Fine-tuning beside transformers' PyTorch Trainer: scores of several seeds, or examples a second.
+"""Fine-tuning beside transformers' PyTorch Trainer and beside fresh weights: scores, or examples a second.
 
-Scores: the same model folder, files, rows, hyperparameters and number of epochs; the last checkpoint counts in both,
-so that nothing but the training differs. The Trainer has torch's AdamW, which corrects its bias, as ours does with the
-preset koelectra, and draws its own batches.
+Scores: the same model folder, files, rows, hyperparameters and number of epochs; the last checkpoint counts on all
+sides, so that nothing but the training, or the first weights, differs. The Trainer has torch's AdamW, which corrects
+its bias, as ours does with the preset koelectra, and draws its own batches. It needs accelerate (pip install
+accelerate), and the model as a folder.
 
     python benchmarks/finetune_beside_trainer.py scores --task korsts --model DIR --data DIR --out runs/bench
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \\
@@ -29,7 +30,7 @@ import transformers
 from electra_flax.config.schema import MeshConfig
 from electra_flax.finetune.batches import collate, epoch_batches
 from electra_flax.finetune.data import TaskData, read_task_data
-from electra_flax.finetune.encoding import Row
+from electra_flax.finetune.encoding import IGNORED, Row
 from electra_flax.finetune.heads import Batch, make_head
 from electra_flax.finetune.predictions import decode, scores
 from electra_flax.finetune.publish import ARCHITECTURES
@@ -37,18 +38,23 @@ from electra_flax.finetune.run import encoder_architecture, find_encoder
 from electra_flax.finetune.step import Network, Steps, make_batch, make_steps, predict_rows
 from electra_flax.finetune.task import Task, Training
 from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.model import electra
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.compiler import set_up_compiler
 from electra_flax.runtime.processes import use_cpu_where_there_is_nothing_else
+
+_TORCH_IGNORES = -100  # labels that cross entropy leaves out
+SIDES = ("ours", "fresh", "trainer")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("scores", "speed"))
-    parser.add_argument("--task", required=True, help="a classification or a regression")
+    parser.add_argument("--task", required=True, help="a classification, a regression or a tagging")
     parser.add_argument("--model", type=Path, required=True, help="a discriminator's folder")
     parser.add_argument("--data", type=Path, required=True, help="the task's folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of scores (0 1 2)")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="of scores (all)")
     parser.add_argument("--steps", type=int, default=20, help="of speed: timed steps of each (20)")
     parser.add_argument("--out", type=Path, required=True, help="folder for finetune_WHAT.json")
     args, overrides = parser.parse_known_args()
@@ -63,7 +69,7 @@ def main() -> int:
     assert weights.vocabulary is not None and weights.casing is not None
     data = read_task_data(task, args.data, training, weights.vocabulary, weights.casing, published_protocol=False)
     contest = Contest(task, training, data, args.model)
-    found = contest.scores(args.seeds) if args.what == "scores" else contest.speed(args.steps)
+    found = contest.scores(args.seeds, args.sides) if args.what == "scores" else contest.speed(args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"finetune_{args.what}_{args.task}.json"
     path.write_text(json.dumps({"task": args.task, **found}, indent=1) + "\n")
@@ -81,7 +87,10 @@ class Contest:
         architecture = encoder_architecture(weights, training)
         head = make_head(task, training.head, architecture.model, len(data.labels), training.dropout)
         assert weights.vocabulary is not None
-        self._network = Network(architecture, head, make_mesh(MeshConfig()), weights.vocabulary.special.pad, False)
+        self._is_tagging = task.kind == "tagging"
+        self._network = Network(
+            architecture, head, make_mesh(MeshConfig()), weights.vocabulary.special.pad, self._is_tagging
+        )
         params = weights.to_params()["electra"]
         self._params = {"electra": params}
         shapes = {**self._params, **jax.eval_shape(head.init, jax.random.key(0))}
@@ -90,28 +99,34 @@ class Contest:
 
     # ---------------------------------------------------------------------------------------------------- scores
 
-    def scores(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Return {"ours": {"values", "mean", "deviation", "seconds"}, "trainer": ...} of the first metric."""
+    def scores(self, seeds: Sequence[int], sides: Sequence[str]) -> dict[str, Any]:
+        """Return {side: {metric: {"values", "mean", "deviation"}, "seconds"}}, in percent, and the number of epochs."""
+        learn = {"ours": self._ours, "fresh": self._fresh, "trainer": self._trainer}
         found: dict[str, Any] = {"epochs": self._training.epochs}
-        for name, learn in (("ours", self._ours), ("trainer", self._trainer)):
+        for side in sides:
             started, values = time.perf_counter(), []
             for seed in seeds:
-                logits = learn(seed)
-                predictions = decode(
-                    self._task, self._data.labels, self._data.scored.examples, self._data.scored.rows,
-                    [{"logits": row} for row in logits], 0,
-                )  # fmt: skip
-                value = scores(self._task, self._data.labels, self._data.scored.examples, predictions)
-                values.append(value[self._task.metrics[0]])
-                print(f"{name}, seed {seed}: {values[-1]:.4f}", flush=True)
-            found[name] = {
-                "values": values, "mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1)),
-                "seconds": round(time.perf_counter() - started, 1),
-            }  # fmt: skip
+                values.append(self._scored(learn[side](seed)))
+                print(f"{side}, seed {seed}: {values[-1]}", flush=True)
+            seconds = round(time.perf_counter() - started, 1)
+            found[side] = {name: _summary([value[name] for value in values]) for name in self._task.metrics}
+            found[side]["seconds"] = seconds
         return found
 
+    def _scored(self, logits: list[np.ndarray]) -> dict[str, float]:
+        task, labels, scored = self._task, self._data.labels, self._data.scored
+        predictions = decode(task, labels, scored.examples, scored.rows, [{"logits": row} for row in logits], 0)
+        return scores(task, labels, scored.examples, predictions)
+
     def _ours(self, seed: int) -> list[np.ndarray]:
-        state = self._steps.init({**self._params, **self._network.head.init(jax.random.key(seed))})
+        return self._learn(self._params, seed)
+
+    def _fresh(self, seed: int) -> list[np.ndarray]:
+        params = jax.jit(electra.init, static_argnums=0)(self._network.architecture, jax.random.key(seed))
+        return self._learn({"electra": jax.device_get(params["electra"])}, seed)
+
+    def _learn(self, params: dict[str, Any], seed: int) -> list[np.ndarray]:
+        state = self._steps.init({**params, **self._network.head.init(jax.random.key(seed))})
         for epoch in range(self._training.epochs):
             for indices in epoch_batches(self._data.train.rows, self._training.batch_size, seed, epoch):
                 state, _ = self._steps.train(state, self._batch(self._data.train.rows, indices), seed)
@@ -131,7 +146,7 @@ class Contest:
             trainer.train()
             trainer.args.group_by_length = False  # it would shuffle what is predicted too
             logits = trainer.predict(self._torch_rows(self._data.scored.rows)).predictions
-        return list(logits[:, 0] if self._task.kind == "regression" else logits)
+        return list(logits[:, 0] if self._task.kind == "regression" else logits)  # of tags, what pads is cut by decode
 
     def _make_trainer(self, folder: str, seed: int, rows: list[dict[str, Any]], steps: int = -1) -> Any:
         how, classes = self._training, len(self._data.labels) or 1
@@ -157,10 +172,18 @@ class Contest:
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
         batch = collate(
-            [row["row"] for row in rows], np.arange(len(rows)), len(rows), longest, self._network.pad_id, False
+            [row["row"] for row in rows],
+            np.arange(len(rows)),
+            len(rows),
+            longest,
+            self._network.pad_id,
+            self._is_tagging,
         )
         tensors = {name: torch.tensor(batch[name]).long() for name in ("input_ids", "attention_mask", "token_type_ids")}
-        labels = torch.tensor(np.asarray([row["labels"] for row in rows]))
+        if self._is_tagging:
+            labels = torch.tensor(np.where(batch["target"] == IGNORED, _TORCH_IGNORES, batch["target"]))
+        else:
+            labels = torch.tensor(np.asarray([row["labels"] for row in rows]))
         return tensors | {"labels": labels if self._task.kind == "regression" else labels.long()}
 
     # ----------------------------------------------------------------------------------------------------- speed
@@ -189,6 +212,10 @@ class Contest:
                 seconds["trainer"].append(time.perf_counter() - started)
         rates = {name: 32 * len(batches) / float(np.median(values)) for name, values in seconds.items()}
         return {"examples_per_second": rates, "ratio": rates["ours"] / rates["trainer"], "seconds": seconds}
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    return {"values": values, "mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1))}
 
 
 def _filled(row: Row, length: int) -> Row:
