@@ -28,7 +28,12 @@ help:  ## this list
 
 install: $(STAMP)  ## build .venv from the lock file
 
+# What PYTHON is where it is too old or none; words that any Python can read.
+unfit = $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.stdout.write(sys.version.split()[0])' \
+	2>/dev/null || echo not there)
+
 $(STAMP): requirements.lock setup.cfg pyproject.toml
+	$(if $(unfit),$(error PYTHON=$(PYTHON): $(unfit), expected Python 3.11 or newer))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

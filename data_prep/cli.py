@@ -95,7 +95,8 @@ class Reading(Cleaning):
 
     corpus: Annotated[tuple[Place, ...], "SRC"]
     """files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki
-    dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; or tfds:NAME[:split][:feature]"""
+    dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; tfds:NAME[:split][:feature]; or sample, a little
+    Korean that ships with the package (a file or folder of that name comes first)"""
     format: Annotated[str, ("auto", *READERS)] = "auto"
     """auto looks at the first bytes; text: blank lines between documents, lines: a document a line, file: one"""
     encoding: Annotated[str, "NAME"] = "utf-8"

@@ -20,6 +20,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd as zstd
 
+SAMPLE = Path(__file__).parent / "sample"
+"""A little Korean text that ships with the package, for --corpus by its name."""
 SUFFIXES = (
     ".txt", ".text", ".json", ".jsonl", ".ndjson", ".xml", ".parquet", ".gz", ".bz2", ".xz", ".zst"
 )  # fmt: skip
@@ -60,7 +62,8 @@ def is_packed(path: str) -> bool:
 def find_sources(patterns: Sequence[str], warn: Callable[[str], None] = lambda message: None) -> list[Source]:
     """Return the files, sorted by path, that are meant by files, folders and globs.
 
-    Of a folder, every file below with one of SUFFIXES, WikiExtractor's wiki_00 too.
+    Of a folder, every file below with one of SUFFIXES, WikiExtractor's wiki_00 too. Where no file or folder is named
+    `sample`, it is the text that ships with the package.
 
     A file counts once, by whatever paths it is named; `warn` hears of those of a folder that are left out.
     Raises UserError where one of the patterns names nothing.
@@ -88,6 +91,8 @@ def _find(pattern: str, warn: Callable[[str], None]) -> list[Path]:
         _tell_left(pattern, [str(file.relative_to(path)) for file in below if not _is_corpus_file(file.name)], warn)
     elif glob.has_magic(pattern):
         files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
+    elif pattern == SAMPLE.name and not path.exists():
+        files = list(SAMPLE.glob("*.txt"))
     else:
         what = "no file of text or folder of them" if path.exists() else "no such file or folder"
         raise UserError(f"--corpus {pattern}: {what}")

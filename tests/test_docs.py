@@ -1,10 +1,15 @@
 """What documents name is there: sections of docs/semantics.md, files, the checks that a change must pass."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from electra_flax import __version__
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs/semantics.md").read_text(), re.MULTILINE))
@@ -51,6 +56,23 @@ def _workflow(found):
     assert (ROOT / ".ci/run").stat().st_mode & 0o100
 
 
+def _release(found):
+    assert found[True] == {"push": {"tags": ["v*"]}}  # `on` is true in YAML
+    jobs = found["jobs"]
+    assert {name: job.get("needs") for name, job in jobs.items()} == {
+        "build": None, "try": "build", "release": "try", "publish": "try",
+    }  # fmt: skip
+    assert jobs["try"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert ".ci/try-installed" in jobs["try"]["steps"][-1]["run"]
+    assert (ROOT / ".ci/try-installed").stat().st_mode & 0o100
+    assert jobs["publish"]["if"] == "vars.PUBLISH == 'true'"
+    check = next(step["run"] for step in jobs["build"]["steps"] if "run" in step)
+    for tag, code in ((f"v{__version__}", 0), (__version__, 1), ("v999.0", 1)):
+        command = ["bash", "-e", "-c", check.replace("python -c", f"{sys.executable} -c")]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag}, capture_output=True)
+        assert done.returncode == code, (tag, done)
+
+
 def _bug(found):
     fields = {field["id"]: field for field in found["body"]}
     required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
@@ -64,8 +86,8 @@ def _hooks(found):
 
 @pytest.mark.parametrize(
     ("path", "check"),
-    [(".github/workflows/ci.yml", _workflow), (".github/ISSUE_TEMPLATE/bug.yml", _bug),
-     (".pre-commit-config.yaml", _hooks)],
+    [(".github/workflows/ci.yml", _workflow), (".github/workflows/release.yml", _release),
+     (".github/ISSUE_TEMPLATE/bug.yml", _bug), (".pre-commit-config.yaml", _hooks)],
 )  # fmt: skip
 def test_files_for_github_say_what_they_must(path, check):
     check(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))

@@ -22,7 +22,7 @@ _ALLOWED = {
     "subnetwork": (r"[a-z0-9/._-]*", "a subnetwork's name or path"),
     "data": (r"gs://[A-Za-z0-9][A-Za-z0-9/._-]*", "a folder gs://BUCKET/..., made with electra-data shard --out"),
     "long_data": (r"(gs://[A-Za-z0-9][A-Za-z0-9/._-]*)?", "a folder gs://BUCKET/..."),
-    "config": (r"[^\x00-\x1f]+", "a file of configs/"),
+    "config": (r"[^\x00-\x1f]+", "a preset, or a YAML file"),
     "labels": (r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}", "KEY=VALUE of lower-case letters, digits, _ and -"),
     "overrides": (r"--[a-z_]+\.[a-z_]+=[^\x00-\x1f]*", "--section.field=value"),
     "environment": (
@@ -44,7 +44,7 @@ class Settings:
     data: str
     """Shards of electra-data shard: gs://BUCKET/..."""
     config: str
-    """A file of configs/."""
+    """A preset (electra-flax configs lists them), or a YAML file."""
     max_dollars: Annotated[float, Range(0, 10**9, "(]")]
     """When so much is spent, by the estimate, the machine is deleted and the run stops; it can go on later."""
     name: str = "electra"

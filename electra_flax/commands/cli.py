@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from electra_flax.commands.configs import Configs
 from electra_flax.commands.export import Export
 from electra_flax.commands.finetune import Finetune, Predict, Scoreboard
 from electra_flax.commands.models import Detect, Fill, Show, Verify
@@ -21,6 +22,7 @@ from electra_flax.runtime.flags import Command, Parser, exit_codes, make_parser,
 
 COMMANDS: tuple[type[Command], ...] = (
     Pretrain, Evaluate, Export, Show, Verify, Detect, Fill, Report, Doctor, Finetune, Scoreboard, Predict, Plan,
+    Configs,
 )  # fmt: skip
 
 

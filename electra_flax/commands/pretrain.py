@@ -8,7 +8,7 @@ from electra_flax.commands.common import Devices, Processes
 from electra_flax.config.ranges import MOST_INT32, Range
 from electra_flax.errors import UserError
 from electra_flax.runtime.console import print_json, write_line
-from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Place, fields_help
+from electra_flax.runtime.flags import Command, ConfigName, Overridden, Place, fields_help
 
 if TYPE_CHECKING:
     from electra_flax.finetune.probe import TaskProbe
@@ -77,8 +77,8 @@ class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
     listed at the end, are overridden by --section.field VALUE.
     """
 
-    config: ConfigFile
-    """the configuration: a file of configs/, or your own"""
+    config: ConfigName
+    """a preset (electra-flax configs lists them), or your YAML file; a file of that name comes first"""
     data: Place
     """shards of electra-data shard, local or gs://"""
     long_data: Place | None = None

@@ -11,7 +11,7 @@ from electra_flax.commands.common import Devices
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError, escaped
 from electra_flax.runtime.console import print_json, print_line, print_text
-from electra_flax.runtime.flags import ConfigFile, File, Flag, Overridden, Place
+from electra_flax.runtime.flags import ConfigName, File, Flag, Overridden, Place
 
 if TYPE_CHECKING:
     from electra_flax.reports.doctor import Finding
@@ -52,8 +52,8 @@ class Doctor(Overridden, Devices):
 
     workdir: Place | None = None
     """a run, or a folder of finetune"""
-    config: ConfigFile | None = None
-    """the configuration: a file of configs/, or your own"""
+    config: ConfigName | None = None
+    """a preset (electra-flax configs lists them), or your YAML file; a file of that name comes first"""
     data: Place | None = None
     """shards of electra-data shard"""
     long_data: Place | None = None
@@ -107,8 +107,8 @@ class Plan(Overridden):
     Fields are overridden by --section.field VALUE, as in pretrain.
     """
 
-    config: ConfigFile
-    """the configuration: a file of configs/, or your own"""
+    config: ConfigName
+    """a preset (electra-flax configs lists them), or your YAML file; a file of that name comes first"""
     topology: Annotated[str, "TYPE"]
     """accelerator type: v3-8, v4-8, v5litepod-8 ..."""
     batch: Annotated[int | None, Range(1, 2**24), "N"] = None

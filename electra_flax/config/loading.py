@@ -16,18 +16,17 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError, ranges, short
 from electra_flax.files import read_yaml
+from electra_flax.shipped import located_config
 
 T = TypeVar("T")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `--section.field value` overrides, check everything.
+    """Read a YAML file or a preset, named; apply `--section.field value` overrides, check everything.
 
     Raises UserError naming the field, the value and what is allowed.
     """
-    if not Path(path).is_file():
-        raise UserError(f"--config {path}: no such file; the presets are in configs/, for example configs/demo.yaml")
-    return load_fields(Config, path, overrides, "electra-flax pretrain --help")
+    return load_fields(Config, located_config(path), overrides, "electra-flax pretrain --help")
 
 
 def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:

@@ -30,7 +30,6 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import (
     Annotated,
@@ -47,6 +46,7 @@ from typing import (
 )
 from typing import get_type_hints as hints_of
 
+from electra_flax import __version__
 from electra_flax.config.ranges import Range
 from electra_flax.errors import EXIT_CODES, escaped, short
 from electra_flax.runtime.ending import print_whole
@@ -69,6 +69,7 @@ def given_path(text: str) -> Path:
 Folder = Annotated[Path, given_path, "DIR"]
 File = Annotated[Path, given_path, "FILE"]
 ConfigFile = Annotated[Path, given_path, "YAML"]
+ConfigName = Annotated[Path, given_path, "NAME|YAML"]
 Place = Annotated[str, given_place, "DIR"]
 """Local or gs://."""
 
@@ -172,7 +173,7 @@ def exit_codes(codes: Iterable[int] = EXIT_CODES) -> str:
 def make_parser(program: str, description: str, epilog: str, commands: Iterable[type[Command]]) -> Parser:
     """Return the parser of a program whose commands are named as their classes."""
     parser = Parser(prog=program, description=description, epilog=epilog)
-    parser.add_argument("--version", action="version", version=f"{program} {version('electra-flax')}")
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     parser.commands = subparsers.choices
     for cls in commands:
