@@ -17,12 +17,12 @@ from weights_tools import export_both
 from electra_flax.commands.cli import main, parser
 from electra_flax.config.loading import load_config
 from electra_flax.errors import Preempted, UserError
-from electra_flax.finetune import seed as one_seed
-from electra_flax.finetune.predict import FineTuned
-from electra_flax.finetune.predictions import Answered, best_null_threshold, scores
-from electra_flax.finetune.run import Request, finetune
-from electra_flax.finetune.step import optimizer_of
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning import seed as one_seed
+from electra_flax.finetuning.predict import FineTuned
+from electra_flax.finetuning.predictions import Answered, best_null_threshold, scores
+from electra_flax.finetuning.run import Request, finetune
+from electra_flax.finetuning.step import optimizer_of
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model.attention import xla_attention
 from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption, Watchdog
@@ -123,7 +123,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
         attended.append(inputs[0].shape[1])
         return xla_attention(*inputs, **how)
 
-    monkeypatch.setattr("electra_flax.finetune.run.choose_by_length", lambda architecture, mesh, longest: attend)
+    monkeypatch.setattr("electra_flax.finetuning.run.choose_by_length", lambda architecture, mesh, longest: attend)
     results = run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2))
     values = results["metrics"]["accuracy"]["values"]
     assert results["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
@@ -199,7 +199,7 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
 
 # One of two processes is asked to stop in its third step.
 STOPS = """
-from electra_flax.finetune import seed
+from electra_flax.finetuning import seed
 from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption
 real, steps, found = seed.make_batch, [], []
@@ -317,8 +317,8 @@ def test_koelectras_preset_moves_as_torchs_adamw():
 
 
 def test_no_answer_is_chosen_on_the_examples_that_choose():
-    from electra_flax.finetune.encoding import Answer
-    from electra_flax.finetune.examples import QuestionExample
+    from electra_flax.finetuning.encoding import Answer
+    from electra_flax.finetuning.examples import QuestionExample
 
     task = load_task("squad2")
     answer = [Answer("서울", 1.0, 0)]

@@ -22,8 +22,8 @@ from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.data.tfrecord import ShardWriter, frame
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.finetune.run import find_encoder
-from electra_flax.finetune.scoreboard import Protocol, scoreboard
+from electra_flax.finetuning.run import find_encoder
+from electra_flax.finetuning.scoreboard import Protocol, scoreboard
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.interruption import Interruption
 from electra_flax.storage.workdir import Workdir

@@ -11,7 +11,7 @@ from electra_flax.runtime.console import print_json, write_line
 from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Place, fields_help
 
 if TYPE_CHECKING:
-    from electra_flax.finetune.probe import TaskProbe
+    from electra_flax.finetuning.probe import TaskProbe
     from electra_flax.weights.start import Start
 
 
@@ -59,7 +59,7 @@ class Probing(Command):
 
     def task(self) -> TaskProbe | None:
         """Return what was given. Raises UserError where it is no classification."""
-        from electra_flax.finetune.probe import TaskProbe
+        from electra_flax.finetuning.probe import TaskProbe
 
         return TaskProbe.of(self.probe) if self.probe is not None else None
 

@@ -74,7 +74,7 @@ class Doctor(Overridden, Devices):
         return 1 if found else 0
 
     def _of_run(self) -> list[Finding]:
-        from electra_flax.finetune.history import read_histories
+        from electra_flax.finetuning.history import read_histories
         from electra_flax.reports.doctor import diagnose
 
         if self.workdir is None:

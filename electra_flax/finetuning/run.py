@@ -25,16 +25,16 @@ from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import RunError, UserError
 from electra_flax.files import read_json, write_whole
-from electra_flax.finetune import publish
-from electra_flax.finetune.attention import choose_by_length
-from electra_flax.finetune.data import TaskData, read_task_data
-from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.publish import to_json
-from electra_flax.finetune.result import RESULTS, SeedResult, seed_folder
-from electra_flax.finetune.seed import Shared, finetune_seed
-from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task import Task, Training
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning import publish
+from electra_flax.finetuning.attention import choose_by_length
+from electra_flax.finetuning.data import TaskData, read_task_data
+from electra_flax.finetuning.heads import make_head
+from electra_flax.finetuning.publish import to_json
+from electra_flax.finetuning.result import RESULTS, SeedResult, seed_folder
+from electra_flax.finetuning.seed import Shared, finetune_seed
+from electra_flax.finetuning.step import Network, make_steps
+from electra_flax.finetuning.task import Task, Training
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model import electra
 from electra_flax.model.sharding import check_batch, make_mesh
 from electra_flax.runtime import processes

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from electra_flax.config.schema import LoggingConfig
-from electra_flax.finetune.predictions import Prediction
+from electra_flax.finetuning.predictions import Prediction
 from electra_flax.storage.workdir import Workdir
 from electra_flax.trees import Params
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from electra_flax.errors import UserError
 from electra_flax.files import write_whole
-from electra_flax.finetune.data import has_task
-from electra_flax.finetune.publish import to_json
-from electra_flax.finetune.run import Request, finetune
-from electra_flax.finetune.task_files import load_task, task_names
+from electra_flax.finetuning.data import has_task
+from electra_flax.finetuning.publish import to_json
+from electra_flax.finetuning.run import Request, finetune
+from electra_flax.finetuning.task_files import load_task, task_names
 from electra_flax.pictures import to_png
 from electra_flax.runtime import processes
 from electra_flax.runtime.interruption import Interruption
@@ -117,7 +117,7 @@ def _cell(metrics: Sequence[dict[str, Any]]) -> str:
 
 
 def _published() -> Any:
-    return yaml.safe_load((resources.files("electra_flax.finetune") / "published.yaml").read_text())
+    return yaml.safe_load((resources.files("electra_flax.finetuning") / "published.yaml").read_text())
 
 
 def _markdown(rows: dict[str, dict[str, Any]], names: Sequence[str], protocol: Protocol) -> str:
