@@ -1,5 +1,6 @@
-"""What the fine-tuning of a seed gives, and where it is kept."""
+"""What a fine-tuning gives, a seed and all of them, and where it is kept."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,48 @@ class SeedResult(NamedTuple):
     """Of answers, chosen on the examples that choose."""
     seconds: float
     """Of training, without what an interrupted start had spent."""
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """results.json of a seed. Of scores, None stands for what is no number, as a correlation with a constant."""
+
+    seed: int
+    scores: dict[str, float | None]
+    chosen_step: int
+    chosen_by: dict[str, float | None]
+    """The scores of the examples that choose, at that step."""
+    seconds: float
+    history: list[dict[str, int | float | None]]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A metric over the seeds; no mean where a seed has no value."""
+
+    mean: float | None
+    deviation: float | None
+    """Sample standard deviation, of two seeds or more."""
+    values: list[float | None]
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """results.json of all seeds. Metrics and seeds are those of process 0; others have none."""
+
+    task: str
+    """As tables name it."""
+    metrics: dict[str, Statistics]
+    model: str
+    random_weights: bool
+    scored: str
+    """Which examples, and how many."""
+    chosen_by: str
+    """Which examples chose the checkpoints."""
+    published_protocol: bool
+    best_seed: int | None
+    """Whose model lies in the folder itself."""
+    seeds: list[SeedScores]
 
 
 def seed_folder(work: Workdir, seed: int) -> Path:
