@@ -342,7 +342,7 @@ def test_an_export_may_hold_one_part(there, tmp_path, capsys, part):
     assert find_weights(f"hf:{tmp_path}").architecture.parts == [part]
     command, other = ("fill", "generator") if part == "discriminator" else ("detect", "discriminator")
     error = refusal(capsys, [command, "--model", str(tmp_path), "한국어 [MASK]"])
-    assert f"a {part}; this command asks the {other}" in error
+    assert f"a {part}; this asks the {other}" in error
     of_a_run = dataclasses.replace(find_weights(f"hf:{tmp_path}"), run=Workdir(tmp_path))
     (tmp_path / "out" / other).mkdir(parents=True)
     with pytest.raises(UserError, match=f"already holds a {other}, and this run has none"):

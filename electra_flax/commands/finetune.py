@@ -58,17 +58,17 @@ class Finetune(Scoring, Devices, Processes):
 
     def run(self) -> None:
         self.use_devices()
-        from electra_flax.finetuning.run import Request, finetune
+        from electra_flax.api.tasks import finetune
         from electra_flax.finetuning.scoreboard import summary
         from electra_flax.runtime import processes
         from electra_flax.runtime.interruption import Interruption, metadata_host
 
-        request = Request(
-            self.task, self.model, self.data, self.out, self.preset, self.overrides, self.seeds,
-            self.published_protocol, self.random_weights,
-        )  # fmt: skip
         with Interruption(metadata_host()) as interruption, processes.joined(self.group):
-            results = finetune(request, interruption)
+            results = finetune(
+                self.task, self.model, self.data, self.out, seeds=self.seeds, preset=self.preset,
+                random_weights=self.random_weights, published_protocol=self.published_protocol,
+                overrides=self.overrides, interruption=interruption,
+            )  # fmt: skip
         if processes.is_main():
             print(summary(results))
             print_line(self.out)

@@ -93,11 +93,11 @@ class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
         paths = [self.data, self.long_data] if self.long_data else [self.data]
         with Interruption(metadata_host()) as interruption:
             self.use_devices()
+            from electra_flax.api.runs import pretrain
             from electra_flax.runtime import processes
-            from electra_flax.training.pretrain import pretrain
 
             with processes.joined(group):
-                pretrain(config, paths, self.workdir, interruption, begin_with, self.task())
+                pretrain(config, paths, self.workdir, init_from=begin_with, probe=self.probe, interruption=interruption)
 
 
 class Evaluate(Probing, Devices):
