@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the top down: a room imports what is below it, and itself.
 ROOMS = (
-    "commands", "reports", "finetune", "planning", "weights", "training", "data", "model", "storage", "runtime",
-    "config",
+    "commands", "api", "reports", "finetuning", "planning", "weights", "training", "data", "model", "storage",
+    "runtime", "config",
 )  # fmt: skip
 # Below all rooms, in this order.
 GROUND = ("pictures", "files", "text", "trees", "shipped", "errors")

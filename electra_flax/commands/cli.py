@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from electra_flax.commands.configs import Configs
 from electra_flax.commands.export import Export
 from electra_flax.commands.finetune import Finetune, Predict, Scoreboard
-from electra_flax.commands.models import Detect, Fill, Show, Verify
+from electra_flax.commands.models import Detect, Fill, Score, Show, Verify
 from electra_flax.commands.pretrain import Evaluate, Pretrain
 from electra_flax.commands.reports import Doctor, Plan, Report
 from electra_flax.errors import Preempted
@@ -21,7 +21,7 @@ from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.flags import Command, Parser, exit_codes, make_parser, parse
 
 COMMANDS: tuple[type[Command], ...] = (
-    Pretrain, Evaluate, Export, Show, Verify, Detect, Fill, Report, Doctor, Finetune, Scoreboard, Predict, Plan,
+    Pretrain, Evaluate, Export, Show, Verify, Detect, Fill, Score, Report, Doctor, Finetune, Scoreboard, Predict, Plan,
     Configs,
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from electra_flax.runtime.console import print_json, write_line
 from electra_flax.runtime.flags import Command, ConfigName, Overridden, Place, fields_help
 
 if TYPE_CHECKING:
-    from electra_flax.finetune.probe import TaskProbe
+    from electra_flax.finetuning.probe import TaskProbe
     from electra_flax.weights.start import Start
 
 
@@ -65,7 +65,7 @@ class Probing(Command):
 
     def task(self) -> TaskProbe | None:
         """Return what was given. Raises UserError where it is no classification."""
-        from electra_flax.finetune.probe import TaskProbe
+        from electra_flax.finetuning.probe import TaskProbe
 
         return TaskProbe.of(self.probe) if self.probe is not None else None
 
@@ -99,11 +99,11 @@ class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
         paths = [self.data, self.long_data] if self.long_data else [self.data]
         with Interruption(metadata_host()) as interruption:
             self.use_devices()
+            from electra_flax.api.runs import pretrain
             from electra_flax.runtime import processes
-            from electra_flax.training.pretrain import pretrain
 
             with processes.joined(group):
-                pretrain(config, paths, self.workdir, interruption, begin_with, self.task())
+                pretrain(config, paths, self.workdir, init_from=begin_with, probe=self.probe, interruption=interruption)
 
 
 class Evaluate(Probing, Devices):

@@ -11,9 +11,9 @@ import numpy as np
 from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError, counted
-from electra_flax.finetune.encoding import Row, encode, labels_of
-from electra_flax.finetune.splits import Split, any_tag, find_files, read_split
-from electra_flax.finetune.task import Task, Training
+from electra_flax.finetuning.encoding import Row, encode, labels_of
+from electra_flax.finetuning.splits import Split, any_tag, find_files, read_split
+from electra_flax.finetuning.task import Task, Training
 
 log = logging.getLogger("electra_flax")
 
