@@ -14,7 +14,7 @@ GLOSSARY = "docs/glossary.md"
 FIRST_LINES = 5  # which hold the link to the other language
 NAME = re.compile(r"`([^`]+)`")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"\]\(([^)\s#]+)")  # without the section, whose name is in the page's language
 COMMENT = re.compile(r"(?:^|\s+)#.*")
 
 
