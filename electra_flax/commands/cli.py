@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parse(parser(), argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LogHandler()])
     logging.getLogger("electra_flax").setLevel(logging.INFO)
-    # Orbax explains its own options at every start, and prints the traceback of what it raises too.
+    # Orbax and Grain print the traceback of what they raise too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Where a save or a restore fails, Orbax leaves tasks behind whose errors nobody asks for.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

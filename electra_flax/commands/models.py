@@ -13,8 +13,7 @@ from electra_flax.runtime.console import console, print_json, print_line, progre
 from electra_flax.runtime.flags import Flag, Folder, Place
 
 if TYPE_CHECKING:
-    from electra_flax.api.models import Model
-    from electra_flax.reports.sentences import Detected, Filled, Scored
+    from electra_flax import Detected, Filled, Model, Scored
 
     Answer = TypeVar("Answer", Detected, Filled, Scored)
 
