@@ -28,7 +28,7 @@ class Report(Devices):
     workdir: Annotated[tuple[Place, ...], Flag(action="append")]
     """a run, or a folder of finetune"""
     reference: Annotated[str | None, "NAME"] = None
-    """a run that comes with the product, drawn beside yours: tiny_ko, tiny_ko_continued"""
+    """a run that comes with the product, drawn beside yours: tiny_ko"""
     out: File = Path("report.html")
     """page"""
 
