@@ -28,8 +28,6 @@ class Beginning(Command):
     rows of tokens that their vocabulary lacks are the mean of their pieces'"""
     warm_start_generator: bool = False
     """where SOURCE has no generator: cut one out of the discriminator (its first layers, heads and units)"""
-    stack_layers: bool = False
-    """where model.num_hidden_layers is n times that of SOURCE: begin with each of its layers n times in a row"""
     stretch_positions: Literal["", "interpolate", "tile"] = ""
     """where SOURCE has fewer positions than model.max_position_embeddings: how to make more"""
     resume_from: Annotated[Place | None, "tf1:PREFIX"] = None
@@ -41,15 +39,11 @@ class Beginning(Command):
 
         if self.init_from is not None and self.resume_from is not None:
             raise UserError("--init-from begins a new run, --resume-from goes on with an old one: give one of them")
-        if self.init_from is None and (self.stretch_positions or self.warm_start_generator or self.stack_layers):
-            raise UserError(
-                "--stretch-positions, --warm-start-generator and --stack-layers belong to --init-from, which is not "
-                "given"
-            )
-        if self.resume_from is not None:
-            return Start(self.resume_from, resumes=True)
-        if self.init_from is not None:
-            return Start(self.init_from, False, self.stretch_positions, self.warm_start_generator, self.stack_layers)
+        source = self.init_from if self.init_from is not None else self.resume_from
+        if source is not None:
+            return Start(source, self.resume_from is not None, self.stretch_positions, self.warm_start_generator)
+        if self.stretch_positions or self.warm_start_generator:
+            raise UserError("--stretch-positions and --warm-start-generator belong to --init-from, which is not given")
         return None
 
 
