@@ -130,7 +130,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
     assert results.metrics["accuracy"].mean == pytest.approx(np.mean(values))
     assert results.metrics["accuracy"].deviation == pytest.approx(np.std(values, ddof=1))
     assert min(values) > 0.9, "one letter says it all"
-    assert results.chosen_by == "6 training examples that are not learned from" and "test" in results.scored
+    assert results.chosen_by == "6 held-out training examples" and "test" in results.scored
     lines = (out / "predictions.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 33
     labels = [line.split("\t")[2] for line in (root / "data/nsmc/ratings_test.txt").read_text().splitlines()[1:]]

@@ -51,7 +51,7 @@ def read_task_data(
         choice = Part("the scored examples themselves", scored.examples, [])
     elif dev is None or test is None:
         training_examples, held_out = _hold_out(train, training.dev_fraction, task)
-        choice = Part(f"{len(held_out):,} training examples that are not learned from", held_out, [])
+        choice = Part(f"{len(held_out):,} held-out training examples", held_out, [])
     tokenizer = published_tokenizer(vocabulary, casing)
 
     def part(name: str, examples: Sequence[Any]) -> Part:

@@ -208,10 +208,11 @@ class Pretraining:
             others = "; its first weights are there" if self.begin_with else ""
             log.info("continuing from step %d%s", int(state.step), others)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        axes = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         log.info(
-            "mesh %s, %d processes; %s parameters; %s training and %s held-out examples",
-            dict(self.mesh.shape), jax.process_count(), f"{num_parameters:,}", f"{len(self._examples):,}",
-            f"{len(self._held_out):,}",
+            "mesh: %s%s; %s parameters; %s training and %s held-out examples",
+            axes, f"; {jax.process_count()} processes" if jax.process_count() > 1 else "", f"{num_parameters:,}",
+            f"{len(self._examples):,}", f"{len(self._held_out):,}",
         )  # fmt: skip
         batch = abstract_batch(self.config, batch_sharding(self.mesh))
         self.advance = compile_step("train step", self.advance, state, batch)
