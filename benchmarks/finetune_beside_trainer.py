@@ -28,16 +28,16 @@ import torch
 import transformers
 
 from electra_flax.config.schema import MeshConfig
-from electra_flax.finetune.batches import collate, epoch_batches
-from electra_flax.finetune.data import TaskData, read_task_data
-from electra_flax.finetune.encoding import IGNORED, Row
-from electra_flax.finetune.heads import Batch, make_head
-from electra_flax.finetune.predictions import decode, scores
-from electra_flax.finetune.publish import ARCHITECTURES
-from electra_flax.finetune.run import encoder_architecture, find_encoder
-from electra_flax.finetune.step import Network, Steps, make_batch, make_steps, predict_rows
-from electra_flax.finetune.task import Task, Training
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning.batches import collate, epoch_batches
+from electra_flax.finetuning.data import TaskData, read_task_data
+from electra_flax.finetuning.encoding import IGNORED, Row
+from electra_flax.finetuning.heads import Batch, make_head
+from electra_flax.finetuning.predictions import decode, scores
+from electra_flax.finetuning.publish import ARCHITECTURES
+from electra_flax.finetuning.run import encoder_architecture, find_encoder
+from electra_flax.finetuning.step import Network, Steps, make_batch, make_steps, predict_rows
+from electra_flax.finetuning.task import Task, Training
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model import electra
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.compiler import set_up_compiler

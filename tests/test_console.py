@@ -11,8 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from electra_flax.model.sharding import coverage_report
+from electra_flax.reports.coloured import coloured, legend
 from electra_flax.reports.replaced import Detection, show
-from electra_flax.reports.sentences import Piece, coloured, legend
+from electra_flax.reports.sentences import Detected, Piece
 from electra_flax.runtime import progress_bar, status
 from electra_flax.runtime.console import fitted, print_rows, progress
 from electra_flax.runtime.progress_bar import Bar
@@ -139,7 +140,9 @@ def at_80_columns(print_to, **how):
 def test_probabilities_tell_themselves_apart_without_colours():
     text = "가 나 다 라 마"
     pieces = [Piece(text[i], i, i + 1, p) for i, p in zip(range(0, 9, 2), (0.05, 0.2, 0.49, 0.5, 0.9), strict=True)]
-    shown = at_80_columns(lambda console: console.print(legend(), coloured(text, pieces), sep="\n"))
+    shown = at_80_columns(
+        lambda console: console.print(legend(), coloured(Detected(text, tuple(pieces), ())), sep="\n")
+    )
     assert shown.splitlines()[-1] == "가 나(20%) 다(49%) 라(50%) 마(90%)"
     assert "in brackets" in shown and "\x1b" not in shown
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,12 @@ from weights_tools import export_both
 from electra_flax.commands.cli import main, parser
 from electra_flax.config.loading import load_config
 from electra_flax.errors import Preempted, UserError
-from electra_flax.finetune import seed as one_seed
-from electra_flax.finetune.predict import FineTuned
-from electra_flax.finetune.predictions import Answered, best_null_threshold, scores
-from electra_flax.finetune.run import Request, finetune
-from electra_flax.finetune.step import optimizer_of
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning import seed as one_seed
+from electra_flax.finetuning.predict import FineTuned
+from electra_flax.finetuning.predictions import Answered, best_null_threshold, scores
+from electra_flax.finetuning.run import Request, finetune
+from electra_flax.finetuning.step import optimizer_of
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model.attention import xla_attention
 from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption, Watchdog
@@ -69,7 +70,7 @@ def test_a_folder_is_what_transformers_loads(root, tmp_path, task):
     import transformers
 
     results = run(root, task, tmp_path / "out")
-    assert results["best_seed"] == 0 and set(results["metrics"]) == set(load_task(task).metrics)
+    assert results.best_seed == 0 and set(results.metrics) == set(load_task(task).metrics)
     out = tmp_path / "out"
     texts = {
         "korsts": (["한국어", "짧은"], ["한국어", "문장"]),
@@ -123,30 +124,30 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
         attended.append(inputs[0].shape[1])
         return xla_attention(*inputs, **how)
 
-    monkeypatch.setattr("electra_flax.finetune.run.choose_by_length", lambda architecture, mesh, longest: attend)
+    monkeypatch.setattr("electra_flax.finetuning.run.choose_by_length", lambda architecture, mesh, longest: attend)
     results = run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2))
-    values = results["metrics"]["accuracy"]["values"]
-    assert results["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
-    assert results["metrics"]["accuracy"]["deviation"] == pytest.approx(np.std(values, ddof=1))
+    values = results.metrics["accuracy"].values
+    assert results.metrics["accuracy"].mean == pytest.approx(np.mean(values))
+    assert results.metrics["accuracy"].deviation == pytest.approx(np.std(values, ddof=1))
     assert min(values) > 0.9, "one letter says it all"
-    assert results["chosen_by"] == "6 training examples that are not learned from" and "test" in results["scored"]
+    assert results.chosen_by == "6 held-out training examples" and "test" in results.scored
     lines = (out / "predictions.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 33
     labels = [line.split("\t")[2] for line in (root / "data/nsmc/ratings_test.txt").read_text().splitlines()[1:]]
     found = [line.split("\t")[1] for line in lines[1:]]
-    best = results["metrics"]["accuracy"]["values"][(1, 2).index(results["best_seed"])]
+    best = results.metrics["accuracy"].values[(1, 2).index(results.best_seed)]
     assert np.mean([a == b for a, b in zip(labels, found, strict=True)]) == pytest.approx(best)
-    for seed in results["seeds"]:
-        best = max(seed["history"], key=lambda one: one["accuracy"])
-        assert seed["chosen_by"]["accuracy"] == best["accuracy"]
-        assert [one["step"] for one in seed["history"]] == [4 * (i + 1) for i in range(8)]
+    for seed in results.seeds:
+        best = max(seed.history, key=lambda one: one["accuracy"])
+        assert seed.chosen_by["accuracy"] == best["accuracy"]
+        assert [one["step"] for one in seed.history] == [4 * (i + 1) for i in range(8)]
 
-        records = records_of(out / f"seeds/{seed['seed']}")
+        records = records_of(out / f"seeds/{seed.seed}")
         shown = [(one["step"], one["accuracy"]) for one in records if one["split"] == "validation"]
-        assert shown == [(one["step"], one["accuracy"]) for one in seed["history"]]
+        assert shown == [(one["step"], one["accuracy"]) for one in seed.history]
         shown = [(one["step"], one["loss"]) for one in records if one["split"] == "train"]
-        assert shown == [(one["step"], one["loss"]) for one in seed["history"]]
-    assert records_of(out) == records_of(out / f"seeds/{results['best_seed']}")
+        assert shown == [(one["step"], one["loss"]) for one in seed.history]
+    assert records_of(out) == records_of(out / f"seeds/{results.best_seed}")
     assert {seconds for seconds, _ in doing} == {30 * 60.0} and set(attended) == {16}
     assert {"reading the checkpoint", "step 2", "step 33", "predicting", "saving step 4"} <= {what for _, what in doing}
 
@@ -165,7 +166,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
 
     # What is there is not done again, and another way of training does not get mixed into it.
     before = (out / "seeds/1/results.json").stat().st_mtime_ns
-    assert run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2))["metrics"] == results["metrics"]
+    assert run(root, "nsmc", out, "--epochs", "8", seeds=(1, 2)).metrics == results.metrics
     assert (out / "seeds/1/results.json").stat().st_mtime_ns == before
     arguments = ["finetune", "--task", "nsmc", "--model", str(root / "export"), "--data", str(root / "data/nsmc"),
                  "--out", str(out), *QUICK]  # fmt: skip
@@ -199,7 +200,7 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
 
 # One of two processes is asked to stop in its third step.
 STOPS = """
-from electra_flax.finetune import seed
+from electra_flax.finetuning import seed
 from electra_flax.runtime.flags import parse
 from electra_flax.runtime.interruption import Interruption
 real, steps, found = seed.make_batch, [], []
@@ -236,8 +237,9 @@ def test_two_processes_are_one(root, tmp_path, google_storage, monkeypatch):
         assert ("NSMC: accuracy" in said) == (number == 0), "process 0 speaks for all"
     work = Workdir("gs://bucket/tuned").pull()
     pair = json.loads((work.folder / "results.json").read_bytes())
-    assert pair["metrics"] == straight["metrics"]
-    losses = [[found["loss"] for found in one["seeds"][0]["history"]] for one in (pair, straight)]
+    single = asdict(straight)
+    assert pair["metrics"] == single["metrics"]
+    losses = [[found["loss"] for found in one["seeds"][0]["history"]] for one in (pair, single)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert (work.folder / "predictions.tsv").read_bytes() == (tmp_path / "straight/predictions.tsv").read_bytes()
 
@@ -246,21 +248,21 @@ def test_two_processes_are_one(root, tmp_path, google_storage, monkeypatch):
 def test_accumulated_slices_are_one_batch(root, tmp_path):
     """Without dropout, tags and their number differing from row to row."""
     losses = [
-        run(root, "naver-ner", tmp_path / name, "--dropout", "0", "--gradient_accumulation_steps", slices)["seeds"][0]
+        run(root, "naver-ner", tmp_path / name, "--dropout", "0", "--gradient_accumulation_steps", slices).seeds[0]
         for name, slices in (("one", "1"), ("two", "2"))
     ]
-    for one, two in zip(losses[0]["history"], losses[1]["history"], strict=True):
+    for one, two in zip(losses[0].history, losses[1].history, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
 def test_patience_ends_a_run_and_the_protocol_is_said(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = run(root, "nsmc", Path("out"), "--epochs", "30", "--patience", "2", published_protocol=True)
-    (seed,) = results["seeds"]
-    values = [one["accuracy"] for one in seed["history"]]
+    (seed,) = results.seeds
+    values = [one["accuracy"] for one in seed.history]
     assert len(values) < 30 and len(values) - 1 - int(np.argmax(values)) == 2
-    assert results["published_protocol"] and results["chosen_by"] == "the scored examples themselves"
-    assert seed["scores"]["accuracy"] == max(values)
+    assert results.published_protocol and results.chosen_by == "the scored examples themselves"
+    assert seed.scores["accuracy"] == max(values)
 
 
 @pytest.mark.parametrize(("evaluations", "expected"), [(0, [4, 8]), (3, [3, 5, 8]), (50, list(range(1, 9)))])
@@ -317,8 +319,8 @@ def test_koelectras_preset_moves_as_torchs_adamw():
 
 
 def test_no_answer_is_chosen_on_the_examples_that_choose():
-    from electra_flax.finetune.encoding import Answer
-    from electra_flax.finetune.examples import QuestionExample
+    from electra_flax.finetuning.encoding import Answer
+    from electra_flax.finetuning.examples import QuestionExample
 
     task = load_task("squad2")
     answer = [Answer("서울", 1.0, 0)]
@@ -369,7 +371,7 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"--model": "export/generator"}, "a generator; this command asks the discriminator"),
+        ({"--model": "export/generator"}, "a generator; this asks the discriminator"),
         ({"--model": "nowhere"}, "nowhere"),
         ({"--data": "data/korsts"}, "no training file of NSMC: expected ratings_train.txt"),
         ({"--task": "paws"}, "no training file of PAWS"),

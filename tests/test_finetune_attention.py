@@ -9,12 +9,12 @@ import pytest
 from weights_tools import random_weights
 
 from electra_flax.config.schema import MeshConfig
-from electra_flax.finetune import attention
-from electra_flax.finetune.batches import collate, padded_length
-from electra_flax.finetune.encoding import Row
-from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning import attention
+from electra_flax.finetuning.batches import collate, padded_length
+from electra_flax.finetuning.encoding import Row
+from electra_flax.finetuning.heads import make_head
+from electra_flax.finetuning.step import Network, make_steps
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model.attention import xla_attention
 from electra_flax.model.attention_kernel import kernel_attention
 from electra_flax.model.sharding import make_mesh

@@ -14,13 +14,13 @@ from electra_flax.config.loading import load_config
 from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.finetune.batches import collate, epoch_batches, padded_length
-from electra_flax.finetune.data import has_task
-from electra_flax.finetune.encoding import Answer, Row, best_answers, encode, labels_of, leaders, tags_of_units
-from electra_flax.finetune.examples import QuestionExample, TaggedExample, TextExample
-from electra_flax.finetune.splits import read_files, read_split, without_labels
-from electra_flax.finetune.task import METRICS_OF
-from electra_flax.finetune.task_files import load_task, load_training, task_names
+from electra_flax.finetuning.batches import collate, epoch_batches, padded_length
+from electra_flax.finetuning.data import has_task
+from electra_flax.finetuning.encoding import Answer, Row, best_answers, encode, labels_of, leaders, tags_of_units
+from electra_flax.finetuning.examples import QuestionExample, TaggedExample, TextExample
+from electra_flax.finetuning.splits import read_files, read_split, without_labels
+from electra_flax.finetuning.task import METRICS_OF
+from electra_flax.finetuning.task_files import load_task, load_training, task_names
 
 SIZES = load_config(Path(__file__).parents[1] / "configs/koelectra_base_v3.yaml").model
 # Rows of ../shared/data/finetune, as its README counts them, and those that cannot be used.

@@ -14,13 +14,13 @@ from weights_tools import random_weights
 
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError
-from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.predict import FineTuned
-from electra_flax.finetune.publish import Recipe, write_model
-from electra_flax.finetune.result import SeedResult
-from electra_flax.finetune.run import Request, _claim_out
-from electra_flax.finetune.task import Task, Training
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning.heads import make_head
+from electra_flax.finetuning.predict import FineTuned
+from electra_flax.finetuning.publish import Recipe, write_model
+from electra_flax.finetuning.result import SeedResult
+from electra_flax.finetuning.run import Request, _claim_out
+from electra_flax.finetuning.task import Task, Training
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.storage.workdir import Workdir
 from electra_flax.trees import nested
 

@@ -10,9 +10,9 @@ import pytest
 from golden_tools import clip_by_recorded_norms
 
 from electra_flax.config.schema import MeshConfig
-from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning.heads import make_head
+from electra_flax.finetuning.step import Network, make_steps
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model import electra
 from electra_flax.model.sharding import make_mesh
 from electra_flax.trees import flat, nested

@@ -13,14 +13,14 @@ from weights_tools import CASED
 
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.finetune.data import read_task_data
-from electra_flax.finetune.examples import TextExample
-from electra_flax.finetune.predictions import Labelled
-from electra_flax.finetune.publish import predictions_file
-from electra_flax.finetune.run import Request, _claim_out
-from electra_flax.finetune.splits import read_files, without_labels
-from electra_flax.finetune.task import Training
-from electra_flax.finetune.task_files import load_task
+from electra_flax.finetuning.data import read_task_data
+from electra_flax.finetuning.examples import TextExample
+from electra_flax.finetuning.predictions import Labelled
+from electra_flax.finetuning.publish import predictions_file
+from electra_flax.finetuning.run import Request, _claim_out
+from electra_flax.finetuning.splits import read_files, without_labels
+from electra_flax.finetuning.task import Training
+from electra_flax.finetuning.task_files import load_task
 from electra_flax.storage.workdir import Workdir
 
 OWN = {

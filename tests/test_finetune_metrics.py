@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from electra_flax.finetune import metrics
+from electra_flax.finetuning import metrics
 
 on_random_cases = pytest.mark.parametrize("cases", [200, pytest.param(10_000, marks=pytest.mark.long)])
 

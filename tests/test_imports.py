@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the top down: a room imports what is below it, and itself.
 ROOMS = (
-    "commands", "reports", "finetune", "planning", "weights", "training", "data", "model", "storage", "runtime",
-    "config",
+    "commands", "api", "reports", "finetuning", "planning", "weights", "training", "data", "model", "storage",
+    "runtime", "config",
 )  # fmt: skip
 # Below all rooms, in this order.
 GROUND = ("pictures", "files", "text", "trees", "shipped", "errors")
@@ -106,6 +106,18 @@ def test_other_packages_need_only_the_contract(package):
             assert not other.startswith("electra_flax.") or {name, name.split(".")[0]} & allowed, f"{module}: {other}"
 
 
+# What the API does, commands do not do beside it.
+BEHIND_THE_API = {
+    "electra_flax.training.pretrain", "electra_flax.finetuning.run", "electra_flax.planning.plan",
+    "electra_flax.reports.sentences",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("electra_flax.commands.")])
+def test_commands_are_built_on_the_api(module):
+    assert not imports(module) & BEHIND_THE_API
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_frameworks_stay_behind_their_seams(module):
     for place, unwanted in WITHOUT.items():
@@ -123,6 +135,8 @@ def test_frameworks_stay_behind_their_seams(module):
         ("electra_flax.training.pretrain", {"torch", "tensorflow", "transformers"}),
         # Whoever asks for help waits for what is loaded.
         ("electra_flax.commands.cli", {"jax", "numpy", "jsonargparse", "pydantic"}),
+        # A program that names it waits for nothing, also where it looks at what there is.
+        ("electra_flax", {"jax", "numpy", "jsonargparse", "pydantic", "rich", "electra_flax.errors"}),
     ],
 )
 def test_what_is_not_needed_is_not_loaded(module, others):

@@ -12,12 +12,12 @@ from matplotlib.ft2font import FT2Font
 
 from electra_flax import pictures
 from electra_flax.errors import escaped
-from electra_flax.finetune import publish, scoreboard
-from electra_flax.finetune.data import Part, TaskData
-from electra_flax.finetune.examples import TaggedExample, TextExample
-from electra_flax.finetune.predictions import Labelled
-from electra_flax.finetune.result import SeedResult
-from electra_flax.finetune.task_files import load_task
+from electra_flax.finetuning import publish, scoreboard
+from electra_flax.finetuning.data import Part, TaskData
+from electra_flax.finetuning.examples import TaggedExample, TextExample
+from electra_flax.finetuning.predictions import Labelled
+from electra_flax.finetuning.result import SeedResult
+from electra_flax.finetuning.task_files import load_task
 from electra_flax.training import charts
 
 HOSTILE = ["$x_{", "$x_{$", "[/bold]", r"\frac{", "뷁쀍ㄱㅏ", "naïve", "a\nb"]

@@ -19,11 +19,11 @@ from golden_tools import SPECIAL, tiny_config
 from electra_flax.config.loading import load_config
 from electra_flax.config.schema import MeshConfig
 from electra_flax.errors import UserError
-from electra_flax.finetune.batches import collate
-from electra_flax.finetune.encoding import Row
-from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning.batches import collate
+from electra_flax.finetuning.encoding import Row
+from electra_flax.finetuning.heads import make_head
+from electra_flax.finetuning.step import Network, make_steps
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model.sharding import batch_sharding, make_mesh, state_shardings
 from electra_flax.planning import compilation, kernel_schedule, program_cost
 from electra_flax.planning.program_cost import Hardware

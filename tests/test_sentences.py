@@ -135,7 +135,7 @@ def test_what_cannot_be_answered_is_one_line(there, capsys, monkeypatch):
         (["detect", *model], "no sentences: give them as arguments"),
         (["detect", *model, " "], "has no words"),
         (["detect", *model, "a " * 63], "65 pieces, more than the 64 positions"),
-        (["detect", *generator, "a"], "a generator; this command asks the discriminator"),
+        (["detect", *generator, "a"], "a generator; this asks the discriminator"),
         (["detect", "--model", "nowhere", "a"], "no such folder"),
         (["fill", *model, "a"], "has no [MASK]"),
     ):

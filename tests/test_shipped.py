@@ -13,7 +13,7 @@ from electra_flax import shipped
 from electra_flax.commands.cli import main
 from electra_flax.data.manifest import Manifest
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.finetune.run import find_encoder
+from electra_flax.finetuning.run import find_encoder
 from electra_flax.weights.sources import find_part, find_weights
 
 

@@ -128,27 +128,6 @@ def test_positions_are_made_longer_on_request_only(there, caplog):
     np.testing.assert_array_equal(shorter, table[:32])
 
 
-def test_each_layer_is_stacked_on_request_only(there, caplog):
-    weights = find_weights(f"hf:{there}/export")
-
-    def begun(layers, **how):
-        sizes = dataclasses.replace(weights.architecture.model, num_hidden_layers=layers)
-        config = dataclasses.replace(config_for(weights.architecture), model=sizes)
-        return begin(Start(weights.source, **how), config, weights.vocabulary, caplog)
-
-    theirs = weights.architecture.model.num_hidden_layers
-    with pytest.raises(UserError, match="tensors are missing, the first electra/encoder/layer"):
-        begun(2 * theirs)
-    with pytest.raises(UserError, match=rf"num_hidden_layers={theirs + 1} is no multiple of the {theirs} layers"):
-        begun(theirs + 1, stack_layers=True)
-    found, drawn, audit = begun(2 * theirs, stack_layers=True)
-    assert not drawn and "layers that stand in several places" in audit and "not used: nothing" in audit
-    for layer in range(2 * theirs):
-        name = "electra/encoder/layer/{}/attention/self/query/kernel"
-        np.testing.assert_array_equal(found[name.format(layer)], weights.read(name.format(layer // 2)))
-    assert f"generator/encoder/layer/{2 * theirs - 1}/attention/self/query/kernel" not in found
-
-
 @pytest.fixture(scope="module")
 def run(whole, tmp_path_factory):
     """A run of six steps, and its step 3 as a checkpoint of the original."""
@@ -174,7 +153,6 @@ def test_what_no_run_can_begin_with_is_one_line(run, there, tmp_path, capsys):
     for extra, expected in (
         (["--init-from", source, "--resume-from", source], "give one of them"),
         (["--warm-start-generator"], "belong to --init-from, which is not given"),
-        (["--stack-layers", "--resume-from", source], "belong to --init-from, which is not given"),
         (["--stretch-positions", "tile"], "belong to --init-from, which is not given"),
         (["--init-from", other], "learned with another vocabulary"),
         (["--init-from", f"{other}/generator"], "learned with another vocabulary"),

@@ -22,8 +22,8 @@ from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.data.tfrecord import ShardWriter, frame
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.finetune.run import find_encoder
-from electra_flax.finetune.scoreboard import Protocol, scoreboard
+from electra_flax.finetuning.run import find_encoder
+from electra_flax.finetuning.scoreboard import Protocol, scoreboard
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.interruption import Interruption
 from electra_flax.storage.workdir import Workdir
@@ -342,7 +342,7 @@ def test_an_export_may_hold_one_part(there, tmp_path, capsys, part):
     assert find_weights(f"hf:{tmp_path}").architecture.parts == [part]
     command, other = ("fill", "generator") if part == "discriminator" else ("detect", "discriminator")
     error = refusal(capsys, [command, "--model", str(tmp_path), "한국어 [MASK]"])
-    assert f"a {part}; this command asks the {other}" in error
+    assert f"a {part}; this asks the {other}" in error
     of_a_run = dataclasses.replace(find_weights(f"hf:{tmp_path}"), run=Workdir(tmp_path))
     (tmp_path / "out" / other).mkdir(parents=True)
     with pytest.raises(UserError, match=f"already holds a {other}, and this run has none"):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from electra_flax.commands.configs import Configs
 from electra_flax.commands.export import Export
 from electra_flax.commands.finetune import Finetune, Predict, Scoreboard
-from electra_flax.commands.models import Detect, Fill, Show, Verify
+from electra_flax.commands.models import Detect, Fill, Score, Show, Verify
 from electra_flax.commands.pretrain import Evaluate, Pretrain
 from electra_flax.commands.reports import Doctor, Plan, Report
 from electra_flax.errors import Preempted
@@ -21,7 +21,7 @@ from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.flags import Command, Parser, exit_codes, make_parser, parse
 
 COMMANDS: tuple[type[Command], ...] = (
-    Pretrain, Evaluate, Export, Show, Verify, Detect, Fill, Report, Doctor, Finetune, Scoreboard, Predict, Plan,
+    Pretrain, Evaluate, Export, Show, Verify, Detect, Fill, Score, Report, Doctor, Finetune, Scoreboard, Predict, Plan,
     Configs,
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parse(parser(), argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LogHandler()])
     logging.getLogger("electra_flax").setLevel(logging.INFO)
-    # Orbax explains its own options at every start, and prints the traceback of what it raises too.
+    # Orbax and Grain print the traceback of what they raise too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Where a save or a restore fails, Orbax leaves tasks behind whose errors nobody asks for.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -24,7 +24,7 @@ class Scoring(Overridden):
 
     @staticmethod
     def fields() -> type:
-        from electra_flax.finetune.task import Training
+        from electra_flax.finetuning.task import Training
 
         return Training
 
@@ -50,7 +50,7 @@ class Finetune(Scoring, Devices, Processes):
 
     @staticmethod
     def more_help() -> str:
-        from electra_flax.finetune.task_files import load_task, task_names
+        from electra_flax.finetuning.task_files import load_task, task_names
 
         tasks = "\n".join(f"  {name:16s}{load_task(name).title}" for name in task_names())
         fields = "hyperparameters, each overridden by --NAME VALUE:"
@@ -58,17 +58,17 @@ class Finetune(Scoring, Devices, Processes):
 
     def run(self) -> None:
         self.use_devices()
-        from electra_flax.finetune.run import Request, finetune
-        from electra_flax.finetune.scoreboard import summary
+        from electra_flax.api.tasks import finetune
+        from electra_flax.finetuning.scoreboard import summary
         from electra_flax.runtime import processes
         from electra_flax.runtime.interruption import Interruption, metadata_host
 
-        request = Request(
-            self.task, self.model, self.data, self.out, self.preset, self.overrides, self.seeds,
-            self.published_protocol, self.random_weights,
-        )  # fmt: skip
         with Interruption(metadata_host()) as interruption, processes.joined(self.group):
-            results = finetune(request, interruption)
+            results = finetune(
+                self.task, self.model, self.data, self.out, seeds=self.seeds, preset=self.preset,
+                random_weights=self.random_weights, published_protocol=self.published_protocol,
+                overrides=self.overrides, interruption=interruption,
+            )  # fmt: skip
         if processes.is_main():
             print(summary(results))
             print_line(self.out)
@@ -94,7 +94,7 @@ class Scoreboard(Scoring, Devices, Processes):
 
     def run(self) -> None:
         self.use_devices()
-        from electra_flax.finetune import scoreboard
+        from electra_flax.finetuning import scoreboard
         from electra_flax.runtime import processes
         from electra_flax.runtime.interruption import Interruption, metadata_host
 
@@ -126,7 +126,7 @@ class Predict(Devices):
 
     def run(self) -> None:
         self.use_devices()
-        from electra_flax.finetune.predict import predict
+        from electra_flax.finetuning.predict import predict
 
         if self.file and self.texts:
             raise UserError(f"--file {self.file} and texts: give one of them")

@@ -1,13 +1,24 @@
-"""electra-flax show, verify, detect and fill: what a model does."""
+"""electra-flax show, verify, detect, fill and score: what a model does."""
 
-import itertools
-from typing import Annotated
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from electra_flax.commands.common import Devices, Texts, texts_or_stdin
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError
-from electra_flax.runtime.console import console, print_json, print_line
+from electra_flax.runtime.console import console, print_json, print_line, progress
 from electra_flax.runtime.flags import Flag, Folder, Place
+
+if TYPE_CHECKING:
+    from electra_flax import Detected, Filled, Model, Scored
+
+    Answer = TypeVar("Answer", Detected, Filled, Scored)
+
+_TOGETHER = 256
+"""Sentences that are answered between two looks at the bar."""
 
 
 class Show(Devices):
@@ -85,66 +96,80 @@ class Verify(Devices):
         return 1 if beyond else 0
 
 
-class Detect(Devices):
-    """Tell which words of a sentence look replaced.
-
-    The discriminator's probability, for each piece of your sentences, that it was replaced; suspicious ones in colour.
-    """
+class Asking(Devices):
+    """Sentences."""
 
     model: Place
-    """an export of both models, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package
-    (a folder of that name comes first)"""
+    """an export of both models, a model's own folder, OWNER/NAME on the hub, a workdir, a source (hf:, tf1:, orbax:),
+    or tiny-ko, which ships with the package (a folder of that name comes first)"""
     texts: Annotated[Texts, "SENTENCE"] = ()
     """none: lines of the standard input"""
     json: bool = False
-    """print JSON: every piece, its place and probability"""
+    """print JSON"""
+
+    def ask(self, answer: Callable[[Model, list[str]], list[Answer]]) -> list[Answer]:
+        """Return what the model answers to each sentence, with a bar where it takes long; printed, if as JSON."""
+        texts = texts_or_stdin(self.texts)
+        self.use_devices()
+        from electra_flax.api.models import load
+
+        model, found = load(self.model), []
+        with progress(len(texts), "answering", "sentences", delay=5) as bar:
+            for start in range(0, len(texts), _TOGETHER):
+                found += answer(model, texts[start : start + _TOGETHER])
+                bar.update(len(texts[start : start + _TOGETHER]))
+        if self.json:
+            print_json([dataclasses.asdict(each) for each in found])
+        return found
+
+
+class Detect(Asking):
+    """Tell which words of a sentence look replaced.
+
+    The discriminator's probability, for each piece of your sentences, that it was replaced; suspicious ones in colour.
+    With --json every piece and word, its place and probability.
+    """
 
     def run(self) -> None:
-        self.use_devices()
-        from electra_flax.reports import sentences
-
-        texts = texts_or_stdin(self.texts)
-        answers = sentences.detect(self.model, texts)
+        answers = self.ask(lambda model, texts: model.detect(texts))
         if self.json:
-            found = [{"text": text, "pieces": [piece._asdict() for piece in pieces]}
-                     for text, pieces in zip(texts, answers, strict=True)]  # fmt: skip
-            print_json(found)
             return
-        output = console()
-        if any(map(sentences.is_marked, itertools.chain.from_iterable(answers))):
-            output.print(sentences.legend())
-        for text, pieces in zip(texts, answers, strict=True):
-            output.print(sentences.coloured(text, pieces))
+        from electra_flax.reports import coloured
+
+        if any(coloured.is_marked(piece) for answer in answers for piece in answer.pieces):
+            console().print(coloured.legend())
+        for answer in answers:
+            console().print(coloured.coloured(answer))
 
 
-class Fill(Devices):
+class Fill(Asking):
     """Tell what the generator would put at [MASK].
 
     The generator's likeliest tokens for each [MASK] in your sentences.
     """
 
-    model: Place
-    """an export of both models, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package
-    (a folder of that name comes first)"""
-    texts: Annotated[Texts, "SENTENCE"] = ()
-    """with [MASK]; none: lines of the standard input"""
     top: Annotated[int, Range(1, 10_000), "N"] = 5
     """candidates to show"""
-    json: bool = False
-    """print JSON"""
 
     def run(self) -> None:
-        self.use_devices()
-        from electra_flax.reports import sentences
+        answers = self.ask(lambda model, texts: model.fill(texts, self.top))
+        for answer in () if self.json else answers:
+            print_line(answer.text)
+            for mask in answer.masks:
+                print_line("  " + "  ".join(f"{each.token} {each.probability:.1%}" for each in mask))
 
-        texts = texts_or_stdin(self.texts)
-        answers = sentences.fill(self.model, texts, self.top)
-        if self.json:
-            found = [{"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]}
-                     for text, masks in zip(texts, answers, strict=True)]  # fmt: skip
-            print_json(found)
-            return
-        for text, masks in zip(texts, answers, strict=True):
-            print_line(text)
-            for candidates in masks:
-                print_line("  " + "  ".join(f"{token} {probability:.1%}" for token, probability in candidates))
+
+class Score(Asking):
+    """Tell how likely the generator finds a sentence, and each of its words.
+
+    The pseudo-log-likelihood of your sentences: each token is masked in turn, and the natural logarithms of the
+    generator's probabilities of them are added up. As many passes as there are tokens, many at a time. First the sum,
+    then the mean of its tokens, by which sentences of unlike length are compared.
+    """
+
+    def run(self) -> None:
+        answers = self.ask(lambda model, texts: model.score(texts))
+        for answer in () if self.json else answers:
+            mean = answer.log_likelihood / len(answer.pieces)
+            print_line(f"{answer.log_likelihood:.2f} ({mean:.2f} a token)  {answer.text}")
+            print_line("  " + "  ".join(f"{piece.token} {piece.log_likelihood:.2f}" for piece in answer.pieces))

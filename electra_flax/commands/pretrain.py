@@ -11,7 +11,7 @@ from electra_flax.runtime.console import print_json, write_line
 from electra_flax.runtime.flags import Command, ConfigName, Overridden, Place, fields_help
 
 if TYPE_CHECKING:
-    from electra_flax.finetune.probe import TaskProbe
+    from electra_flax.finetuning.probe import TaskProbe
     from electra_flax.weights.start import Start
 
 
@@ -28,8 +28,6 @@ class Beginning(Command):
     rows of tokens that their vocabulary lacks are the mean of their pieces'"""
     warm_start_generator: bool = False
     """where SOURCE has no generator: cut one out of the discriminator (its first layers, heads and units)"""
-    stack_layers: bool = False
-    """where model.num_hidden_layers is n times that of SOURCE: begin with each of its layers n times in a row"""
     stretch_positions: Literal["", "interpolate", "tile"] = ""
     """where SOURCE has fewer positions than model.max_position_embeddings: how to make more"""
     resume_from: Annotated[Place | None, "tf1:PREFIX"] = None
@@ -41,15 +39,11 @@ class Beginning(Command):
 
         if self.init_from is not None and self.resume_from is not None:
             raise UserError("--init-from begins a new run, --resume-from goes on with an old one: give one of them")
-        if self.init_from is None and (self.stretch_positions or self.warm_start_generator or self.stack_layers):
-            raise UserError(
-                "--stretch-positions, --warm-start-generator and --stack-layers belong to --init-from, which is not "
-                "given"
-            )
-        if self.resume_from is not None:
-            return Start(self.resume_from, resumes=True)
-        if self.init_from is not None:
-            return Start(self.init_from, False, self.stretch_positions, self.warm_start_generator, self.stack_layers)
+        source = self.init_from if self.init_from is not None else self.resume_from
+        if source is not None:
+            return Start(source, self.resume_from is not None, self.stretch_positions, self.warm_start_generator)
+        if self.stretch_positions or self.warm_start_generator:
+            raise UserError("--stretch-positions and --warm-start-generator belong to --init-from, which is not given")
         return None
 
 
@@ -65,7 +59,7 @@ class Probing(Command):
 
     def task(self) -> TaskProbe | None:
         """Return what was given. Raises UserError where it is no classification."""
-        from electra_flax.finetune.probe import TaskProbe
+        from electra_flax.finetuning.probe import TaskProbe
 
         return TaskProbe.of(self.probe) if self.probe is not None else None
 
@@ -99,11 +93,11 @@ class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
         paths = [self.data, self.long_data] if self.long_data else [self.data]
         with Interruption(metadata_host()) as interruption:
             self.use_devices()
+            from electra_flax.api.runs import pretrain
             from electra_flax.runtime import processes
-            from electra_flax.training.pretrain import pretrain
 
             with processes.joined(group):
-                pretrain(config, paths, self.workdir, interruption, begin_with, self.task())
+                pretrain(config, paths, self.workdir, init_from=begin_with, probe=self.probe, interruption=interruption)
 
 
 class Evaluate(Probing, Devices):

@@ -28,7 +28,7 @@ class Report(Devices):
     workdir: Annotated[tuple[Place, ...], Flag(action="append")]
     """a run, or a folder of finetune"""
     reference: Annotated[str | None, "NAME"] = None
-    """a run that comes with the product, drawn beside yours: tiny_ko, tiny_ko_continued"""
+    """a run that comes with the product, drawn beside yours: tiny_ko"""
     out: File = Path("report.html")
     """page"""
 
@@ -74,7 +74,7 @@ class Doctor(Overridden, Devices):
         return 1 if found else 0
 
     def _of_run(self) -> list[Finding]:
-        from electra_flax.finetune.history import read_histories
+        from electra_flax.finetuning.history import read_histories
         from electra_flax.reports.doctor import diagnose
 
         if self.workdir is None:
@@ -130,12 +130,12 @@ class Plan(Overridden):
         given = [part for name, value in short.items() if value is not None for part in (name, str(value))]
         config = load_config(self.config, [*self.overrides, *given])
         os.environ.update(COMPILER_ENVIRONMENT)  # before JAX is imported
-        from electra_flax.planning.plan import make_plan
+        from electra_flax.api.plans import plan
         from electra_flax.planning.table import INDENT, report
 
-        plans = [make_plan(phase, self.topology, self.price_per_hour, self.explain or 0) for phase in config.phases]
+        plans = plan(config, self.topology, price_per_hour=self.price_per_hour, explain=self.explain or 0)
         if self.json:
-            printed = [dataclasses.asdict(plan) for plan in plans]
+            printed = [dataclasses.asdict(each) for each in plans]
             print_json(printed if len(plans) > 1 else printed[0])
         else:
             print_text("\n\n".join(map(report, plans)), INDENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -19,6 +20,10 @@ from electra_flax.files import read_yaml
 from electra_flax.shipped import located_config
 
 T = TypeVar("T")
+Overrides = Sequence[str] | Mapping[str, object]
+"""Fields in place of others: {"training.num_steps": 20}, or as a command is given them."""
+
+_HELP = "electra-flax pretrain --help"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -26,7 +31,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError naming the field, the value and what is allowed.
     """
-    return load_fields(Config, located_config(path), overrides, "electra-flax pretrain --help")
+    return load_fields(Config, located_config(path), overrides, _HELP)
+
+
+def resolved(config: Config | str | Path, overrides: Overrides = ()) -> Config:
+    """Return a configuration, or that of a file as `load_config` takes it, with fields overridden. Raises UserError."""
+    given = as_flags(overrides)
+    if isinstance(config, Config):
+        return fields_from(Config, dataclasses.asdict(config), given, "config", _HELP) if given else config
+    return load_config(config, given)
+
+
+def as_flags(overrides: Overrides) -> list[str]:
+    """Return overrides as a command is given them."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"--{name}={_as_text(value)}" for name, value in overrides.items()]
+
+
+def _as_text(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool | list | tuple | dict) else str(value)
 
 
 def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_command: str) -> T:

@@ -30,6 +30,7 @@ from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.attention_choice import kernel_specs
 from electra_flax.model.sharding import batch_sharding, state_shardings
 from electra_flax.planning.kernel_schedule import schedule_cycles
+from electra_flax.runtime.console import is_progress_shown
 from electra_flax.runtime.tpus import Slice, parse_slice
 from electra_flax.training import initial_state, step
 from electra_flax.training.objectives import make_objective
@@ -135,11 +136,11 @@ def _clock(label: str, usual_seconds: float) -> Iterator[None]:
     """Show the time that passes beside the usual one: the compiler does not say how far it is."""
     started, done = time.monotonic(), threading.Event()
     usual = f"{label}: usually about {max(1, round(usual_seconds / 60))} min on two cores, more on a busy machine"
-    is_terminal = sys.stderr.isatty()
+    is_terminal, is_shown = sys.stderr.isatty(), is_progress_shown()
     log.info(usual)
 
     def tick() -> None:
-        while not done.wait(1 if is_terminal else _PLAIN_SECONDS):
+        while is_shown and not done.wait(1 if is_terminal else _PLAIN_SECONDS):
             passed = f"{label}: {time.monotonic() - started:.0f} s so far"
             before, after = ("\r", "") if is_terminal else ("", "\n")
             print(before + passed, end=after, file=sys.stderr, flush=True)

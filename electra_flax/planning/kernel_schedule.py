@@ -24,8 +24,7 @@ from electra_flax.files import parse_json
 _BUNDLE = re.compile(r"^ *\w+ +(?:\w\w)? *:", re.MULTILINE)
 _DELAY = re.compile(r"\bvdelay (\d+)")
 
-COMPILER_ENVIRONMENT: Mapping[str, str] = {
-    "JAX_PLATFORMS": "cpu",
+LIBRARY_ENVIRONMENT: Mapping[str, str] = {
     "TPU_SKIP_MDS_QUERY": "1",  # of a metadata server that is not there
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v3-8",
@@ -34,6 +33,8 @@ COMPILER_ENVIRONMENT: Mapping[str, str] = {
     "TPU_MIN_LOG_LEVEL": "4",
 }
 """What the TPU compiler needs on a machine without TPUs."""
+COMPILER_ENVIRONMENT: Mapping[str, str] = {"JAX_PLATFORMS": "cpu", **LIBRARY_ENVIRONMENT}
+"""The same for a process that does nothing else, set before JAX is imported."""
 
 
 def schedule_cycles(topology_name: str, kernels: Sequence[Mapping[str, Any]]) -> dict[str, int]:

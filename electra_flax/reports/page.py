@@ -14,7 +14,7 @@ from electra_flax.data.shards import DataFolder
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import check_place, write_all
-from electra_flax.finetune.history import read_histories
+from electra_flax.finetuning.history import read_histories
 from electra_flax.reports.doctor import diagnose
 from electra_flax.reports.references import beside, read_reference
 from electra_flax.reports.replaced import Detection, detect_in, most_suspicious

@@ -6,6 +6,9 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 from rich.cells import cell_len
@@ -66,7 +69,25 @@ def progress(
 
     `unit` is a plural; `scaled`: counts are shown as 1.2M; `delay`: seconds before anything is shown.
     """
-    return Bar(total, what, unit, scaled=scaled, initial=initial, delay=delay, columns=columns if enabled else None)
+    of_terminal = columns if enabled and is_progress_shown() else None
+    return Bar(total, what, unit, scaled=scaled, initial=initial, delay=delay, columns=of_terminal)
+
+
+_is_shown = ContextVar("is_shown", default=True)
+
+
+@contextmanager
+def progress_shown(is_shown: bool) -> Iterator[None]:
+    """Show progress inside the `with`, or nothing of it."""
+    before = _is_shown.set(is_shown)
+    try:
+        yield
+    finally:
+        _is_shown.reset(before)
+
+
+def is_progress_shown() -> bool:
+    return _is_shown.get()
 
 
 def write_line(line: str) -> None:

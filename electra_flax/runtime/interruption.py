@@ -31,16 +31,18 @@ class Interruption:
     """Inside its `with`, SIGTERM and the first Ctrl-C do not end the process but set `requested`; the second does.
 
     Spot capacity gives some 30 s of notice: through SIGTERM, or only in the machine's metadata, which are asked every
-    few seconds where `metadata_host` names their server. `saves` says what the first Ctrl-C is answered with.
+    few seconds where `metadata_host` names their server. `saves` says what the first Ctrl-C is answered with. One that
+    is not entered never asks to stop, Ctrl-C is Python's, and the process is not the run's to end.
     """
 
     def __init__(self, metadata_host: str | None) -> None:
-        self.requested = self.saves = False
+        self.requested = self.saves = self._is_entered = False
         self._host = metadata_host
         self._before: dict[signal.Signals, Any] = {}
         self._ended = threading.Event()
 
     def __enter__(self) -> Interruption:
+        self._is_entered = True
         if _is_main_thread():
             # Python runs handlers between two lines of the main thread, which a compiler or a device that hangs may
             # keep for minutes; the number of the signal is written to this socket at once.
@@ -57,6 +59,7 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_entered = False
         self._ended.set()
         for number, before in self._before.items():
             signal.signal(number, before)
@@ -64,6 +67,10 @@ class Interruption:
             signal.set_wakeup_fd(self._wakeup_before)
             self._told.close()  # which ends the listener, after what it was told
             self._listener.join()
+
+    def watchdog(self, minutes: float, report: Path) -> Watchdog:
+        """Return that of a run inside the `with`; outside, one that watches nothing."""
+        return Watchdog(minutes, report, os._exit if self._is_entered else None)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -119,10 +126,10 @@ def _is_main_thread() -> bool:
 class Watchdog:
     """Ends the process with exit code 3 when nothing was reported for `minutes`: a hung collective never returns.
 
-    Where every thread was stuck is written to `report`.
+    Where every thread was stuck is written to `report`. Without an `end` it watches nothing.
     """
 
-    def __init__(self, minutes: float, report: Path, end: Callable[[int], None] = os._exit) -> None:
+    def __init__(self, minutes: float, report: Path, end: Callable[[int], None] | None) -> None:
         self._seconds = 60 * minutes
         self._report = report
         self._end = end
@@ -131,7 +138,8 @@ class Watchdog:
         self._ended = threading.Event()
 
     def __enter__(self) -> Watchdog:
-        threading.Thread(target=self._watch, daemon=True).start()
+        if self._end is not None:
+            threading.Thread(target=self._watch, args=[self._end], daemon=True).start()
         return self
 
     def __exit__(
@@ -143,7 +151,7 @@ class Watchdog:
         """Note that something was finished; `what` comes next, for the message."""
         self._last, self._what = time.monotonic(), what
 
-    def _watch(self) -> None:
+    def _watch(self, end: Callable[[int], None]) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 10)):
             silent = time.monotonic() - self._last
             if silent > self._seconds:
@@ -161,5 +169,5 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
-                self._end(3)
+                end(3)
                 return

@@ -116,12 +116,16 @@ class Workdir:
         return paths[phase]
 
 
+def is_workdir(folder: Path) -> bool:
+    """Return whether a local folder is that of a run."""
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+
+
 def refuse_inside(out: Path) -> None:
     """Raise UserError where `out` is the workdir of a run, or lies among its checkpoints."""
     place = Path(os.path.realpath(out))
     for folder in (place, *place.parents):
-        is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
-        if is_run and (folder == place or place.relative_to(folder).parts[0] + "/" in _BY_ITSELF):
+        if is_workdir(folder) and (folder == place or place.relative_to(folder).parts[0] + "/" in _BY_ITSELF):
             raise UserError(f"--out {out}: would be mixed with the run of --workdir {folder}: name another folder")
 
 

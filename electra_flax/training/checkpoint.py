@@ -38,6 +38,8 @@ from electra_flax.training.state import TrainState
 from electra_flax.trees import Params
 
 log = logging.getLogger("electra_flax")
+# Orbax explains its own options at every start.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.WARNING)
 
 _BARRIER_SECONDS = 300  # that a process waits for the others to have written their part
 

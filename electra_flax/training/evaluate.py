@@ -99,7 +99,7 @@ def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe |
     if config.architecture.has_generator_head and not is_remote(place):  # on gs:// the training shards stay there
         train = open_split(config, DataFolder.open(data.path), "train")
         metrics["frequency_loss"] = frequency_loss(config, train, examples, vocabulary.special)
-    return {"step": int(state.step), "examples": float(len(examples)), **metrics}
+    return {"step": int(state.step), "examples": len(examples), **metrics}
 
 
 def frequency_loss(config: Config, train: ShardedExamples, held_out: ShardedExamples, special: SpecialTokens) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from electra_flax.runtime import processes, status
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage.workdir import Events
 from electra_flax.training.agreement import Agreement, Wishes
+from electra_flax.training.callbacks import Callbacks
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.faults import SaveClock, SkippedSteps
 from electra_flax.training.losses import Sums, Totals
@@ -141,9 +142,17 @@ class _Pending(NamedTuple):
 class Loop:
     """The steps of one learner, from its newest checkpoint to its end; a context, which closes what it writes."""
 
-    def __init__(self, learner: Learner, places: Places, interruption: Interruption, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        places: Places,
+        interruption: Interruption,
+        watchdog: Watchdog,
+        callbacks: Sequence[Callbacks] = (),
+    ) -> None:
         """Set up what watches over a run. Raises UserError where no checkpoint of those that are there can be read."""
         self.learner, self.places, self.interruption, self.watchdog = learner, places, interruption, watchdog
+        self._callbacks, self._is_telling = callbacks if processes.is_main() else (), False
         self._began = time.perf_counter()
         watchdog.alive("reading the checkpoint")
         self.checkpoints = Checkpoints(places.checkpoints, learner.rhythm.checkpoint, learner.notes_type)
@@ -159,7 +168,8 @@ class Loop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, Preempted):
+        # What ends it from outside, in a program that goes on, must not leave a save behind that is under way.
+        if error is None or isinstance(error, Preempted | KeyboardInterrupt) or self._is_telling:
             self.checkpoints.close()
 
     def _restore(self) -> None:
@@ -267,6 +277,7 @@ class Loop:
         learner = self.learner
         metrics = self.window.metrics(learner.summarize, learner.least_seconds)
         self._write(step, "train", metrics)
+        self._tell(lambda each: each.on_metrics(step, dict(metrics)))
         self._progress.print(f"step {step} train: {on_one_line(metrics, learner.shown)}")
         self._progress.note(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
         self.window = Window()
@@ -279,6 +290,12 @@ class Loop:
         assert self._writer is not None  # only inside `run`
         self._writer.write(step, split, metrics)
 
+    def _tell(self, event: Callable[[Callbacks], None]) -> None:
+        self._is_telling = True
+        for each in self._callbacks:
+            event(each)
+        self._is_telling = False
+
     def _evaluate(self) -> float | None:
         """Measure and write down; the cost."""
         self.watchdog.alive(f"the evaluation of step {self.step}")
@@ -287,6 +304,7 @@ class Loop:
         if found is None:
             return None
         self._write(self.step, "validation", found.metrics)
+        self._tell(lambda each: each.on_evaluation(self.step, dict(found.metrics)))
         self._progress.print(f"step {self.step} validation: {found.shown}")
         return found.cost
 
@@ -305,6 +323,7 @@ class Loop:
             return
         self._clock.saved()
         self._events.add("save", self.step)
+        self._tell(lambda each: each.on_save(self.step))
 
     def _warn_of_save(self, step: int, problem: Exception) -> None:
         """Record a failed save at the step at which it is known, which the loop may have passed."""
@@ -313,8 +332,8 @@ class Loop:
         if self.learner.rhythm.needs_every_evaluation:
             raise RunError(f"a checkpoint could not be written ({problem}): make room; the same command continues")
         kept = ", ".join(map(str, self.checkpoints.steps)) or "none yet"
-        self._progress.print(
-            f"WARNING: a checkpoint could not be written ({problem}); those of steps: {kept} are intact; training "
+        self._progress.warn(
+            f"a checkpoint could not be written ({problem}); those of steps: {kept} are intact; training "
             "goes on and tries again"
         )
 
@@ -334,7 +353,7 @@ class Loop:
         self._writer.go_back(self.step, self._is_evaluated)
         self._progress.go_back(self.step)
         self._events.add("back", end, to=self.step, reason=f"no finite step from {first}")
-        self._progress.print(f"WARNING: no finite step from {first} to {end}; going back to step {self.step}")
+        self._progress.warn(f"no finite step from {first} to {end}; going back to step {self.step}")
 
     # --------------------------------------------------------------------------------------------------------- the end
 

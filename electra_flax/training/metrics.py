@@ -21,7 +21,7 @@ from electra_flax.config.loading import config_fields
 from electra_flax.config.schema import Config
 from electra_flax.files import parse_lines, read_bytes, read_text
 from electra_flax.runtime import status
-from electra_flax.runtime.console import columns, write_line
+from electra_flax.runtime.console import columns, is_progress_shown, write_line
 from electra_flax.runtime.progress_bar import Bar
 from electra_flax.training import events
 from electra_flax.training.lines import METRICS, Record
@@ -254,15 +254,29 @@ class Window:
         return found
 
 
+def last_held_out(folder: Path) -> dict[str, float]:
+    """Return the newest record of held-out metrics in a run's folder, {} where there is none."""
+    path = folder / METRICS
+    records = parse_lines(read_bytes(path), Record)[0] if path.exists() else []
+    held_out = [record for record in records if record.split == "validation"]
+    return dict(held_out[-1].__pydantic_extra__) if held_out else {}
+
+
 class Progress(Bar):
     """The loop's bar, with loss, tokens per second and ETA, and what is printed beside it."""
 
     def __init__(self, total: int, initial: int, enabled: bool) -> None:
-        self._enabled = enabled
-        super().__init__(
-            total, "training", "steps", scaled=False, initial=initial, delay=0.0, columns=columns if enabled else None
-        )
+        self._enabled, self._is_shown = enabled, enabled and is_progress_shown()
+        of_terminal = columns if self._is_shown else None
+        super().__init__(total, "training", "steps", scaled=False, initial=initial, delay=0.0, columns=of_terminal)
 
     def print(self, line: str) -> None:
-        if self._enabled:
+        if self._is_shown:
             write_line(line)
+
+    def warn(self, line: str) -> None:
+        """Print it too; where nothing is shown it is logged."""
+        if self._is_shown:
+            write_line(f"WARNING: {line}")
+        elif self._enabled:
+            log.warning("%s", line)

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
+from electra_flax.training.callbacks import Callbacks
 from electra_flax.training.evaluate import HeldOut
 from electra_flax.training.first_values import look_at_neighbours, token_frequency
 from electra_flax.training.flops import step_flops
@@ -35,7 +37,7 @@ from electra_flax.training.initial_state import abstract_batch, abstract_state, 
 from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
 from electra_flax.training.losses import Totals
-from electra_flax.training.metrics import RunNotes
+from electra_flax.training.metrics import RunNotes, last_held_out
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.metrics import HEALTH_METRICS, metrics_of
 from electra_flax.training.probe import Probe
@@ -51,6 +53,17 @@ _LONG = 1000
 """Steps of a run of which so little says anything."""
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """A run that is done."""
+
+    workdir: str
+    step: int
+    """Its last."""
+    held_out: dict[str, float]
+    """What was measured last on held-out examples; empty where there are none, and in processes but 0."""
+
+
 def pretrain(
     config: Config,
     data_paths: Sequence[str],
@@ -58,11 +71,12 @@ def pretrain(
     interruption: Interruption,
     begin_with: FirstWeights | None = None,
     probe: Probe | None = None,
-) -> None:
+    callbacks: Sequence[Callbacks] = (),
+) -> Pretrained:
     """Train, or continue, the run in the workdir until config.training.num_steps.
 
     `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from, `probe` labelled
-    texts that evaluations try the states on. `interruption`, entered before, says when to stop.
+    texts that evaluations try the states on. `interruption` says when to stop, `callbacks` hear of all that happens.
     Raises UserError for what the user can fix, Unavailable for what is away for now, RunError when the run itself
     fails, Preempted when it was asked to stop and has saved; of anything else the traceback is kept in the workdir.
     """
@@ -71,7 +85,7 @@ def pretrain(
     with (
         guard.traceback_kept(work),
         guard.only_here(work),
-        Watchdog(config.training.hang_minutes, report) as watchdog,
+        interruption.watchdog(config.training.hang_minutes, report) as watchdog,
     ):
         set_up_compiler(config.training.compilation_cache)
         # Everything that can be refused is refused before anything is compiled.
@@ -85,7 +99,7 @@ def pretrain(
         places = Places(work.folder, work.checkpoints, functools.partial(guard.push, work))
         for phase, phase_input, attend in zip(config.phases, inputs, attends, strict=True):
             learner = Pretraining(phase, phase_input, attend, work, begin_with)
-            _train(learner, places, interruption, watchdog)
+            _train(learner, places, interruption, watchdog, callbacks)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
             log.info("all %d steps are done; models: electra-flax export --workdir %s", config.training.num_steps, work)
@@ -93,11 +107,18 @@ def pretrain(
             guard.push(work)
         except UserError as problem:
             raise RunError(f"all steps are done, but {problem}; the same command writes what is missing") from None
+        return Pretrained(str(work), config.training.num_steps, last_held_out(work.folder))
 
 
-def _train(learner: Pretraining, places: Places, interruption: Interruption, watchdog: Watchdog) -> None:
+def _train(
+    learner: Pretraining,
+    places: Places,
+    interruption: Interruption,
+    watchdog: Watchdog,
+    callbacks: Sequence[Callbacks],
+) -> None:
     """Run a phase to its end, or not at all where the next one has begun; its state is gone before the next one's."""
-    with Loop(learner, places, interruption, watchdog) as loop:
+    with Loop(learner, places, interruption, watchdog, callbacks) as loop:
         if loop.step < learner.end or learner.end == learner.total:
             begun = {"init_from": learner.begin_with.source} if learner.begin_with and loop.is_fresh else {}
             loop.run(learner.config, **begun)
@@ -187,10 +208,11 @@ class Pretraining:
             others = "; its first weights are there" if self.begin_with else ""
             log.info("continuing from step %d%s", int(state.step), others)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        axes = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         log.info(
-            "mesh %s, %d processes; %s parameters; %s training and %s held-out examples",
-            dict(self.mesh.shape), jax.process_count(), f"{num_parameters:,}", f"{len(self._examples):,}",
-            f"{len(self._held_out):,}",
+            "mesh: %s%s; %s parameters; %s training and %s held-out examples",
+            axes, f"; {jax.process_count()} processes" if jax.process_count() > 1 else "", f"{num_parameters:,}",
+            f"{len(self._examples):,}", f"{len(self._held_out):,}",
         )  # fmt: skip
         batch = abstract_batch(self.config, batch_sharding(self.mesh))
         self.advance = compile_step("train step", self.advance, state, batch)

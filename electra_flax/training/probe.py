@@ -60,7 +60,7 @@ class ProbeRows(NamedTuple):
 
 
 class Probe(Protocol):
-    """A task with labels, wherever its texts come from (finetune/probe.py)."""
+    """A task with labels, wherever its texts come from (finetuning/probe.py)."""
 
     @property
     def source(self) -> str: ...

@@ -15,7 +15,8 @@ from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.model.electra import expected_shapes
 from electra_flax.model.sharding import make_mesh
-from electra_flax.storage.workdir import Workdir
+from electra_flax.storage.bucket import is_remote
+from electra_flax.storage.workdir import Workdir, is_workdir
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.optimizers import OPTIMIZERS
@@ -106,15 +107,29 @@ def find_weights(
 
 
 def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
-    """Return one model: of an export of both, in a folder of its own, shipped, or OWNER/NAME on the hub.
+    """Return one model of those at a place, as `located_part` takes it; `needs_head` as in find_weights.
 
-    `needs_head` as in find_weights. Raises UserError.
+    Raises UserError where it is not there.
     """
-    own = Path(shipped.located(place)) / part
-    weights = find_weights(f"hf:{own if own.is_dir() else place}", needs_head=needs_head)
+    weights = find_weights(located_part(place, part), needs_head=needs_head)
     if part not in (parts := weights.architecture.parts):
-        raise UserError(f"--model {place}: a {' and '.join(parts)}; this command asks the {part}")
+        raise UserError(
+            f"{place}: a {' and '.join(parts)}; this asks the {part}: name its folder, or an export of both"
+        )
     return weights
+
+
+def located_part(place: str, part: str) -> str:
+    """Return what `find_weights` takes for one model of those at a place.
+
+    A place is an export of both, a model's own folder, one that ships, OWNER/NAME on the hub, a workdir, or a source.
+    """
+    if is_source(place):
+        return place
+    if is_remote(place) or is_workdir(Path(place)):
+        return f"orbax:{place}"
+    own = Path(shipped.located(place)) / part
+    return f"hf:{own if own.is_dir() else place}"
 
 
 def _whole(weights: Weights, needs_head: bool) -> Weights:

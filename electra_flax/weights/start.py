@@ -33,7 +33,6 @@ from electra_flax.weights.weights import Weights
 log = logging.getLogger("electra_flax")
 
 _BY_VOCABULARY = re.compile(r"word_embeddings/embedding$|^generator_lm_head/bias$")
-_LAYER = re.compile(r"(?<=^electra/encoder/layer/)\d+(?=/)")
 _UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 
 
@@ -48,8 +47,6 @@ class Start(NamedTuple):
     """How more positions than theirs are made of theirs; "" refuses."""
     warm_start_generator: bool = False
     """A generator that is not there is cut out of the discriminator."""
-    stack_layers: bool = False
-    """A discriminator of n times as many layers begins with each of theirs n times in a row."""
 
     def check(self, config: Config, vocabulary: Vocabulary) -> None:
         """Raise UserError where a run cannot begin so; read no weights."""
@@ -147,15 +144,13 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
     expected = expected_shapes(config.architecture)
     flag = "--resume-from" if start.resumes else "--init-from"
     _check_vocabulary(weights, vocabulary, flag, may_grow=not start.resumes)
-    stacked = _stacked(weights, config) if start.stack_layers else {}
     found, missing, different = {}, [], []
     for name, shape in expected.items():
-        theirs = weights.shapes.get(stacked.get(name, name))
+        theirs = weights.shapes.get(name)
         if theirs is None:
             missing.append(name)
         elif theirs == shape and not (_BY_VOCABULARY.search(name) and _grows(weights, vocabulary)):
-            how = "layers that stand in several places" if name in stacked else ""
-            found[name] = _Parameter(how, partial(weights.read, stacked.get(name, name)))
+            found[name] = _Parameter("", partial(weights.read, name))
         elif _BY_VOCABULARY.search(name) and theirs[1:] == shape[1:] and not start.resumes:
             found[name] = _Parameter(
                 "rows of new tokens are the mean of their pieces'",
@@ -193,21 +188,6 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
     if fresh:
         log.info("a warm-started generator's head is fresh: %s", ", ".join(fresh))
     return found
-
-
-def _stacked(weights: Weights, config: Config) -> dict[str, str]:
-    """Return {parameter of a layer of the discriminator: where it is in the weights}.
-
-    Each of their layers stands n times in a row, where it learns to be n layers sooner than fresh ones would (after
-    Gong et al. 2019, progressive stacking). Raises UserError where n is not a whole number.
-    """
-    theirs, ours = weights.architecture.model.num_hidden_layers, config.model.num_hidden_layers
-    if ours % theirs:
-        raise UserError(
-            f"--stack-layers: model.num_hidden_layers={ours} is no multiple of the {theirs} layers of {weights.source}"
-        )
-    names = (name for name in expected_shapes(config.architecture) if _LAYER.search(name))
-    return {name: _LAYER.sub(lambda layer: str(int(layer[0]) * theirs // ours), name) for name in names}
 
 
 def _check_vocabulary(weights: Weights, vocabulary: Vocabulary, flag: str, may_grow: bool) -> None:

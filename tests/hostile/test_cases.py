@@ -15,7 +15,7 @@ import pytest
 from conftest import SHARED
 
 from electra_flax.errors import Preempted
-from electra_flax.finetune import run as finetune_run
+from electra_flax.finetuning import run as finetune_run
 from electra_flax.weights import parity
 
 CASES = SHARED / "cases/public"

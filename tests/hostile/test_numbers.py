@@ -12,7 +12,7 @@ from electra_flax.commands import cli
 from electra_flax.commands.cli import main
 from electra_flax.config import loading
 from electra_flax.config.schema import Config
-from electra_flax.finetune.task import Training
+from electra_flax.finetuning.task import Training
 from electra_flax.runtime.flags import parse
 from tpu import launch
 from tpu.settings import Settings

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from electra_flax.errors import UserError, counted
-from electra_flax.finetune.examples import QuestionExample, Skipped
-from electra_flax.finetune.layouts import LAYOUTS, lines_of
-from electra_flax.finetune.squad import read_squad
-from electra_flax.finetune.task import SPLITS, Task
+from electra_flax.finetuning.examples import QuestionExample, Skipped
+from electra_flax.finetuning.layouts import LAYOUTS, lines_of
+from electra_flax.finetuning.squad import read_squad
+from electra_flax.finetuning.task import SPLITS, Task
 
 _READERS = {**LAYOUTS, "squad": read_squad}
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ from matplotlib.figure import Figure
 
 from electra_flax.errors import UserError
 from electra_flax.files import write_whole
-from electra_flax.finetune.data import has_task
-from electra_flax.finetune.publish import to_json
-from electra_flax.finetune.run import Request, finetune
-from electra_flax.finetune.task_files import load_task, task_names
+from electra_flax.finetuning.data import has_task
+from electra_flax.finetuning.publish import to_json
+from electra_flax.finetuning.result import Finetuned, Statistics
+from electra_flax.finetuning.run import Request, finetune
+from electra_flax.finetuning.task_files import load_task, task_names
 from electra_flax.pictures import to_png
 from electra_flax.runtime import processes
 from electra_flax.runtime.interruption import Interruption
@@ -57,7 +59,7 @@ def scoreboard(
     folders = find_tasks(data, names)
     for name, folder in folders.items():
         log.info("%s: %s", name, folder)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Finetuned]] = {}
     for number, model in enumerate(models):
         rows[model] = {}
         for name, folder in folders.items():
@@ -68,7 +70,8 @@ def scoreboard(
         return ""
     table, work = _markdown(rows, list(folders), protocol), Workdir(out)
     write_whole(work.folder / "table.md", table)
-    write_whole(work.folder / "table.json", to_json(rows))
+    plain = {model: {name: asdict(results) for name, results in row.items()} for model, row in rows.items()}
+    write_whole(work.folder / "table.json", to_json(plain))
     write_whole(work.folder / "table.png", _picture(rows, list(folders)))
     work.push()
     return table
@@ -101,32 +104,31 @@ def find_tasks(data: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def summary(results: dict[str, Any]) -> str:
+def summary(results: Finetuned) -> str:
     """Return one result in a line."""
-    metrics = results["metrics"]
-    return f"{results['task']}: " + ", ".join(f"{name} {_cell([found])}" for name, found in metrics.items())
+    return f"{results.task}: " + ", ".join(f"{name} {_cell([found])}" for name, found in results.metrics.items())
 
 
-def _cell(metrics: Sequence[dict[str, Any]]) -> str:
+def _cell(metrics: Sequence[Statistics]) -> str:
     """Return means and deviations in percent, as tables have them."""
     return " / ".join(
-        "n/a" if found["mean"] is None
-        else f"{100 * found['mean']:.2f}" + ("" if found["deviation"] is None else f" ± {100 * found['deviation']:.2f}")
+        "n/a" if found.mean is None
+        else f"{100 * found.mean:.2f}" + ("" if found.deviation is None else f" ± {100 * found.deviation:.2f}")
         for found in metrics
     )  # fmt: skip
 
 
 def _published() -> Any:
-    return yaml.safe_load((resources.files("electra_flax.finetune") / "published.yaml").read_text())
+    return yaml.safe_load((resources.files("electra_flax.finetuning") / "published.yaml").read_text())
 
 
-def _markdown(rows: dict[str, dict[str, Any]], names: Sequence[str], protocol: Protocol) -> str:
+def _markdown(rows: dict[str, dict[str, Finetuned]], names: Sequence[str], protocol: Protocol) -> str:
     published = _published()
     tasks = map(load_task, names)
     heads = [f"**{task.title}**<br/>({'/'.join(_SHORT[metric] for metric in task.metrics)})" for task in tasks]
     lines = ["| | " + " | ".join(heads) + " |", "| :--- |" + " :---: |" * len(heads)]
     for model, results in rows.items():
-        cells = [_cell(list(results[name]["metrics"].values())) for name in names]
+        cells = [_cell(list(results[name].metrics.values())) for name in names]
         shown = f"{model}, random weights" if protocol.random_weights else model
         lines.append(f"| **{shown}** | " + " | ".join(cells) + " |")
     if any(name in published["scores"][next(iter(published["scores"]))] for name in names):
@@ -141,17 +143,17 @@ def _markdown(rows: dict[str, dict[str, Any]], names: Sequence[str], protocol: P
     return "\n".join(lines) + "\n\n" + " ".join(notes) + "\n"
 
 
-def _picture(rows: dict[str, dict[str, Any]], names: Sequence[str]) -> bytes:
+def _picture(rows: dict[str, dict[str, Finetuned]], names: Sequence[str]) -> bytes:
     """Return a PNG: the first metric of each task, a bar for each model, published scores as marks."""
     published = _published()["scores"]
     figure = Figure(figsize=(max(6.0, 1.5 * len(names)), 4.2), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / max(1, len(rows))
     for number, (model, results) in enumerate(rows.items()):
-        found = [next(iter(results[name]["metrics"].values())) for name in names]
+        found = [next(iter(results[name].metrics.values())) for name in names]
         places = [i + (number - (len(rows) - 1) / 2) * width for i in range(len(names))]
-        heights = [100 * (one["mean"] or 0.0) for one in found]
-        axis.bar(places, heights, width * 0.9, yerr=[100 * (one["deviation"] or 0.0) for one in found], label=model)
+        heights = [100 * (one.mean or 0.0) for one in found]
+        axis.bar(places, heights, width * 0.9, yerr=[100 * (one.deviation or 0.0) for one in found], label=model)
     for model, scores in published.items():
         first = {name: float(str(scores[name]).split(" / ")[-1]) for name in names if name in scores}
         if first:

@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from electra_flax.errors import UserError
-from electra_flax.finetune.examples import QuestionExample, TaggedExample, TextExample
-from electra_flax.finetune.task import Task, Training
+from electra_flax.finetuning.examples import QuestionExample, TaggedExample, TextExample
+from electra_flax.finetuning.task import Task, Training
 from electra_flax.runtime.console import progress
 
 IGNORED = -1

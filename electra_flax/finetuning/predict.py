@@ -15,16 +15,16 @@ from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
-from electra_flax.finetune.encoding import encode
-from electra_flax.finetune.examples import Example, QuestionExample, TaggedExample, TextExample
-from electra_flax.finetune.heads import Batch, Outputs, make_head
-from electra_flax.finetune.layouts import characters_of
-from electra_flax.finetune.metrics import entities
-from electra_flax.finetune.predictions import Answered, Labelled, Prediction, decode
-from electra_flax.finetune.publish import SETTINGS, Recipe, predictions_file
-from electra_flax.finetune.splits import read_files, without_labels
-from electra_flax.finetune.step import Network, apply, make_predict_step, predict_rows
-from electra_flax.finetune.task import Task
+from electra_flax.finetuning.encoding import encode
+from electra_flax.finetuning.examples import Example, QuestionExample, TaggedExample, TextExample
+from electra_flax.finetuning.heads import Batch, Outputs, make_head
+from electra_flax.finetuning.layouts import characters_of
+from electra_flax.finetuning.metrics import entities
+from electra_flax.finetuning.predictions import Answered, Labelled, Prediction, decode
+from electra_flax.finetuning.publish import SETTINGS, Recipe, predictions_file
+from electra_flax.finetuning.splits import read_files, without_labels
+from electra_flax.finetuning.step import Network, apply, make_predict_step, predict_rows
+from electra_flax.finetuning.task import Task
 from electra_flax.model.sharding import make_mesh
 from electra_flax.runtime.console import json_text
 from electra_flax.trees import flat, nested

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from electra_flax.finetune.encoding import IGNORED, Row
+from electra_flax.finetuning.encoding import IGNORED, Row
 
 # Each is compiled for itself, so there are few; by steps of a half or a third, so that little is padding. The attention
 # kernel takes 128, 256, 384 and 512.

@@ -6,7 +6,7 @@ from typing import Any
 
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
-from electra_flax.finetune.result import RECORD_EVERY, RESULTS, seed_folder
+from electra_flax.finetuning.result import RECORD_EVERY, RESULTS, seed_folder
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.history import History, Subject
 from electra_flax.training.lines import METRICS

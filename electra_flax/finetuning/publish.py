@@ -16,11 +16,11 @@ from electra_flax.config.architecture import ModelConfig
 from electra_flax.data.tokenizer import Casing, save_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.files import replaced, write_whole
-from electra_flax.finetune.data import TaskData
-from electra_flax.finetune.examples import Example
-from electra_flax.finetune.predictions import Answered, Labelled, Prediction
-from electra_flax.finetune.result import SeedResult
-from electra_flax.finetune.task import Task, Training
+from electra_flax.finetuning.data import TaskData
+from electra_flax.finetuning.examples import Example
+from electra_flax.finetuning.predictions import Answered, Labelled, Prediction
+from electra_flax.finetuning.result import SeedResult
+from electra_flax.finetuning.task import Task, Training
 from electra_flax.pictures import to_png
 from electra_flax.trees import flat
 from electra_flax.weights.hugging_face import CONFIG, hugging_face_config

@@ -10,11 +10,11 @@ import numpy as np
 from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.finetune.data import read_splits
-from electra_flax.finetune.encoding import text_rows
-from electra_flax.finetune.splits import Split
-from electra_flax.finetune.task import Task
-from electra_flax.finetune.task_files import load_task
+from electra_flax.finetuning.data import read_splits
+from electra_flax.finetuning.encoding import text_rows
+from electra_flax.finetuning.splits import Split
+from electra_flax.finetuning.task import Task
+from electra_flax.finetuning.task_files import load_task
 from electra_flax.training.probe import Labelled, ProbeRows
 
 _MOST = 1000

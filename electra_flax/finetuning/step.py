@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from electra_flax.config.architecture import Architecture
 from electra_flax.config.schema import OptimizerConfig
-from electra_flax.finetune.batches import collate, sorted_batches
-from electra_flax.finetune.encoding import Row
-from electra_flax.finetune.heads import Batch, Head, Outputs
-from electra_flax.finetune.task import Training
+from electra_flax.finetuning.batches import collate, sorted_batches
+from electra_flax.finetuning.encoding import Row
+from electra_flax.finetuning.heads import Batch, Head, Outputs
+from electra_flax.finetuning.task import Training
 from electra_flax.model import electra, randomness
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.sharding import batch_sharding, global_batch, rows_of_process, state_shardings, whole

@@ -11,9 +11,9 @@ import numpy as np
 from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError, counted
-from electra_flax.finetune.encoding import Row, encode, labels_of
-from electra_flax.finetune.splits import Split, any_tag, find_files, read_split
-from electra_flax.finetune.task import Task, Training
+from electra_flax.finetuning.encoding import Row, encode, labels_of
+from electra_flax.finetuning.splits import Split, any_tag, find_files, read_split
+from electra_flax.finetuning.task import Task, Training
 
 log = logging.getLogger("electra_flax")
 
@@ -51,7 +51,7 @@ def read_task_data(
         choice = Part("the scored examples themselves", scored.examples, [])
     elif dev is None or test is None:
         training_examples, held_out = _hold_out(train, training.dev_fraction, task)
-        choice = Part(f"{len(held_out):,} training examples that are not learned from", held_out, [])
+        choice = Part(f"{len(held_out):,} held-out training examples", held_out, [])
     tokenizer = published_tokenizer(vocabulary, casing)
 
     def part(name: str, examples: Sequence[Any]) -> Part:

@@ -14,13 +14,13 @@ import numpy as np
 
 from electra_flax.config.schema import CheckpointConfig, TrainingConfig
 from electra_flax.errors import RunError
-from electra_flax.finetune.batches import epoch_batches
-from electra_flax.finetune.data import Part, TaskData
-from electra_flax.finetune.heads import Batch, Outputs
-from electra_flax.finetune.predictions import Prediction, best_null_threshold, decode, scores
-from electra_flax.finetune.result import RECORD_EVERY, SeedResult, seed_folder
-from electra_flax.finetune.step import Network, Steps, make_batch, predict_rows
-from electra_flax.finetune.task import Task, Training
+from electra_flax.finetuning.batches import epoch_batches
+from electra_flax.finetuning.data import Part, TaskData
+from electra_flax.finetuning.heads import Batch, Outputs
+from electra_flax.finetuning.predictions import Prediction, best_null_threshold, decode, scores
+from electra_flax.finetuning.result import RECORD_EVERY, SeedResult, seed_folder
+from electra_flax.finetuning.step import Network, Steps, make_batch, predict_rows
+from electra_flax.finetuning.task import Task, Training
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
 from electra_flax.storage.workdir import Workdir

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from electra_flax.config.architecture import Architecture
-from electra_flax.finetune.batches import padded_lengths
+from electra_flax.finetuning.batches import padded_lengths
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.attention_kernel import supports

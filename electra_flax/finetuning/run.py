@@ -25,27 +25,27 @@ from electra_flax.data.tokenizer import Casing
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import RunError, UserError
 from electra_flax.files import read_json, write_whole
-from electra_flax.finetune import publish
-from electra_flax.finetune.attention import choose_by_length
-from electra_flax.finetune.data import TaskData, read_task_data
-from electra_flax.finetune.heads import make_head
-from electra_flax.finetune.publish import to_json
-from electra_flax.finetune.result import RESULTS, SeedResult, seed_folder
-from electra_flax.finetune.seed import Shared, finetune_seed
-from electra_flax.finetune.step import Network, make_steps
-from electra_flax.finetune.task import Task, Training
-from electra_flax.finetune.task_files import load_task, load_training
+from electra_flax.finetuning import publish
+from electra_flax.finetuning.attention import choose_by_length
+from electra_flax.finetuning.data import TaskData, read_task_data
+from electra_flax.finetuning.heads import make_head
+from electra_flax.finetuning.publish import to_json
+from electra_flax.finetuning.result import RESULTS, Finetuned, SeedResult, SeedScores, Statistics, seed_folder
+from electra_flax.finetuning.seed import Shared, finetune_seed
+from electra_flax.finetuning.step import Network, make_steps
+from electra_flax.finetuning.task import Task, Training
+from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model import electra
 from electra_flax.model.sharding import check_batch, make_mesh
 from electra_flax.runtime import processes
 from electra_flax.runtime.compiler import set_up_compiler
-from electra_flax.runtime.interruption import Interruption, Watchdog
+from electra_flax.runtime.interruption import Interruption
 from electra_flax.storage import guard
 from electra_flax.storage.bucket import patiently
 from electra_flax.storage.workdir import Workdir
 from electra_flax.trees import Params, nested
 from electra_flax.weights.hugging_face import HEADS
-from electra_flax.weights.sources import find_part, find_weights, is_source
+from electra_flax.weights.sources import find_part
 from electra_flax.weights.weights import Weights
 
 log = logging.getLogger("electra_flax")
@@ -70,12 +70,12 @@ class Request:
     """The model's architecture, from fresh weights: what pretraining is worth."""
 
 
-def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
-    """Fine-tune with each seed and write `out`; return results.json (process 0; {} in others).
+def finetune(request: Request, interruption: Interruption) -> Finetuned:
+    """Fine-tune with each seed and write `out`; return what results.json holds.
 
     A model folder (the seed that was best on dev), predictions, results.json, and seeds/N with each seed's own.
 
-    The same call goes on with what is there; `interruption`, entered before, says when to stop. Raises UserError for
+    The same call goes on with what is there; `interruption` says when to stop. Raises UserError for
     what the user can fix, RunError and Preempted as pretraining does.
     """
     with processes.together():
@@ -99,7 +99,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
     with (
         guard.traceback_kept(work),
         guard.only_here(work),
-        Watchdog(training.hang_minutes, work.folder / f"hang-{jax.process_index()}.txt") as watchdog,
+        interruption.watchdog(training.hang_minutes, work.folder / f"hang-{jax.process_index()}.txt") as watchdog,
     ):
         with processes.together():
             if processes.is_main():
@@ -120,7 +120,7 @@ def finetune(request: Request, interruption: Interruption) -> dict[str, Any]:
                     _write_seed(seed_folder(work, seed), run, seed, result)
                     work.push()
                     patiently(checkpoints, checkpoints.rmtree)
-        results = {}
+        results = _results(request, task, data, [])
         if processes.is_main():
             results = _finish(work, request, task, data)
             patiently(work.checkpoints, functools.partial(work.checkpoints.rmtree, missing_ok=True))
@@ -181,14 +181,9 @@ def _read(request: Request) -> _Run:
 def find_encoder(place: str) -> Weights:
     """Return a discriminator or an encoder alone, also that of a fine-tuned model. Raises UserError for a generator.
 
-    `place` is an export, a model's folder, OWNER/NAME on the hub, or hf:, tf1:, orbax: as export --from has them.
+    `place` is as find_part takes it.
     """
-    if is_source(place):
-        weights = find_weights(place, needs_head=False)
-    else:
-        weights = find_part(place, "discriminator", needs_head=False)
-    if not weights.architecture.has_discriminator_head:
-        raise UserError(f"--model {place}: a generator; the discriminator is what is fine-tuned")
+    weights = find_part(place, "discriminator", needs_head=False)
     if not any(name.startswith(HEADS["discriminator"]) for name in weights.shapes):
         names = ", ".join(name.rpartition(": ")[2] for name in weights.unused)
         others = f", its other head left out ({names})" if names else ""
@@ -268,22 +263,9 @@ def _write_seed(folder: Path, run: _Run, seed: int, result: SeedResult) -> None:
     write_whole(folder / RESULTS, to_json(dataclasses.asdict(_result(seed, task, result))))
 
 
-@dataclass(frozen=True)
-class _SeedFile:
-    """results.json of a seed. Of scores, null stands for what is no number, as a correlation with a constant."""
-
-    seed: int
-    scores: dict[str, float | None]
-    chosen_step: int
-    chosen_by: dict[str, float | None]
-    """The scores of the examples that choose, at that step."""
-    seconds: float
-    history: list[dict[str, int | float | None]]
-
-
-def _result(seed: int, task: Task, result: SeedResult) -> _SeedFile:
+def _result(seed: int, task: Task, result: SeedResult) -> SeedScores:
     best = next(found for found in result.history if found["step"] == result.step)
-    return _SeedFile(
+    return SeedScores(
         seed,
         publish.finite(result.scores),
         result.step,
@@ -293,53 +275,50 @@ def _result(seed: int, task: Task, result: SeedResult) -> _SeedFile:
     )
 
 
-def _read_seed(path: Path, task: Task) -> _SeedFile:
+def _read_seed(path: Path, task: Task) -> SeedScores:
     fix = f"remove {path.parent} and run the same command again"
-    found = read_json(path, _SeedFile, fix)
+    found = read_json(path, SeedScores, fix)
     for name, values in {"scores": found.scores, "chosen_by": found.chosen_by}.items():
         if missing := [metric for metric in task.metrics if metric not in values]:
             raise UserError(f"{path}: {name}: lacks {missing[0]}, a metric of {task.title}: {fix}")
     return found
 
 
-def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> dict[str, Any]:
+def _finish(work: Workdir, request: Request, task: Task, data: TaskData) -> Finetuned:
     """Write results.json over all seeds, and the best one's folder as `out` itself."""
     folders = [seed_folder(work, seed) for seed in request.seeds]
-    seeds = [_read_seed(folder / RESULTS, task) for folder in folders]
-
-    def value(found: _SeedFile) -> float:
-        score = found.chosen_by[task.metrics[0]]
-        return -1.0 if score is None else score
-
-    folder, best = max(zip(folders, seeds, strict=True), key=lambda pair: value(pair[1]))
-    results = {
-        "task": task.title,
-        "metrics": {name: _statistics([found.scores[name] for found in seeds]) for name in task.metrics},
-        "model": request.model,
-        "random_weights": request.random_weights,
-        "scored": f"{len(data.scored.examples)} examples of {data.scored.name}",
-        "chosen_by": data.choice.name,
-        "published_protocol": request.published_protocol,
-        "best_seed": best.seed,
-        "seeds": [dataclasses.asdict(found) for found in seeds],
-    }
-    write_whole(work.folder / RESULTS, to_json(results))
-    for path in folder.iterdir():
+    results = _results(request, task, data, [_read_seed(folder / RESULTS, task) for folder in folders])
+    write_whole(work.folder / RESULTS, to_json(dataclasses.asdict(results)))
+    for path in seed_folder(work, results.best_seed or 0).iterdir():
         if path.is_file() and path.name != RESULTS:
             _link(path, work.folder / path.name)
     return results
 
 
-def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return the mean and sample standard deviation over the seeds; null where a seed has no value."""
+def _results(request: Request, task: Task, data: TaskData, seeds: list[SeedScores]) -> Finetuned:
+    def value(found: SeedScores) -> float:
+        score = found.chosen_by[task.metrics[0]]
+        return -1.0 if score is None else score
+
+    return Finetuned(
+        task=task.title,
+        metrics={name: _statistics([found.scores[name] for found in seeds]) for name in task.metrics if seeds},
+        model=request.model,
+        random_weights=request.random_weights,
+        scored=f"{len(data.scored.examples)} examples of {data.scored.name}",
+        chosen_by=data.choice.name,
+        published_protocol=request.published_protocol,
+        best_seed=max(seeds, key=value).seed if seeds else None,
+        seeds=seeds,
+    )
+
+
+def _statistics(values: list[float | None]) -> Statistics:
+    """Return the mean and sample standard deviation over the seeds; None where a seed has no value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return {"mean": None, "deviation": None, "values": list(values)}
-    return {
-        "mean": float(np.mean(known)),
-        "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        "values": known,
-    }
+        return Statistics(None, None, values)
+    return Statistics(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, values)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from electra_flax.finetune import metrics
-from electra_flax.finetune.encoding import Answer, Row, best_answers, tags_of_units
-from electra_flax.finetune.examples import QuestionExample
-from electra_flax.finetune.task import Task
+from electra_flax.finetuning import metrics
+from electra_flax.finetuning.encoding import Answer, Row, best_answers, tags_of_units
+from electra_flax.finetuning.examples import QuestionExample
+from electra_flax.finetuning.task import Task
 
 Outputs = dict[str, np.ndarray]
 

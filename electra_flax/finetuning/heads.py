@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from electra_flax.config.architecture import ModelConfig
-from electra_flax.finetune.encoding import IGNORED
-from electra_flax.finetune.task import Task
+from electra_flax.finetuning.encoding import IGNORED
+from electra_flax.finetuning.task import Task
 from electra_flax.model.heads import Answers, Classifier, OriginalAnswers, apply_head, init_head
 from electra_flax.trees import Params
 

@@ -11,10 +11,10 @@ import yaml
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.config.loading import fields_from, load_fields
 from electra_flax.errors import UserError
-from electra_flax.finetune.task import Task, Training
+from electra_flax.finetuning.task import Task, Training
 
 _HELP = "electra-flax finetune --help"
-_FOLDER = resources.files("electra_flax.finetune")
+_FOLDER = resources.files("electra_flax.finetuning")
 
 
 def task_names() -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from electra_flax.errors import UserError
 from electra_flax.files import read_text
-from electra_flax.finetune.examples import QuestionExample, Skipped
-from electra_flax.finetune.layouts import parsed
-from electra_flax.finetune.task import Task
+from electra_flax.finetuning.examples import QuestionExample, Skipped
+from electra_flax.finetuning.layouts import parsed
+from electra_flax.finetuning.task import Task
 from electra_flax.text import without_halves
 
 log = logging.getLogger("electra_flax")

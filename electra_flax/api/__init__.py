@@ -1,0 +1,1 @@
+"""What a program calls: `import electra_flax` has it all (docs/api.md). Commands are made of it."""
