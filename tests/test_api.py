@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from electra_flax import shipped
 from electra_flax.commands.cli import main
 from electra_flax.config.loading import load_config, resolved
 from electra_flax.errors import UserError
+from electra_flax.planning.kernel_schedule import LIBRARY_ENVIRONMENT
 from electra_flax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -122,9 +124,9 @@ def test_embed_is_the_mean_of_transformers_states_or_that_of_cls(tiny_ko):
 
 
 def test_a_long_list_is_answered_in_its_order(tiny_ko):
-    """Of all lengths, more rows than a batch holds."""
-    many = [SENTENCES[i % 4] + " 밥" * (i % 7) for i in range(600)]
-    alone = {text: tiny_ko.detect([text])[0] for text in many[:28]}
+    """Of several lengths, more rows than a batch holds."""
+    many = [*SENTENCES, SENTENCES[3]] * 150
+    alone = {text: tiny_ko.detect([text])[0] for text in SENTENCES}
     for text, found in zip(many, tiny_ko.detect(many), strict=True):
         assert (found.text, found.tokens) == (text, alone[text].tokens)
         np.testing.assert_allclose(found.probabilities, alone[text].probabilities, atol=1e-5)
@@ -222,9 +224,9 @@ def test_a_run_tells_what_it_writes_and_prints_nothing(copy, capsys):
         np.testing.assert_allclose(electra_flax.load(place).embed(["새벽 시장"]), of_export, atol=1e-6)
 
 
-@pytest.mark.parametrize("ending", [KeyboardInterrupt(), RuntimeError("enough")], ids=repr)
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, pytest.param(RuntimeError, marks=pytest.mark.slow)])
 def test_what_ends_a_run_from_outside_is_raised_and_the_same_call_goes_on(copy, capsys, ending):
-    with pytest.raises(type(ending)):
+    with pytest.raises(ending):
         electra_flax.pretrain("tiny.yaml", "shards", "new", callbacks=Told(ending, ("metrics", 4)), progress=True)
     assert "step 3 train" in capsys.readouterr().err
     assert Checkpoints(copy / "new/checkpoints").steps == [3], "complete, though it was written behind the steps"
@@ -257,32 +259,40 @@ def snippets(name):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.M | re.S)
 
 
-@pytest.fixture
-def place_of_the_snippets(copy):
-    """The current folder holds what they name."""
+def run_snippets(*functions):
+    """Those of docs/api.md that call them, as a program that has imported the package; return its names."""
+    chosen = [each for each in snippets("api.md") if any(f".{name}(" in each for name in functions)]
+    assert len(chosen) == len(functions)
+    namespace = {"electra_flax": electra_flax}
+    for snippet in chosen:
+        exec(compile(snippet, "docs/api.md", "exec"), namespace)
+    return namespace
+
+
+def test_the_snippets_about_sentences_run(capsys):
+    assert snippets("api.ko.md") == snippets("api.md") and len(snippets("api.md")) == 5
+    assert run_snippets("detect", "fill")["vectors"].dtype == np.float32
+    assert "(3, 128) float32" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_snippets_about_training_run(copy, capsys):
     shutil.copy("tiny.yaml", "my.yaml")
     shutil.copytree("export", "models")
     write_sentiment(copy / "nsmc")
-
-
-def test_the_snippets_run(place_of_the_snippets, capsys):
-    *fast, needs_compiler = snippets("api.md")
-    assert snippets("api.ko.md") == snippets("api.md") and "electra_flax.plan(" in needs_compiler
-    namespace = {}
-    for snippet in fast:
-        exec(compile(snippet, "docs/api.md", "exec"), namespace)
-    said = capsys.readouterr().out
-    assert "(3, 128) float32" in said and "NSMC" in said
+    scores = run_snippets("pretrain", "finetune")["scores"]
+    assert scores.task == "NSMC" and json.loads((copy / "tuned/results.json").read_text()) == asdict(scores)
+    assert "NSMC" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="NOT CHECKED: the TPU compiler (extra tpu) is not installed")
-def test_the_snippet_about_plans_runs(place_of_the_snippets):
-    before = dict(os.environ)
-    namespace = {"electra_flax": electra_flax}
-    exec(compile(snippets("api.md")[-1], "docs/api.md", "exec"), namespace)
-    assert isinstance(namespace["plan"], electra_flax.Plan) and namespace["plan"].fits
-    assert dict(os.environ) == before
+def test_the_snippet_about_plans_runs(copy):
+    shutil.copy("tiny.yaml", "my.yaml")
+    before = {name: os.environ.get(name) for name in LIBRARY_ENVIRONMENT}
+    plan = run_snippets("plan")["plan"]
+    assert isinstance(plan, electra_flax.Plan) and plan.fits
+    assert {name: os.environ.get(name) for name in LIBRARY_ENVIRONMENT} == before
 
 
 NOTEBOOK = ROOT / "notebooks/quickstart.ipynb"
