@@ -71,7 +71,7 @@ def test_titles_labels_and_tags_are_shown_as_they_are(drawn):
 
 
 def test_names_of_models_and_runs_are_shown_as_they_are(drawn):
-    scores = {"nsmc": {"metrics": {"accuracy": {"mean": 0.5, "deviation": None}}}}
+    scores = {"nsmc": SimpleNamespace(metrics={"accuracy": SimpleNamespace(mean=0.5, deviation=None)})}
     scoreboard._picture(dict.fromkeys(HOSTILE, scores), ["nsmc"])
     runs = [SimpleNamespace(name=name, train=[{"step": 1, "loss": 1.0}], validation=[], starts=[]) for name in HOSTILE]
     charts.draw(runs, [charts.Panel("Loss", "loss", "")] * 2)
