@@ -17,6 +17,8 @@ if "TESTS_COMMON" not in os.environ:
     os.environ["TESTS_COMMON"] = _common.name
 # Programs that one test has compiled serve the others.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{os.environ['TESTS_COMMON']}/compiled")
+# Small ones too: a run in a process of its own has dozens.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # XLA's newer emitter of fused loops takes the tests' programs two thirds longer to compile. Later releases have no
 # other one, and end the process at a flag that they do not know.

@@ -1,5 +1,6 @@
 """plan: what it counts against hand counts and arithmetic, through the real TPU compiler where it is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from golden_tools import SPECIAL, tiny_config
 
+from electra_flax.commands.cli import main
 from electra_flax.config.loading import load_config
 from electra_flax.config.schema import MeshConfig
 from electra_flax.errors import UserError
@@ -25,8 +27,9 @@ from electra_flax.finetuning.heads import make_head
 from electra_flax.finetuning.step import Network, make_steps
 from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model.sharding import batch_sharding, make_mesh, state_shardings
-from electra_flax.planning import compilation, kernel_schedule, program_cost
+from electra_flax.planning import compilation, kernel_schedule, plan, program_cost
 from electra_flax.planning.program_cost import Hardware
+from electra_flax.runtime import tpus
 from electra_flax.runtime.tpus import GENERATIONS, parse_slice
 from electra_flax.training import initial_state, step
 from electra_flax.training.flops import step_flops
@@ -351,20 +354,38 @@ def test_mistakes_are_one_line(tmp_path):
         assert complaint in err.splitlines()[-1] and "Traceback" not in err
 
 
-@pytest.mark.slow
+# A model whose programs compile in seconds.
+FEW_LAYERS = ("--dtype", "bfloat16", "--model.vocab_size", "600", "--model.num_hidden_layers", "1",
+              "--generator.num_hidden_layers", "1")  # fmt: skip
+
+
 @needs_compiler
-def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path):
-    code, out, err = run_plan(
-        "--topology", "v2-8", "--batch", "32768", "--data.max_seq_length", "128", "--dtype", "bfloat16",
-        "--model.max_position_embeddings", "128", "--model.hidden_size", "1024", "--model.num_attention_heads", "16",
-        "--model.intermediate_size", "4096", "--model.num_hidden_layers", "2", "--json", cache=tmp_path,
-    )  # fmt: skip
-    assert code == 0, err
-    plan = json.loads(out)
-    assert not plan["fits"] and plan["memory"]["needed"] > plan["memory"]["limit"]
-    assert len(plan["ways_out"]) == 3
-    for way in plan["ways_out"]:
-        assert way["memory_needed"] < parse_slice("v2-8").generation.memory_bytes
+@pytest.mark.slow
+def test_what_the_compiler_refuses_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = load_config(CONFIGS / "demo.yaml", _fields((*FEW_LAYERS, "--batch", "262144")))
+    (phase,) = config.phases
+    refused = plan._plan_one(phase, parse_slice("v2-8"), None, 0)
+    assert not refused.fits and refused.memory["needed"] > refused.memory["limit"]
+    assert refused == plan._plan_one(phase, parse_slice("v2-8"), None, 0), "kept as it was found"
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path, monkeypatch, capsys):
+    """With less memory instead of more rows, which take the compiler minutes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    limit = 100_000_000
+    small = tuple(dataclasses.replace(each, memory_bytes=limit) for each in tpus.GENERATIONS)
+    monkeypatch.setattr(tpus, "GENERATIONS", small)
+    given = ["--config", str(CONFIGS / "demo.yaml"), "--topology", "v2-8", "--batch", "2048", *FEW_LAYERS, "--json"]
+    assert main(["plan", *given]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert not answer["fits"] and answer["memory"]["needed"] > answer["memory"]["limit"] == limit
+    changes = [way["change"] for way in answer["ways_out"]]
+    accumulated = "--training.gradient_accumulation_steps 2"
+    assert changes == [accumulated, f"{accumulated} --mesh.data 1 --mesh.fsdp -1", "--topology v2-16"]
+    assert all(way["memory_needed"] < limit for way in answer["ways_out"])
 
 
 @needs_compiler
