@@ -21,7 +21,8 @@ BOTH = {"glossary.md"}
 FALLBACK = '<div class="admonition note"><p class="admonition-title">이 문서는 영어로만 있습니다</p></div>'
 """Above an English page of the Korean site."""
 
-_EDITIONS = re.compile(rf"^\[(?:{'|'.join(LANGUAGES.values())})\]\([^)]*\)(?: · )?", re.M)
+_EDITIONS = re.compile(rf"^\[(?:{'|'.join(LANGUAGES.values())})\]\(.*\n", re.M)
+"""A page's line of links to its other language and to the glossary, which the site has in its header and navigation."""
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r" *```")
 _ITEM = re.compile(r"(?:\d+\.|-) +")
@@ -81,7 +82,7 @@ def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
 
 
 def _with_links(text: str, source: Path, repository: str) -> str:
-    """Return the text with links as the site has them; those to the other language are in its header."""
+    """Return the text with links as the site has them."""
 
     def site_link(match: re.Match[str]) -> str:
         mark, shown, target, section = match[1], match[2], match[3], match[4] or ""
