@@ -1,4 +1,4 @@
-"""What the documentation site does beyond MkDocs: README as its home, one language at a time, Markdown as GitHub reads it.
+"""What the documentation site does beyond MkDocs: README as home, one language a site, Markdown as GitHub reads it.
 
 The files are those that GitHub shows: README.md, docs/NAME.md, and beside them NAME.ko.md. A page has the same address
 in both languages, below the folder ko/ in Korean.
@@ -97,14 +97,20 @@ def _with_links(text: str, source: Path, repository: str) -> str:
 
 
 def _indented(markdown: str) -> str:
-    """Return the text with what belongs to an item of a list four columns in, where Python-Markdown looks for it."""
-    lines, width, in_code = [], 0, False
+    """Return the text with lists as Python-Markdown reads them.
+
+    What belongs to an item stands four columns in, and a blank line before the next one where an item holds one.
+    """
+    lines: list[str] = []
+    width, in_code, was_blank = 0, False, False  # width of the mark of the item that the line is in
     for line in markdown.splitlines():
         if width and line.startswith(" " * width):
             line = " " * 4 + line[width:]
         elif line.strip() and not in_code:
             found = _ITEM.match(line)
-            width = len(found[0]) if found else 0
+            lines += [""] if found and width and was_blank else []
+            width, was_blank = len(found[0]) if found else 0, False
+        was_blank |= not line.strip()
         in_code ^= bool(_FENCE.match(line))
         lines.append(line)
     return "\n".join(lines)
