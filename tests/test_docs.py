@@ -119,7 +119,8 @@ def _hooks(found):
 @pytest.mark.parametrize(
     ("path", "check"),
     [(".github/workflows/ci.yml", _workflow), (".github/workflows/release.yml", _release),
-     (".github/workflows/docs.yml", _docs), (".github/ISSUE_TEMPLATE/bug.yml", _bug), (".pre-commit-config.yaml", _hooks)],
+     (".github/workflows/docs.yml", _docs), (".github/ISSUE_TEMPLATE/bug.yml", _bug),
+     (".pre-commit-config.yaml", _hooks)],
 )  # fmt: skip
 def test_files_for_github_say_what_they_must(path, check):
     check(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
