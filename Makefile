@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TPU_STAMP := $(VENV)/.installed-tpu
+# Of the documentation site: an environment of its own, small and without JAX.
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
 CORPUS ?= data_prep/sample
 BENCH_CORPUS ?= $(CORPUS)
 # Each text has a folder of its own, named after it and a sum of all its path, so that no other demo deletes its run.
@@ -21,7 +24,8 @@ TPU ?= tpu/tpu.yaml
 TPU_COMMANDS := preflight create train status logs ssh stop delete
 
 .DEFAULT_GOAL := help
-.PHONY: help install tpu-compiler demo bench test test-slow test-long lint types format lock clean $(TPU_COMMANDS:%=tpu-%)
+.PHONY: help install tpu-compiler demo bench docs docs-serve docs-packages test test-slow test-long lint types format lock clean \
+	$(TPU_COMMANDS:%=tpu-%)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +48,23 @@ $(TPU_STAMP): $(STAMP) requirements-tpu.lock
 	@touch $@
 
 tpu-compiler: $(TPU_STAMP)  ## add the TPU compiler, which electra-flax plan needs (Linux)
+
+$(DOCS_STAMP): requirements-docs.lock
+	$(if $(unfit),$(error PYTHON=$(PYTHON): $(unfit), expected Python 3.11 or newer))
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@touch $@
+
+docs-packages: $(DOCS_STAMP)
+
+# Its theme announces its end there; pyproject.toml says to which versions the site keeps.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS_STAMP)  ## the documentation site, in site/ and site/ko/; a link that leads nowhere is an error
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet --config-file mkdocs.ko.yml
+
+docs-serve: docs  ## the same, to look at
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory site
 
 # malloc asks for huge pages: a step on a CPU allocates gigabytes anew (docs/training.md).
 demo bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -80,6 +101,8 @@ test: $(STAMP)  ## all tests but the slow and the long ones
 		|| echo "NOT CHECKED: no CPU build of PyTorch ($(TORCH)) for this Python here; tests against PyTorch are skipped"
 	@$(MAKE) --no-print-directory tpu-compiler 2>/dev/null \
 		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
+	@$(MAKE) --no-print-directory docs-packages 2>/dev/null \
+		|| echo "NOT CHECKED: the packages of the documentation site do not install here; its tests are skipped"
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
 
 bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=python with tf; results in runs/bench
@@ -109,11 +132,13 @@ format: $(STAMP)  ## rewrite to the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## rewrite both lock files from setup.cfg (needs uv)
+lock:  ## rewrite the lock files from setup.cfg and pyproject.toml (needs uv)
 	uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-emit-index-url --output-file requirements.lock --quiet
 	uv pip compile setup.cfg --extra tpu --extra gcs --constraint requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --output-file requirements-tpu.lock --quiet
+	uv pip compile --group pyproject.toml:docs --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --output-file requirements-docs.lock --quiet
 
-clean:  ## remove the virtual environment and the demo
-	rm -rf $(VENV) $(DEMO)
+clean:  ## remove the virtual environments, the site and the demo
+	rm -rf $(VENV) $(DOCS_VENV) site $(DEMO)

@@ -1,9 +1,11 @@
 """What documents name is there: sections of docs/semantics.md, files, the checks that a change must pass."""
 
+import html
 import os
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,33 @@ def test_every_section_that_is_named_exists():
     assert named > 25
 
 
+def sections_of(path):
+    """What GitHub calls the sections of a page."""
+    headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_documents_lead_somewhere():
+    to_sections = 0
     for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("tests/*/*.md")):
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+        for target, section in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", path.read_text(encoding="utf-8")):
+            found = path.parent / target if target else path
+            assert found.exists(), f"{path.name}: {target}"
+            assert not section or section in sections_of(found), f"{path.name}: {target}#{section}"
+            to_sections += bool(section)
+    assert to_sections >= 4
+
+
+def test_the_picture_of_the_demo_has_room_for_hangul():
+    """A wide letter takes two cells; Rich, which draws the picture, counts one and squeezes it."""
+    shown = re.findall(r'textLength="([\d.]+)"[^>]*>([^<]*)', (ROOT / "docs/demo.svg").read_text(encoding="utf-8"))
+    wide = 0
+    for length, text in shown:
+        letters = html.unescape(text).rstrip("\n")
+        cells = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in letters)
+        assert float(length) == pytest.approx(12.2 * max(1, cells), abs=0.1), letters
+        wide += cells > len(letters)
+    assert wide > 20
 
 
 def test_what_contributors_are_sent_to_exists():
@@ -73,6 +98,13 @@ def _release(found):
         assert done.returncode == code, (tag, done)
 
 
+def _docs(found):
+    jobs = found["jobs"]
+    assert {name: job.get("needs") for name, job in jobs.items()} == {"build": None, "publish": "build"}
+    build = [step["run"] for step in jobs["build"]["steps"] if "run" in step]
+    assert build == ["make docs"] and jobs["publish"]["if"] == "vars.PAGES == 'true' && github.ref == 'refs/heads/main'"
+
+
 def _bug(found):
     fields = {field["id"]: field for field in found["body"]}
     required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
@@ -87,7 +119,8 @@ def _hooks(found):
 @pytest.mark.parametrize(
     ("path", "check"),
     [(".github/workflows/ci.yml", _workflow), (".github/workflows/release.yml", _release),
-     (".github/ISSUE_TEMPLATE/bug.yml", _bug), (".pre-commit-config.yaml", _hooks)],
+     (".github/workflows/docs.yml", _docs), (".github/ISSUE_TEMPLATE/bug.yml", _bug),
+     (".pre-commit-config.yaml", _hooks)],
 )  # fmt: skip
 def test_files_for_github_say_what_they_must(path, check):
     check(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
