@@ -1,5 +1,6 @@
 """Tests run on eight simulated CPU devices, with implicit broadcasting of ranks forbidden."""
 
+import gc
 import io
 import os
 import shutil
@@ -32,6 +33,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling dominates these tests; the results are the same to the last digits that they check.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Tracing makes millions of small objects, beside which the libraries' own are gone through again and again: a sixth of
+# the tests' time.
+gc.set_threshold(100_000, 50, 1000)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -224,7 +224,8 @@ def test_a_run_tells_what_it_writes_and_prints_nothing(copy, capsys):
         np.testing.assert_allclose(electra_flax.load(place).embed(["새벽 시장"]), of_export, atol=1e-6)
 
 
-@pytest.mark.parametrize("ending", [KeyboardInterrupt, pytest.param(RuntimeError, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, RuntimeError])
 def test_what_ends_a_run_from_outside_is_raised_and_the_same_call_goes_on(copy, capsys, ending):
     with pytest.raises(ending):
         electra_flax.pretrain("tiny.yaml", "shards", "new", callbacks=Told(ending, ("metrics", 4)), progress=True)

@@ -255,6 +255,7 @@ def test_accumulated_slices_are_one_batch(root, tmp_path):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_the_protocol_is_said(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = run(root, "nsmc", Path("out"), "--epochs", "30", "--patience", "2", published_protocol=True)

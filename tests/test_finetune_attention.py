@@ -69,6 +69,7 @@ def run(setting, attend):
     return logits, sums["loss"], sums["grad_norm"]
 
 
+@pytest.mark.slow
 def test_an_encoder_with_the_kernel_is_the_same_encoder(setting):
     kernel, calls = kernel_attention(make_mesh(MeshConfig()), jnp.float32, interpret=True), []
 

@@ -47,7 +47,14 @@ def attention(sizes, params):
 
 
 # As wide as the embeddings; projected to more; a head whose width is odd.
-@pytest.mark.parametrize("sizes", [model(128, 128, 4), model(64, 128, 2), model(64, 66, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        *(pytest.param(model(*sizes), marks=pytest.mark.slow) for sizes in ((128, 128, 4), (64, 128, 2))),
+        model(64, 66, 2),
+    ],
+    ids=str,
+)
 def test_heads_look_left_and_right(sizes):
     fresh, ours = both(Architecture(sizes, None))
     for head, wanted in enumerate([-1, 1] * (sizes.num_attention_heads // 2)):

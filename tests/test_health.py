@@ -133,6 +133,7 @@ def root(whole, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_probe_is_recorded_and_changes_nothing(root, capsys):
     given = ["--probe", f"nsmc={root}/nsmc"]
     assert main(pretrain(root, "probed", *given)) == 0

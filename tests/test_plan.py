@@ -202,6 +202,7 @@ def test_bundles_and_their_delays_are_cycles():
     assert kernel_schedule.bundle_cycles(text) == 3 + 3
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_kernel_is_costed_from_its_schedule():
     spec = {"num_heads": 2, "head_size": 64, "rate": 0.1, "matmul_dtype": "float32", "interpret": False}
@@ -239,7 +240,7 @@ def hand_count(config):
 @pytest.mark.parametrize(
     "preset",
     [
-        pytest.param(path.stem, marks=[] if path.stem in ("electra_small", "koelectra_base_v3") else pytest.mark.slow)
+        pytest.param(path.stem, marks=[] if path.stem == "electra_small" else pytest.mark.slow)
         for path in sorted(CONFIGS.glob("*.yaml"))
     ],
 )

@@ -39,7 +39,7 @@ SHARD = ["shard", "--corpus", "text.txt", "--out", "made", "--max-seq-length", "
         ["verify", "--model", "tiny-ko", "--against", "tiny-ko"],
         ["export", "--from", "tiny-ko", "--to", "tf1", "--out", "original"],
         [*PRETRAIN, "--init-from", "tiny-ko"],
-        [*PRETRAIN, "--init-from", "hf:tiny-ko"],
+        pytest.param([*PRETRAIN, "--init-from", "hf:tiny-ko"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

@@ -57,7 +57,7 @@ def one_device():
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"mesh": {"data": 1, "fsdp": 8}}, marks=pytest.mark.slow),
         {"mesh": {"data": 4, "tensor": 2}},
         pytest.param({"training": {"gradient_accumulation_steps": 4}, "num_devices": 4}, marks=pytest.mark.slow),
@@ -72,13 +72,15 @@ def test_layout_does_not_change_the_losses(one_device, changes):
     assert one_device[-1] != one_device[0]
 
 
+@pytest.mark.slow
 def test_parameters_are_really_split():
     _, state = run(mesh={"data": 1, "fsdp": 8})
     kernel = state.params["electra"]["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
 
 
-@pytest.mark.parametrize("vocab_size", [300, pytest.param(35000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab_size", [300, 35000])
 def test_first_loss_is_that_of_guessing(vocab_size):
     config = tiny_config(model={"vocab_size": vocab_size}, training={"batch_size": 64})
     mesh = make_mesh(config.mesh)

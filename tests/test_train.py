@@ -26,6 +26,7 @@ def run(whole, tmp_path_factory):
     return shutil.copytree(whole, tmp_path_factory.mktemp("run"), dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 def test_six_steps_are_three_and_a_new_process_and_three(run):
     die_once_saved = """
 from electra_flax.training.checkpoint import Checkpoints
@@ -140,6 +141,7 @@ def test_export_reports_parity_and_its_own_sizes(exported):
     assert generator["embedding_size"] == discriminator["embedding_size"] == 16
 
 
+@pytest.mark.slow
 def test_files_hold_no_escapes_and_no_carriage_returns(run, exported, sample_corpus, monkeypatch, tmp_path):
     """Also not those of progress, which is shown here at every update."""
     monkeypatch.setattr(progress_bar, "_PLAIN_SECONDS", 0.0)
@@ -248,6 +250,7 @@ def test_damage_under_way_stops_the_run_with_exit_3(run, capsys, monkeypatch):
     assert error.startswith("electra-flax: error:") and "is damaged" in error and "run the same command" in error
 
 
+@pytest.mark.slow
 def test_what_nobody_foresaw_ends_with_70_and_its_traceback_in_the_workdir(run, capsys, monkeypatch):
     def halted(*arguments):
         raise jax.errors.JaxRuntimeError("INTERNAL: the accelerator has halted\nand more")

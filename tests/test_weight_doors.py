@@ -350,6 +350,7 @@ def test_an_export_may_hold_one_part(there, tmp_path, capsys, part):
     assert not (tmp_path / "out" / part).exists()
 
 
+@pytest.mark.slow
 def test_scoreboard_and_finetune_take_what_has_an_encoder(models, tmp_path, caplog):
     caplog.set_level("INFO", "electra_flax")
     data, out = write_sentiment(tmp_path / "nsmc", rows=8), str(tmp_path / "out")
