@@ -21,7 +21,8 @@ from data_prep.reading import (
     text_of,
     texts_as_documents,
 )
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
+from electra_flax.formats import counted
 from electra_flax.text import without_halves
 
 _MAX_JSON_LINE_BYTES = 256 << 20

@@ -10,13 +10,13 @@ from unicodedata import category
 
 EXIT_CODES = {
     0: "done",
-    1: "you can fix it: the last line says how",
-    2: "usage",
-    3: "the run failed (numbers that are not finite, damaged data, a step that never ends)",
-    70: "something is away (another process, a bucket, a device) or nobody foresaw it: the same command may succeed",
-    75: "asked to stop (SIGTERM, the first Ctrl-C, a spot machine taken away) and saved what was new; the same command "
-    "continues",
-    130: "ended by Ctrl-C",
+    1: "an error that you can fix: the last line says how",
+    2: "wrong usage",
+    3: "the run failed (a loss that is not finite, damaged data, a step that hangs)",
+    70: "something is unavailable (another process, a bucket, a device), or an unexpected error: try the same command "
+    "again",
+    75: "stopped as asked (SIGTERM, the first Ctrl-C, a preempted spot machine) and saved; the same command continues",
+    130: "interrupted by Ctrl-C",
 }
 UNFORESEEN, INTERRUPTED = 70, 130
 
@@ -107,11 +107,6 @@ def short(value: object) -> str:
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text):,} characters)"
-
-
-def counted(number: int, things: str) -> str:
-    """Return `1,200 files`, `1 file`; `things` is a plural that ends in s."""
-    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
 def _code(letter: str) -> str:

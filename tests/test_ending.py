@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, counted, escaped
+from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
+from electra_flax.formats import counted
 from electra_flax.files import decode, parse_lines, parse_yaml, read_bytes, read_json, read_text
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.interruption import Interruption

@@ -12,9 +12,10 @@ from typing import Annotated
 from electra_flax.config.loading import load_config, load_fields
 from electra_flax.config.ranges import Range
 from electra_flax.config.schema import Config
-from electra_flax.errors import RunError, UserError, counted, escaped
+from electra_flax.errors import EXIT_CODES, RunError, UserError, escaped
+from electra_flax.formats import counted
 from electra_flax.runtime.ending import run_command
-from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Parser, fields_help, make_parser, parse
+from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Parser, exit_codes, fields_help, make_parser, parse
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.board import clock
@@ -22,10 +23,12 @@ from tpu.gcloud import Gcloud
 from tpu.preflight import preflight
 from tpu.settings import Settings
 
-_EPILOG = (
-    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed or was stopped; 70 nobody foresaw it, the same "
-    "command may succeed; 130 left alone with Ctrl-C, the machine goes on"
-)
+_EXIT_CODES = {
+    **{code: EXIT_CODES[code] for code in (0, 1, 2)},
+    3: "the run failed or was stopped",
+    70: "an unexpected error: try the same command again",
+    130: "left with Ctrl-C: the machine keeps running",
+}
 _LEFT_ALONE = (
     "left alone: the machine, if there is one, goes on and costs; make tpu-train stays with it again, make tpu-stop "
     "saves and ends, make tpu-delete deletes at once"
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """Return that of python -m tpu.launch."""
     table = (Preflight, Create, Train, Status, Logs, Ssh, Stop, Delete, Fields)
-    return make_parser("python -m tpu.launch", __doc__, _EPILOG, table)
+    return make_parser("python -m tpu.launch", __doc__, exit_codes(_EXIT_CODES), table)
 
 
 class Launch(Overridden):
