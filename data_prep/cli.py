@@ -22,8 +22,8 @@ from electra_flax.data.manifest import Manifest
 from electra_flax.data.tokenizer import Casing, tokenizer_files
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import EXIT_CODES, UserError
-from electra_flax.formats import counted
 from electra_flax.files import write_all
+from electra_flax.formats import counted
 from electra_flax.runtime.console import console, print_json, print_line, progress, write_line
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.flags import Command, Flag, Folder, Parser, Place, exit_codes, given_place, make_parser, parse
@@ -108,8 +108,8 @@ class Reading(Cleaning):
     """files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki
     dumps, WikiExtractor output, wikitext, Modu corpus, Parquet; tfds:NAME[:split][:feature]; or sample"""
     format: Annotated[str, ("auto", *READERS), "FORMAT"] = "auto"
-    """auto (by the first bytes), text (blank lines between documents), lines (one document per line), file (one document
-    per file), wikitext, wikiextractor, jsonl, object, json, wikipedia, namuwiki, modu or parquet"""
+    """auto (by the first bytes), text (blank lines between documents), lines (one document per line), file (one
+    document per file), wikitext, wikiextractor, jsonl, object, json, wikipedia, namuwiki, modu or parquet"""
     encoding: Annotated[str, "NAME"] = "utf-8"
     """encoding of files without a byte order mark or declaration, such as cp949"""
     text_key: Annotated[str, "KEY"] = "text"
@@ -194,9 +194,7 @@ class Vocab(Reading):
         of_new = {"--size": self.size, "--unused": self.unused, "--lower-case": self.lower_case or None,
                   "--strip-accents": self.strip_accents or None}  # fmt: skip
         if self.extend and (given := [flag for flag, value in of_new.items() if value is not None]):
-            raise UserError(
-                f"{', '.join(given)}: not with --extend {self.extend}, which keeps its own: leave it out"
-            )
+            raise UserError(f"{', '.join(given)}: not with --extend {self.extend}, which keeps its own: leave it out")
         size, num_unused = self.size or _SIZE, _UNUSED if self.unused is None else self.unused
         casing = Casing.read(self.extend) if self.extend else Casing(self.lower_case, self.strip_accents)
         options = VocabularyOptions(
@@ -337,12 +335,13 @@ class Shard(Reading):
 
             return write_shards_with_beam(job, self.read(), self.out, self.runner, self.beam_options)
         if self.out.startswith("gs://"):
-            raise UserError(f"--out {self.out}: --runner local writes to a local folder: choose one, and copy it to the bucket afterwards")
+            raise UserError(
+                f"--out {self.out}: --runner local writes to a local folder: choose one, and copy it to the bucket "
+                "afterwards"
+            )
         for place in map(Path, self.corpus):
             if place.is_dir() and Path(self.out).resolve().is_relative_to(place.resolve()):
-                raise UserError(
-                    f"--out {self.out}: lies in --corpus {place}: choose a folder outside"
-                )
+                raise UserError(f"--out {self.out}: lies in --corpus {place}: choose a folder outside")
         return write_shards(job, self.read(), Path(self.out), self.workers)
 
 

@@ -57,7 +57,7 @@ def _parsed(data: bytes, where: str, expected: str) -> Any:
         line = f" line {error.lineno}" if b"\n" in data else ""
         raise UserError(f"{where}{line} column {error.colno}: broken JSON: {error.msg}; expected {expected}") from None
     except RecursionError:
-        raise UserError(f"{where}: JSON nested too deep to be read: remove it") from None
+        raise UserError(f"{where}: JSON nested too deeply: remove it") from None
     if b"\\u" not in data:
         return row
     if isinstance(row, dict):

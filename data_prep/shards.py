@@ -36,8 +36,8 @@ from electra_flax.data.manifest import Manifest, ShardInfo, shard_name
 from electra_flax.data.tfrecord import ShardWriter, index_path
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.formats import counted
 from electra_flax.files import read_json, replaced, write_whole
+from electra_flax.formats import counted
 from electra_flax.runtime.console import progress
 
 _STAGES = ("chunks", "records", "shards")
@@ -131,8 +131,8 @@ def _check_disk(corpus: Corpus, work: Path) -> None:
     free, needed = shutil.disk_usage(existing).free, 2 * text
     if free < needed:
         raise UserError(
-            f"{existing}: {formats.size(free)} free, but {formats.size(text)} of text need about {formats.size(needed)}: free some, "
-            "or choose an --out on another disk"
+            f"{existing}: {formats.size(free)} free, but {formats.size(text)} of text need about "
+            f"{formats.size(needed)}: free some, or choose an --out on another disk"
         )
 
 

@@ -139,7 +139,9 @@ def _find_remote(pattern: str, warn: Callable[[str], None]) -> list[Source]:
             kept = {info["name"] for info in infos}
             _tell_left(pattern, [info["name"] for info in below if info["name"] not in kept], warn)
     except Exception as error:  # whatever the client raises: network, permission, no such bucket
-        raise UserError(f"--corpus {pattern}: cannot be listed ({error}): check the bucket's name and your permissions") from None
+        raise UserError(
+            f"--corpus {pattern}: cannot be listed ({error}): check the bucket's name and your permissions"
+        ) from None
     if not infos:
         raise UserError(f"--corpus {pattern}: no corpus files there; expected names that end in {', '.join(SUFFIXES)}")
     return [Source("gs://" + info["name"], info["size"], str(info.get("generation", ""))) for info in infos]

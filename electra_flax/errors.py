@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 class Unavailable(UserError):
-    """What the command needs is away for now (another process, a bucket, the network): the same command may succeed.
+    """What the command needs is away for now (another process, a bucket, the network): try the same command again.
 
     Caught with what is wrong for good by those who go on without.
     """

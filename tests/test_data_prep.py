@@ -426,7 +426,7 @@ def test_stopped_by_hand_is_one_line(large_corpus, vocab_dir, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate()[1]
     assert process.returncode == 130 and "Traceback" not in error, error
-    assert error.strip().endswith("electra-data: interrupted: the same command goes on with what is done")
+    assert error.strip().endswith("electra-data: interrupted: the same command continues")
 
 
 @pytest.mark.parametrize("press", [lambda: signal.raise_signal(signal.SIGINT), _thread.interrupt_main])

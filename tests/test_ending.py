@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
-from electra_flax.formats import counted
 from electra_flax.files import decode, parse_lines, parse_yaml, read_bytes, read_json, read_text
+from electra_flax.formats import counted
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.interruption import Interruption
 from electra_flax.text import without_halves
@@ -31,13 +31,17 @@ class JaxRuntimeError(RuntimeError):
         (KeyboardInterrupt(), 130, "prog: interrupted"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "prog: error: /x: Permission denied"),
         (OSError(errno.ENAMETOOLONG, "File name too long", b"/\xff"), 1, r"prog: error: /\udcff: File name too long"),
-        (OSError(errno.ENOSPC, "No space left"), 1, "prog: error: OUT: the disk is full: make room"),
+        (OSError(errno.ENOSPC, "No space left"), 1, "prog: error: OUT: the disk is full: free some space"),
         (MemoryError(), 1, "prog: error: not enough memory"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 17 GB"), 1, "prog: error: not enough memory (RESOURCE_EXHAUSTED: 17 GB)"),
-        (JaxRuntimeError("INTERNAL: halted\nunexpectedly"), 70, "prog: error: not foreseen: JaxRuntimeError: INTERNAL"),
-        (OSError(errno.EIO, "Input/output error", "/x"), 70, "prog: error: not foreseen: OSError"),
-        (ConnectionResetError(104, "reset"), 70, "prog: error: not foreseen: ConnectionResetError"),
-        (KeyError("step"), 70, "prog: error: not foreseen: KeyError"),
+        (
+            JaxRuntimeError("INTERNAL: halted\nunexpectedly"),
+            70,
+            "prog: error: unexpected error: JaxRuntimeError: INTERNAL",
+        ),
+        (OSError(errno.EIO, "Input/output error", "/x"), 70, "prog: error: unexpected error: OSError"),
+        (ConnectionResetError(104, "reset"), 70, "prog: error: unexpected error: ConnectionResetError"),
+        (KeyError("step"), 70, "prog: error: unexpected error: KeyError"),
         (UserError("a name\nof \x1b[31mtwo lines"), 1, r"prog: error: a name\nof \x1b[31mtwo lines"),
     ],
     ids=repr,
@@ -87,7 +91,7 @@ def test_a_full_disk_at_the_standard_output_is_named(ends):
     with open("/dev/full", "w") as full:
         found = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
     assert found.returncode == 1
-    assert found.stderr.removeprefix("p: error: ").startswith("the standard output: the disk is full: make room")
+    assert found.stderr.removeprefix("p: error: ").startswith("the standard output: the disk is full: free some space")
     assert found.stderr.count("\n") == 1
 
 

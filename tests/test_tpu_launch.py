@@ -324,7 +324,7 @@ def test_create_status_logs_stop_and_delete(api, gcloud, bucket, capsys, file):
     assert run(capsys, "logs", *common, "--lines", "1")[1] == "two\n"
     bucket("runs/life/status/worker-0.json", json.dumps(status | {"phase": "stopped"}) + "\n")
     code, out, _ = run(capsys, "stop", *common)
-    assert code == 0 and "make tpu-train goes on with it" in out and not api.nodes and not api.requests
+    assert code == 0 and "make tpu-train continues it" in out and not api.nodes and not api.requests
     assert gcloud.ask(commands.read("gs://bucket/runs/life/wish")) == "stop"
     code, out, _ = run(capsys, "delete", *common)
     assert code == 0 and "the machine life is deleted" in out

@@ -271,7 +271,7 @@ def test_an_interruption_says_what_goes_on(ends):
 
 def test_what_nobody_foresaw_is_one_line_and_70(ends):
     code, (line,) = ends(ZeroDivisionError("x\ny"))
-    assert code == 70 and line.startswith("tpu: error: not foreseen: ZeroDivisionError: x (traceback: ")
+    assert code == 70 and line.startswith("tpu: error: unexpected error: ZeroDivisionError: x (traceback: ")
 
 
 @pytest.mark.parametrize("number", ["nan", "-1", "1e30", "x", "0"])

@@ -80,5 +80,7 @@ def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _nothing_to_save(number: int, frame: object) -> None:
     """Answer SIGTERM before the run began as it is answered within, and at once."""
-    print("electra-flax: stopped as asked, with nothing to save; the same command continues", file=sys.stderr, flush=True)
+    print(
+        "electra-flax: stopped as asked, with nothing to save; the same command continues", file=sys.stderr, flush=True
+    )
     os._exit(Preempted.exit_code)

@@ -27,7 +27,7 @@ class Publishing(Command):
     language: Annotated[str, "CODE"] = ""
     """language for the model card: ko ..."""
     push: Annotated[Place | None, "OWNER/NAME"] = None
-    """upload to OWNER/NAME-discriminator and OWNER/NAME-generator on the Hugging Face hub (needs HF_TOKEN or hf auth login)"""
+    """upload to OWNER/NAME-discriminator and OWNER/NAME-generator on the hub (needs HF_TOKEN or hf auth login)"""
     private: bool = False
     """with --push: make the repositories private"""
 

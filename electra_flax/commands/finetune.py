@@ -43,8 +43,8 @@ class Finetune(Scoring, Devices, Processes):
     task: Annotated[str, "NAME"]
     """a task (listed below), or your YAML file"""
     model: Place
-    """an export or one of its two folders, OWNER/NAME on the hub, tiny-ko, orbax:DIR (a run) or tf1:PREFIX (a TensorFlow
-    checkpoint)"""
+    """an export or one of its two folders, OWNER/NAME on the hub, tiny-ko, orbax:DIR (a run) or tf1:PREFIX (a
+    TensorFlow checkpoint)"""
     data: Folder
     """folder with the task's files"""
     out: Place
@@ -87,8 +87,8 @@ class Scoreboard(Scoring, Devices, Processes):
     example = "electra-flax scoreboard --model tiny-ko runs/ko/export --data data --out runs/scoreboard"
 
     model: tuple[Place, ...]
-    """one or more, a row each: an export or one of its two folders, OWNER/NAME on the hub, tiny-ko, orbax:DIR (a run) or
-    tf1:PREFIX (a TensorFlow checkpoint)"""
+    """one or more, a row each: an export or one of its two folders, OWNER/NAME on the hub, tiny-ko, orbax:DIR (a run)
+    or tf1:PREFIX (a TensorFlow checkpoint)"""
     data: tuple[Place, ...]
     """one or more: a folder that holds a folder per task, named as the task; or TASK=FOLDER"""
     out: Place = "scoreboard"

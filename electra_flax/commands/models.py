@@ -42,8 +42,8 @@ class Show(Devices):
     def run(self) -> None:
         if len(self.model) != len(self.data):
             raise UserError(
-                f"--model is given {counted(len(self.model), 'times')}, --data {counted(len(self.data), 'times')}: give --data once "
-                "for each --model"
+                f"--model is given {counted(len(self.model), 'times')}, --data {counted(len(self.data), 'times')}: "
+                "give --data once for each --model"
             )
         self.use_devices()
         from electra_flax.reports import replaced
@@ -103,7 +103,7 @@ class Asking(Devices):
     """Sentences."""
 
     model: Place
-    """an export or one of its two folders, OWNER/NAME on the hub, a workdir, tiny-ko, or a source (hf:, tf1:, orbax:)"""
+    """an export or one of its two folders, OWNER/NAME on the hub, a workdir, tiny-ko, hf:, tf1: or orbax:SOURCE"""
     texts: Annotated[Texts, "SENTENCE"] = ()
     """default: lines of the standard input"""
     json: bool = False

@@ -49,8 +49,8 @@ class Beginning(Command):
 class Probing(Command):
     """Probe.
 
-    At each evaluation, trains a logistic regression on the frozen hidden states of up to 1,000 labelled texts and scores
-    it on 1,000 others. Training itself is not affected.
+    At each evaluation, trains a logistic regression on the frozen hidden states of up to 1,000 labelled texts and
+    scores it on 1,000 others. Training itself is not affected.
     """
 
     probe: Annotated[Place | None, "TASK=DIR"] = None
@@ -66,8 +66,8 @@ class Probing(Command):
 class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
     """Start or continue a run.
 
-    Trains generator and discriminator jointly. The workdir holds the run; the same command continues it. Override a field
-    of the configuration (listed below) with --section.field VALUE.
+    Trains generator and discriminator jointly. The workdir holds the run; the same command continues it. Override a
+    field of the configuration (listed below) with --section.field VALUE.
     """
 
     example = (

@@ -50,10 +50,7 @@ class Doctor(Overridden, Devices):
     with --section.field VALUE.
     """
 
-    example = (
-        "electra-flax doctor --workdir runs/ko\n"
-        "electra-flax doctor --config koelectra_small_v3 --data shards"
-    )
+    example = "electra-flax doctor --workdir runs/ko\nelectra-flax doctor --config koelectra_small_v3 --data shards"
     epilog = "exit codes: 0 no findings; 1 findings, or an error that you can fix; others: electra-flax --help"
 
     workdir: Place | None = None
@@ -107,8 +104,8 @@ class Doctor(Overridden, Devices):
 class Plan(Overridden):
     """Predict memory, time and cost of a run on a TPU slice.
 
-    Compiles the run's train step for a TPU slice and prints memory per device (exact), and predicted step time, days and
-    dollars. If it does not fit, tries changes that make it fit. Needs the TPU compiler (pip install
+    Compiles the run's train step for a TPU slice and prints memory per device (exact), and predicted step time, days
+    and dollars. If it does not fit, tries changes that make it fit. Needs the TPU compiler (pip install
     'electra-flax[tpu]') but no TPU. A new program takes minutes to compile; results are cached. Override a field with
     --section.field VALUE, as in pretrain.
     """

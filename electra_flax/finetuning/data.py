@@ -11,10 +11,10 @@ import numpy as np
 from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.formats import counted
 from electra_flax.finetuning.encoding import Row, encode, labels_of
 from electra_flax.finetuning.splits import Split, any_tag, find_files, read_split
 from electra_flax.finetuning.task import Task, Training
+from electra_flax.formats import counted
 
 log = logging.getLogger("electra_flax")
 
@@ -59,8 +59,8 @@ def read_task_data(
         rows = encode(task, examples, labels, tokenizer, training)
         cut = sum(len(row.input_ids) == training.max_seq_length for row in rows)
         if cut and task.kind != "answers":
-            log.info("%s: %s of %s examples reach max_seq_length=%d, longer ones are cut", name, f"{cut:,}", f"{len(examples):,}",
-                     training.max_seq_length)  # fmt: skip
+            log.info("%s: %s of %s examples fill max_seq_length=%d, longer ones are cut", name,
+                     f"{cut:,}", f"{len(examples):,}", training.max_seq_length)  # fmt: skip
         return Part(name, list(examples), rows)
 
     scored_part = part("test" if test else "dev", scored.examples)

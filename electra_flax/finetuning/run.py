@@ -75,7 +75,7 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
 
     A model folder (the seed that was best on dev), predictions, results.json, and seeds/N with each seed's own.
 
-    The same call goes on with what is there; `interruption` says when to stop. Raises UserError for
+    The same call continues an interrupted one; `interruption` says when to stop. Raises UserError for
     what the user can fix, RunError and Preempted as pretraining does.
     """
     with processes.together():
@@ -196,8 +196,8 @@ def encoder_architecture(weights: Weights, training: Training) -> Architecture:
     sizes = weights.architecture.model
     if training.max_seq_length > sizes.max_position_embeddings:
         raise UserError(
-            f"max_seq_length={training.max_seq_length}: the model has only {sizes.max_position_embeddings} positions: add "
-            f"--max_seq_length {sizes.max_position_embeddings}"
+            f"max_seq_length={training.max_seq_length}: the model has only {sizes.max_position_embeddings} "
+            f"positions: add --max_seq_length {sizes.max_position_embeddings}"
         )
     without_generator = dataclasses.replace(weights.architecture, generator=None, has_generator_head=False)
     return dataclasses.replace(
@@ -239,7 +239,7 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
         if (work.folder / name).exists():  # the files of a model would be replaced by those of another
             raise UserError(f"--out {work}: already has a {name}, of a model, a run or shards: choose another folder")
     if path.exists():
-        before = dict(flatten(read_json(path, dict[str, Any], "name another --out")))
+        before = dict(flatten(read_json(path, dict[str, Any], "choose another --out")))
         after = dict(flatten(json.loads(to_json(now))))
         changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
         if changed:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from electra_flax.errors import UserError
-from electra_flax.formats import counted
 from electra_flax.finetuning.examples import QuestionExample, Skipped
 from electra_flax.finetuning.layouts import LAYOUTS, lines_of
 from electra_flax.finetuning.squad import read_squad
 from electra_flax.finetuning.task import SPLITS, Task
+from electra_flax.formats import counted
 
 _READERS = {**LAYOUTS, "squad": read_squad}
 

@@ -164,7 +164,11 @@ def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | 
     config = phase.config
     working = plan.memory["needed"] - _state_bytes(config, where)  # grows with a device's rows
     sharded = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1))
-    changes = (("gradient accumulation", config, False), ("sharded parameters", sharded, False), ("a larger slice", config, True))
+    changes = (
+        ("gradient accumulation", config, False),
+        ("sharded parameters", sharded, False),
+        ("a larger slice", config, True),
+    )
     for number, (name, start, larger) in enumerate(changes, start=1):
         # What the state leaves room for says where to begin, so that few programs are compiled in vain.
         room = where.generation.memory_bytes - _STATE_AND_GRADIENTS * _state_bytes(start, where)

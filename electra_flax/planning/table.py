@@ -85,7 +85,9 @@ def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
     for part, part_seconds in plan.predicted_parts_seconds.items():
         yield _row(f"  {part}", f"{part_seconds * 1e3:8.1f} ms {part_seconds / seconds:5.0%}")
     if once := plan.loops_counted_once:
-        yield _row("  counted once", f"{counted(len(once), 'loops')} of unknown trip count ({once[0]}): the step takes longer")
+        yield _row(
+            "  counted once", f"{counted(len(once), 'loops')} of unknown trip count ({once[0]}): the step takes longer"
+        )
     yield _row("throughput", f"{rate(plan.predicted_tokens_per_second or 0, 'tokens')}, MFU {plan.predicted_mfu:.0%}")
     yield _row("all steps", f"{plan.num_steps:,} steps in {duration(86_400 * (plan.predicted_days or 0))}")
     source = f"list price of {plan.prices_date}" if plan.prices_date else "as given"
@@ -101,7 +103,11 @@ def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
 
 def _ways_out(plan: Plan) -> Iterator[str]:
     yield ""
-    yield "changes that make it fit, each compiled:" if plan.ways_out else "no change of accumulation, mesh or slice makes it fit"
+    yield (
+        "changes that make it fit, each compiled:"
+        if plan.ways_out
+        else "no change of accumulation, mesh or slice makes it fit"
+    )
     for way in plan.ways_out:
         yield _row(
             f"  {way['change']}",

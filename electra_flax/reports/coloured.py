@@ -27,7 +27,9 @@ def coloured(detected: Detected) -> Text:
     shown.append(escaped(text[position:]))
     if detected.words and not any(map(is_marked, detected.pieces)):
         highest = max(detected.words, key=lambda word: word.probability)
-        said = f"  (nothing at {_STYLES[-1][0]:.0%} or more; highest: {escaped(highest.text)} {highest.probability:.0%})"
+        said = (
+            f"  (nothing at {_STYLES[-1][0]:.0%} or more; highest: {escaped(highest.text)} {highest.probability:.0%})"
+        )
         shown.append(said, "dim")
     return shown
 

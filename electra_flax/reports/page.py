@@ -118,7 +118,9 @@ def _section(run: History, place: str, reference: History | None = None) -> dict
 
 
 def _event(event: dict[str, Any]) -> tuple[str, str, str, str]:
-    details = ", ".join(f"{key} {_detail(value)}" for key, value in event.items() if key not in ("event", "step", "time"))
+    details = ", ".join(
+        f"{key} {_detail(value)}" for key, value in event.items() if key not in ("event", "step", "time")
+    )
     when = datetime.fromtimestamp(event["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
     return when, event["event"], f"{event['step']:,}", details
 

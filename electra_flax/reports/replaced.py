@@ -128,12 +128,16 @@ def show(detections: list[Detection], console: Console) -> None:
     for detection in detections:
         console.print(_coloured(detection))
     total = tally(detections)
-    console.print(f"found {total.found:,} of {total.replaced:,} replaced tokens; chance would find {total.by_chance:,.1f}")
+    console.print(
+        f"found {total.found:,} of {total.replaced:,} replaced tokens; chance would find {total.by_chance:,.1f}"
+    )
 
 
 def compare(tallies: dict[str, Tally], console: Console) -> None:
     """Print a row a model, by its name, about all its examples: not those alone that were shown."""
-    console.print(f"up to {_MOST_EXAMPLES} held-out examples; each model's own generator guessed {_RATE:.0%} of the tokens")
+    console.print(
+        f"up to {_MOST_EXAMPLES} held-out examples; each model's own generator guessed {_RATE:.0%} of the tokens"
+    )
     width = max(cell_len(escaped(name)) for name in ("model", *tallies))
     columns = ("examples", "replaced", "found", "by chance", "AUC")
     rows = [

@@ -63,7 +63,7 @@ def classify(error: Exception, out: object = None) -> tuple[int, str]:
     kept = traceback_note(error) or keep_traceback(error, _own_file())
     return UNFORESEEN, (
         f"unexpected error: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
-        f"(traceback: {kept}); the same command may succeed"
+        f"(traceback: {kept}); try the same command again"
     )
 
 

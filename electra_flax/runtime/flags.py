@@ -168,7 +168,9 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, **{"max_help_position": 26, **keywords})
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(line if line.startswith(" ") else self._wrapped(line, width, indent) for line in text.split("\n"))
+        return "\n".join(
+            line if line.startswith(" ") else self._wrapped(line, width, indent) for line in text.split("\n")
+        )
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return self._wrapped(" ".join(text.split()), width, "").split("\n")

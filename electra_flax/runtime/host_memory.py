@@ -39,9 +39,9 @@ def check_fits(config: Config, mesh: Mesh) -> None:
     if free is not None and state + activations > free:
         raise UserError(
             f"this run needs at least {formats.size(state + activations)} of this machine's memory, which has "
-            f"{formats.size(free)} left ({formats.size(state)} for parameters, moments and gradients on {num_local} of its "
-            f"devices, {formats.size(activations)} for activations): make model, generator or training.batch_size "
-            "smaller, raise training.gradient_accumulation_steps, or take fewer simulated devices"
+            f"{formats.size(free)} left ({formats.size(state)} for parameters, moments and gradients on {num_local} "
+            f"of its devices, {formats.size(activations)} for activations): make model, generator or "
+            "training.batch_size smaller, raise training.gradient_accumulation_steps, or take fewer simulated devices"
         )
 
 

@@ -164,9 +164,9 @@ class Watchdog:
                     faulthandler.dump_traceback(all_threads=True)
                     where = "above"
                 print(
-                    f"\nelectra-flax: error: no progress for {duration(silent)} in {self._what} (a device hangs, or another "
-                    f"process is gone; limit: training.hang_minutes): the stack traces are {where}; the same command "
-                    "continues from the last checkpoint",
+                    f"\nelectra-flax: error: no progress for {duration(silent)} in {self._what} (a device hangs, or "
+                    f"another process is gone; limit: training.hang_minutes): the stack traces are {where}; the same "
+                    "command continues from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -189,7 +189,9 @@ class Loop:
         RunError when the run itself fails, Preempted when it was asked to stop and has saved.
         """
         learner, is_main = self.learner, processes.is_main()
-        place = "before the first step" if self.is_fresh else f"at step {self.step:,} of {learner.total:,}, which is saved"
+        place = (
+            "before the first step" if self.is_fresh else f"at step {self.step:,} of {learner.total:,}, which is saved"
+        )
         processes.end_if_asked(self.interruption.requested, place)
         self.watchdog.alive("compiling")
         if is_main:
@@ -255,7 +257,9 @@ class Loop:
         # Only now the numbers of the step before: while the host reads and writes them, the devices have work.
         if self.step == self.start + 1:
             jax.block_until_ready(sums)
-            self._progress.print(f"first step done {formats.duration(time.perf_counter() - self._began)} after the start")
+            self._progress.print(
+                f"first step done {formats.duration(time.perf_counter() - self._began)} after the start"
+            )
         wishes = self._settle()
         self._pending = _Pending(self.step, sums, sent)
         self._progress.update()
@@ -331,7 +335,9 @@ class Loop:
         self._clock.failed()
         self._events.add("save failed", step, reason=str(problem))
         if self.learner.rhythm.needs_every_evaluation:
-            raise RunError(f"a checkpoint could not be written ({problem}): free some disk space; the same command continues")
+            raise RunError(
+                f"a checkpoint could not be written ({problem}): free some disk space; the same command continues"
+            )
         kept = ", ".join(f"{step:,}" for step in self.checkpoints.steps) or "none yet"
         self._progress.warn(
             f"a checkpoint could not be written ({problem}); intact are those of steps: {kept}; training "
@@ -348,7 +354,9 @@ class Loop:
         self._restore()
         self._pending = None  # its numbers are of a step that is made again
         if self.step < self.learner.start:  # only where the newest checkpoints are damaged
-            raise RunError(f"no finite step from {first:,} to {end:,}; the same command continues from step {self.step:,}")
+            raise RunError(
+                f"no finite step from {first:,} to {end:,}; the same command continues from step {self.step:,}"
+            )
         self._batches = self.learner.batches(self.step)
         assert self._writer is not None
         self._writer.go_back(self.step, self._is_evaluated)
@@ -366,14 +374,16 @@ class Loop:
         except Problem as problem:
             saved = self.checkpoints.steps
             raise RunError(
-                f"the checkpoint of step {self.step:,} could not be written ({problem}): free some disk space, then the "
-                f"same command continues from step {saved[-1] if saved else 0:,}"
+                f"the checkpoint of step {self.step:,} could not be written ({problem}): free some disk space, then "
+                f"the same command continues from step {saved[-1] if saved else 0:,}"
             ) from None
         self.interruption.saves = False
         is_asked = self.step < learner.end and not learner.is_enough()
         self._events.add("done" if self.step == learner.total or learner.is_enough() else "stop", self.step)
         if is_asked:
-            raise Preempted(f"stopped as asked: saved at step {self.step:,} of {learner.total:,}; the same command continues")
+            raise Preempted(
+                f"stopped as asked: saved at step {self.step:,} of {learner.total:,}; the same command continues"
+            )
 
 
 def on_one_line(metrics: dict[str, float], names: Iterable[str]) -> str:

@@ -103,7 +103,9 @@ def pretrain(
             _train(learner, places, interruption, watchdog, callbacks)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
-            log.info("all %s steps are done; next: electra-flax export --workdir %s", f"{config.training.num_steps:,}", work)
+            log.info(
+                "all %s steps are done; next: electra-flax export --workdir %s", f"{config.training.num_steps:,}", work
+            )
         try:
             guard.push(work)
         except UserError as problem:
@@ -185,7 +187,8 @@ class Pretraining:
         with processes.together():
             if processes.is_main() and (self._work.folder / "DONE").exists():  # its numbers would be taken back
                 raise UserError(
-                    f"{self._work}: the run is marked DONE but has no checkpoint: restore checkpoints/, or use another --workdir"
+                    f"{self._work}: the run is marked DONE but has no checkpoint: restore checkpoints/, or use "
+                    "another --workdir"
                 )
         state = init_state(self.config, self.mesh, self._first_values())
         if self.begin_with is not None:

@@ -72,7 +72,7 @@ def export_to_hugging_face(
     folders = {part.name: out / part.name for part in parts}
     for other in parity.ARCHITECTURES:  # two of different runs would be taken for a pair
         if weights.run is not None and other not in folders and (out / other).exists():
-            raise UserError(f"--out {out}: already holds a {other}, and this run has none: name another folder")
+            raise UserError(f"--out {out}: already holds a {other}, and this run has none: choose another folder")
     numbers = sum(int(np.prod(weights.shapes[ours])) for part in parts for ours in part.ours.values())
     with _progress("parameters", numbers, 3, weights.read) as read:
         ours = dict.fromkeys(name for part in parts for name in part.ours.values())
@@ -120,7 +120,7 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
         try:
             write_tf1_checkpoint(prefix, shapes, read)
         except OSError as error:
-            raise UserError(f"--out {out}: cannot be written ({error.strerror}): make room") from None
+            raise UserError(f"--out {out}: cannot be written ({error.strerror}): free some space") from None
     write_whole(out / "hparams.json", json.dumps(hparams, indent=1) + "\n")
     write_whole(out / "vocab.txt", vocabulary.path.read_bytes())
     return prefix

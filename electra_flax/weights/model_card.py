@@ -67,16 +67,14 @@ class Publication:
     def __post_init__(self) -> None:
         if self.license and not _LICENSE.fullmatch(self.license):
             raise UserError(
-                f"--license {self.license}: no identifier of the hub's{self._nearest()}; expected one such as "
-                "apache-2.0, mit or cc-by-sa-4.0; one that has none is --license other --license-name NAME"
+                f"--license {self.license}: not a licence identifier of the hub{self._nearest()}; expected one such as "
+                "apache-2.0, mit or cc-by-sa-4.0; for any other licence, --license other --license-name NAME"
             )
         if (self.license_name or self.license_link) and self.license != "other":
-            raise UserError(
-                "--license-name and --license-link are of a licence without identifier: add --license other"
-            )
+            raise UserError("--license-name and --license-link need --license other")
         if self.language and not _LANGUAGE.fullmatch(self.language):
             raise UserError(
-                f"--language {self.language}: not a code of a language; expected two or three small letters (ISO 639) "
+                f"--language {self.language}: not a language code; expected two or three lower-case letters (ISO 639) "
                 "such as ko or en, without a region, or multilingual"
             )
 
@@ -181,7 +179,9 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         settings["discriminator weight"] = formats.number(config.objective.discriminator_weight)
     if config.long_phase.steps:
         long = config.long_phase
-        settings["long phase"] = f"last {long.steps:,} steps, {long.batch_size:,} sequences of {long.max_seq_length:,} tokens"
+        settings["long phase"] = (
+            f"last {long.steps:,} steps, {long.batch_size:,} sequences of {long.max_seq_length:,} tokens"
+        )
     if history is not None and history.validation:
         last = history.validation[-1]
     shown = {name: formats.number(value) for name, value in last.items() if isinstance(value, float) and name != "time"}

@@ -113,9 +113,7 @@ def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
     """
     weights = find_weights(located_part(place, part), needs_head=needs_head)
     if part not in (parts := weights.architecture.parts):
-        raise UserError(
-            f"{place}: a {' and '.join(parts)}; expected a {part}: give its folder, or an export of both"
-        )
+        raise UserError(f"{place}: a {' and '.join(parts)}; expected a {part}: give its folder, or an export of both")
     return weights
 
 
@@ -142,8 +140,8 @@ def _whole(weights: Weights, needs_head: bool) -> Weights:
         if needs_head:
             raise UserError(
                 f"{weights.source}: has neither head of ELECTRA's pretraining "
-                f"({', '.join(weights.unused) or 'an encoder'} instead): give a pretrained ELECTRA; to fine-tune this one, use "
-                "finetune --model"
+                f"({', '.join(weights.unused) or 'an encoder'} instead): give a pretrained ELECTRA; to fine-tune "
+                "this one, use finetune --model"
             )
         expected = {name: shape for name, shape in expected.items() if name.startswith("electra/")}
     missing = sorted(expected.keys() - weights.shapes.keys())

@@ -57,8 +57,8 @@ class Start(NamedTuple):
             return
         if weights.optimizer is None:
             raise UserError(
-                f"--resume-from {weights.source}: has no Adam moments to continue with: start a new run from its weights "
-                "with --init-from"
+                f"--resume-from {weights.source}: has no Adam moments to continue with: start a new run from its "
+                "weights with --init-from"
             )
         if OPTIMIZERS[config.optimizer.algorithm] != weights.optimizer:
             raise UserError(
@@ -174,7 +174,8 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
     generators = [name for name in missing if name.startswith("generator")]
     if others := [name for name in missing if name not in generators]:
         raise UserError(
-            f"{flag} {weights.source}: {counted(len(others), 'tensors')} missing, the first {others[0]}: give complete weights"
+            f"{flag} {weights.source}: {counted(len(others), 'tensors')} missing, the first {others[0]}: give "
+            "complete weights"
         )
     if generators and not start.warm_start_generator:
         raise UserError(

@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_no_half_vocabulary(
 
     monkeypatch.setattr(Path, "write_bytes", until_full)
     assert run([*VOCAB, "--out", "new/vocab"]) == 1
-    assert "cannot be written (No space left on device): make room" in capsys.readouterr().err
+    assert "cannot be written (No space left on device): free some space" in capsys.readouterr().err
     assert not Path("new").exists()
 
 
