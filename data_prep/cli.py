@@ -33,7 +33,7 @@ _SIZE, _UNUSED = 35_000, 200
 _STEP_NAMES = tuple(step.name for step in STEPS)
 _STEPS_HELP = "cleaning steps, in the order in which they run:\n" + "\n".join(
     textwrap.fill(
-        step.help, width=78, initial_indent=f"  {step.name:17s} ", subsequent_indent=20 * " ", break_on_hyphens=False
+        step.help, width=74, initial_indent=f"  {step.name:17s} ", subsequent_indent=20 * " ", break_on_hyphens=False
     )
     for step in STEPS
 )
@@ -79,7 +79,7 @@ class Cleaning(Command):
     """Cleaning."""
 
     clean: Annotated[str, tuple(RECIPES)] = "none"
-    """recipe (below)"""
+    """recipe, listed below"""
     with_: Annotated[tuple[str, ...], _STEP_NAMES, "STEP"] = ()
     """steps to add"""
     without: Annotated[tuple[str, ...], _STEP_NAMES, "STEP"] = ()

@@ -122,3 +122,17 @@ def reason(error: Exception) -> str:
     if isinstance(error, Problem):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+_NOTE = "traceback: "
+
+
+def note_traceback(error: BaseException, where: object) -> None:
+    """Have the line that `error` ends with name this place, where its traceback is kept already."""
+    error.add_note(f"{_NOTE}{where}")
+
+
+def traceback_note(error: BaseException) -> str:
+    """Return the place that note_traceback named, or ""."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")

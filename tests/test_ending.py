@@ -170,7 +170,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
         tmp_path / "loop": "cannot be read",
         tmp_path / "absent": "No such file",
         tmp_path / ("n" * 300): "name too long",
-        tmp_path / "a\0b": "no name of a file",
+        tmp_path / "a\0b": "not a valid file name",
         tmp_path / "big": "5 bytes",
     }.items():
         with pytest.raises(UserError, match=said):
@@ -208,14 +208,14 @@ def test_bytes_become_text_in_one_way(tmp_path):
     assert without_halves("가\ud83d나 \U0001f600 \udcff") == "가\ufffd나 \U0001f600 \ufffd"
 
 
-@pytest.mark.parametrize(("saves", "said"), [(True, "saving and ending"), (False, "nothing is lost")])
+@pytest.mark.parametrize(("saves", "said"), [(True, "saving, then stopping"), (False, "nothing is lost")])
 def test_first_ctrl_c_asks_to_stop(saves: bool, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interruption(None) as interruption:
         interruption.saves = saves
         signal.raise_signal(signal.SIGINT)
         assert interruption.requested
-    assert f"{said} (Ctrl-C); again to end at once" in capfd.readouterr().err
+    assert f"{said} (Ctrl-C again: stop at once)" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before, "outside, Ctrl-C is whose it was"
 
 
@@ -266,7 +266,7 @@ with Interruption(None):
     )
     try:
         assert process.stdout.readline() == "in\n"
-        for said in ("again to end at once", "ended at once"):
+        for said in ("again: stop at once", "ended at once"):
             process.send_signal(signal.SIGINT)
             assert said in process.stderr.readline()
         assert process.wait(10) == 130

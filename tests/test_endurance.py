@@ -64,7 +64,7 @@ def test_sigterm_saves_at_once_and_the_same_command_continues(root):
     code, line = end(process)
     newest = Checkpoints(root / "stopped" / "checkpoints").steps[-1]
     assert (code, line) == (
-        75, f"electra-flax: asked to stop: saved at step {newest} of {STEPS}; the same command continues"
+        75, f"electra-flax: stopped as asked: saved at step {newest} of {STEPS}; the same command continues"
     )  # fmt: skip
     assert not (root / "stopped/DONE").exists()
     assert main(command(root, "stopped")) == 0
@@ -140,7 +140,7 @@ os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no c
         server.close()
     assert [code for code, _ in ends] == [75, 75], ends
     newest = Checkpoints(root / "spot" / "checkpoints").steps[-1]
-    assert all(f"asked to stop: saved at step {newest} of 4000" in line for _, line in ends)
+    assert all(f"stopped as asked: saved at step {newest} of 4000" in line for _, line in ends)
     events = [json.loads(line) for line in (root / "spot/events.jsonl").read_text().splitlines()]
     assert events[0]["devices"].startswith("8 x") and events[0]["processes"] == 2
 
@@ -517,7 +517,7 @@ def test_a_second_process_is_kept_out(root, capsys):
     with Workdir(root / "straight").lock():
         assert main(command(root, "straight")) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "another process trains there" in error and f"process {os.getpid()} on" in error
+        assert "another process is training there" in error and f"process {os.getpid()} on" in error
     assert main(command(root, "straight")) == 0
 
 

@@ -371,7 +371,7 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"--model": "export/generator"}, "a generator; this asks the discriminator"),
+        ({"--model": "export/generator"}, "a generator; expected a discriminator"),
         ({"--model": "nowhere"}, "nowhere"),
         ({"--data": "data/korsts"}, "no training file of NSMC: expected ratings_train.txt"),
         ({"--task": "paws"}, "no training file of PAWS"),

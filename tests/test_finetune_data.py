@@ -87,7 +87,7 @@ def test_overrides_and_their_mistakes():
     task = load_task("nsmc")
     assert load_training("nsmc", task, "", SIZES, ["--epochs", "3"]).epochs == 3
     for given, expected in (
-        (["--epoch", "3"], "^--epoch: unknown field; the nearest is epochs"),
+        (["--epoch", "3"], "^--epoch: unknown field; did you mean epochs"),
         (["--epochs", "x"], "epochs=x: expected int"),
         (["--epochs", "0"], "--epochs=0: expected 1 to 10,000"),
         (["--dropout", "1"], "--dropout=1.0: expected at least 0 and less than 1"),
@@ -122,7 +122,7 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
         (
             "columns: {text: body, label: topic}",
             "column: {text: body}",
-            "wrong.yaml: column.text: unknown field; the nearest is columns",
+            "wrong.yaml: column.text: unknown field; did you mean columns",
         ),
         ("columns: {text: body, label: topic}", "columns: {label: topic}", "columns.text must be named"),
         ("files: {train: [mine.tsv]", "files: {train: []", "files.train: empty, expected the names"),

@@ -55,7 +55,7 @@ def test_doctor_looks_at_a_configuration_before_the_first_step(root, capsys):
     assert re.search(r"\d+\.\d% of the pieces in the shards are \[UNK\]", said)
     assert "model.vocab_size=35000" in said and "data.max_seq_length=512, but" in said, "all at once"
     assert main(["doctor", *shards[:2]]) == 0
-    assert "nothing stands out" in capsys.readouterr().out
+    assert "no findings" in capsys.readouterr().out
 
 
 PRESETS = ("koelectra_base_v1", "koelectra_small_v1", "electra_base", "electra_small", "electra_large",

@@ -50,7 +50,7 @@ def test_both_models_come_whole(there, caplog):
     for name, value in found.items():
         np.testing.assert_array_equal(value, weights.read(name))
     count = sum(value.size for value in found.values())
-    assert f"{len(found)} tensors ({count:,} numbers) as they are" in audit and "not used: nothing" in audit
+    assert f"{len(found)} tensors ({count:,} parameters) unchanged" in audit and "not used: nothing" in audit
 
 
 def test_what_is_not_used_is_named(there, tmp_path, caplog):

@@ -283,7 +283,7 @@ def test_a_dry_run_prints_the_commands_and_runs_none(capsys, file):
 def test_a_mistyped_flag_is_usage_and_a_field_is_none(capsys, file):
     with pytest.raises(SystemExit) as ended:
         run(capsys, "train", f"--setings={file}")
-    assert ended.value.code == 2 and "--setings: no such flag; the nearest is --settings" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--setings: unknown flag; did you mean --settings" in capsys.readouterr().err
     code, _, err = run(capsys, "stop", "--settings", str(file), "--silent_minutes", "x")
     assert code == 1 and "silent_minutes" in err and "no such flag" not in err
 
@@ -291,7 +291,7 @@ def test_a_mistyped_flag_is_usage_and_a_field_is_none(capsys, file):
 def test_mistakes_are_one_line(capsys, file, tmp_path):
     for arguments, expected in (
         (["status", "--settings", str(tmp_path / "none.yaml")], "no such file: copy tpu/tpu.yaml"),
-        (["status", "--settings", str(file), "--zoen", "x"], "--zoen: unknown field; the nearest is zone"),
+        (["status", "--settings", str(file), "--zoen", "x"], "--zoen: unknown field; did you mean zone"),
         (["status", "--settings", str(file), "--capacity", "spott"], "expected"),
         (["train", "--settings", str(file), "--config", "none.yaml", "--dry-run"], "none.yaml"),
         (["status", "--settings", str(file), "--gcloud", "/not/there"], "not installed"),
@@ -318,7 +318,7 @@ def test_create_status_logs_stop_and_delete(api, gcloud, bucket, capsys, file):
     bucket("runs/life/status/worker-0.json", json.dumps(status) + "\n")
     bucket("runs/life/logs/worker-0.log", "one\ntwo\n")
     code, out, _ = run(capsys, "status", *common)
-    assert code == 0 and "worker 0   training, step 70" in out and "IS STILL THERE (READY)" in out
+    assert code == 0 and "worker 0   training, step 70" in out and "STILL EXISTS (READY)" in out
     code, out, _ = run(capsys, "status", *common, "--json")
     assert json.loads(out)["step"] == 70 and json.loads(out)["node"] == "READY"
     assert run(capsys, "logs", *common, "--lines", "1")[1] == "two\n"

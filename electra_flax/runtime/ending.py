@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
+from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped, traceback_note
 from electra_flax.runtime.console import write_line
 
 # What a disk or its network answers for a while, whatever the file's name.
@@ -98,20 +98,6 @@ def os_problem(error: OSError, out: object = None) -> str:
         where = out if out is not None else path
         return f"{where}: the disk is full: free some space and run the same command again"
     return f"{path}: {reason}"
-
-
-_NOTE = "traceback: "
-
-
-def note_traceback(error: BaseException, where: object) -> None:
-    """Have the line that `error` ends with name this place, where its traceback is kept already."""
-    error.add_note(f"{_NOTE}{where}")
-
-
-def traceback_note(error: BaseException) -> str:
-    """Return the place that note_traceback named, or ""."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
 
 
 def _own_file() -> Path:

@@ -26,6 +26,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 import sys
 import textwrap
 import types
@@ -51,6 +52,8 @@ from electra_flax import __version__
 from electra_flax.config.ranges import Range
 from electra_flax.errors import EXIT_CODES, escaped, short
 from electra_flax.runtime.ending import print_whole
+
+_EXAMPLE_WIDTH = 76
 
 Number = TypeVar("Number", int, float)
 
@@ -205,10 +208,24 @@ def make_parser(program: str, description: str, epilog: str, commands: Iterable[
     return parser
 
 
+def _continued(line: str) -> str:
+    """Return a command line as a shell takes it over several lines."""
+    flag = r" \1"  # a flag stays with its values
+    parts = re.sub(r" (--\S+)", f"\n{flag}", line).split("\n")
+    lines = [f"  {parts[0]}"]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) > _EXAMPLE_WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"   {part}")
+        else:
+            lines[-1] += part
+    return "\n".join(lines)
+
+
 def _end(program: str, cls: type[Command]) -> str:
     """Return the end of a command's help."""
     lines = cls.example.split("\n") if cls.example else []
-    head = [f"example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines), ""] if lines else []
+    head = [f"example{'s' if len(lines) > 1 else ''}:", *map(_continued, lines), ""] if lines else []
     return "\n".join([*head, cls.epilog or f"exit codes: {program} --help"])
 
 
@@ -331,7 +348,8 @@ def fields_help(cls: type, without_default: str) -> str:
 def _add_fields(parser: Parser, cls: type, prefix: str, without_default: str) -> None:
     docs, kinds = _documented(inspect.getfile(cls))[cls.__name__], hints_of(cls, include_extras=True)
     text = " ".join(docs[""].partition("\n\n")[0].split())
-    group = parser.add_argument_group(prefix.rstrip(".") or "all", text)
+    has_own = any(not dataclasses.is_dataclass(kinds[field.name]) for field in dataclasses.fields(cls))
+    group = parser.add_argument_group(prefix.rstrip(".") or "all", text) if has_own else parser
     for field in dataclasses.fields(cls):
         kind, notes = kinds[field.name], []
         if dataclasses.is_dataclass(kind):

@@ -18,9 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from electra_flax import __version__
-from electra_flax.errors import Preempted, Problem, Unavailable, UserError, reason
+from electra_flax.errors import Preempted, Problem, Unavailable, UserError, reason, traceback_note
 from electra_flax.runtime import metadata
-from electra_flax.runtime.ending import traceback_note
 
 log = logging.getLogger("electra_flax")
 
