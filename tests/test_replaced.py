@@ -41,7 +41,7 @@ def test_models_are_compared_in_a_line_each():
     one = tally([detection([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3])])
     compare({"b": one, "a": one._replace(found=0)}, Console(file=out, width=200))
     title, *rows = out.getvalue().splitlines()
-    assert "each model's own generator guessed 15% of the tokens" in title
+    assert "15% of tokens guessed by each model's own generator" in title
     assert [row.split() for row in rows] == [
         ["model", "examples", "replaced", "found", "by", "chance", "AUC"],
         ["b", "1", "1", "1", "0.2", "1.00"],

@@ -136,7 +136,7 @@ def show(detections: list[Detection], console: Console) -> None:
 def compare(tallies: dict[str, Tally], console: Console) -> None:
     """Print a row a model, by its name, about all its examples: not those alone that were shown."""
     console.print(
-        f"up to {_MOST_EXAMPLES} held-out examples; each model's own generator guessed {_RATE:.0%} of the tokens"
+        f"up to {_MOST_EXAMPLES} held-out examples, {_RATE:.0%} of tokens guessed by each model's own generator"
     )
     width = max(cell_len(escaped(name)) for name in ("model", *tallies))
     columns = ("examples", "replaced", "found", "by chance", "AUC")
