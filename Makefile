@@ -71,8 +71,8 @@ demo: $(STAMP)  ## from text to models in minutes; CORPUS=path for your text
 $(TPU_COMMANDS:%=tpu-%): tpu-%: $(STAMP)
 	$(BIN)/python -m tpu.launch $* --settings $(TPU) $(ARGS)
 
-tpu-train:  ## train on Cloud TPU (docs/tpu.md); TPU=mine.yaml ARGS=--dry-run
-tpu-status:  ## show its state; also tpu-preflight tpu-create tpu-logs tpu-ssh
+tpu-train:  ## train on Cloud TPU (docs/tpu.md); TPU=mine.yaml
+tpu-status:  ## show its state; also tpu-preflight, -create, -logs, -ssh
 tpu-stop:  ## save, stop, delete the machine; tpu-delete: at once
 
 test: $(STAMP)  ## run the tests, without the slow and long ones
@@ -82,7 +82,7 @@ test: $(STAMP)  ## run the tests, without the slow and long ones
 		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
 
-bench: $(STAMP)  ## compare speeds, to runs/bench; BENCH_CORPUS, TENSORFLOW_PYTHON
+bench: $(STAMP)  ## compare speeds; BENCH_CORPUS=text TENSORFLOW_PYTHON=python
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python benchmarks/step_speed.py --config configs/electra_small.yaml --batch 32 --vocab 35000 --out runs/bench
 	$(BIN)/electra-data vocab --corpus $(BENCH_CORPUS) --out runs/bench/vocab --size 35000

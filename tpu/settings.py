@@ -33,7 +33,7 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class Settings:
-    """One run on one machine or pod, recreated as often as it takes."""
+    """A run on a TPU slice, recreated after every preemption."""
 
     project: str
     """Google Cloud project (its ID)."""

@@ -141,8 +141,7 @@ class Training:
     weight_decay: Annotated[float, Range(0, 1)]
     """Decoupled weight decay, of everything but biases and LayerNorms."""
     bias_correction: bool
-    """Bias correction of Adam, which makes the first updates smaller; the original has none (docs/semantics.md, section
-    10)."""
+    """Bias correction of Adam, for smaller first updates; the original has none (docs/semantics.md, section 10)."""
     epsilon: Annotated[float, Range(0, 1, "(]")]
     """Epsilon of Adam, added outside the square root."""
     layer_decay: Annotated[float, Range(0, 1, "(]")]

@@ -41,7 +41,7 @@ def is_marked(piece: Piece) -> bool:
 
 def legend() -> Text:
     """Return what the marks mean: the number, where there are no colours."""
-    shown = Text("in brackets: probability that the text before it was replaced; ")
+    shown = Text("in brackets: probability of replacement; ")
     for (least, style), glue in zip(reversed(_STYLES), (", ", ", ", ""), strict=True):
         shown.append(f"{least:.0%} or more", style).append(glue)
     return shown

@@ -138,7 +138,7 @@ def compare(tallies: dict[str, Tally], console: Console) -> None:
     console.print(
         f"up to {_MOST_EXAMPLES} held-out examples, {_RATE:.0%} of tokens guessed by each model's own generator"
     )
-    width = max(cell_len(escaped(name)) for name in ("model", *tallies))
+    width = max(cell_len(escaped(name)) for name in ("model", "chance", *tallies))
     columns = ("examples", "replaced", "found", "by chance", "AUC")
     rows = [
         (name, (f"{t.examples:,}", f"{t.replaced:,}", f"{t.found:,}", f"{t.by_chance:,.1f}", f"{t.auc:.2f}"))

@@ -349,7 +349,7 @@ def _add_fields(parser: Parser, cls: type, prefix: str, without_default: str) ->
     docs, kinds = _documented(inspect.getfile(cls))[cls.__name__], hints_of(cls, include_extras=True)
     text = " ".join(docs[""].partition("\n\n")[0].split())
     has_own = any(not dataclasses.is_dataclass(kinds[field.name]) for field in dataclasses.fields(cls))
-    group = parser.add_argument_group(prefix.rstrip(".") or "all", text) if has_own else parser
+    group = parser.add_argument_group(prefix.rstrip(".") or "fields", text) if has_own else parser
     for field in dataclasses.fields(cls):
         kind, notes = kinds[field.name], []
         if dataclasses.is_dataclass(kind):
