@@ -24,7 +24,8 @@ def scaled(number: float) -> str:
     """Return a large count in three digits: `1.78M`."""
     for factor, letter in _SCALE:
         if number >= _ROUNDS_UP * factor:
-            return f"{number / factor:.3g}{letter}"
+            count = number / factor
+            return f"{f'{count:.3g}' if count < 999.5 else f'{count:,.0f}'}{letter}"
     return f"{number:.0f}"
 
 

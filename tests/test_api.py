@@ -172,7 +172,7 @@ def test_what_cannot_be_asked_is_one_line(tiny_ko, tmp_path):
 def test_score_prints_sums_means_and_tokens(capsys):
     assert main(["score", "--model", "tiny-ko", *SENTENCES[:2]]) == 0
     first, tokens, second, _ = capsys.readouterr().out.splitlines()
-    total, mean = map(float, re.match(r"(-[\d.]+) \((-[\d.]+) a token\)  ", first).groups())
+    total, mean = map(float, re.match(r"(-[\d.]+) \((-[\d.]+) per token\)  ", first).groups())
     parts = [float(part) for part in re.findall(r"-[\d.]+", tokens)]
     assert first.endswith(SENTENCES[0]) and second.endswith(SENTENCES[1]) and tokens.startswith("  나는 -")
     assert sum(parts) == pytest.approx(total, abs=0.05) and mean == pytest.approx(total / len(parts), abs=0.01)

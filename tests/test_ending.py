@@ -266,7 +266,7 @@ with Interruption(None):
     )
     try:
         assert process.stdout.readline() == "in\n"
-        for said in ("again: stop at once", "ended at once"):
+        for said in ("again: stop at once", "stopped at once"):
             process.send_signal(signal.SIGINT)
             assert said in process.stderr.readline()
         assert process.wait(10) == 130

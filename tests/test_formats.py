@@ -29,6 +29,7 @@ from tpu import launch
         (formats.size(0), "0 B"),
         (formats.size(60_563), "60.6 kB"),
         (formats.size(1e9), "1 GB"),
+        (formats.size(5e15), "5,000 TB"),
         (formats.device_memory(15.48 * 2**30), "15.48 GiB"),
         (formats.duration(0.4), "0 s"),
         (formats.duration(59.6), "1 min"),

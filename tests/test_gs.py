@@ -328,11 +328,11 @@ def test_doctor_copies_what_the_run_will_find(root, proxy, capsys, tmp_path, mon
     arguments = ["doctor", "--config", str(root / "tiny.yaml"), "--data", "gs://bucket/shards"]
     arguments += ["--data.staging_folder", str(tmp_path)]
     main(arguments)
-    assert list(tmp_path.rglob("electra-train*")) and "MB to copy" not in capsys.readouterr().out
+    assert list(tmp_path.rglob("electra-train*")) and " to copy, but" not in capsys.readouterr().out
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0))
     assert main([*arguments[:-1], str(tmp_path / "small")]) == 1
     found = " ".join(capsys.readouterr().out.split())
-    assert "MB to copy, but" in found and "has room for 0 MB" in found
+    assert "kB to copy, but" in found and "has room for 0 B" in found
 
 
 # --------------------------------------------------------------------------------------------------- what is refused

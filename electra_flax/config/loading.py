@@ -184,7 +184,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     last = name.replace("-", "_").rpartition(".")[2]
     found = [known for known in names if known.rpartition(".")[2] == last]
     found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {' or '.join(found)}" if found else ""
+    return f"did you mean {' or '.join(found)}?" if found else ""
 
 
 def _placed(message: str, source: str, overrides: Sequence[str]) -> str:
