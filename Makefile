@@ -27,10 +27,10 @@ TPU_COMMANDS := preflight create train status logs ssh stop delete
 .PHONY: help install tpu-compiler demo bench docs docs-serve docs-packages test test-slow test-long lint types format lock clean \
 	$(TPU_COMMANDS:%=tpu-%)
 
-help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## build .venv from the lock file
+install: $(STAMP)  ## create .venv from the lock file
 
 # What PYTHON is where it is too old or none; words that any Python can read.
 unfit = $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.stdout.write(sys.version.split()[0])' \
@@ -47,7 +47,7 @@ $(TPU_STAMP): $(STAMP) requirements-tpu.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-tpu.lock
 	@touch $@
 
-tpu-compiler: $(TPU_STAMP)  ## add the TPU compiler, which electra-flax plan needs (Linux)
+tpu-compiler: $(TPU_STAMP)  ## install the TPU compiler for electra-flax plan (Linux)
 
 $(DOCS_STAMP): requirements-docs.lock
 	$(if $(unfit),$(error PYTHON=$(PYTHON): $(unfit), expected Python 3.11 or newer))
@@ -59,11 +59,11 @@ docs-packages: $(DOCS_STAMP)
 
 # Its theme announces its end there; pyproject.toml says to which versions the site keeps.
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: $(DOCS_STAMP)  ## the documentation site, in site/ and site/ko/; a link that leads nowhere is an error
+docs: $(DOCS_STAMP)  ## build the documentation site, in site/ and site/ko/
 	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
 	$(DOCS_VENV)/bin/mkdocs build --strict --quiet --config-file mkdocs.ko.yml
 
-docs-serve: docs  ## the same, to look at
+docs-serve: docs  ## serve it on this machine
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory site
 
 # malloc asks for huge pages: a step on a CPU allocates gigabytes anew (docs/training.md).
@@ -73,30 +73,30 @@ demo bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 HELD_OUT := --validation-fraction 0.1 --validation-unit example
 
 # First from nothing but the text, then as most people would: the model that ships with the package goes on learning.
-demo: $(STAMP)  ## text to published models in minutes; CORPUS=path for your own text
+demo: $(STAMP)  ## from text to models in minutes; CORPUS=path for your text
 	rm -rf $(DEMO)
-	@echo "--- 1 of 2: from scratch, with nothing but this text ---"
+	@echo "--- 1 of 2: a model from scratch, on this text alone ---"
 	$(BIN)/electra-data vocab --corpus $(CORPUS) --out $(DEMO)/vocab --size 2000 --unused 20
 	$(BIN)/electra-data shard --corpus $(CORPUS) --vocab $(DEMO)/vocab --out $(DEMO)/shards --max-seq-length 64 $(HELD_OUT)
 	$(BIN)/electra-flax pretrain --config configs/demo.yaml --data $(DEMO)/shards --workdir $(DEMO)/run --simulate-devices 8
 	$(BIN)/electra-flax evaluate --workdir $(DEMO)/run --simulate-devices 8
 	$(BIN)/electra-flax export --workdir $(DEMO)/run --out $(DEMO)/export --simulate-devices 8
-	@echo "--- 2 of 2: tiny-ko, which ships with the package and has read 30 MB of Korean, goes on learning on this text ---"
+	@echo "--- 2 of 2: tiny-ko (ships with the package, trained on 30 MB of Korean) continues on this text ---"
 	$(BIN)/electra-data shard --corpus $(CORPUS) --vocab tiny-ko --out $(DEMO)/tiny-ko/shards --max-seq-length 64 $(HELD_OUT)
 	$(BIN)/electra-flax pretrain --config configs/demo_continue.yaml --init-from tiny-ko --data $(DEMO)/tiny-ko/shards --workdir $(DEMO)/tiny-ko/run --simulate-devices 8
 	$(BIN)/electra-flax evaluate --workdir $(DEMO)/tiny-ko/run --simulate-devices 8
 	$(BIN)/electra-flax export --workdir $(DEMO)/tiny-ko/run --out $(DEMO)/tiny-ko/export --simulate-devices 8
-	@echo "--- what is found: by the model that began as tiny-ko, then by the one from scratch ---"
+	@echo "--- comparison: replaced tokens found by the model from tiny-ko, and by the one from scratch ---"
 	$(BIN)/electra-flax show --model $(DEMO)/tiny-ko/export --data $(DEMO)/tiny-ko/shards --model $(DEMO)/export --data $(DEMO)/shards
 
 $(TPU_COMMANDS:%=tpu-%): tpu-%: $(STAMP)
 	$(BIN)/python -m tpu.launch $* --settings $(TPU) $(ARGS)
 
-tpu-train:  ## a run on Cloud TPU until its models are here: TPU=my.yaml ARGS=--dry-run (docs/tpu.md)
-tpu-status:  ## how it is; also tpu-preflight tpu-create tpu-logs tpu-ssh
-tpu-stop:  ## save, end, delete the machine; tpu-delete deletes at once
+tpu-train:  ## train on Cloud TPU (docs/tpu.md); TPU=mine.yaml
+tpu-status:  ## show its state; also tpu-preflight, -create, -logs, -ssh
+tpu-stop:  ## save, stop, delete the machine; tpu-delete: at once
 
-test: $(STAMP)  ## all tests but the slow and the long ones
+test: $(STAMP)  ## run the tests, without the slow and long ones
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" 2>/dev/null \
 		|| echo "NOT CHECKED: no CPU build of PyTorch ($(TORCH)) for this Python here; tests against PyTorch are skipped"
 	@$(MAKE) --no-print-directory tpu-compiler 2>/dev/null \
@@ -105,7 +105,7 @@ test: $(STAMP)  ## all tests but the slow and the long ones
 		|| echo "NOT CHECKED: the packages of the documentation site do not install here; its tests are skipped"
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
 
-bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=python with tf; results in runs/bench
+bench: $(STAMP)  ## compare speeds; BENCH_CORPUS=text TENSORFLOW_PYTHON=python
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python benchmarks/step_speed.py --config configs/electra_small.yaml --batch 32 --vocab 35000 --out runs/bench
 	$(BIN)/electra-data vocab --corpus $(BENCH_CORPUS) --out runs/bench/vocab --size 35000
@@ -115,24 +115,24 @@ bench: $(STAMP)  ## speeds beside others'; BENCH_CORPUS=text, TENSORFLOW_PYTHON=
 	$(BIN)/python benchmarks/input_speed.py --data runs/bench/shards --out runs/bench $(if $(TENSORFLOW_PYTHON),--tensorflow-python $(TENSORFLOW_PYTHON))
 	$(BIN)/python benchmarks/save_speed.py --config configs/electra_small.yaml --batch 8 --out runs/bench
 
-test-slow: $(STAMP)  ## endurance, gs://; TensorFlow and transformers 5 in environments of their own
+test-slow: $(STAMP)  ## endurance, gs://, TensorFlow, transformers 5
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
-test-long: $(STAMP)  ## runs killed dozens of times; a rehearsal of make tpu-train; 10,000 random cases of each score
+test-long: $(STAMP)  ## killed runs, a rehearsal of tpu-train, random metrics
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
-lint: $(STAMP)  ## ruff: rules and format
+lint: $(STAMP)  ## check rules and format (ruff)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)  ## mypy
+types: $(STAMP)  ## check types (mypy)
 	$(BIN)/mypy
 
-format: $(STAMP)  ## rewrite to the house format
+format: $(STAMP)  ## format the code (ruff)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## rewrite the lock files from setup.cfg and pyproject.toml (needs uv)
+lock:  ## update the lock files (needs uv)
 	uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-emit-index-url --output-file requirements.lock --quiet
 	uv pip compile setup.cfg --extra tpu --extra gcs --constraint requirements.lock --universal --python-version 3.11 \

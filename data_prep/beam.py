@@ -30,8 +30,9 @@ from data_prep.sources import Source
 from electra_flax.data.manifest import Manifest, ShardInfo, shard_name
 from electra_flax.data.tfrecord import ShardWriter, index_path
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
 from electra_flax.files import parse_json
+from electra_flax.formats import counted
 
 try:
     import apache_beam as beam

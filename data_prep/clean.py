@@ -53,9 +53,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd\ufff9-\ufffb\ue000-\u
 # The order is part of what a recipe is. Composed first: all patterns below are of composed syllables. What one step
 # leaves (spaces where a mention was, an empty bracket) a later one tidies; what repeats is looked for in what is left.
 STEPS = (
-    Step("nfc", "paragraph", "compose Unicode (NFC): decomposed Hangul has no pieces; never NFKC",
+    Step("nfc", "paragraph", "compose Unicode to NFC (never NFKC): vocabularies lack decomposed Hangul",
          functools.partial(unicodedata.normalize, "NFC")),
-    Step("control", "paragraph", "remove control characters; every kind of space becomes a plain one",
+    Step("control", "paragraph", "remove control characters; replace every kind of space by a plain one",
          lambda text: _SPACES.sub(" ", _CONTROL.sub("", text))),
     Step("zero-width", "paragraph", "remove zero-width characters, soft hyphens and byte order marks",
          _replacing("[\u00ad\u061c\u180e\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]+", "")),
@@ -66,21 +66,21 @@ STEPS = (
     Step("mentions", "paragraph", "remove @mentions", _replacing(r"(?<!\S)@[\w.]+", " ")),
     Step("bracketed", "paragraph", "remove text in [] {} 【】 <>",
          _replacing(r"\[[^\[\]]*\]|\{[^{}]*\}|【[^【】]*】|<[^<>]*>", " ")),
-    Step("bylines", "paragraph", "remove reporters' names and agencies of news: (서울=뉴스1) 홍길동 기자 =",
+    Step("bylines", "paragraph", "remove news bylines: (서울=뉴스1) 홍길동 기자 =",
          _replacing(r"\([가-힣]{1,10}\s?=\s?[가-힣A-Za-z0-9]{1,10}\)\s?|"
                     r"(?<![가-힣])[가-힣]{2,4}\s?(?:[가-힣]{2,4}\s)?(?:기자|특파원)(?:\s?=\s?|(?=\s*[.]?$))", " ")),
-    Step("whitelist", "paragraph", "remove all but Hangul, ASCII and common punctuation; hanja too",
+    Step("whitelist", "paragraph", "keep only Hangul, ASCII and common punctuation; removes hanja too",
          _replacing(_NOT_WHITELISTED, " ")),
-    Step("sentences", "split", "split paragraphs into sentences (see --splitter)"),
+    Step("sentences", "split", "split paragraphs into sentences (--splitter)"),
     Step("boilerplate", "sentence", "drop sentences of news boilerplate: 무단전재, (서울=뉴스1)",
          _dropping(r"무단\s?전재|무단\s?복제|재배포\s?(?:를\s?)?금지|저작권자|ⓒ|©|Copyright|\([가-힣]{1,10}\s?=\s?(?:뉴스1|뉴시스|연합뉴스)\)")),
-    Step("repeats", "sentence", "shorten letters and signs repeated more than twice: ㅋㅋㅋㅋ -> ㅋㅋ; digits stay",
+    Step("repeats", "sentence", "shorten characters repeated more than twice: ㅋㅋㅋㅋ -> ㅋㅋ; digits stay",
          _replacing(r"([^\d\s.])\1{2,}", r"\1\1")),
-    Step("spaces", "sentence", "one space between words", _replacing(r"\s+", " ")),
+    Step("spaces", "sentence", "reduce white space to one space", _replacing(r"\s+", " ")),
     Step("short", "sentence", "drop sentences shorter than --min-characters"),
-    Step("dedup-paragraphs", "corpus", "drop paragraphs that appeared before, over the whole corpus"),
-    Step("dedup-sentences", "corpus", "drop sentences that appeared before, over the whole corpus"),
-    Step("near-duplicates", "corpus", "drop documents nearly equal to an earlier one (MinHash, --near-similarity)"),
+    Step("dedup-paragraphs", "corpus", "drop repeated paragraphs, over the whole corpus"),
+    Step("dedup-sentences", "corpus", "drop repeated sentences, over the whole corpus"),
+    Step("near-duplicates", "corpus", "drop documents similar to an earlier one (MinHash, --near-similarity)"),
 )  # fmt: skip
 _V3 = frozenset({
     "nfc", "control", "zero-width", "bylines", "sentences", "boilerplate", "repeats", "spaces", "short",

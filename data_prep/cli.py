@@ -21,8 +21,9 @@ from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range
 from electra_flax.data.manifest import Manifest
 from electra_flax.data.tokenizer import Casing, tokenizer_files
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import EXIT_CODES, UserError
 from electra_flax.files import write_all
+from electra_flax.formats import counted
 from electra_flax.runtime.console import console, print_json, print_line, progress, write_line
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.flags import Command, Flag, Folder, Parser, Place, exit_codes, given_place, make_parser, parse
@@ -30,13 +31,16 @@ from electra_flax.runtime.flags import Command, Flag, Folder, Parser, Place, exi
 _MODEL_MAX_LENGTH = 512
 _SIZE, _UNUSED = 35_000, 200
 _STEP_NAMES = tuple(step.name for step in STEPS)
-_STEPS_HELP = "steps of cleaning, in the order in which they run:\n" + "\n".join(
-    f"  {step.name:17s} {step.help}" for step in STEPS
+_STEPS_HELP = "cleaning steps, in the order in which they run:\n" + "\n".join(
+    textwrap.fill(
+        step.help, width=74, initial_indent=f"  {step.name:17s} ", subsequent_indent=20 * " ", break_on_hyphens=False
+    )
+    for step in STEPS
 )
 _RECIPES_HELP = "recipes:\n" + "\n".join(
     textwrap.fill(
         ", ".join(step.name for step in STEPS if step.name in on) or "no step",
-        width=100, initial_indent=f"  {name:17s} ", subsequent_indent=20 * " ", break_on_hyphens=False,
+        width=78, initial_indent=f"  {name:17s} ", subsequent_indent=20 * " ", break_on_hyphens=False,
     )
     for name, on in RECIPES.items()
 )  # fmt: skip
@@ -58,27 +62,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("electra-data", command.run, getattr(command, "out", None), command.interrupted)
 
 
+_END = "\n\n".join([
+    "tiny-ko (a model whose vocabulary --vocab takes) and sample (a little Korean text for --corpus) ship with the "
+    "package. A file or folder here with the same name comes first.",
+    exit_codes({code: text for code, text in EXIT_CODES.items() if code != 75}),
+])  # fmt: skip
+
+
 def parser() -> Parser:
     """Return that of electra-data."""
     text = "Turns raw text into a WordPiece vocabulary and TFRecord shards for electra-flax pretrain."
-    return make_parser("electra-data", text, exit_codes((0, 1, 2, 3, 70, 130)), (Vocab, Report, Shard, Inspect))
+    return make_parser("electra-data", text, _END, (Vocab, Report, Shard, Inspect))
 
 
 class Cleaning(Command):
     """Cleaning."""
 
     clean: Annotated[str, tuple(RECIPES)] = "none"
-    """recipe, see below"""
+    """recipe, listed below"""
     with_: Annotated[tuple[str, ...], _STEP_NAMES, "STEP"] = ()
-    """add steps"""
+    """steps to add"""
     without: Annotated[tuple[str, ...], _STEP_NAMES, "STEP"] = ()
-    """leave steps out"""
+    """steps to leave out"""
     splitter: Literal["rules", "kiwi"] = "rules"
-    """of the step `sentences`"""
+    """how the step sentences splits"""
     min_characters: Annotated[int, Range(0, 10**6), "N"] = 10
-    """of the step `short`"""
+    """shortest sentence that the step short keeps"""
     near_similarity: Annotated[float, Range(0, 0.99, "(]"), "F"] = 0.8  # of equal texts, dedup-sentences is the step
-    """of `near-duplicates`, 0 to 0.99"""
+    """similarity from which near-duplicates drops a document, 0 to 0.99"""
 
     @property
     def cleaning(self) -> CleaningOptions:
@@ -91,20 +102,20 @@ class Reading(Cleaning):
     """Reading."""
 
     epilog = f"{_STEPS_HELP}\n\n{_RECIPES_HELP}"
-    interrupted = "nothing was kept"
+    interrupted = "nothing was written"
 
     corpus: Annotated[tuple[Place, ...], "SRC"]
     """files, folders, globs or gs:// paths, plain or .gz .bz2 .xz .zst: text, JSON lines, JSON, Wikipedia and Namuwiki
-    dumps, WikiExtractor's output, wikitext, Modu corpus, Parquet; tfds:NAME[:split][:feature]; or sample, a little
-    Korean that ships with the package (a file or folder of that name comes first)"""
-    format: Annotated[str, ("auto", *READERS)] = "auto"
-    """auto looks at the first bytes; text: blank lines between documents, lines: a document a line, file: one"""
+    dumps, WikiExtractor output, wikitext, Modu corpus, Parquet; tfds:NAME[:split][:feature]; or sample"""
+    format: Annotated[str, ("auto", *READERS), "FORMAT"] = "auto"
+    """auto (by the first bytes), text (blank lines between documents), lines (one document per line), file (one
+    document per file), wikitext, wikiextractor, jsonl, object, json, wikipedia, namuwiki, modu or parquet"""
     encoding: Annotated[str, "NAME"] = "utf-8"
-    """of files without a byte order mark or declaration, such as cp949"""
+    """encoding of files without a byte order mark or declaration, such as cp949"""
     text_key: Annotated[str, "KEY"] = "text"
     """key or column that holds the text"""
     strict: bool = False
-    """end at a malformed Modu file instead of skipping it"""
+    """stop at a malformed Modu file instead of skipping it"""
 
     def read(self) -> Corpus:
         """Return the corpus, of which nothing is read yet."""
@@ -118,7 +129,7 @@ class Reading(Cleaning):
         corpus, cleaner = self.read(), Cleaner(self.cleaning)
 
         def sentences() -> Iterator[str]:
-            with progress(corpus.total_bytes, "reading", "B", scaled=True) as bar:
+            with progress(corpus.total_bytes, "reading", "B") as bar:
                 for document in corpus.documents():
                     for paragraph in cleaner.clean(document.lines()):
                         yield from paragraph
@@ -145,8 +156,11 @@ class Vocab(Reading):
     """Learn a WordPiece vocabulary.
 
     Learns a WordPiece vocabulary and writes vocab.txt and the files that ElectraTokenizer loads. KoELECTRA v3 used
-    --size 35000; 30,000 to 40,000 suits Korean. Give the cleaning that shard gets; duplicates are not looked for here.
+    --size 35000; 30,000 to 40,000 suits Korean. Give the same cleaning options as to shard; duplicates are not removed
+    here.
     """
+
+    example = "electra-data vocab --corpus text/ --out vocab --size 35000 --clean koelectra-v3"
 
     out: Folder
     """folder to write"""
@@ -155,34 +169,32 @@ class Vocab(Reading):
     unused: Annotated[int | None, Range(0, 2**24), "N"] = None
     """[unused] slots for domain words (default: 200)"""
     algorithm: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
-    """what learns the pieces; SentencePiece's unigram and bpe are converted to WordPiece"""
+    """how pieces are learned; unigram and bpe (SentencePiece) are converted to WordPiece"""
     pretokenizer: Literal["none", "mecab"] = "none"
-    """mecab: learn within morphemes, as KoELECTRA v3 did; at run time no MeCab is needed"""
+    """mecab: learn within morphemes, as KoELECTRA v3 did; using the vocabulary needs no MeCab"""
     limit_alphabet: Annotated[int | None, Range(1, sys.maxunicode), "N"] = None
-    """most characters kept (default: 6000, a third of --size if less)"""
+    """most characters to keep (default: 6000, or a third of --size if that is less)"""
     min_frequency: Annotated[int, Range(1, MOST_INT32), "N"] = 2
-    """rarest pair that is merged"""
+    """lowest frequency of a pair that is merged"""
     extend: _Vocabulary | None = None
-    """fill the [unused] entries of this vocabulary with pieces of the corpus; all other ids stay"""
+    """fill the [unused] entries of this vocabulary with pieces of the corpus; other ids stay"""
     sample_mb: Annotated[int, Range(1, 2**20), "MB"] = 1024
-    """most text that is kept to learn from"""
+    """most text to learn from, in MB"""
     lower_case: bool = False
     """lower-case the text (English, not Korean)"""
     strip_accents: bool = False
-    """remove accents; refused for Hangul"""
+    """remove accents (refused for Hangul)"""
     compare: tuple[_Vocabulary, ...] = ()
-    """other vocabularies to set beside it"""
+    """other vocabularies for the report"""
 
     def run(self) -> None:
         for name in ("vocab.txt", "manifest.json"):
             if (self.out / name).exists():  # shards are of the vocabulary beside them
-                raise UserError(f"--out {self.out}: already holds a {name}: remove the folder or choose another")
+                raise UserError(f"--out {self.out}: already has a {name}: remove the folder or choose another")
         of_new = {"--size": self.size, "--unused": self.unused, "--lower-case": self.lower_case or None,
                   "--strip-accents": self.strip_accents or None}  # fmt: skip
         if self.extend and (given := [flag for flag, value in of_new.items() if value is not None]):
-            raise UserError(
-                f"{', '.join(given)}: of a new vocabulary; --extend {self.extend} has its own: leave it out"
-            )
+            raise UserError(f"{', '.join(given)}: not with --extend {self.extend}, which keeps its own: leave it out")
         size, num_unused = self.size or _SIZE, _UNUSED if self.unused is None else self.unused
         casing = Casing.read(self.extend) if self.extend else Casing(self.lower_case, self.strip_accents)
         options = VocabularyOptions(
@@ -199,8 +211,8 @@ class Vocab(Reading):
         if unused > max(num_unused, len(vocabulary.tokens) // 10) and not self.extend:
             learned = len(vocabulary.tokens) - unused
             _warn(
-                f"the corpus gave {learned:,} entries of the {size:,} of --size, the rest are [unused]: give "
-                f"more text (30 MB and more for 30,000), or --size {learned + num_unused}"
+                f"the corpus gave only {learned:,} of --size {size:,} entries, the rest are [unused]: give more text "
+                f"(30 MB or more for 30,000), or --size {learned + num_unused}"
             )
         compared = [*self.compare, *([self.extend] if self.extend else [])]
         found = [(vocabulary, casing), *map(_read_tokenizer, compared)]
@@ -211,19 +223,20 @@ class Vocab(Reading):
 class Report(Reading):
     """Compare vocabularies on a text.
 
-    Splits a text with vocabularies and shows [UNK] rate, pieces per word and what is missing; writes report.json and
-    report.png.
+    Splits a text with each vocabulary and shows the [UNK] rate, pieces per word and missing characters; writes
+    report.json and report.png.
     """
 
+    example = "electra-data report --vocab vocab --compare tiny-ko --corpus text/ --out report"
+
     vocab: _Vocabulary
-    """folder of electra-data vocab or of a model, or tiny-ko, which ships with the package (a folder of that name comes
-    first)"""
+    """folder from electra-data vocab or of a model, or tiny-ko"""
     out: Folder
     """folder to write"""
     sample_mb: Annotated[int, Range(1, 2**20), "MB"] = 64
-    """most text that is split"""
+    """most text to split, in MB"""
     compare: tuple[_Vocabulary, ...] = ()
-    """other vocabularies to set beside it"""
+    """other vocabularies for the report"""
 
     def run(self) -> None:
         found = [_read_tokenizer(folder) for folder in (self.vocab, *self.compare)]
@@ -252,44 +265,43 @@ def _show_report(
     vocab_report.show(usages, console())
     print_line(", ".join(str(out / name) for name in reports))
     if usages[0].unk_rate > MOST_UNKNOWN:
-        _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1 % is usual: {why_unknown(*found[0], lines)}")
+        _warn(f"{usages[0].unk_rate:.1%} of the pieces are [UNK]; below 1% is usual: {why_unknown(*found[0], lines)}")
 
 
 class Shard(Reading):
     """Write TFRecord shards.
 
-    Tokenizes the corpus and writes TFRecord shards, manifest.json and the metadata with which tensorflow-datasets opens
-    the folder. The result does not depend on --workers. A run that was ended goes on when the same command is given
-    again; unfinished work lies in OUT.partial.
+    Tokenizes the corpus and writes TFRecord shards, manifest.json and metadata for tensorflow-datasets. The result does
+    not depend on --workers. The same command continues an interrupted one; unfinished work is kept in OUT.partial.
     """
 
-    interrupted = "the same command goes on with what is done"
+    example = "electra-data shard --corpus text/ --vocab vocab --out shards --max-seq-length 512 --clean koelectra-v3"
+    interrupted = "the same command continues"
 
     vocab: _Vocabulary
-    """folder of electra-data vocab or of a model, or tiny-ko, which ships with the package (a folder of that name comes
-    first)"""
+    """folder from electra-data vocab or of a model, or tiny-ko"""
     out: Place
     """folder to write; must be new"""
     max_seq_length: Annotated[int, Range(8, 2**20), "N"]
-    """tokens an example"""
+    """tokens per example"""
     workers: Annotated[int, Range(1, 1024), "N"] = os.cpu_count() or 1
-    """processes"""
+    """worker processes"""
     validation_fraction: Annotated[float, Range(0, 1, "[)"), "F"] = 0.01
-    """share held out"""
+    """share of the text held out for evaluation"""
     validation_unit: Literal["document", "example"] = "document"
-    """what is held out whole; example is for a text of few documents, whose other examples are learned from"""
+    """unit that is held out; example suits a text of few documents"""
     builder: Literal["carry", "original"] = "carry"
-    """carry loses no token; original cuts examples exactly as the original code does"""
+    """carry keeps every token; original cuts examples as the original code does"""
     num_shards: Annotated[int | None, Range(1, 10**5), "N"] = None
-    """training shards, a multiple of --hosts (default: one per 64 MB of text)"""
+    """number of training shards, a multiple of --hosts (default: one per 64 MB of text)"""
     hosts: Annotated[int, Range(1, 2**16), "N"] = 1
-    """machines that will train: the number of shards is a multiple of it"""
+    """hosts that will train: the number of shards is a multiple of it"""
     seed: Annotated[int, Range(0, MOST_UINT32), "N"] = 0
-    """of segments and split"""
+    """seed of segments and split"""
     runner: Literal["local", "direct", "dataflow", "flink", "spark"] = "local"
-    """local: processes of this machine; the others: an Apache Beam pipeline (extra beam)"""
+    """local: this machine; others: an Apache Beam pipeline (extra beam)"""
     beam_options: Annotated[str, "STR"] = ""
-    """for Beam, such as '--project=P --region=R'"""
+    """options for Beam, such as '--project=P --region=R'"""
 
     def run(self) -> None:
         manifest = self._write()
@@ -301,17 +313,17 @@ class Shard(Reading):
         if self.validation_fraction and not manifest.examples("validation"):
             documents = sum(int(source["documents"]) for source in manifest.sources)
             _warn(
-                f"none of {counted(documents, 'documents')} was held out; for held-out metrics raise "
+                f"no document of {documents:,} was held out: for held-out metrics raise "
                 f"--validation-fraction ({self.validation_fraction}), or give --validation-unit example"
             )
         if manifest.unk_rate > MOST_UNKNOWN:
             _warn(
-                f"{manifest.unk_rate:.1%} of the pieces are [UNK], of which nothing can be learned; below 1 % is "
-                f"usual: {why_unknown(*_read_tokenizer(self.vocab), self.first_lines())}"
+                f"{manifest.unk_rate:.1%} of the pieces are [UNK], from which nothing is learned; below 1% is usual: "
+                f"{why_unknown(*_read_tokenizer(self.vocab), self.first_lines())}"
             )
         for step, count in manifest.cleaning.get("changed_or_dropped", {}).items():
-            print(f"{step:17s} {counted(count, 'texts')}")
-        print(f"[UNK] rate {manifest.unk_rate:.3%}, tokens thrown away {manifest.discarded_tokens:,}")
+            print(f"{step:17s} {counted(count, 'texts')} changed or dropped")
+        print(f"[UNK] rate {manifest.unk_rate:.2%}, discarded tokens {manifest.discarded_tokens:,}")
 
     def _write(self) -> Manifest:
         job = ShardJob(
@@ -323,27 +335,30 @@ class Shard(Reading):
 
             return write_shards_with_beam(job, self.read(), self.out, self.runner, self.beam_options)
         if self.out.startswith("gs://"):
-            raise UserError(f"--out {self.out}: --runner local writes to a disk; copy the folder there when it is done")
+            raise UserError(
+                f"--out {self.out}: --runner local writes to a local folder: choose one, and copy it to the bucket "
+                "afterwards"
+            )
         for place in map(Path, self.corpus):
             if place.is_dir() and Path(self.out).resolve().is_relative_to(place.resolve()):
-                raise UserError(
-                    f"--out {self.out}: lies in --corpus {place}, whose files are read: name another folder"
-                )
+                raise UserError(f"--out {self.out}: lies in --corpus {place}: choose a folder outside")
         return write_shards(job, self.read(), Path(self.out), self.workers)
 
 
 class Inspect(Command):
     """Show what shards hold.
 
-    Prints the manifest, the counts and a few decoded examples in colour.
+    Prints the manifest, totals and a few decoded examples in colour.
     """
 
+    example = "electra-data inspect shards --examples 1"
+
     folder: Annotated[Folder, Flag(positional=True)]
-    """folder of electra-data shard"""
+    """folder from electra-data shard"""
     examples: Annotated[int, Range(0, 10**6), "N"] = 3
     """examples to show"""
     json: bool = False
-    """the manifest and totals as JSON, no examples"""
+    """print the manifest and totals as JSON, without examples"""
 
     def run(self) -> None:
         if self.json:

@@ -8,9 +8,11 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from electra_flax import formats
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import counted, escaped
+from electra_flax.errors import escaped
+from electra_flax.formats import counted
 
 _SEGMENT_STYLES = ("cyan", "yellow")
 _MASKED = 0.15  # share of tokens that training masks (docs/semantics.md, section 5)
@@ -53,8 +55,8 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
     _show_lengths(examples, manifest["max_seq_length"], console)
     rng = np.random.default_rng(0)
     for number, (ids, mask, segments) in enumerate(examples.read(range(min(num_examples, len(examples))))):
-        title = Text.assemble("\n", (f"example {number}", "bold"), f", {mask.sum()} tokens")
-        console.print(title.append("; reversed: as training might mask it"))
+        title = Text.assemble("\n", (f"example {number}", "bold"), f", {mask.sum():,} tokens")
+        console.print(title.append("; in reverse: tokens that training might mask"))
         console.print(_coloured(vocabulary, ids[mask == 1], segments, rng))
 
 
@@ -73,7 +75,7 @@ def _line(name: str, value: str) -> Text:
 def _show_cleaning(cleaning: dict[str, Any], console: Console) -> None:
     if not cleaning:
         return
-    steps = f"{cleaning.get('recipe', 'none')}: {', '.join(cleaning.get('steps', ())) or 'no step'}"
+    steps = f"{cleaning.get('recipe', 'none')}: {', '.join(cleaning.get('steps', ())) or 'no steps'}"
     console.print(_line("cleaning", escaped(steps)))
     for step, count in cleaning.get("changed_or_dropped", {}).items():
         console.print(f"  {escaped(step):17s} {counted(count, 'texts')} changed or dropped")
@@ -85,10 +87,10 @@ def _show_sources(sources: list[dict[str, Any]], console: Console) -> None:
     console.print(_line("sources", counted(len(sources), "files")))
     largest = sorted(sources, key=lambda source: -source["documents"])[:_SHOWN_SOURCES]
     for source in largest:
-        counts = f"  {source['documents']:>12,} documents  {source['bytes']:>15,} bytes  "
+        counts = f"  {counted(source['documents'], 'documents'):>20s}  {formats.size(source['bytes']):>8s}  "
         console.print(counts + escaped(source["path"]))
     if len(sources) > _SHOWN_SOURCES:
-        console.print(f"  and {len(sources) - _SHOWN_SOURCES} more")
+        console.print(f"  and {counted(len(sources) - _SHOWN_SOURCES, 'files')} more")
 
 
 def _show_lengths(examples: ShardedExamples, max_seq_length: int, console: Console) -> None:
@@ -96,7 +98,7 @@ def _show_lengths(examples: ShardedExamples, max_seq_length: int, console: Conso
     places = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), _SAMPLED_EXAMPLES), dtype=int))
     lengths = examples.read(places)[:, 1].sum(axis=1)
     counts, edges = np.histogram(lengths, bins=_BINS, range=(0, max_seq_length))
-    console.print(_line("tokens an example", f"of {counted(len(places), 'examples')}"))
+    console.print(_line("tokens per example", f"of {counted(len(places), 'examples')}"))
     for count, first, last in zip(counts, edges, edges[1:], strict=False):
         bar = "█" * round(40 * count / counts.max())
         console.print(f"  {int(first) + 1:5d} to {int(last):5d} {count / len(places):6.1%} {bar}")

@@ -21,7 +21,8 @@ from data_prep.reading import (
     text_of,
     texts_as_documents,
 )
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
+from electra_flax.formats import counted
 from electra_flax.text import without_halves
 
 _MAX_JSON_LINE_BYTES = 256 << 20
@@ -56,7 +57,7 @@ def _parsed(data: bytes, where: str, expected: str) -> Any:
         line = f" line {error.lineno}" if b"\n" in data else ""
         raise UserError(f"{where}{line} column {error.colno}: broken JSON: {error.msg}; expected {expected}") from None
     except RecursionError:
-        raise UserError(f"{where}: JSON nested too deep to be read: remove it") from None
+        raise UserError(f"{where}: JSON nested too deeply: remove it") from None
     if b"\\u" not in data:
         return row
     if isinstance(row, dict):

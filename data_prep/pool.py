@@ -60,8 +60,8 @@ def _call(function: Callable[[_Task], _Result], task: _Task) -> _Result:
     except Exception as error:  # the user needs the document more than the traceback
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise WorkerError(
-            f"{_place}: {reason}: this document broke a rule that the program relies on; take it out, run the same "
-            "command in a new --out, and please report it"
+            f"{_place}: {reason}: unexpected document: remove it, run the same command with a new --out, and "
+            "please report it"
         ) from error
 
 
@@ -157,6 +157,6 @@ def _obituary(processes: list[Any], notes: Path) -> str:
     code = dead[0].exitcode if dead else "?"
     hint = " (killed; out of memory?)" if code == -9 else ""
     return (
-        f"a worker died with exit code {code}{hint} on {where or 'its start'}: nothing is lost; "
+        f"a worker died with exit code {code}{hint} at {where or 'its start'}: nothing is lost: "
         "run the same command again, with fewer --workers if memory is short"
     )

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import NonNegativeInt
-from rich.filesize import decimal
 
 from data_prep import chunks, pool
 from data_prep.build import SPLITS, RecordMaker, ShardJob
@@ -32,11 +31,13 @@ from data_prep.chunks import CleanTask, chunk_path
 from data_prep.duplicates import find_duplicates
 from data_prep.readers import Corpus
 from data_prep.shard_folder import make_manifest, refuse_occupied, write_metadata
+from electra_flax import formats
 from electra_flax.data.manifest import Manifest, ShardInfo, shard_name
 from electra_flax.data.tfrecord import ShardWriter, index_path
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
 from electra_flax.files import read_json, replaced, write_whole
+from electra_flax.formats import counted
 from electra_flax.runtime.console import progress
 
 _STAGES = ("chunks", "records", "shards")
@@ -130,8 +131,8 @@ def _check_disk(corpus: Corpus, work: Path) -> None:
     free, needed = shutil.disk_usage(existing).free, 2 * text
     if free < needed:
         raise UserError(
-            f"{existing}: {decimal(free)} free, but {decimal(text)} of text need about {decimal(needed)}: free some, "
-            "or choose an --out on another disk"
+            f"{existing}: {formats.size(free)} free, but {formats.size(text)} of text need about "
+            f"{formats.size(needed)}: free some, or choose an --out on another disk"
         )
 
 
@@ -183,7 +184,7 @@ def _clean(job: ShardJob, corpus: Corpus, work: Path, run: Any) -> _Summary:
                 num_chunks = number + 1
                 bar.update(corpus.bytes_read - bar.n)
 
-        with progress(corpus.total_bytes, "1 of 4, reading and cleaning", "B", scaled=True) as bar:
+        with progress(corpus.total_bytes, "1 of 4, reading and cleaning", "B") as bar:
             for _ in run(chunks.clean_chunk, missing()):
                 pass
         write_whole(complete, json.dumps(vars(_Complete(num_chunks, corpus.malformed))).encode())
@@ -213,7 +214,7 @@ def shard_counts(job: ShardJob, text_bytes: int) -> dict[str, int]:
     wanted = job.num_shards or -(-max(1, round(text_bytes / _SHARD_BYTES)) // job.num_hosts) * job.num_hosts
     if text_bytes / wanted > _MAX_SHARD_BYTES:
         least = -(-text_bytes // _MAX_SHARD_BYTES)
-        raise UserError(f"--num-shards {wanted}: too few for {text_bytes / 1e9:,.1f} GB of text: at least {least}")
+        raise UserError(f"--num-shards {wanted}: too few for {formats.size(text_bytes)} of text: at least {least}")
     counts = {"train": wanted}
     if job.validation_fraction > 0:
         counts["validation"] = max(1, round(wanted * job.validation_fraction))
@@ -257,7 +258,7 @@ def _build(job: ShardJob, work: Path, summary: _Summary, counts: dict[str, int],
         for number, chunk in enumerate(summary.chunks)
         if not is_built[number]
     )
-    with progress(summary.bytes, "3 of 4, tokenizing", "B", scaled=True) as bar:
+    with progress(summary.bytes, "3 of 4, tokenizing", "B") as bar:
         bar.update(sum(chunk.bytes for chunk, built in zip(summary.chunks, is_built, strict=True) if built))
         for task, _ in run(_build_chunk, tasks):
             bar.update(summary.chunks[task.number].bytes)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.errors import UserError, counted, escaped
+from electra_flax.errors import UserError, escaped
+from electra_flax.formats import counted
 
 if sys.version_info >= (3, 14):
     from compression import zstd as zstd
@@ -94,7 +95,7 @@ def _find(pattern: str, warn: Callable[[str], None]) -> list[Path]:
     elif pattern == SAMPLE.name and not path.exists():
         files = list(SAMPLE.glob("*.txt"))
     else:
-        what = "no file of text or folder of them" if path.exists() else "no such file or folder"
+        what = "neither a file nor a folder" if path.exists() else "no such file or folder"
         raise UserError(f"--corpus {pattern}: {what}")
     if not files:
         raise UserError(f"--corpus {pattern}: no corpus files there; expected names that end in {', '.join(SUFFIXES)}")
@@ -105,8 +106,8 @@ def _tell_left(pattern: str, left: Sequence[str], warn: Callable[[str], None]) -
     if left:
         shown = ", ".join(map(escaped, sorted(left)[:_SHOWN]))
         warn(
-            f"--corpus {pattern}: {counted(len(left), 'files')} left out, not known as text by name: {shown}"
-            f"{', ...' if len(left) > _SHOWN else ''}; name them, or a glob, to read them"
+            f"--corpus {pattern}: skipped {counted(len(left), 'files')} whose names do not look like text: {shown}"
+            f"{', ...' if len(left) > _SHOWN else ''}; to read them, give their names or a glob"
         )
 
 
@@ -138,7 +139,9 @@ def _find_remote(pattern: str, warn: Callable[[str], None]) -> list[Source]:
             kept = {info["name"] for info in infos}
             _tell_left(pattern, [info["name"] for info in below if info["name"] not in kept], warn)
     except Exception as error:  # whatever the client raises: network, permission, no such bucket
-        raise UserError(f"--corpus {pattern}: cannot be listed: {error}") from None
+        raise UserError(
+            f"--corpus {pattern}: cannot be listed ({error}): check the bucket's name and your permissions"
+        ) from None
     if not infos:
         raise UserError(f"--corpus {pattern}: no corpus files there; expected names that end in {', '.join(SUFFIXES)}")
     return [Source("gs://" + info["name"], info["size"], str(info.get("generation", ""))) for info in infos]
@@ -184,7 +187,7 @@ def _check_head(source: Source, head: bytes) -> None:
     """Raise what `open_source` does for a file of several files, and for a packed one cut within its first bytes."""
     for magic, kind in _ARCHIVES.items():
         if head.startswith(magic):
-            raise UserError(f"{source.path}: a {kind} archive, expected a file: unpack it and name what it holds")
+            raise UserError(f"{source.path}: a {kind} archive; expected a text file: unpack it and give its files")
     if head and is_packed(source.path) and any(magic.startswith(head) and magic != head for magic in _UNPACKERS):
         raise EOFError("cut off within its first bytes")
 

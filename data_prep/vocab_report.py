@@ -89,7 +89,7 @@ def why_unknown(vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) ->
     """Return the likely cause of many [UNK]s in a text, and the fix."""
     jamo, syllables = count_hangul("".join(lines))
     if jamo > syllables:
-        return "the text is decomposed Hangul (NFD): compose it with --with nfc"
+        return "the text is decomposed Hangul (NFD): add --with nfc"
     tokens = vocabulary.tokens
     for lower, strip in ((False, False), (True, False), (True, True)):
         other = Casing(lower, strip)
@@ -99,8 +99,8 @@ def why_unknown(vocabulary: Vocabulary, casing: Casing, lines: Sequence[str]) ->
                 f"{vocabulary.path.with_name('tokenizer_config.json')}"
             )
     return (
-        "the vocabulary is of other text, or too small: learn one from this corpus (electra-data vocab), or clean the "
-        "corpus of foreign characters (--clean koelectra-v1)"
+        "the vocabulary does not suit the text, or is too small: learn one from this corpus (electra-data vocab), or "
+        "remove foreign characters (--clean koelectra-v1)"
     )
 
 
@@ -112,17 +112,17 @@ def _unk_rate(tokens: list[str], casing: Casing, lines: Sequence[str]) -> float:
 
 def show(usages: Sequence[Usage], console: Console) -> None:
     """Print the table, and the characters that are missing."""
-    table = Table("", *(escaped(usage.name) for usage in usages), title="How the text is split")
+    table = Table("", *(escaped(usage.name) for usage in usages), title="Vocabularies on this text")
     rows: list[tuple[str, Any]] = [
         ("entries", lambda u: f"{u.size:,}"),
         ("entries used", lambda u: f"{u.pieces_used:,}"),
-        ("characters covered", lambda u: f"{1 - u.characters_lacking / max(u.characters, 1):.3%}"),
+        ("characters covered", lambda u: f"{1 - u.characters_lacking / max(u.characters, 1):.2%}"),
         ("words in one piece", lambda u: f"{u.whole_words / max(u.words, 1):.1%}"),
-        ("pieces per word", lambda u: f"{u.pieces_per_word:.3f}"),
-        ("characters per piece", lambda u: f"{u.characters_per_piece:.3f}"),
-        ("[UNK] of all pieces", lambda u: f"{u.unk_rate:.3%}"),
-        ("[UNK] of all words", lambda u: f"{u.unknown / max(u.words, 1):.3%}"),
-        ("Hangul comes back", lambda u: u.round_trip),
+        ("pieces per word", lambda u: f"{u.pieces_per_word:.2f}"),
+        ("characters per piece", lambda u: f"{u.characters_per_piece:.2f}"),
+        ("[UNK] of all pieces", lambda u: f"{u.unk_rate:.2%}"),
+        ("[UNK] of all words", lambda u: f"{u.unknown / max(u.words, 1):.2%}"),
+        ("Hangul round trip", lambda u: u.round_trip),
     ]
     for title, value in rows:
         table.add_row(title, *(value(usage) for usage in usages))
@@ -130,7 +130,7 @@ def show(usages: Sequence[Usage], console: Console) -> None:
     for usage in usages:
         if usage.unknown_characters:
             shown = "  ".join(f"{character} {count:,}" for character, count in usage.unknown_characters.items())
-            console.print(f"{usage.name}: characters it lacks: {shown}", soft_wrap=True)
+            console.print(f"{usage.name}: missing characters and their counts: {shown}", soft_wrap=True)
 
 
 def files(usages: Sequence[Usage]) -> dict[str, str | bytes]:

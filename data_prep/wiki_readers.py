@@ -8,7 +8,8 @@ from typing import Any
 
 from data_prep import markup
 from data_prep.reading import Document, Input, as_document, stripped_lines
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
+from electra_flax.formats import counted
 
 _HEADING = re.compile(r"((?:= ?)+)[^=].*=$")
 

@@ -10,13 +10,13 @@ from unicodedata import category
 
 EXIT_CODES = {
     0: "done",
-    1: "you can fix it: the last line says how",
-    2: "usage",
-    3: "the run failed (numbers that are not finite, damaged data, a step that never ends)",
-    70: "something is away (another process, a bucket, a device) or nobody foresaw it: the same command may succeed",
-    75: "asked to stop (SIGTERM, the first Ctrl-C, a spot machine taken away) and saved what was new; the same command "
-    "continues",
-    130: "ended by Ctrl-C",
+    1: "an error that you can fix: the last line says how",
+    2: "wrong usage",
+    3: "the run failed (a loss that is not finite, damaged data, a step that hangs)",
+    70: "something is unavailable (another process, a bucket, a device), or an unexpected error: try the same command "
+    "again",
+    75: "stopped as asked (SIGTERM, the first Ctrl-C, a preempted spot machine) and saved; the same command continues",
+    130: "interrupted by Ctrl-C",
 }
 UNFORESEEN, INTERRUPTED = 70, 130
 
@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 class Unavailable(UserError):
-    """What the command needs is away for now (another process, a bucket, the network): the same command may succeed.
+    """What the command needs is away for now (another process, a bucket, the network): try the same command again.
 
     Caught with what is wrong for good by those who go on without.
     """
@@ -109,11 +109,6 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text):,} characters)"
 
 
-def counted(number: int, things: str) -> str:
-    """Return `1,200 files`, `1 file`; `things` is a plural that ends in s."""
-    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
-
-
 def _code(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 
@@ -127,3 +122,17 @@ def reason(error: Exception) -> str:
     if isinstance(error, Problem):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+_NOTE = "traceback: "
+
+
+def note_traceback(error: BaseException, where: object) -> None:
+    """Have the line that `error` ends with name this place, where its traceback is kept already."""
+    error.add_note(f"{_NOTE}{where}")
+
+
+def traceback_note(error: BaseException) -> str:
+    """Return the place that note_traceback named, or ""."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")

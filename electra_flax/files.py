@@ -38,7 +38,7 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
     except ValueError as error:  # a NUL in the name
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: no name of a file ({error})") from None
+        raise UserError(f"{path}: not a valid file name ({error})") from None
 
 
 def check_file(path: Path) -> int:
@@ -53,7 +53,7 @@ def check_file(path: Path) -> int:
         raise UserError(f"{path}: {what}, expected a file")
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise UserError(f"{path}: a Git LFS pointer in place of the file itself: bring it with git lfs pull")
+            raise UserError(f"{path}: a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     return status.st_size
 
 
@@ -181,9 +181,9 @@ class _Loader(yaml.SafeLoader):
         found: dict[Any, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key that is not text", key.start_mark)
             if key.value in found:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
             found[key.value] = self.construct_object(value, deep=deep)
         return found
 
@@ -203,7 +203,7 @@ def write_all(folder: Path, contents: dict[str, str | bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}): name another folder") from None
+        raise UserError(f"{folder}: cannot be created ({error.strerror}): choose another folder") from None
     try:
         with ExitStack() as all_of_them:
             for name, content in contents.items():
@@ -220,7 +220,7 @@ def check_place(path: Path) -> None:
     """Raise UserError where something other than a file lies there: a device or FIFO would be replaced by one."""
     try:
         if path.name in ("", ".."):
-            raise UserError(f"{path}: a folder, expected the name of a file")
+            raise UserError(f"{path}: a folder; expected a file")
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "no regular file"
             raise UserError(f"{path}: {what}, expected a file or a new name: name another")
@@ -246,4 +246,6 @@ def replaced(path: Path) -> Iterator[Path]:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): make room, or name another folder") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}): free some space, or choose another folder"
+        ) from None

@@ -46,5 +46,5 @@ def located_config(given: str | Path) -> Path:
     if str(given) in there:
         return there[str(given)]
     nearest = difflib.get_close_matches(Path(given).stem, there, n=1)
-    known = f"the nearest preset is {nearest[0]}, " if nearest else ""
-    raise UserError(f"--config {given}: no such file or preset; {known}electra-flax configs lists all")
+    known = f"did you mean {nearest[0]}? " if nearest else ""
+    raise UserError(f"--config {given}: no such file or preset: {known}electra-flax configs lists the presets")

@@ -176,7 +176,7 @@ def run_with_ctrl_c(root, workdir, times, seconds, rng):
         if line == "electra-flax: interrupted":  # while Python was being imported
             assert process.returncode == 130 and not done, error
             continue
-        assert process.returncode == 75 and "(Ctrl-C); again to end at once" in error, error
+        assert process.returncode == 75 and "(Ctrl-C again: stop at once)" in error, error
         folder = Workdir(place(root, workdir)).checkpoints
         newest = max(checkpoint_steps(folder), default=0) if folder.exists() else 0
         assert newest >= max(map(int, done), default=0), error

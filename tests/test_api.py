@@ -152,8 +152,8 @@ def test_what_cannot_be_asked_is_one_line(tiny_ko, tmp_path):
     np.testing.assert_array_equal(encoder.embed(["봄"]), tiny_ko.embed(["봄"]))
     for ask, expected in (
         (lambda: electra_flax.load("nowhere"), "nowhere: no such folder"),
-        (lambda: alone.fill(["봄이 [MASK]."]), "a discriminator; this asks the generator"),
-        (lambda: alone.score(["봄"]), "a discriminator; this asks the generator"),
+        (lambda: alone.fill(["봄이 [MASK]."]), "a discriminator; expected a generator"),
+        (lambda: alone.score(["봄"]), "a discriminator; expected a generator"),
         (lambda: encoder.detect(["봄"]), "has neither head of ELECTRA's pretraining"),
         (lambda: tiny_ko.detect("봄이 왔다"), 'expected a list of texts: ["..."]'),
         (lambda: tiny_ko.detect(["봄", None]), "text 1 of the list: None, expected a str"),
@@ -172,11 +172,11 @@ def test_what_cannot_be_asked_is_one_line(tiny_ko, tmp_path):
 def test_score_prints_sums_means_and_tokens(capsys):
     assert main(["score", "--model", "tiny-ko", *SENTENCES[:2]]) == 0
     first, tokens, second, _ = capsys.readouterr().out.splitlines()
-    total, mean = map(float, re.match(r"(-[\d.]+) \((-[\d.]+) a token\)  ", first).groups())
+    total, mean = map(float, re.match(r"(-[\d.]+) \((-[\d.]+) per token\)  ", first).groups())
     parts = [float(part) for part in re.findall(r"-[\d.]+", tokens)]
     assert first.endswith(SENTENCES[0]) and second.endswith(SENTENCES[1]) and tokens.startswith("  나는 -")
     assert sum(parts) == pytest.approx(total, abs=0.05) and mean == pytest.approx(total / len(parts), abs=0.01)
-    assert "a discriminator; this asks the generator" in refusal(
+    assert "a discriminator; expected a generator" in refusal(
         capsys, ["score", "--model", str(TINY_KO / "discriminator"), "봄"]
     )
 
@@ -246,7 +246,7 @@ def test_fields_in_place_of_others():
     assert resolved(config, fields) == resolved(path, fields) == load_config(path, given) != config
     assert resolved(config) is config and resolved(config, fields).optimizer.learning_rate == 1e-5
     for wrong, expected in (
-        ({"training.num_step": 20}, "--training.num_step: unknown field; the nearest is training.num_steps"),
+        ({"training.num_step": 20}, "--training.num_step: unknown field; did you mean training.num_steps"),
         ({"training.num_steps": 0}, "--training.num_steps=0: expected 1 to"),
     ):
         with pytest.raises(UserError, match=expected):

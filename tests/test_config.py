@@ -107,13 +107,13 @@ DEMO = f"{CONFIGS / 'demo.yaml'}: "
     ("overrides", "expected"),
     [
         # Names: an override is named as it was given, with what it may have meant.
-        (["--model.hiden_size", "64"], "--model.hiden_size: unknown field; the nearest is model.hidden_size"),
-        (["--optimizer.learning_rat", "1"], "--optimizer.learning_rat: unknown field; the nearest is optimizer"),
-        (["--learning-rate", "1"], "--learning-rate: unknown field; the nearest is optimizer.learning_rate"),
-        (["--seed=1"], "--seed: unknown field; the nearest is training.seed or evaluation.seed"),
+        (["--model.hiden_size", "64"], "--model.hiden_size: unknown field; did you mean model.hidden_size"),
+        (["--optimizer.learning_rat", "1"], "--optimizer.learning_rat: unknown field; did you mean optimizer"),
+        (["--learning-rate", "1"], "--learning-rate: unknown field; did you mean optimizer.learning_rate"),
+        (["--seed=1"], "--seed: unknown field; did you mean training.seed or evaluation.seed"),
         (["--fields-from", "{}"], "--fields-from: unknown field; electra-flax pretrain --help lists all fields"),
         (["--zzz", "1"], "--zzz: unknown field; electra-flax pretrain --help lists all fields"),
-        (["--model", "{hiden_size: 3}"], f"{DEMO}model.hiden_size: unknown field; the nearest is model.hidden_size"),
+        (["--model", "{hiden_size: 3}"], f"{DEMO}model.hiden_size: unknown field; did you mean model.hidden_size"),
         (["--training.seed", "1", "stray"], "unrecognized arguments: stray"),
         (["--training.seed"], "--training.seed: expected a value after it"),
         # Values.
@@ -121,7 +121,7 @@ DEMO = f"{CONFIGS / 'demo.yaml'}: "
         (["--training.compute_dtype", "float16"], "--training.compute_dtype=float16: expected one of 'float32'"),
         (["--model", "3"], "--model: expected fields and their values, or each as --model.FIELD VALUE"),
         (["--training.seed", "9" * 5000], "--training.seed: Exceeds the limit"),
-        (["--optimizer.learning_rate", "9" * 400], f"{DEMO}a number of hundreds of digits"),
+        (["--optimizer.learning_rate", "9" * 400], f"{DEMO}a number with hundreds of digits"),
         # Relations: what is the file's is named without --.
         (["--model.hidden_size", "129"], f"{DEMO}--model.hidden_size=129 must be a multiple of model.num_attention"),
         (["--data.max_seq_length", "1024"], f"{DEMO}--data.max_seq_length=1024 must be at most model.max_position_emb"),
@@ -143,7 +143,7 @@ def test_refusals_name_the_file_where_the_field_stands_there(tmp_path):
     for line, expected in (
         (
             "optimizer: {learning_rat: 1}",
-            "optimizer.learning_rat: unknown field; the nearest is optimizer.learning",
+            "optimizer.learning_rat: unknown field; did you mean optimizer.learning",
         ),
         (
             "training: {batch_size: 64, num_steps: 4294967296}",

@@ -13,7 +13,7 @@ from rich.console import Console
 from electra_flax.model.sharding import coverage_report
 from electra_flax.reports.coloured import coloured, legend
 from electra_flax.reports.replaced import Detection, show
-from electra_flax.reports.sentences import Detected, Piece
+from electra_flax.reports.sentences import Detected, Piece, Word
 from electra_flax.runtime import progress_bar, status
 from electra_flax.runtime.console import fitted, print_rows, progress
 from electra_flax.runtime.progress_bar import Bar
@@ -90,20 +90,20 @@ def test_a_plain_line_every_half_minute_and_its_eta_is_right(capsys):
     assert capsys.readouterr().err == "training 40%, 401 of 1,000 steps, loss 3.2\n"
     run(shown, clock, 0.5, times=100)
     assert capsys.readouterr().err == (
-        "training 46%, 461 of 1,000 steps, 0:04:30 to go, 2 steps/s, loss 3.2\n"
+        "training 46%, 461 of 1,000 steps, 4 min 30 s to go, 2 steps/s, loss 3.2\n"
     )  # 539 steps at 2 a second
     shown.go_back(300)
     run(shown, clock, 4, times=11)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "training 31%, 311 of 1,000 steps, 0:45:56 to go, 4 s each, loss 3.2"
+    assert last == "training 31%, 311 of 1,000 steps, 45 min 56 s to go, 4 s each, loss 3.2"
 
 
 @pytest.mark.parametrize(
     ("total", "unit", "each", "expected"),
     [
-        (1_990_000, "numbers", 128, "training 0%, 128 of 1.99M numbers"),  # 22 a second would take a day
-        (2e9, "B", 1e9, "training 50%, 1GB of 2GB"),
-        (0, "B", 0, "training 100%, 0B of 0B"),
+        (1_990_000, "parameters", 128, "training 0%, 128 of 1.99M parameters"),  # 22 a second would take a day
+        (2e9, "B", 1e9, "training 50%, 1 GB of 2 GB"),
+        (0, "B", 0, "training 100%, 0 B of 0 B"),
     ],
 )
 def test_nothing_is_foretold_of_one_update(total, unit, each, expected, capsys):
@@ -145,6 +145,18 @@ def test_probabilities_tell_themselves_apart_without_colours():
     )
     assert shown.splitlines()[-1] == "가 나(20%) 다(49%) 라(50%) 마(90%)"
     assert "in brackets" in shown and "\x1b" not in shown
+
+
+def test_where_nothing_is_suspicious_the_highest_probability_is_told():
+    pieces = tuple(
+        Piece(token, i, i + 1, p) for i, (token, p) in enumerate((("가", 0.05), ("##나", 0.19), ("다", 0.1)))
+    )
+    words = (Word("가나", 0, 2, 0.19), Word("다", 2, 3, 0.1))
+    shown = at_80_columns(lambda console: console.print(coloured(Detected("가나다", pieces, words))))
+    assert shown == "가나다  (nothing at 20% or more; highest: 가나 19%)\n"
+    suspicious = (*pieces[:2], Piece("다", 2, 3, 0.2))
+    shown = at_80_columns(lambda console: console.print(coloured(Detected("가나다", suspicious, words))))
+    assert shown == "가나다(20%)\n"
 
 
 def test_words_of_examples_are_whole_at_80_columns():

@@ -106,10 +106,10 @@ def shard(vocab_dir, sample_corpus, tmp_path):
 @pytest.mark.parametrize(
     ("form", "more", "said"),
     [
-        ("NFC", [], "the vocabulary is of other text, or too small"),  # of 600 entries it is
-        ("NFD", [], "of the pieces are [UNK], of which nothing can be learned; below 1 % is usual: the text is "
-         "decomposed Hangul (NFD): compose it with --with nfc"),
-        ("NFD", ["--with", "nfc"], "the vocabulary is of other text, or too small"),
+        ("NFC", [], "the vocabulary does not suit the text, or is too small"),  # of 600 entries it is
+        ("NFD", [], "of the pieces are [UNK], from which nothing is learned; below 1% is usual: the text is "
+         "decomposed Hangul (NFD): add --with nfc"),
+        ("NFD", ["--with", "nfc"], "the vocabulary does not suit the text, or is too small"),
     ],
 )  # fmt: skip
 def test_a_text_that_becomes_unk_is_told_with_its_cause(form, more, said, shard, sample_corpus, tmp_path, capsys):
@@ -231,7 +231,7 @@ def test_empty_validation_split_is_said(shard, tmp_path, capsys):
     corpus = tmp_path / "one.txt"
     corpus.write_text("한 문서뿐인 말뭉치입니다.\n", encoding="utf-8")
     assert shard("out", "--validation-fraction", "0.000001", corpus=corpus)[0] == 0
-    assert "none of 1 document was held out" in capsys.readouterr().err
+    assert "no document of 1 was held out" in capsys.readouterr().err
 
 
 def test_one_document_lends_examples_to_validation(shard, sample_corpus, tmp_path):
@@ -319,7 +319,7 @@ def test_a_worker_that_dies_is_told_with_its_document(large_corpus, vocab_dir, t
     os.kill(int(worker.name), signal.SIGKILL)
     error = process.communicate()[1].strip().split("\n")[-1]
     assert process.returncode == 3
-    assert re.search(r"exit code -9 \(killed; out of memory\?\) on document \d+ of chunk \d, ", error), error
+    assert re.search(r"exit code -9 \(killed; out of memory\?\) at document \d+ of chunk \d, ", error), error
 
 
 def test_too_little_disk_is_said_before_the_start(shard, monkeypatch, capsys):
@@ -328,7 +328,7 @@ def test_too_little_disk_is_said_before_the_start(shard, monkeypatch, capsys):
     error = capsys.readouterr().err.strip().splitlines()
     assert code == 1 and not folder.exists() and len(error) == 2  # the README beside the corpus is named before
     assert error[1].endswith(
-        ": 1 byte free, but 60.6 kB of text need about 121.1 kB: free some, or choose an --out on another disk"
+        ": 1 B free, but 60.6 kB of text need about 121 kB: free some, or choose an --out on another disk"
     )
 
 
@@ -396,7 +396,9 @@ def test_a_document_that_breaks_the_program_is_named(shard, monkeypatch, capsys)
     code, folder = shard("out", "--workers", "1")
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 3 and not folder.exists()
-    assert re.search(r"error: document 0 of chunk 0, from .*korean.txt: RecursionError: too deep: this document", error)
+    assert re.search(
+        r"error: document 0 of chunk 0, from .*korean.txt: RecursionError: too deep: unexpected document", error
+    )
 
 
 def test_nothing_stays_of_a_job_that_is_refused_before_any_work(shard, tmp_path):
@@ -426,7 +428,7 @@ def test_stopped_by_hand_is_one_line(large_corpus, vocab_dir, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate()[1]
     assert process.returncode == 130 and "Traceback" not in error, error
-    assert error.strip().endswith("electra-data: interrupted: the same command goes on with what is done")
+    assert error.strip().endswith("electra-data: interrupted: the same command continues")
 
 
 @pytest.mark.parametrize("press", [lambda: signal.raise_signal(signal.SIGINT), _thread.interrupt_main])

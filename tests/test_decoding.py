@@ -235,8 +235,8 @@ def test_what_of_a_folder_is_left_out_is_named_and_a_file_counts_once(tmp_path):
     names = sorted(os.path.basename(source.path) for source in found)
     assert names == ["B.TXT", "a.txt", "c.ndjson", "e.JSONL", "f.txt"]
     assert len(told) == 1
-    assert "2 files left out, not known as text by name: README, d.csv" in told[0]
-    with pytest.raises(UserError, match="no file of text"):
+    assert "skipped 2 files whose names do not look like text: README, d.csv" in told[0]
+    with pytest.raises(UserError, match="neither a file nor a folder"):
         find_sources([str(corpus / "g.txt")])
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, counted, escaped
+from electra_flax.errors import EXIT_CODES, Preempted, RunError, UserError, escaped
 from electra_flax.files import decode, parse_lines, parse_yaml, read_bytes, read_json, read_text
+from electra_flax.formats import counted
 from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.interruption import Interruption
 from electra_flax.text import without_halves
@@ -30,13 +31,17 @@ class JaxRuntimeError(RuntimeError):
         (KeyboardInterrupt(), 130, "prog: interrupted"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "prog: error: /x: Permission denied"),
         (OSError(errno.ENAMETOOLONG, "File name too long", b"/\xff"), 1, r"prog: error: /\udcff: File name too long"),
-        (OSError(errno.ENOSPC, "No space left"), 1, "prog: error: OUT: the disk is full: make room"),
+        (OSError(errno.ENOSPC, "No space left"), 1, "prog: error: OUT: the disk is full: free some space"),
         (MemoryError(), 1, "prog: error: not enough memory"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 17 GB"), 1, "prog: error: not enough memory (RESOURCE_EXHAUSTED: 17 GB)"),
-        (JaxRuntimeError("INTERNAL: halted\nunexpectedly"), 70, "prog: error: not foreseen: JaxRuntimeError: INTERNAL"),
-        (OSError(errno.EIO, "Input/output error", "/x"), 70, "prog: error: not foreseen: OSError"),
-        (ConnectionResetError(104, "reset"), 70, "prog: error: not foreseen: ConnectionResetError"),
-        (KeyError("step"), 70, "prog: error: not foreseen: KeyError"),
+        (
+            JaxRuntimeError("INTERNAL: halted\nunexpectedly"),
+            70,
+            "prog: error: unexpected error: JaxRuntimeError: INTERNAL",
+        ),
+        (OSError(errno.EIO, "Input/output error", "/x"), 70, "prog: error: unexpected error: OSError"),
+        (ConnectionResetError(104, "reset"), 70, "prog: error: unexpected error: ConnectionResetError"),
+        (KeyError("step"), 70, "prog: error: unexpected error: KeyError"),
         (UserError("a name\nof \x1b[31mtwo lines"), 1, r"prog: error: a name\nof \x1b[31mtwo lines"),
     ],
     ids=repr,
@@ -86,7 +91,7 @@ def test_a_full_disk_at_the_standard_output_is_named(ends):
     with open("/dev/full", "w") as full:
         found = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
     assert found.returncode == 1
-    assert found.stderr.removeprefix("p: error: ").startswith("the standard output: the disk is full: make room")
+    assert found.stderr.removeprefix("p: error: ").startswith("the standard output: the disk is full: free some space")
     assert found.stderr.count("\n") == 1
 
 
@@ -165,7 +170,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
         tmp_path / "loop": "cannot be read",
         tmp_path / "absent": "No such file",
         tmp_path / ("n" * 300): "name too long",
-        tmp_path / "a\0b": "no name of a file",
+        tmp_path / "a\0b": "not a valid file name",
         tmp_path / "big": "5 bytes",
     }.items():
         with pytest.raises(UserError, match=said):
@@ -203,14 +208,14 @@ def test_bytes_become_text_in_one_way(tmp_path):
     assert without_halves("가\ud83d나 \U0001f600 \udcff") == "가\ufffd나 \U0001f600 \ufffd"
 
 
-@pytest.mark.parametrize(("saves", "said"), [(True, "saving and ending"), (False, "nothing is lost")])
+@pytest.mark.parametrize(("saves", "said"), [(True, "saving, then stopping"), (False, "nothing is lost")])
 def test_first_ctrl_c_asks_to_stop(saves: bool, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interruption(None) as interruption:
         interruption.saves = saves
         signal.raise_signal(signal.SIGINT)
         assert interruption.requested
-    assert f"{said} (Ctrl-C); again to end at once" in capfd.readouterr().err
+    assert f"{said} (Ctrl-C again: stop at once)" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before, "outside, Ctrl-C is whose it was"
 
 
@@ -261,7 +266,7 @@ with Interruption(None):
     )
     try:
         assert process.stdout.readline() == "in\n"
-        for said in ("again to end at once", "ended at once"):
+        for said in ("again: stop at once", "stopped at once"):
             process.send_signal(signal.SIGINT)
             assert said in process.stderr.readline()
         assert process.wait(10) == 130

@@ -64,7 +64,7 @@ def test_sigterm_saves_at_once_and_the_same_command_continues(root):
     code, line = end(process)
     newest = Checkpoints(root / "stopped" / "checkpoints").steps[-1]
     assert (code, line) == (
-        75, f"electra-flax: asked to stop: saved at step {newest} of {STEPS}; the same command continues"
+        75, f"electra-flax: stopped as asked: saved at step {newest} of {STEPS}; the same command continues"
     )  # fmt: skip
     assert not (root / "stopped/DONE").exists()
     assert main(command(root, "stopped")) == 0
@@ -140,7 +140,7 @@ os.environ.pop("TPU_SKIP_MDS_QUERY")  # JAX asks no metadata where it finds no c
         server.close()
     assert [code for code, _ in ends] == [75, 75], ends
     newest = Checkpoints(root / "spot" / "checkpoints").steps[-1]
-    assert all(f"asked to stop: saved at step {newest} of 4000" in line for _, line in ends)
+    assert all(f"stopped as asked: saved at step {newest} of 4000" in line for _, line in ends)
     events = [json.loads(line) for line in (root / "spot/events.jsonl").read_text().splitlines()]
     assert events[0]["devices"].startswith("8 x") and events[0]["processes"] == 2
 
@@ -200,7 +200,7 @@ def test_two_processes_are_one_and_may_become_one(root, tmp_path, monkeypatch):
     said = [process.communicate(timeout=240)[1] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [75, 75], said
     (line,) = [line for text in said for line in text.splitlines() if "attention kernel" in line]
-    assert "is not used on this cpu: process 1: with 2 heads of 16" in line and "it is wrong here" in line
+    assert "disabled on this cpu: process 1: with 2 heads of 16" in line and "it is wrong here" in line
     stopped_at = Checkpoints(root / "pair" / "checkpoints").steps[-1]
     assert all(f"saved at step {stopped_at} of" in text.strip().splitlines()[-1] for text in said)
     process = start(command(root, "pair", "--logging.every_steps", "1"), WRITE_ROWS, DEVICES="4")
@@ -227,7 +227,7 @@ def test_two_processes_are_one_and_may_become_one(root, tmp_path, monkeypatch):
 def test_processes_that_disagree_are_named(root):
     ends = [end(process) for process in in_two_processes(root, "apart", second=("--optimizer.beta1", "0.8"))]
     assert [code for code, _ in ends] == [1, 1]
-    assert all("process 1 has another optimizer.beta1 than process 0: 0.8, not 0.9" in line for _, line in ends), ends
+    assert all("process 1 and process 0 differ in optimizer.beta1: 0.8, not 0.9" in line for _, line in ends), ends
     absent = in_two_processes(root, "apart", second=("--data", str(root / "nowhere")))
     ends = [end(process) for process in absent]
     assert [code for code, _ in ends] == [1, 1]
@@ -406,7 +406,7 @@ def test_values_that_differ_late_are_told_apart(monkeypatch):
     monkeypatch.setattr(processes.multihost_utils, "process_allgather", process_allgather)
     for _ in range(2):
         processes.require_agreement({"shards": "x" * 1000 + "of process 0"})
-    with pytest.raises(UserError, match="process 1 has another shards than process 0: they differ after x{200}"):
+    with pytest.raises(UserError, match="process 1 and process 0 differ in shards: they differ after x{200}"):
         processes.require_agreement({"shards": "x" * 1000 + "of process 1"})
 
 
@@ -482,7 +482,7 @@ processes._LEAVE_SECONDS = 2
         error = process.communicate(timeout=120)[1]
         assert process.returncode == 3, error
         assert "a checkpoint could not be written" in error and "are intact" in error
-        assert "make room, then the same command continues from step" in error.strip().splitlines()[-1]
+        assert "free some disk space, then the same command continues from step" in error.strip().splitlines()[-1]
         assert "Traceback" not in error
         assert Checkpoints(root / "full" / "checkpoints").steps
         (disk / "filler").unlink()
@@ -508,7 +508,7 @@ def compile_hanging(*given):
 train.compile_step = compile_hanging
 """
     code, line = end(start(command(root, "hung", "--training.hang_minutes", "0.2"), hang))
-    assert code == 3 and "nothing happened for" in line and "in step 10" in line  # the last one that is known of
+    assert code == 3 and "no progress for" in line and "in step 10" in line  # the last one that is known of
     assert "in step" in (root / "hung/hang-0.txt").read_text()
     assert Checkpoints(root / "hung" / "checkpoints").steps == [6]
 
@@ -517,7 +517,7 @@ def test_a_second_process_is_kept_out(root, capsys):
     with Workdir(root / "straight").lock():
         assert main(command(root, "straight")) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "another process trains there" in error and f"process {os.getpid()} on" in error
+        assert "another process is training there" in error and f"process {os.getpid()} on" in error
     assert main(command(root, "straight")) == 0
 
 

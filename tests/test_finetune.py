@@ -170,7 +170,7 @@ def test_seeds_predictions_and_statistics(root, tmp_path, capsys, monkeypatch):
     assert (out / "seeds/1/results.json").stat().st_mtime_ns == before
     arguments = ["finetune", "--task", "nsmc", "--model", str(root / "export"), "--data", str(root / "data/nsmc"),
                  "--out", str(out), *QUICK]  # fmt: skip
-    assert "holds another fine-tuning (training.epochs: 8 -> 2): name another" in refusal(capsys, arguments)
+    assert "has another fine-tuning (training.epochs: 8 -> 2): choose another" in refusal(capsys, arguments)
 
 
 @pytest.mark.slow
@@ -356,7 +356,7 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "scoreboard/table.png").read_bytes().startswith(b"\x89PNG")
     assert "--tasks kornli: its files" in refusal(capsys, [*arguments, "--tasks", "kornli"])
     assert "no such folder" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path / "none")])
-    assert "no task's files there" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path)])
+    assert "no files of a task" in refusal(capsys, ["scoreboard", "--model", "x", "--data", str(tmp_path)])
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(("국어 짧은\n").encode())))
     folder = tmp_path / "names"
@@ -372,12 +372,12 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"--model": "export/generator"}, "a generator; this asks the discriminator"),
+        ({"--model": "export/generator"}, "a generator; expected a discriminator"),
         ({"--model": "nowhere"}, "nowhere"),
         ({"--data": "data/korsts"}, "no training file of NSMC: expected ratings_train.txt"),
         ({"--task": "paws"}, "no training file of PAWS"),
-        ({"--task": "own.txt"}, "--task own.txt: there is none"),
-        ({"--max_seq_length": "100"}, "the model has 64 positions: add --max_seq_length 64"),
+        ({"--task": "own.txt"}, "--task own.txt: unknown task"),
+        ({"--max_seq_length": "100"}, "the model has only 64 positions: add --max_seq_length 64"),
         ({"--batch_size": "12"}, "must be a multiple of 8"),
         ({"--preset": "mine"}, "--preset mine: there are koelectra, paper, original"),
         ({"--lr": "1"}, "--lr: unknown field"),
@@ -396,9 +396,9 @@ def test_what_is_refused(root, tmp_path, capsys, changes, expected):
 
 
 def test_a_model_is_not_replaced_by_what_is_made_of_it(root, tmp_path):
-    with pytest.raises(UserError, match="discriminator: already holds a config.json"):
+    with pytest.raises(UserError, match="discriminator: already has a config.json"):
         run(root, "nsmc", root / "export/discriminator")
     for name in ("run.json", "config.yaml"):  # of pretraining
         (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match="already holds a config.yaml"):
+    with pytest.raises(UserError, match="already has a config.yaml"):
         run(root, "nsmc", tmp_path)

@@ -87,14 +87,14 @@ def test_overrides_and_their_mistakes():
     task = load_task("nsmc")
     assert load_training("nsmc", task, "", SIZES, ["--epochs", "3"]).epochs == 3
     for given, expected in (
-        (["--epoch", "3"], "^--epoch: unknown field; the nearest is epochs"),
+        (["--epoch", "3"], "^--epoch: unknown field; did you mean epochs"),
         (["--epochs", "x"], "epochs=x: expected int"),
         (["--epochs", "0"], "--epochs=0: expected 1 to 10,000"),
         (["--dropout", "1"], "--dropout=1.0: expected at least 0 and less than 1"),
     ):
         with pytest.raises(UserError, match=expected):
             load_training("nsmc", task, "", SIZES, given)
-    with pytest.raises(UserError, match="--task nmsc: there is none; there are chunk, cola"):
+    with pytest.raises(UserError, match="--task nmsc: unknown task: expected one of chunk, cola"):
         load_task("nmsc")
 
 
@@ -113,7 +113,7 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
     task = load_task(str(tmp_path / "mine.yaml"))
     found = read_split(task, "train", tmp_path)
     assert found.examples == [TextExample("0", "x", "", "b"), TextExample("1", '"y', "", "a")]
-    assert found.summary() == "2 of 3 rows of mine.tsv (left out: 1 with an empty text: mine.tsv:4)"
+    assert found.summary() == "2 of 3 rows of mine.tsv (skipped: 1 with an empty text: mine.tsv:4)"
     assert labels_of(task, found.examples) == ["a", "b"]
     assert load_training(str(tmp_path / "mine.yaml"), task, "", SIZES, ()).epochs == 4
     for line, wrong, expected in (
@@ -122,7 +122,7 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
         (
             "columns: {text: body, label: topic}",
             "column: {text: body}",
-            "wrong.yaml: column.text: unknown field; the nearest is columns",
+            "wrong.yaml: column.text: unknown field; did you mean columns",
         ),
         ("columns: {text: body, label: topic}", "columns: {label: topic}", "columns.text must be named"),
         ("files: {train: [mine.tsv]", "files: {train: []", "files.train: empty, expected the names"),
@@ -143,9 +143,9 @@ def test_a_task_of_ones_own_is_ten_lines(tmp_path):
     [
         ("nsmc", "id\tdocument\n1\tx\n", "has no column label; its header is: id, document: the file of another task"),
         ("nsmc", "id\tdocument\tlabel\n1\tx\t2\n", r":2: label is \"2\", expected one of 0, 1"),
-        ("nsmc", "id\tdocument\tlabel\n", "has no rows: expected NSMC in its tsv layout"),
+        ("nsmc", "id\tdocument\tlabel\n", "has no rows: expected NSMC in the format tsv"),
         ("nsmc", "", "has no column document; its header is: empty"),
-        ("nsmc", "id\tdocument\tlabel\n1\t\t0\n", "none of its rows can be used: 0 of 1 row of file .left"),
+        ("nsmc", "id\tdocument\tlabel\n1\t\t0\n", "none of its rows can be used: 0 of 1 row of file .skipped"),
         ("korsts", "score\tsentence1\tsentence2\nhigh\ta\tb\n", 'score is "high", expected a number from 0 to 5'),
         ("korsts", "score\tsentence1\tsentence2\n6\ta\tb\n", 'score is "6", expected a number from 0 to 5'),
         ("naver-ner", "a b\tO\n", ":1: 2 words and 1 tags"),

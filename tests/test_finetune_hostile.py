@@ -252,7 +252,7 @@ def test_another_task_in_the_same_folder_is_seen_also_where_a_value_became_empty
 
     claim(**before)
     claim(**before)
-    with pytest.raises(UserError, match="holds another fine-tuning") as refused:
+    with pytest.raises(UserError, match="has another fine-tuning") as refused:
         claim(**now)
     assert expected in str(refused.value)
 

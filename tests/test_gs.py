@@ -95,7 +95,7 @@ def test_sigterm_and_the_same_command_through_faults(root, straight, faults):
     wait_for_step(process, root, workdir, 6)
     process.terminate()
     code, line = end(process)
-    assert code == 75 and "asked to stop: saved at step" in line, line
+    assert code == 75 and "stopped as asked: saved at step" in line, line
     assert "lock" not in RemoteFolder(workdir).files()
     code, line = end(start(remote_command(root, workdir), IMPATIENT))
     assert code == 0, line
@@ -249,12 +249,12 @@ def test_one_process_at_a_time_and_a_dead_one_is_no_obstacle(root, proxy, monkey
     folder = RemoteFolder("gs://bucket/locked")
     with lease.Lease(folder):
         began = time.monotonic()
-        with pytest.raises(UserError, match="another process trains there") as refused:
+        with pytest.raises(UserError, match="another process is training there") as refused:
             lease.Lease(folder).__enter__()
         assert time.monotonic() - began < 4, "it did not see the other renew the lock"
         assert f"process {os.getpid()} on" in str(refused.value)
         assert main(remote_command(root, "gs://bucket/locked")) == 1
-        assert "another process trains there" in capsys.readouterr().err.strip().splitlines()[-1]
+        assert "another process is training there" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not folder.files()
     monkeypatch.setattr(lease.Lease, "_keep", lambda self: None)
     dead = lease.Lease(folder)
@@ -298,7 +298,7 @@ def test_shards_are_copied_once_and_again_only_where_they_changed(root, faults, 
     (tmp_path / "new").write_bytes(b"[]")
     remote.upload(tmp_path / "new", "dataset_info.json")
     remote.try_to("be written", lambda: remote.blob("features.json").delete(retry=DEFAULT_RETRY))
-    (local / "vocab.txt").write_text("cut off")
+    (local / "vocab.txt").write_text("cannot be read")
     assert staging.stage("gs://bucket/changing", str(tmp_path)) == local
     after = {path.name: path.stat().st_ctime_ns for path in local.iterdir()}
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
@@ -328,11 +328,11 @@ def test_doctor_copies_what_the_run_will_find(root, proxy, capsys, tmp_path, mon
     arguments = ["doctor", "--config", str(root / "tiny.yaml"), "--data", "gs://bucket/shards"]
     arguments += ["--data.staging_folder", str(tmp_path)]
     main(arguments)
-    assert list(tmp_path.rglob("electra-train*")) and "MB to copy" not in capsys.readouterr().out
+    assert list(tmp_path.rglob("electra-train*")) and " to copy, but" not in capsys.readouterr().out
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0))
     assert main([*arguments[:-1], str(tmp_path / "small")]) == 1
     found = " ".join(capsys.readouterr().out.split())
-    assert "MB to copy, but" in found and "has room for 0 MB" in found
+    assert "kB to copy, but" in found and "has room for 0 B" in found
 
 
 # --------------------------------------------------------------------------------------------------- what is refused

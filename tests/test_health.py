@@ -161,7 +161,7 @@ def test_what_is_no_probe_is_one_line(root, capsys):
         return refusal(capsys, pretrain(root, "new", "--probe", given))
 
     assert "--probe nsmc: expected TASK=DIR" in refused("nsmc")
-    assert "there is none; there are" in refused(f"what={root}")
+    assert "unknown task: expected one of" in refused(f"what={root}")
     assert "KorSTS is of kind regression: give a classification" in refused(f"korsts={root}/korsts")
     assert f"--probe nsmc={root}: no training file of NSMC: expected ratings_train.txt" in refused(f"nsmc={root}")
     assert not (root / "new").exists()

@@ -39,10 +39,10 @@ def test_the_least_is_little_less_than_the_model(name, overrides):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["--model.vocab_size=16777216", "--model.embedding_size=1048576"], "needs at least 2,251,8"),
-        (["--model.hidden_size=1048576"], "GB of this machine's memory, which has 8.0 GB left"),
+        (["--model.vocab_size=16777216", "--model.embedding_size=1048576"], "needs at least 2,252 TB"),
+        (["--model.hidden_size=1048576"], "TB of this machine's memory, which has 8 GB left"),
         (["--generator.intermediate_size=1048576", "--generator.hidden_size=65536"], "make model, generator or"),
-        (["--model.max_position_embeddings=1048576"], "8.7 GB for parameters"),
+        (["--model.max_position_embeddings=1048576"], "8.67 GB for parameters"),
         (["--training.batch_size=16777216"], "activations): make"),
     ],
 )
@@ -58,7 +58,7 @@ def test_what_cannot_fit_is_refused(overrides, expected, monkeypatch):
 def test_devices_that_split_the_state_need_less(overrides, monkeypatch):
     monkeypatch.setattr(host_memory, "available", lambda: 3_000_000_000)
     big = config_of("koelectra_base_v3", "--training.batch_size=8", "--training.compute_dtype=bfloat16")
-    with pytest.raises(UserError, match=r"which has 3.0 GB left \(15.6 GB for parameters"):
+    with pytest.raises(UserError, match=r"which has 3 GB left \(15.6 GB for parameters"):
         host_memory.check_fits(big, make_mesh(big.mesh))
     split = config_of("koelectra_base_v3", "--training.batch_size=8", *overrides)
     host_memory.check_fits(split, make_mesh(split.mesh))

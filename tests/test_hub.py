@@ -75,7 +75,7 @@ def test_what_the_hub_refuses_is_one_line_and_the_export_stays(there, tmp_path, 
         assert code == 1 and expected in error, error
         assert not out.exists()  # it is asked before the work
     code, _, error = ask(hub, tmp_path, *push, "someone/tiny")
-    assert code == 1 and "this account may not do that" in error and "stays here" in error, error
+    assert code == 1 and "no permission for this account" in error and "stays here" in error, error
     hub.refuses_objects = True
     code, _, error = ask(hub, tmp_path, *push, "owner/tiny")
     assert code == 1 and "refused: 507" in error and "stays here" in error, error

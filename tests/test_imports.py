@@ -16,7 +16,7 @@ ROOMS = (
     "runtime", "config",
 )  # fmt: skip
 # Below all rooms, in this order.
-GROUND = ("pictures", "files", "text", "trees", "shipped", "errors")
+GROUND = ("pictures", "files", "text", "trees", "shipped", "errors", "formats")
 # Modules in a chain of imports at the top of files.
 LONGEST = 9
 # What the other packages need of this one: all else stays out of a worker of data preparation, and of a laptop.

@@ -83,16 +83,16 @@ def test_a_preset_is_found_by_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("koelectra_smal_v3", "the nearest preset is koelectra_small_v3, electra-flax configs lists all"),
-        ("configs/electra_base.yaml", "the nearest preset is electra_base, electra-flax configs lists all"),
-        ("zz", "electra-flax configs lists all"),
-        (".", "electra-flax configs lists all"),
+        ("koelectra_smal_v3", "did you mean koelectra_small_v3? electra-flax configs lists the presets"),
+        ("configs/electra_base.yaml", "did you mean electra_base? electra-flax configs lists the presets"),
+        ("zz", "electra-flax configs lists the presets"),
+        (".", "electra-flax configs lists the presets"),
     ],
 )
 def test_commands_name_the_nearest_preset(given, expected, capsys):
     for command in (["pretrain", "--data", "d", "--workdir", "w"], ["doctor"], ["plan", "--topology", "v3-8"]):
         said = refusal(capsys, [*command, "--config", given])
-        assert said == f"electra-flax: error: --config {given}: no such file or preset; {expected}"
+        assert said == f"electra-flax: error: --config {given}: no such file or preset: {expected}"
 
 
 def test_the_list_of_presets(capsys):

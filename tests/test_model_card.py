@@ -37,7 +37,7 @@ def test_a_card_says_how_the_data_was_cleaned(tmp_path):
     text = card(tmp_path, 60_600, CLEANING)
     steps = "nfc (3 texts), sentences (splitter kiwi), short (min_characters 12, 1,234 texts)"
     assert f"Cleaning, recipe koelectra-v3: {steps}." in text
-    assert "12 documents in 1 file (60.6 KB), of which 10 sequences" in text
+    assert "12 documents in 1 file (60.6 kB), of which 10 sequences" in text
     assert "license: mit\nlanguage: ko\n" in text
 
 
@@ -45,12 +45,12 @@ def test_a_card_says_that_no_generator_replaced(tmp_path):
     uniform = GeneratorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64,
                               uniform_generator=True)  # fmt: skip
     text = card(tmp_path, 60_600, {"recipe": "none", "steps": []}, generator=uniform)
-    assert "| replaced by | any token, all alike |" in text and "generator (layers" not in text
+    assert "| replacements | drawn uniformly from the vocabulary |" in text and "generator (layers" not in text
 
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [(17, "17 bytes"), (999, "999 bytes"), (999_900, "1 MB"), (34_000_000_000, "34 GB"), (5e15, "5e+03 TB")],
+    [(17, "17 B"), (999, "999 B"), (999_900, "1 MB"), (34_000_000_000, "34 GB"), (5e15, "5,000 TB")],
 )
 def test_sizes_are_readable(tmp_path, size, expected):
     text = card(tmp_path, int(size), {"recipe": "none", "steps": []})
@@ -60,15 +60,15 @@ def test_sizes_are_readable(tmp_path, size, expected):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"license": "Apache 2.0"}, "--license Apache 2.0: no identifier of the hub's (did you mean apache-2.0?)"),
-        ({"license": "MIT"}, "(did you mean mit?); expected one such as apache-2.0, mit or cc-by-sa-4.0; one that has "
-         "none is --license other --license-name NAME"),
-        ({"license": "mit\ntags: [x]"}, "no identifier"),
-        ({"license": "mit", "license_name": "Ours"}, "of a licence without identifier: add --license other"),
-        ({"license_link": "https://a.b"}, "add --license other"),
-        ({"language": "Korean"}, "--language Korean: not a code of a language"),
-        ({"language": "ko-KR"}, "two or three small letters (ISO 639) such as ko or en, without a region"),
-        ({"language": "ko\n"}, "not a code"),
+        ({"license": "Apache 2.0"}, "Apache 2.0: not a licence identifier of the hub (did you mean apache-2.0?)"),
+        ({"license": "MIT"}, "(did you mean mit?); expected one such as apache-2.0, mit or cc-by-sa-4.0; for any "
+         "other licence, --license other --license-name NAME"),
+        ({"license": "mit\ntags: [x]"}, "not a licence identifier"),
+        ({"license": "mit", "license_name": "Ours"}, "--license-name and --license-link need --license other"),
+        ({"license_link": "https://a.b"}, "need --license other"),
+        ({"language": "Korean"}, "--language Korean: not a language code"),
+        ({"language": "ko-KR"}, "two or three lower-case letters (ISO 639) such as ko or en, without a region"),
+        ({"language": "ko\n"}, "not a language code"),
     ],
 )  # fmt: skip
 def test_what_is_no_identifier_is_refused(given, expected):

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from electra_flax import pictures
+from electra_flax import formats, pictures
 from electra_flax.errors import escaped
 from electra_flax.finetuning import publish, scoreboard
 from electra_flax.finetuning.data import Part, TaskData
@@ -75,7 +75,7 @@ def test_names_of_models_and_runs_are_shown_as_they_are(drawn):
     scoreboard._picture(dict.fromkeys(HOSTILE, scores), ["nsmc"])
     runs = [SimpleNamespace(name=name, train=[{"step": 1, "loss": 1.0}], validation=[], starts=[]) for name in HOSTILE]
     charts.draw(runs, [charts.Panel("Loss", "loss", "")] * 2)
-    shown = set(HOSTILE), {f"{escaped(name)} train" for name in HOSTILE}
+    shown = set(formats.labels(HOSTILE)), {f"{escaped(name)} train" for name in HOSTILE}
     for figure, expected in zip(drawn, shown, strict=True):
         _, labels = figure.axes[0].get_legend_handles_labels()
         assert expected <= set(labels)

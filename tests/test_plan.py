@@ -27,9 +27,9 @@ from electra_flax.finetuning.heads import make_head
 from electra_flax.finetuning.step import Network, make_steps
 from electra_flax.finetuning.task_files import load_task, load_training
 from electra_flax.model.sharding import batch_sharding, make_mesh, state_shardings
-from electra_flax.planning import compilation, kernel_schedule, plan, program_cost
+from electra_flax.planning import compilation, compile_times, kernel_schedule, plan, program_cost
 from electra_flax.planning.program_cost import Hardware
-from electra_flax.runtime import tpus
+from electra_flax.runtime import progress_bar, tpus
 from electra_flax.runtime.tpus import GENERATIONS, parse_slice
 from electra_flax.training import initial_state, step
 from electra_flax.training.flops import step_flops
@@ -143,14 +143,36 @@ def test_the_cache_knows_the_compilers_options(monkeypatch):
     assert compilation._program_hash("program", V3) != before
 
 
-def test_the_clock_promises_no_end(monkeypatch, capsys, caplog):
-    monkeypatch.setattr(compilation, "_PLAIN_SECONDS", 0.01)
+def test_a_compile_foretells_only_what_was_timed_before(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setattr(progress_bar, "_PLAIN_SECONDS", 0.01)
     caplog.set_level("INFO", logger="electra_flax")
-    with compilation._clock("compiling for v3-8", 0.0):
-        time.sleep(0.1)
-    shown = capsys.readouterr().err
-    assert "compiling for v3-8: 0 s so far\n" in shown and "%" not in shown and "left" not in shown
-    assert "took 0 s" in caplog.text
+
+    def compiled(like="24 layers", is_kept=True):
+        caplog.clear()
+        with compile_times.timed("2 of 3, compiling for v3-8", like, tmp_path) as clock:
+            time.sleep(0.7)
+            clock.is_kept = is_kept
+        return capsys.readouterr().err, caplog.messages
+
+    shown, (begun, ended) = compiled(is_kept=False)
+    assert set(shown.splitlines()) <= {f"2 of 3, compiling for v3-8: {n} s so far" for n in (0, 1)} and shown
+    assert begun == "2 of 3, compiling for v3-8 (24 layers: not timed here yet)"
+    assert ended == "2 of 3, compiling for v3-8: done in 1 s"
+    assert not list(tmp_path.iterdir()), "how soon a program is refused foretells nothing"
+    compiled()
+    _, (begun, _) = compiled()
+    assert begun.startswith("2 of 3, compiling for v3-8 (24 layers: 1 s here on 20")
+    assert "not timed" in compiled("12 layers")[1][0], "another program takes another time"
+    (tmp_path / "compile_times.json").write_text("{")
+    assert "not timed" in compiled()[1][0]
+
+
+def test_what_is_left_of_a_compile_is_said_as_long_as_it_is_known():
+    assert compile_times.said("compiling", 63, None) == "compiling: 1 min 3 s so far"
+    known = "compiling: 1 min 3 s so far, about 3 min 29 s to go, 4 min 32 s last time"
+    assert compile_times.said("compiling", 63, 272) == known
+    assert compile_times.said("compiling", 63, 272, width=60) == "compiling: 1 min 3 s so far, about 3 min 29 s to go"
+    assert compile_times.said("compiling", 300, 272) == "compiling: 5 min so far, longer than last time (4 min 32 s)"
 
 
 def reduced_types(text):

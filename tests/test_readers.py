@@ -174,7 +174,7 @@ def test_malformed_modu_is_counted_and_the_rest_read(tmp_path):
         ("a.txt", "가\n나다\n".encode("cp949"), {}, r"line 1: byte 0xb0 at column 1 is not UTF-8; it reads as Korean in CP949 \(EUC-KR\): give --encoding cp949"),
         ("a.txt", "日本の首都は東京です\n".encode("euc-jp"), {}, r"byte 0xc6 at column 1 is not UTF-8; give --encoding NAME"),
         ("a.txt", "와 ㅠㅠ α선\n".encode("cp949"), {}, r"it reads as Korean in CP949"),
-        ("a.txt", b"PK\x03\x04\x14\0\0\0", {}, "a zip archive, expected a file: unpack it and name what it holds"),
+        ("a.txt", b"PK\x03\x04\x14\0\0\0", {}, "a zip archive; expected a text file: unpack it and give its files"),
         ("a.txt.xz", lzma.compress(b"text\n")[:4], {}, "cannot be read at byte 4 of 4: truncated: cut off within its first"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', {}, "line 2 column 9: broken JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', {}, "line 2: no key 'text' there, only body: give --text-key NAME"),
@@ -290,7 +290,7 @@ def test_gs_paths(google_storage, monkeypatch):
     told: list[str] = []
     assert len(find_sources(["gs://bucket/a", "gs://bucket/a/1.txt"], told.append)) == 2
     assert [line.partition(";")[0] for line in told] == [
-        "--corpus gs://bucket/a: 1 file left out, not known as text by name: bucket/a/3.csv"
+        "--corpus gs://bucket/a: skipped 1 file whose names do not look like text: bucket/a/3.csv"
     ]
     assert read("gs://bucket/a") == [FIRST, SECOND] * 2
     assert read("gs://bucket/a/*.jsonl") == [FIRST, SECOND]

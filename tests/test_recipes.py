@@ -196,7 +196,7 @@ def test_weights_of_another_run_with_everything_else_fresh(root, source, caplog)
     events = [json.loads(line) for line in (root / "begun/events.jsonl").read_text().splitlines()]
     assert events[0]["init_from"] == source
     assert main(pretrain(root, "begun", *begin, *frozen, "--training.num_steps", "4")) == 0
-    assert "continuing from step 3; its first weights are there" in caplog.text
+    assert "continuing from step 3; --init-from or --resume-from was applied when the run began" in caplog.text
 
 
 def test_weights_that_do_not_fit_are_refused(root, source, capsys):
@@ -205,7 +205,7 @@ def test_weights_that_do_not_fit_are_refused(root, source, capsys):
         (pretrain(root, "y", "--init-from", f"orbax:{root}"), "not the workdir of a run"),
         (
             pretrain(root, "y", "--init-from", source, "--model.vocab_size", "590", data="other"),
-            "learned with another vocabulary: 10 of its 600 tokens",
+            "trained with another vocabulary: 10 of its 600 tokens",
         ),
         (
             pretrain(root, "y", "--init-from", source, "--model.intermediate_size", "96"),

@@ -17,7 +17,7 @@ def test_each_outcome_has_a_sign_of_its_own_without_colours():
     )  # fmt: skip
     show([detection], Console(file=out, width=200))
     legend, shown, total = out.getvalue().splitlines()
-    assert legend.endswith("+found, !false alarm, -missed, the original in brackets")
+    assert legend.endswith("+found, !false alarm, -missed, original in brackets")
     assert shown == "  [CLS] +산(나)라 -강(수도) !이다"
     assert total.startswith("found 1 of 2 replaced tokens")
 
@@ -40,10 +40,15 @@ def test_models_are_compared_in_a_line_each():
     out = io.StringIO()
     one = tally([detection([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3])])
     compare({"b": one, "a": one._replace(found=0)}, Console(file=out, width=200))
-    head, first, second = out.getvalue().splitlines()
-    assert "15% of whose tokens each model's own generator guessed" in head
-    assert first.startswith("  b, 1 example: found 1 of 1 replaced tokens; chance would find 0.2; AUC 1.00")
-    assert second.startswith("  a, 1 example: found 0 of 1")
+    title, *rows = out.getvalue().splitlines()
+    assert "15% of tokens guessed by each model's own generator" in title
+    assert [row.split() for row in rows] == [
+        ["model", "examples", "replaced", "found", "by", "chance", "AUC"],
+        ["b", "1", "1", "1", "0.2", "1.00"],
+        ["a", "1", "1", "0", "0.2", "1.00"],
+        ["chance", "0.50"],
+    ]
+    assert len({len(row) for row in rows}) == 1 and len(rows[0]) <= 80
 
 
 def test_signs_stand_close_to_their_words():

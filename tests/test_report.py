@@ -40,7 +40,7 @@ def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
     found = json.loads(capsys.readouterr().out)
     problems = " | ".join(finding["problem"] for finding in found)
     assert "untied_generator_embeddings=true" in problems
-    assert "optimizer.learning_rate=10 for width 32 and batches of 16" in problems
+    assert "optimizer.learning_rate=10 is unusual for hidden size 32 and batch size 16" in problems
     first = re.search(r"the first generator loss is ([\d.]+); guessing gives 6.40", problems)
     assert first and float(first[1]) > 7
     assert all(finding["advice"] for finding in found)
@@ -49,13 +49,14 @@ def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
 def test_doctor_looks_at_a_configuration_before_the_first_step(root, capsys):
     shards = ["--config", "configs/koelectra_small_v3.yaml", "--data", str(root / "shards")]
     assert main(["doctor", *shards, "--optimizer.learning_rate", "0.1"]) == 1
-    assert "for width 256 and batches of 512: published models of width 256 use 0.0005" in capsys.readouterr().out
+    expected = "is unusual for hidden size 256 and batch size 512: published models of hidden size 256 use 0.0005"
+    assert expected in capsys.readouterr().out
     assert main(["doctor", *shards]) == 1
     said = capsys.readouterr().out
     assert re.search(r"\d+\.\d% of the pieces in the shards are \[UNK\]", said)
     assert "model.vocab_size=35000" in said and "data.max_seq_length=512, but" in said, "all at once"
     assert main(["doctor", *shards[:2]]) == 0
-    assert "nothing stands out" in capsys.readouterr().out
+    assert "no findings" in capsys.readouterr().out
 
 
 PRESETS = ("koelectra_base_v1", "koelectra_small_v1", "electra_base", "electra_small", "electra_large",
@@ -104,7 +105,7 @@ def test_shards_without_held_out_examples_are_found(root):
     config, manifest = load_config(root / "tiny.yaml"), Manifest.read(root / "shards")
     bare = replace(manifest, splits={**manifest.splits, "validation": []})
     new = [found.problem for found in diagnose_config(config, bare) if found not in diagnose_config(config, manifest)]
-    assert new == ["the shards have no held-out examples: nothing can be evaluated"]
+    assert new == ["the shards have no validation split: nothing can be evaluated"]
 
 
 def test_a_discriminator_at_the_base_rate_is_the_first_finding():
@@ -115,7 +116,7 @@ def test_a_discriminator_at_the_base_rate_is_the_first_finding():
     first, second = diagnose(History("run", None, config, Subject.of(config), train, held_out))
     assert "is at the base rate" in first.problem
     assert "accuracy 0.900 (the share of original tokens is 0.900)" in first.problem
-    assert "for width 128 and batches of 64" in second.problem
+    assert "for hidden size 128 and batch size 64" in second.problem
 
 
 HEALTHY = {
@@ -128,14 +129,14 @@ HEALTHY = {
     ("numbers", "expected"),
     [
         ({}, None),
-        ({"generator_loss": 10.3}, r"loss is 10\.30 after 50,000 steps, near what guessing gives \(10\.46\)"),
+        ({"generator_loss": 10.3}, r"loss is 10\.30 after 50,000 steps, close to random guessing \(10\.46\)"),
         ({"discriminator_precision": 0.0, "discriminator_recall": 0.0}, "flags nothing"),
         (
             {"discriminator_auc": 0.505, "discriminator_recall": 0.0, "discriminator_accuracy": 0.87,
              "replaced_rate": 0.13},
             r"at the base rate: .* AUC 0\.5. .* recall 0\.000, accuracy 0\.870 \(.* 0\.870\), after 50,000 steps",
         ),
-        ({"skipped_steps": 1}, "500 of 50,000 steps were not finite"),
+        ({"skipped_steps": 1}, "500 of 50,000 steps were skipped: loss or gradient was not finite"),
         ({"input_wait": 0.31}, "wait for input 31% of the time"),
         ({"steps_per_sec": 0.2}, r"30 minutes of work are lost"),
     ],
@@ -175,7 +176,7 @@ IGNORANT = {
         (3000, {"discriminator_gain": 0.01}, r"knows little: it gains 0\.010 nats [^,]*, after"),
         (3000, {**IGNORANT, "discriminator_auc": 0.5}, "is at the base rate"),
         (2999, {"probe_accuracy": 0.53}, None),
-        (3000, {"probe_accuracy": 0.53}, r"a probe .* 0\.530 of the labels, the most frequent label alone is 0\.520"),
+        (3000, {"probe_accuracy": 0.53}, r"the probe is right on 53\.0% of the texts, .* the most frequent label on 52\.0%"),
     ],
 )  # fmt: skip
 def test_doctor_reads_the_health_of_a_run(step, numbers, expected):
@@ -234,9 +235,10 @@ def test_the_page_holds_everything_itself(root, capsys):
     text = page.read_text()
     assert "<b>&" not in text, "a name is not escaped"
     assert not re.search(r'(src|href)="(?!data:)', text), "the page loads something from elsewhere"
-    name = f"<th>{html.escape(str(root / '<b>&hot'))}</th>"  # as it was given: the last folder may be "run" for all
-    for expected in (name + name, "learning_rate=10", "checkpoints written; there now: ",
-                     "<td>done</td>", "What it sees", 'class="example"', "% replaced"):  # fmt: skip
+    name, place = html.escape("<b>&hot"), html.escape(str(root / "<b>&hot"))
+    heads = f"<th>{name} (1)</th><th>{name} (2)</th>"
+    for expected in (heads, f">{place}</p>", "learning_rate=10", "Checkpoints written: ", "; kept: ",
+                     "<td>done</td>", "<h3>Examples</h3>", 'class="example"', "% replaced"):  # fmt: skip
         assert expected in text
     shares = [float(share) for share in re.findall(r'class="cell"[^>]*>([\d.]+)%', text)]
     assert len(shares) == 8 and abs(sum(shares[:4]) - 100) < 0.05
@@ -277,7 +279,7 @@ def test_only_a_run_that_goes_on_has_time_to_go(root, last, ago, state):
 def test_the_page_names_the_part_that_a_run_lacks(root, field, part):
     config = load_config(root / "tiny.yaml", [f"--{field}"])
     train = [{"step": 1, "split": "train", "time": 0.0, "steps_per_sec": 1.0}]
-    section = _section(History("run", Workdir(root / "run"), config, Subject.of(config), train, [], []))
+    section = _section(History("run", Workdir(root / "run"), config, Subject.of(config), train, [], []), "run")
     assert section["not_shown"] == f"this run has no {part}"
     assert section["has_discriminator"] == (part == "generator")
 
@@ -286,7 +288,7 @@ def test_what_report_and_doctor_refuse(root, tmp_path, capsys):
     for arguments, expected in (
         (["report", "--workdir", str(tmp_path)], "not the workdir of a run"),
         (["report", "--workdir", str(root / "run"), "--out", "/proc/page.html"], "--out /proc/page.html: cannot be"),
-        (["doctor"], "--workdir DIR) or a configuration (--config YAML)"),
+        (["doctor"], "--workdir DIR) or a configuration (--config NAME|YAML)"),
         (["doctor", "--workdir", str(tmp_path)], "not the workdir of a run"),
     ):
         assert main(arguments) == 1
@@ -300,7 +302,7 @@ def test_a_reference_is_drawn_beside_a_run(root, capsys, tmp_path):
     alone = (tmp_path / "report-learning.png").read_bytes()
     assert main([*page, "--reference", "tiny_ko"]) == 0
     said = (tmp_path / "report.html").read_text()
-    assert "Beside the reference tiny_ko" in said and "No step at which both were evaluated yet." in said
+    assert "Compared with the reference tiny_ko" in said and "Not compared yet: no step was evaluated in both." in said
     assert (tmp_path / "report-learning.png").read_bytes() != alone
     assert "--reference tiny: expected one of tiny_ko" in refusal(capsys, [*page, "--reference", "tiny"])
 

@@ -60,13 +60,13 @@ def test_another_model_or_a_damaged_one_is_beyond_it(there, tmp_path, capsys):
     assert code == 1 and embeddings < 1e-4 and first < 1e-4 < 0.1 < second
     with jax.numpy_rank_promotion("allow"):
         assert main([*arguments, "--tolerance", "100"]) == 0
-    assert "all within 100" in capsys.readouterr().out
+    assert "all within the tolerance of 100" in capsys.readouterr().out
 
 
 def test_what_cannot_be_verified_is_one_line(there, capsys):
     model = ["verify", "--model", str(there / "export")]
     for arguments, expected in (
-        ([*model, "--against", str(there / "wide")], "has other sizes: no two forms of one model"),
+        ([*model, "--against", str(there / "wide")], "has other sizes: give two forms of the same model"),
         ([*model, "--against", "hf:nowhere"], "no such folder, nor OWNER/NAME"),
         (["verify", "--model", str(there)], "neither model.safetensors nor flax_model.msgpack"),
         (
@@ -120,7 +120,7 @@ def test_sentences_marked_without_escapes_and_from_the_standard_input(there, cap
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((f"{SENTENCE}\n\n짧은 문장\n").encode())))
     assert main(["detect", "--model", str(there / "export")]) == 0
     legend, first, second = capsys.readouterr().out.splitlines()
-    assert "how likely" in legend and "%)" in first  # with random weights about half of it is suspicious
+    assert "in brackets" in legend and "%)" in first  # with random weights about half of it is suspicious
     assert "\x1b" not in legend + first + second  # no terminal reads it
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((MASKED).encode())))
     assert main(["fill", "--model", str(there / "export")]) == 0
@@ -135,7 +135,7 @@ def test_what_cannot_be_answered_is_one_line(there, capsys, monkeypatch):
         (["detect", *model], "no sentences: give them as arguments"),
         (["detect", *model, " "], "has no words"),
         (["detect", *model, "a " * 63], "65 pieces, more than the 64 positions"),
-        (["detect", *generator, "a"], "a generator; this asks the discriminator"),
+        (["detect", *generator, "a"], "a generator; expected a discriminator"),
         (["detect", "--model", "nowhere", "a"], "no such folder"),
         (["fill", *model, "a"], "has no [MASK]"),
     ):

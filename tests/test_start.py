@@ -50,7 +50,7 @@ def test_both_models_come_whole(there, caplog):
     for name, value in found.items():
         np.testing.assert_array_equal(value, weights.read(name))
     count = sum(value.size for value in found.values())
-    assert f"{len(found)} tensors ({count:,} numbers) as they are" in audit and "not used: nothing" in audit
+    assert f"{len(found)} tensors ({count:,} parameters) unchanged" in audit and "not used: nothing" in audit
 
 
 def test_what_is_not_used_is_named(there, tmp_path, caplog):
@@ -92,7 +92,7 @@ def test_new_tokens_are_the_mean_of_their_pieces(there, tmp_path, caplog):
     sizes = dataclasses.replace(weights.architecture.model, vocab_size=len(tokens))
     config = dataclasses.replace(config_for(weights.architecture), model=sizes)
     found, drawn, audit = begin(Start(weights.source), config, vocabulary, caplog)
-    assert not drawn and "rows of new tokens are the mean of their pieces'" in audit
+    assert not drawn and "embeddings of new tokens are the mean of their pieces" in audit
     for name in (WORDS, "generator_lm_head/bias"):
         before = dict(zip(weights.vocabulary.tokens, weights.read(name), strict=True))
         after = dict(zip(tokens, found[name], strict=True))
@@ -152,11 +152,11 @@ def test_what_no_run_can_begin_with_is_one_line(run, there, tmp_path, capsys):
     other = f"hf:{there}/export"
     for extra, expected in (
         (["--init-from", source, "--resume-from", source], "give one of them"),
-        (["--warm-start-generator"], "belong to --init-from, which is not given"),
-        (["--stretch-positions", "tile"], "belong to --init-from, which is not given"),
-        (["--init-from", other], "learned with another vocabulary"),
-        (["--init-from", f"{other}/generator"], "learned with another vocabulary"),
-        (["--resume-from", other], "learned with another vocabulary"),
+        (["--warm-start-generator"], "need --init-from SOURCE"),
+        (["--stretch-positions", "tile"], "need --init-from SOURCE"),
+        (["--init-from", other], "trained with another vocabulary"),
+        (["--init-from", f"{other}/generator"], "trained with another vocabulary"),
+        (["--resume-from", other], "trained with another vocabulary"),
         (["--resume-from", source, "--training.num_steps", "3"], "it is at step 3, training.num_steps=3"),
         (["--resume-from", source, "--optimizer.algorithm", "lamb"], "its moments are AdamW's"),
         (["--init-from", source, "--model.hidden_size", "64"], "tensors have other shapes, the first"),
@@ -169,9 +169,9 @@ def test_what_no_run_can_begin_with_is_one_line(run, there, tmp_path, capsys):
         assert main(["export", "--from", source, "--out", str(bare)]) == 0
     for part, expected in (
         ("discriminator", "has no generator"),
-        ("generator", "has no discriminator's head (hidden size 16, here 32)"),
+        ("generator", "a generator (hidden size 16, here 32)"),
     ):
         error = refusal(capsys, pretrain(run, "y", "--init-from", f"hf:{bare}/{part}"))
         assert expected in error, error
     error = refusal(capsys, pretrain(run, "y", "--resume-from", f"hf:{bare}"))
-    assert "holds no moments of Adam" in error
+    assert "has no Adam moments" in error

@@ -30,7 +30,7 @@ TABLE = [
     # what Google says of the machine
     (seen(None, None, workers={}), CREATE, "there is no machine"),
     (seen("CREATING", "PROVISIONING", workers={}, seconds=60), WAIT, "CREATING"),
-    (seen("CREATING", "PROVISIONING", workers={}), DELETE, "stuck: CREATING for 60 minutes"),
+    (seen("CREATING", "PROVISIONING", workers={}), DELETE, "stuck: CREATING for 1 h"),
     (seen("STARTING", seconds=60), WAIT, "STARTING"),
     (seen("RESTARTING", seconds=60), WAIT, "RESTARTING"),
     (seen("REIMAGING", seconds=60), WAIT, "REIMAGING"),
@@ -73,10 +73,10 @@ TABLE = [
     (seen(health="UNHEALTHY_MAINTENANCE", workers={}, seconds=5 * 60), WAIT, "0 of 1 workers"),
     (seen(health=""), WAIT, "training"),
     # what the workers say, or do not say
-    (seen(workers={}, seconds=60), WAIT, "0 of 1 workers have begun"),
-    (seen(workers={}), DELETE, "worker 0 did not begin within 40 minutes"),
-    (seen(workers=one("installing"), seconds=60), WAIT, "0 of 1 workers have begun"),
-    (seen(workers=one("installing")), DELETE, "did not begin"),
+    (seen(workers={}, seconds=60), WAIT, "0 of 1 workers started"),
+    (seen(workers={}), DELETE, "worker 0 did not start within boot_minutes=40"),
+    (seen(workers=one("installing"), seconds=60), WAIT, "0 of 1 workers started"),
+    (seen(workers=one("installing")), DELETE, "did not start"),
     (
         seen(workers=one("installing", 20 * 60), seconds=21 * 60),
         WAIT,
@@ -86,17 +86,17 @@ TABLE = [
     (seen(workers=one("crashed", exit_code=-11)), WAIT, "crashed"),  # systemd starts it again
     (seen(workers=one("crashed", exit_code=3)), WAIT, "crashed"),
     (seen(workers=one("preempted", exit_code=75)), WAIT, "preempted"),
-    (seen(workers=one("preempted", 20 * 60, exit_code=75)), DELETE, "silent for 20 minutes"),
-    (seen(workers=one("training", 20 * 60)), DELETE, "silent for 20 minutes (training)"),
+    (seen(workers=one("preempted", 20 * 60, exit_code=75)), DELETE, "sent nothing for 20 min"),
+    (seen(workers=one("training", 20 * 60)), DELETE, "sent nothing for 20 min (training)"),
     (seen(workers=one("exporting")), WAIT, "exporting"),
     (seen(workers=one("sick", message="4 devices, expected 8")), DELETE, "4 devices, expected 8"),
-    (seen(workers=one("gave up", exit_code=-11)), DELETE, "-11 again and again"),
+    (seen(workers=one("gave up", exit_code=-11)), DELETE, "failed repeatedly at step 0 (exit code -11)"),
     (seen(workers=one("gave up", exit_code=3, message="not finite")), DELETE, "not finite"),
     (seen(workers=one("gave up", step=9, message="not finite"), gave_up_before=9), STOP, "at step 9, as on another"),
-    (seen(workers=one("gave up", step=9), gave_up_before=8), DELETE, "again and again at step 9"),
+    (seen(workers=one("gave up", step=9), gave_up_before=8), DELETE, "repeatedly at step 9"),
     (seen(workers=one("crashed", step=9), gave_up_before=9), WAIT, "crashed"),
-    (seen(unreadable_seconds=20.0, workers={}), WAIT, "cut off"),
-    (seen(unreadable_seconds=20 * 60.0, workers={}), DELETE, "did not begin"),
+    (seen(unreadable_seconds=20.0, workers={}), WAIT, "cannot be read"),
+    (seen(unreadable_seconds=20 * 60.0, workers={}), DELETE, "did not start"),
     (seen(unreadable_seconds=20.0, workers={}, spent=100.0), STOP, "max_dollars=100"),
     (seen(workers=one("failed", exit_code=1, message="no such file")), STOP, "no such file (exit code 1)"),
     (seen(workers=one("failed", exit_code=2)), STOP, "exit code 2"),
@@ -112,7 +112,7 @@ TABLE = [
     (seen(None, None, workers={}, spent=100.0), STOP, "max_dollars=100"),
     (seen(None, None, workers={}, creations=4), WAIT, "max_creations_per_hour=4"),
     (seen("PREEMPTED", creations=4), DELETE, "PREEMPTED"),
-    (seen(None, None, workers={}, idle_machines=5), STOP, "5 machines in a row gained no step"),
+    (seen(None, None, workers={}, idle_machines=5), STOP, "5 machines in a row made no progress"),
 ]
 
 
@@ -126,9 +126,9 @@ def test_every_case_has_its_answer(what, action, reason):
 @pytest.mark.parametrize(
     ("workers", "action", "reason"),
     [
-        ({0: Worker("training", 5.0)}, DELETE, "worker 1, 2, 3 did not begin"),
-        ({n: Worker("training", 5.0 + 20 * 60 * (n == 2)) for n in range(4)}, DELETE, "worker 2 has been silent"),
-        ({n: Worker("sick" if n == 3 else "checking", 5.0) for n in range(4)}, DELETE, "worker 3 is sick"),
+        ({0: Worker("training", 5.0)}, DELETE, "worker 1, 2, 3 did not start"),
+        ({n: Worker("training", 5.0 + 20 * 60 * (n == 2)) for n in range(4)}, DELETE, "worker 2 has sent nothing"),
+        ({n: Worker("sick" if n == 3 else "checking", 5.0) for n in range(4)}, DELETE, "worker 3 does not work"),
         ({n: Worker("training" if n else "done", 5.0) for n in range(4)}, FINISH, "all steps"),
         ({n: Worker("done" if n else "exporting", 20.0 + 3600 * (n > 0)) for n in range(4)}, WAIT, "exporting"),
         ({n: Worker("training", 5.0) for n in range(4)}, WAIT, "training"),

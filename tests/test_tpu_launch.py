@@ -196,14 +196,14 @@ def test_preflight_tells_everything_at_once(api, gcloud, bucket):
         "not enabled: tpu.googleapis.com: gcloud services enable tpu.googleapis.com --project=my-project",
         "us-central1-a does not offer v3-8: choose another zone, or one of v2-8",
         "does not offer tpu-ubuntu2204-base",
-        f"gs://bucket/long has sequences of 512 tokens, the configuration {DEMO.data.max_seq_length}",
+        f"gs://bucket/long: sequences of 512 tokens, but the configuration has {DEMO.data.max_seq_length}",
     ):
         assert expected in problems
-    assert any("no manifest" in text for text in told("problem", data="gs://bucket/bad"))
+    assert any("is not a manifest" in text for text in told("problem", data="gs://bucket/bad"))
     problems = told("problem", data="gs://bucket/missing", bucket="elsewhere")
     assert sum("elsewhere" in text for text in problems) >= 1 and any("gs://bucket/missing" in t for t in problems)
     (warning, identity) = told("warning", data="gs://bucket/good", zone="europe-west4-a")
-    assert "would be in europe-west4" in warning and "--location=europe-west4" in warning
+    assert "the machine in europe-west4" in warning and "--location=europe-west4" in warning
     # the stand-in of the storage has no policies
     assert "1234-compute@developer.gserviceaccount.com has no role" in identity and "cannot be read" in identity
     api.members = ["serviceAccount:1234-compute@developer.gserviceaccount.com"]
@@ -283,15 +283,15 @@ def test_a_dry_run_prints_the_commands_and_runs_none(capsys, file):
 def test_a_mistyped_flag_is_usage_and_a_field_is_none(capsys, file):
     with pytest.raises(SystemExit) as ended:
         run(capsys, "train", f"--setings={file}")
-    assert ended.value.code == 2 and "--setings: no such flag; the nearest is --settings" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--setings: unknown flag; did you mean --settings" in capsys.readouterr().err
     code, _, err = run(capsys, "stop", "--settings", str(file), "--silent_minutes", "x")
-    assert code == 1 and "silent_minutes" in err and "no such flag" not in err
+    assert code == 1 and "silent_minutes" in err and "unknown flag" not in err
 
 
 def test_mistakes_are_one_line(capsys, file, tmp_path):
     for arguments, expected in (
         (["status", "--settings", str(tmp_path / "none.yaml")], "no such file: copy tpu/tpu.yaml"),
-        (["status", "--settings", str(file), "--zoen", "x"], "--zoen: unknown field; the nearest is zone"),
+        (["status", "--settings", str(file), "--zoen", "x"], "--zoen: unknown field; did you mean zone"),
         (["status", "--settings", str(file), "--capacity", "spott"], "expected"),
         (["train", "--settings", str(file), "--config", "none.yaml", "--dry-run"], "none.yaml"),
         (["status", "--settings", str(file), "--gcloud", "/not/there"], "not installed"),
@@ -318,13 +318,13 @@ def test_create_status_logs_stop_and_delete(api, gcloud, bucket, capsys, file):
     bucket("runs/life/status/worker-0.json", json.dumps(status) + "\n")
     bucket("runs/life/logs/worker-0.log", "one\ntwo\n")
     code, out, _ = run(capsys, "status", *common)
-    assert code == 0 and "worker 0   training, step 70" in out and "IS STILL THERE (READY)" in out
+    assert code == 0 and "worker 0   training, step 70" in out and "STILL EXISTS (READY)" in out
     code, out, _ = run(capsys, "status", *common, "--json")
     assert json.loads(out)["step"] == 70 and json.loads(out)["node"] == "READY"
     assert run(capsys, "logs", *common, "--lines", "1")[1] == "two\n"
     bucket("runs/life/status/worker-0.json", json.dumps(status | {"phase": "stopped"}) + "\n")
     code, out, _ = run(capsys, "stop", *common)
-    assert code == 0 and "make tpu-train goes on with it" in out and not api.nodes and not api.requests
+    assert code == 0 and "make tpu-train continues it" in out and not api.nodes and not api.requests
     assert gcloud.ask(commands.read("gs://bucket/runs/life/wish")) == "stop"
     code, out, _ = run(capsys, "delete", *common)
     assert code == 0 and "the machine life is deleted" in out

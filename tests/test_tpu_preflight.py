@@ -128,7 +128,7 @@ def test_an_identity_that_may_not_use_the_bucket_is_found(gcloud, account, bucke
 def test_a_role_of_ones_own_may_suffice(gcloud):
     roles = {"bindings": [{"role": "projects/my-project/roles/trainer", "members": [ACCOUNT]}]}
     gcloud.answers["storage buckets get-iam-policy"] = json.dumps(roles)
-    assert not told(gcloud)["problem"] and "roles of your own" in told(gcloud)["warning"][0]
+    assert not told(gcloud)["problem"] and "custom roles" in told(gcloud)["warning"][0]
 
 
 @pytest.mark.parametrize(("seconds", "warned"), [("604800", True), ("0", False), ("x", False)])
@@ -211,7 +211,7 @@ def test_prices_are_those_of_the_region_and_the_capacity(accelerator, zone, capa
 def test_the_sample_can_pay_for_its_run():
     """0.3524 s a step are predicted (docs/performance.md); a fifth more is for what preemptions cost."""
     sample = load_fields(Settings, ROOT / "tpu/tpu.yaml", [], "")
-    steps = load_config(ROOT / sample.config).training.num_steps
+    steps = load_config(sample.config).training.num_steps
     assert 1.2 * steps * 0.3524 / 3600 * sample.price <= sample.max_dollars
 
 
@@ -231,13 +231,13 @@ def test_a_budget_below_the_plan_is_refused(max_dollars, machines, level):
     (found,) = _budget(settings(max_dollars=max_dollars), 329.0, 6.1, DEMO, History(machines))
     assert found.level == level and "predicted, not measured" in found.text
     if level == "problem":
-        assert f"max_dollars={max_dollars:g} would end the run at " in found.text and "--no-plan" in found.text
+        assert f"max_dollars={max_dollars:g} would stop the run at " in found.text and "--no-plan" in found.text
 
 
 def test_a_price_that_is_not_known_is_told():
     unknown = settings(accelerator_type="v5p-8", zone="europe-west4-b", dollars_per_hour=0.0, max_dollars=1e6)
     warning, _ = _budget(unknown, 329.0, 6.1, DEMO, History())
-    assert warning.level == "warning" and "give dollars_per_hour" in warning.text and "$16.80" in warning.text
+    assert warning.level == "warning" and "set dollars_per_hour" in warning.text and "$16.80" in warning.text
 
 
 # ------------------------------------------------------------------------------------------------ how it ends
@@ -266,12 +266,15 @@ def ends(gcloud, tmp_path, monkeypatch, capsys):
 
 def test_an_interruption_says_what_goes_on(ends):
     code, (line,) = ends(KeyboardInterrupt())
-    assert code == 130 and "left alone: the machine, if there is one, goes on and costs; make tpu-train stays" in line
+    assert (
+        code == 130
+        and "detached: the machine, if there is one, keeps running and costs money; make tpu-train attaches" in line
+    )
 
 
 def test_what_nobody_foresaw_is_one_line_and_70(ends):
     code, (line,) = ends(ZeroDivisionError("x\ny"))
-    assert code == 70 and line.startswith("tpu: error: not foreseen: ZeroDivisionError: x (traceback: ")
+    assert code == 70 and line.startswith("tpu: error: unexpected error: ZeroDivisionError: x (traceback: ")
 
 
 @pytest.mark.parametrize("number", ["nan", "-1", "1e30", "x", "0"])
@@ -287,7 +290,7 @@ def test_numbers_out_of_range_are_usage(ends, number, capsys):
         ('ERROR: (gcloud.x) {\n  "code": 8,\n  "message": "no\\nmore"\n}', 8, "ERROR: no more (code 8)"),
         ('ERROR: (gcloud.x) {\n  "code": "8"', None, 'ERROR: (gcloud.x) {'),
         ("ERROR: (gcloud.x) {[}", None, "ERROR: (gcloud.x) {[}"),
-        ("", None, "it said nothing"),
+        ("", None, "no message"),
     ],
 )  # fmt: skip
 def test_the_reason_of_an_operation_is_found(said, code, line):

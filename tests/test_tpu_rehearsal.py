@@ -171,7 +171,7 @@ def test_the_demo_survives_a_reboot_a_halted_accelerator_and_a_preemption_and_en
         log = (machine.root / "opt/electra-flax/worker.log").read_text()
         assert log.count("continuing from step") == times, f"preempted at {reached}: {log}"
     assert (
-        "not foreseen: JaxRuntimeError: INTERNAL: Accelerator device halted prematurely"
+        "unexpected error: JaxRuntimeError: INTERNAL: Accelerator device halted prematurely"
         in (run.machines[0].root / "opt/electra-flax/worker.log").read_text()
     )
     failures = json.loads((run.machines[0].root / "opt/electra-flax/failures.json").read_text())

@@ -80,7 +80,7 @@ def test_extending_a_full_vocabulary_is_refused(sample_corpus, tmp_path, capsys)
     assert run(tmp_path / "more", sample_corpus, "--extend", str(full)) == 1
     assert "has no [unused] entries to fill" in capsys.readouterr().err
     assert run(tmp_path / "more", sample_corpus, "--extend", str(full), "--size", "9", "--unused", "0") == 1
-    assert f"--size, --unused: of a new vocabulary; --extend {full} has its own" in capsys.readouterr().err
+    assert f"--size, --unused: not with --extend {full}, which keeps its own" in capsys.readouterr().err
 
 
 def test_a_report_names_what_is_missing_and_warns(sample_corpus, tmp_path, capsys):

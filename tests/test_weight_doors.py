@@ -166,7 +166,7 @@ def folder_at(name):
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-NOT_FINITE = "query/kernel holds 1 numbers of 1,024 that are not finite"
+NOT_FINITE = "query/kernel holds 1 of 1,024 values that are not finite"
 HEADLESS = "has neither head of ELECTRA's pretraining"
 DIGITS = b"9" * 5000
 # {model: (what is done to an export, what each door says)}; "" says nothing, and a door that is not named says what
@@ -181,7 +181,7 @@ MODELS = {
     "infinity": (with_value(QUERY, np.inf), {"all": f"{NOT_FINITE}, the first inf"}),
     "NaN in the head": (
         with_value("discriminator_predictions.dense.bias", np.nan),
-        {"all": "dense/bias holds 1 numbers of 32 that are not finite", "finetune": ""},  # its head is fresh
+        {"all": "dense/bias holds 1 of 32 values that are not finite", "finetune": ""},  # its head is fresh
     ),
     "big": (
         with_value("dense_prediction.weight", 1e6),
@@ -195,7 +195,7 @@ MODELS = {
         tensors(lambda found, part: {**found, "electra.encoder.layer.0.adapter.weight": np.zeros((4, 4), "f4")}),
         {"all": ""},
     ),
-    "LFS pointer": (written("model.safetensors", POINTER), {"all": "a Git LFS pointer in place of the file itself"}),
+    "LFS pointer": (written("model.safetensors", POINTER), {"all": "a Git LFS pointer, not the file itself"}),
     "LFS pointer as vocabulary": (written("vocab.txt", POINTER), {"all": "a Git LFS pointer"}),
     "encoder": (tensors(encoder), {"all": "neither head", "finetune": ""}),
     "classifier": (tensors(classifier), {"all": "neither head", "finetune": ""}),
@@ -342,10 +342,10 @@ def test_an_export_may_hold_one_part(there, tmp_path, capsys, part):
     assert find_weights(f"hf:{tmp_path}").architecture.parts == [part]
     command, other = ("fill", "generator") if part == "discriminator" else ("detect", "discriminator")
     error = refusal(capsys, [command, "--model", str(tmp_path), "한국어 [MASK]"])
-    assert f"a {part}; this asks the {other}" in error
+    assert f"a {part}; expected a {other}" in error
     of_a_run = dataclasses.replace(find_weights(f"hf:{tmp_path}"), run=Workdir(tmp_path))
     (tmp_path / "out" / other).mkdir(parents=True)
-    with pytest.raises(UserError, match=f"already holds a {other}, and this run has none"):
+    with pytest.raises(UserError, match=f"already has a {other}, and this run has none"):
         export_to_hugging_face(of_a_run, tmp_path / "out", "float32", Publication())
     assert not (tmp_path / "out" / part).exists()
 
@@ -359,7 +359,7 @@ def test_scoreboard_and_finetune_take_what_has_an_encoder(models, tmp_path, capl
         Protocol("", [*QUICK, "--epochs", "1", "--batch_size", "8"], (0,), True, False), Interruption(None),
     )  # fmt: skip
     assert "buffers" in table and "classifier" in table
-    assert "an encoder alone, its other head left out (classifier/dense/bias" in caplog.text
+    assert "an encoder without a discriminator head; left out: classifier/dense/bias" in caplog.text
 
 
 def test_show_tells_what_does_not_belong_together(there, models, tmp_path, capsys):

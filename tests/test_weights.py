@@ -210,7 +210,7 @@ def with_setting(**settings):
         ("discriminator/model.safetensors", lambda content: content[:-7], "cut off or damaged"),
         ("discriminator/model.safetensors", lambda content: content[:100], "cut off or damaged"),
         ("discriminator/model.safetensors", lambda content: b"", "cut off or damaged"),
-        ("discriminator/vocab.txt", None, "no vocab.txt there"),
+        ("discriminator/vocab.txt", None, "no vocab.txt, which names"),
         ("discriminator/vocab.txt", lambda content: content + b"more\n", "different vocabularies"),
     ],
 )
@@ -252,9 +252,9 @@ def test_the_wrong_model_in_the_wrong_place_is_refused(there, tmp_path, capsys):
         (["--vocab", str(more)], "301 tokens, but the embeddings of"),
         (["--vocab", str(tmp_path / "no.txt")], "no.txt: no such vocabulary"),
         (["--step", "3"], "only a run (orbax:DIR) has several steps"),
-        (["--to", "tf1", "--dtype", "float16"], "the original loads float32 only"),
-        (["--to", "tf1", "--push", "a/b"], "the hub takes Hugging Face's form"),
-        (["--private"], "--private is of the repositories"),
+        (["--to", "tf1", "--dtype", "float16"], "--to tf1 writes float32 only"),
+        (["--to", "tf1", "--push", "a/b"], "the hub takes the format hf"),
+        (["--private"], "--private needs --push"),
         (["--push", "name"], "expected OWNER/NAME"),
     ):
         assert expected in refusal(capsys, ["export", "--from", original, "--out", str(tmp_path / "out"), *extra])

@@ -85,5 +85,5 @@ def test_the_wheel_is_enough(wheel, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PATH"] = f"{bin_}:{environment['PATH']}"
     said = run(ROOT / ".ci/try-installed", cwd=tmp_path, env=environment)
-    assert f"files, to begin your own from: {place / 'electra_flax/configs'}\n" in said
+    assert f"files (copy one to write your own): {place / 'electra_flax/configs'}\n" in said
     assert "나는" in said and "NSMC: accuracy" in said

@@ -5,10 +5,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 from electra_flax.errors import RunError, UserError, escaped
+from electra_flax.formats import duration
 from tpu import commands, history
 from tpu.answers import Node, Request
 from tpu.board import read_board
@@ -57,7 +57,7 @@ class Babysitter:
         except (RunError, UserError):
             raise  # they say it
         except Exception:  # whoever pays for a machine hears of it, whatever ends this
-            print(f"tpu: nobody watches any more: {remaining(settings, self._gcloud)}", file=sys.stderr, flush=True)
+            print(f"tpu: no longer watching the run: {remaining(settings, self._gcloud)}", file=sys.stderr, flush=True)
             raise
 
     def _watch(self) -> None:
@@ -67,7 +67,7 @@ class Babysitter:
                 # Anew each time: the bucket is the only memory, and says when somebody else has taken over.
                 past = history.load(settings, self._gcloud)
                 if past.babysitter != self._me:
-                    raise RunError(f"{settings.name}: another babysitter has taken over ({past.babysitter})")
+                    raise RunError(f"{settings.name}: another tpu-train has taken over ({past.babysitter})")
                 seen = look(settings, self._gcloud, past)
                 decision = decide(seen, settings)
                 self._tell(decision.reason, seen, past)
@@ -107,8 +107,8 @@ class Babysitter:
         left = self._remove(seen, past)
         if problem:
             raise UserError(
-                f"the run is done and its models are at {there}, but they could not be copied to {out} ({problem}): "
-                f"gcloud storage cp --recursive '{there}/*' FOLDER; {left}"
+                f"the run is done, but its models could not be copied from {there} to {out} ({problem}): copy them "
+                f"with gcloud storage cp --recursive '{there}/*' FOLDER; {left}"
             )
         print(f"the models are in {out}/discriminator and {out}/generator, and at {there}")
         print(left)
@@ -133,7 +133,7 @@ class Babysitter:
     def _stop(self, decision: Decision, seen: Seen, past: history.History) -> None:
         for number, worker in sorted(seen.workers.items()):
             if worker.phase not in ("done", "stopped"):
-                print(f"--- the end of the log of worker {number} ({worker.phase})", file=sys.stderr)
+                print(f"--- end of the log of worker {number} ({worker.phase})", file=sys.stderr)
                 print(log_tail(self._settings, self._gcloud, number), file=sys.stderr)
         raise RunError(f"{decision.reason}; {self._remove(seen, past)}")
 
@@ -167,7 +167,7 @@ class Babysitter:
         begun, first = self._pace
         if first < step < total and now > begun:
             left = (total - step) * (now - begun) / (step - first)
-            line += f", ends in {timedelta(seconds=round(left))} at the pace so far"
+            line += f", {duration(left)} to go at the pace so far"
         return line
 
 
@@ -191,7 +191,7 @@ def look(settings: Settings, gcloud: Gcloud, past: history.History) -> Seen:
         if node is None and request is None and machine.there is not None:
             machine.gone = now
         if request is not None and request.state.state == "FAILED":
-            machine.refused = escaped(request.refusal or "Google gives no reason")
+            machine.refused = escaped(request.refusal or "no reason given by Google")
     seen = Seen(
         node=node.state if node is not None else None,
         request=request.state.state if request is not None else None,
@@ -239,14 +239,14 @@ def remaining(settings: Settings, gcloud: Gcloud) -> str:
         node = gcloud.describe(commands.describe_node(settings), Node)
     except UserError as error:
         return (
-            f"whether the machine {settings.name} is still there could not be seen ({error}): it costs "
-            f"${settings.price:,.2f} an hour if it is; look with make tpu-status"
+            f"cannot tell whether the machine {settings.name} still exists ({error}): if so, it costs "
+            f"${settings.price:,.2f} an hour; check with make tpu-status"
         )
     if node is None or node.state == "DELETING":
         return f"the machine {settings.name} is deleted"
     return (
-        f"THE MACHINE {settings.name} IS STILL THERE ({node.state}) and costs up to ${settings.price:,.2f} an "
-        "hour: make tpu-delete deletes it"
+        f"THE MACHINE {settings.name} STILL EXISTS ({node.state}) and costs up to ${settings.price:,.2f} an hour: "
+        "delete it with make tpu-delete"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from electra_flax.formats import duration
 from tpu.settings import Settings
 
 # What the states of a machine mean. A state that is not here is new to us: dead, as anything that does not work. So
@@ -112,9 +113,9 @@ def _ended(seen: Seen, settings: Settings) -> Decision | None:
     if 0 in seen.workers and seen.workers[0].phase == "done":
         return Decision(Action.FINISH, "all steps are done")
     if seen.stop_requested and (not _exists(seen) or (phases and all(phase in _ENDED for phase in phases))):
-        return Decision(Action.STOP, "make tpu-stop asked for it, and the run has saved")
+        return Decision(Action.STOP, "stopped by make tpu-stop; the run has saved")
     if seen.spent >= settings.max_dollars:
-        text = f"about ${seen.spent:,.2f} are spent, max_dollars={settings.max_dollars:g}: raise it to go on"
+        text = f"about ${seen.spent:,.2f} spent, max_dollars={settings.max_dollars:g}: raise it to continue"
         return Decision(Action.STOP, text)
     return None
 
@@ -126,7 +127,7 @@ def _trainer(seen: Seen) -> Decision | None:
             return Decision(Action.STOP, f"worker {number}: {worker.message} (exit code {worker.exit_code})")
         # One machine may be broken; two that give up at the same step say that the run is.
         if worker.phase == "gave up" and seen.step == seen.gave_up_before:
-            text = f"worker {number} failed again and again at step {seen.step:,}, as on another machine before"
+            text = f"worker {number} failed repeatedly at step {seen.step:,}, as on another machine before"
             return Decision(Action.STOP, f"{text}: {worker.message} (exit code {worker.exit_code})")
     return None
 
@@ -134,7 +135,7 @@ def _trainer(seen: Seen) -> Decision | None:
 def _state(seen: Seen, settings: Settings) -> Decision | None:
     """Return what Google says."""
     if seen.stop_requested and not _exists(seen):
-        return Decision(Action.STOP, "make tpu-stop asked for it")
+        return Decision(Action.STOP, "stopped by make tpu-stop")
     # A state that Google adds one day counts as dead: a machine that nobody understands costs money.
     request = _REQUEST.get(seen.request, "dead") if seen.request is not None else None
     node = _NODE.get(seen.node, "dead") if seen.node is not None else None
@@ -156,7 +157,7 @@ def _state(seen: Seen, settings: Settings) -> Decision | None:
         return Decision(Action.WAIT, f"waiting for capacity ({seen.request})")
     if node == "coming" or (node is None and request == "coming"):
         if seen.seconds > 60 * settings.boot_minutes:
-            what = f"{seen.node or seen.request} for {seen.seconds / 60:.0f} minutes"
+            what = f"{seen.node or seen.request} for {duration(seen.seconds)}"
             return Decision(Action.DELETE, f"the machine is stuck: {what}")
         return Decision(Action.WAIT, f"the machine is {seen.node or seen.request}")
     if node is None:  # the request says that it is there
@@ -171,27 +172,27 @@ def _workers(seen: Seen, settings: Settings) -> Decision:
         if worker.phase in ("sick", "gave up"):
             what = worker.message
             if worker.phase == "gave up":
-                what = f"the trainer ended with {worker.exit_code} again and again at step {seen.step:,}: {what}"
-            return Decision(Action.DELETE, f"worker {number} is sick: {what}")
+                what = f"the trainer failed repeatedly at step {seen.step:,} (exit code {worker.exit_code}): {what}"
+            return Decision(Action.DELETE, f"worker {number} does not work: {what}")
         # A status is sent every 30 s by a thread, so a trainer that compiles for minutes is not silent; startup.sh,
         # which installs, writes but once, and what has ended has no more to say.
         if worker.seconds > silent and worker.phase not in ("installing", *_ENDED):
-            why = f"worker {number} has been silent for {worker.seconds / 60:.0f} minutes ({worker.phase})"
+            why = f"worker {number} has sent nothing for {duration(worker.seconds)} ({worker.phase})"
             return Decision(Action.DELETE, why)
     if seen.unreadable_seconds is not None and seen.unreadable_seconds <= silent:
-        return Decision(Action.WAIT, "what a worker says is cut off, or no status; looking again")
+        return Decision(Action.WAIT, "the status of a worker cannot be read; trying again")
     # Some workers of a pod never come up, and the others wait for them for ever: hence a limit over all of them.
     begun = [number for number, worker in seen.workers.items() if worker.phase != "installing"]
     missing = sorted(set(range(settings.num_workers)) - set(begun))
     if missing and seen.seconds > 60 * settings.boot_minutes:
         which = ", ".join(map(str, missing))
-        return Decision(Action.DELETE, f"worker {which} did not begin within {settings.boot_minutes:g} minutes")
+        return Decision(Action.DELETE, f"worker {which} did not start within boot_minutes={settings.boot_minutes:g}")
     # Google's health is believed only of a machine that says nothing itself: one that trains is well enough.
     if seen.health not in _WELL and not seen.workers and seen.seconds > silent:
         why = f": {seen.health_reason}" if seen.health_reason else ""
         return Decision(Action.DELETE, f"the machine's health is {seen.health}{why}")
     if missing:
-        return Decision(Action.WAIT, f"{len(begun)} of {settings.num_workers} workers have begun")
+        return Decision(Action.WAIT, f"{len(begun)} of {settings.num_workers} workers started")
     return Decision(Action.WAIT, ", ".join(sorted({worker.phase for worker in seen.workers.values()})))
 
 
@@ -200,10 +201,10 @@ def _create(reason: str, seen: Seen, settings: Settings) -> Decision:
     if refused := _refused(reason, seen):
         return refused
     if seen.idle_machines >= settings.restarts_without_progress:
-        return Decision(Action.STOP, f"{seen.idle_machines} machines in a row gained no step")
+        return Decision(Action.STOP, f"{seen.idle_machines} machines in a row made no progress")
     if seen.creations >= settings.max_creations_per_hour:
         limit = f"max_creations_per_hour={settings.max_creations_per_hour}"
-        return Decision(Action.WAIT, f"{reason}; {seen.creations} were created within an hour, {limit}")
+        return Decision(Action.WAIT, f"{reason}; {seen.creations} were created within the last hour ({limit})")
     return Decision(Action.CREATE, reason)
 
 

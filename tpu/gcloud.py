@@ -50,7 +50,7 @@ class GcloudError(UserError):
 
 def _error_line(said: str) -> str:
     lines = [line for line in said.splitlines() if line.strip()]
-    return next((line for line in lines if "ERROR" in line), lines[-1] if lines else "it said nothing").strip()
+    return next((line for line in lines if "ERROR" in line), lines[-1] if lines else "no message").strip()
 
 
 def _operation_error(said: str) -> tuple[int, str] | None:
@@ -94,8 +94,7 @@ class Gcloud:
             )  # fmt: skip
         except FileNotFoundError:
             raise UserError(
-                f"{self._executable}: not installed; it is part of the Google Cloud SDK: install that, then gcloud "
-                "auth login"
+                f"{self._executable}: not installed: install the Google Cloud SDK, then run gcloud auth login"
             ) from None
         except OSError as error:  # no processes to be had for now, or no program
             raise GcloudError(command, f"ERROR: {self._executable} cannot be run ({error.strerror})") from None

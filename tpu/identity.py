@@ -20,9 +20,9 @@ def check_identity(settings: Settings, gcloud: Gcloud) -> tuple[str, str]:
     if not account:
         project = gcloud.answer(["projects", "describe", settings.project, "--format=json"], Project)
         if not project.projectNumber:
-            return "warning", f"identity: the number of {settings.project} is not known, nor its default account"
+            return "warning", f"identity: cannot find the number of project {settings.project}, nor its default account"
         account = f"{project.projectNumber}-compute@developer.gserviceaccount.com"
-        which = "no service_account is given, so the project's default"
+        which = "service_account not set: the project's default"
     fix = (
         f"gcloud storage buckets add-iam-policy-binding gs://{settings.bucket} --member=serviceAccount:{account} "
         "--role=roles/storage.objectAdmin"
@@ -40,10 +40,10 @@ def check_identity(settings: Settings, gcloud: Gcloud) -> tuple[str, str]:
         if _grants(policy, account, roles):
             return "ok", f"{account} may use the bucket ({which}, by the {name}'s policy)"
         if _may_grant(policy, account):
-            unknown.append(f"the {name}'s policy names groups or roles of your own")
-    text = f"{which}: {account} has no role that lets it use gs://{settings.bucket}"
+            unknown.append(f"the {name}'s policy has groups or custom roles")
+    text = f"{which}: {account} has no role for gs://{settings.bucket}"
     if unknown:
-        return "warning", f"{text}, as far as can be seen ({'; '.join(unknown)}): if it has none: {fix}"
+        return "warning", f"{text} that can be seen ({'; '.join(unknown)}): if it has none, {fix}"
     return "problem", f"{text}: {fix}"
 
 

@@ -1,20 +1,30 @@
-"""The life of a run on Cloud TPU. `make tpu-train` and its siblings call this; `--dry-run` shows every command."""
+"""Run pretraining on Cloud TPU. `make tpu-train` and its siblings call this; `--dry-run` shows every command."""
 
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from electra_flax.config.loading import load_config, load_fields
 from electra_flax.config.ranges import Range
 from electra_flax.config.schema import Config
-from electra_flax.errors import RunError, UserError, counted, escaped
+from electra_flax.errors import EXIT_CODES, RunError, UserError, escaped
+from electra_flax.formats import counted, duration
 from electra_flax.runtime.ending import run_command
-from electra_flax.runtime.flags import Command, ConfigFile, Overridden, Parser, fields_help, make_parser, parse
+from electra_flax.runtime.flags import (
+    Command,
+    ConfigFile,
+    Overridden,
+    Parser,
+    exit_codes,
+    fields_help,
+    make_parser,
+    parse,
+)
 from tpu import commands, history, package
 from tpu.babysitter import GO_ON, STOP, Babysitter, create, delete, log_tail, look, remaining, wish
 from tpu.board import clock
@@ -22,13 +32,15 @@ from tpu.gcloud import Gcloud
 from tpu.preflight import preflight
 from tpu.settings import Settings
 
-_EPILOG = (
-    "exit codes: 0 done; 1 you can fix it; 2 usage; 3 the run failed or was stopped; 70 nobody foresaw it, the same "
-    "command may succeed; 130 left alone with Ctrl-C, the machine goes on"
-)
+_EXIT_CODES = {
+    **{code: EXIT_CODES[code] for code in (0, 1, 2)},
+    3: "the run failed or was stopped",
+    70: "an unexpected error: try the same command again",
+    130: "detached with Ctrl-C: the machine keeps running",
+}
 _LEFT_ALONE = (
-    "left alone: the machine, if there is one, goes on and costs; make tpu-train stays with it again, make tpu-stop "
-    "saves and ends, make tpu-delete deletes at once"
+    "detached: the machine, if there is one, keeps running and costs money; make tpu-train attaches again, make "
+    "tpu-stop saves and deletes it, make tpu-delete deletes it at once"
 )
 
 
@@ -40,23 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """Return that of python -m tpu.launch."""
     table = (Preflight, Create, Train, Status, Logs, Ssh, Stop, Delete, Fields)
-    return make_parser("python -m tpu.launch", __doc__, _EPILOG, table)
+    return make_parser("python -m tpu.launch", __doc__, exit_codes(_EXIT_CODES), table)
 
 
 class Launch(Overridden):
     """The run.
 
-    every field of --settings can be given too (--zone us-central1-a): python -m tpu.launch fields lists them
+    Override a field of --settings with --FIELD VALUE (--zone us-central1-a). List the fields with python -m tpu.launch
+    fields.
     """
 
     settings: ConfigFile = Path("tpu/tpu.yaml")
-    """the run"""
+    """settings of the run"""
     dry_run: bool = False
-    """print the commands that change something; do nothing"""
+    """print the commands that would change something; change nothing"""
     gcloud: Annotated[str, "PATH"] = "gcloud"
-    """another gcloud than that on PATH"""
+    """path of gcloud"""
     poll_seconds: Annotated[float, Range(0.1, 3600), "S"] = 30.0
-    """between two looks"""
+    """seconds between two checks"""
 
     @staticmethod
     def fields() -> type:
@@ -74,12 +87,12 @@ class Launch(Overridden):
 
 
 class Checked(Launch):
-    """What is checked before."""
+    """Checks."""
 
     no_plan: bool = False
-    """do not compile the step for this TPU first (minutes)"""
+    """skip compiling the train step for this TPU (minutes), and the check of max_dollars"""
     no_preflight: bool = False
-    """check nothing"""
+    """skip all checks"""
 
     def check(self, settings: Settings, gcloud: Gcloud) -> Config:
         """Return the configuration, when nothing is wrong. Raises UserError after all findings have been told."""
@@ -90,7 +103,7 @@ class Checked(Launch):
         for finding in findings:
             print(f"{finding.level:8s} {escaped(finding.text)}", flush=True)
         if problems := [finding for finding in findings if finding.level == "problem"]:
-            raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)}, told above; nothing was created")
+            raise UserError(f"{counted(len(problems), 'problems')}, listed above: fix them; nothing was created")
         return config
 
 
@@ -101,14 +114,14 @@ def _upload(settings: Settings, config: Config, gcloud: Gcloud) -> str:
 
 
 class Preflight(Checked):
-    """Tell what is wrong before anything is paid for."""
+    """Check everything before you pay for anything."""
 
     def act(self, settings: Settings, gcloud: Gcloud) -> None:
         self.check(settings, gcloud)
 
 
 class Create(Checked):
-    """Ask for the machine once; it trains when it is there."""
+    """Request the machine once; it starts training by itself."""
 
     def act(self, settings: Settings, gcloud: Gcloud) -> None:
         config = self.check(settings, gcloud)
@@ -117,16 +130,16 @@ class Create(Checked):
         gcloud.do(commands.write(wish(settings)), GO_ON)
         create(settings, gcloud, code, past, time.time() if gcloud.dry_run else clock(settings, gcloud))
         print(
-            f"asked for {settings.name} ({settings.accelerator_type}, up to ${settings.price:,.2f} an hour once it is "
-            "there); it trains by itself, but nobody recreates it: make tpu-train stays with it"
+            f"requested {settings.name} ({settings.accelerator_type}, up to ${settings.price:,.2f} an hour once it "
+            "exists); it trains by itself, but is not recreated after a preemption: for that, make tpu-train"
         )
 
 
 class Train(Checked):
-    """Stay with a run until its models are here, through every preemption."""
+    """Run until the models are here, through every preemption."""
 
     detach: bool = False
-    """stay with it in the background"""
+    """watch in the background of this computer"""
 
     def act(self, settings: Settings, gcloud: Gcloud) -> None:
         if self.detach:
@@ -136,7 +149,7 @@ class Train(Checked):
         gcloud.do(commands.write(wish(settings)), GO_ON)
         if gcloud.dry_run:
             create(settings, gcloud, code, history.History(), time.time())
-            print("then: look every 30 s, recreate what is lost, copy the models, delete the machine:")
+            print("then: check every 30 s, recreate a lost machine, copy the models, delete the machine:")
             gcloud.do(commands.download(f"{settings.run_url}/models", Path(settings.models)))
             for command in commands.delete(settings):
                 gcloud.do(command)
@@ -153,11 +166,11 @@ def _detach(settings: Settings) -> None:
             [sys.executable, "-m", "tpu.launch", *command],
             stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    print(f"process {process.pid} stays with the run while this computer is on; its log: {log}; make tpu-status")
+    print(f"process {process.pid} watches the run while this computer is on; log: {log}; state: make tpu-status")
 
 
 class Status(Launch):
-    """Tell how the run and its machine are."""
+    """Show the state of the run and its machine."""
 
     json: bool = False
     """print JSON"""
@@ -174,8 +187,11 @@ class Status(Launch):
         if settings.mode == "queued":
             print(f"request    {seen.request or 'none'}{f': {seen.refusals[-1]}' if seen.refusals else ''}")
         for number, worker in sorted(seen.workers.items()):
-            said = f"  {worker.message}" if worker.message else ""
-            print(f"worker {number}   {escaped(worker.phase)}, step {worker.step:,}, {worker.seconds:.0f} s ago{said}")
+            message = f"  {worker.message}" if worker.message else ""
+            print(
+                f"worker {number}   {escaped(worker.phase)}, step {worker.step:,}, {duration(worker.seconds)} "
+                f"ago{message}"
+            )
         machines = counted(len(past.machines), "machines")
         print(f"run        step {past.step:,}, {machines} so far, about ${seen.spent:,.2f} spent")
         print(f"watched by {escaped(past.babysitter) or 'nobody'}")
@@ -186,14 +202,14 @@ class OfWorker(Launch):
     """Worker."""
 
     worker: Annotated[int, Range(0, 9999), "N"] = 0
-    """which"""
+    """number of the worker"""
 
 
 class Logs(OfWorker):
     """Print the last lines of a worker's log."""
 
     lines: Annotated[int, Range(1, 10**6), "N"] = 50
-    """how many"""
+    """lines to print"""
 
     def act(self, settings: Settings, gcloud: Gcloud) -> None:
         print(log_tail(settings, gcloud, self.worker, self.lines))
@@ -203,14 +219,14 @@ class Ssh(OfWorker):
     """Open a shell on a worker, or run a command there."""
 
     command: Annotated[str, "TEXT"] = ""
-    """for the shell there"""
+    """command to run instead of a shell"""
 
     def act(self, settings: Settings, gcloud: Gcloud) -> int:
         return gcloud.attached(commands.ssh(settings, str(self.worker), self.command))
 
 
 class Delete(Launch):
-    """Delete the machine at once, without a save."""
+    """Delete the machine at once, without saving."""
 
     def act(self, settings: Settings, gcloud: Gcloud) -> None:
         delete(settings, gcloud)
@@ -224,10 +240,10 @@ class Delete(Launch):
 
 
 class Stop(Delete):
-    """Save, end and delete the machine; train goes on later."""
+    """Save, stop and delete the machine; train continues later."""
 
     wait_minutes: Annotated[float, Range(0, 1440), "M"] = 20.0
-    """for the save"""
+    """minutes to wait for the save"""
 
     def act(self, settings: Settings, gcloud: Gcloud) -> None:
         gcloud.do(commands.write(wish(settings)), STOP)
@@ -242,18 +258,22 @@ class Stop(Delete):
                 break
             if time.time() - begun > 60 * self.wait_minutes:
                 raise RunError(
-                    f"{settings.name} has not said that it saved within {self.wait_minutes:g} minutes "
-                    f"({phases or 'no word'}); {remaining(settings, gcloud)}"
+                    f"{settings.name} did not report a save within {self.wait_minutes:g} minutes "
+                    f"({said(phases)}); {remaining(settings, gcloud)}"
                 )
-            so_far = f"{phases or 'no word yet'}, {time.time() - begun:.0f} s"
-            print(f"waiting until every worker has saved: {so_far}", flush=True)
+            print(f"waiting for every worker to save: {said(phases)}, {duration(time.time() - begun)}", flush=True)
             time.sleep(self.poll_seconds)
         super().act(settings, gcloud)
-        print(f"the run is at {settings.run_url}; make tpu-train goes on with it")
+        print(f"the run is kept in {settings.run_url}; make tpu-train continues it")
+
+
+def said(phases: Mapping[int, str]) -> str:
+    """Return what workers last reported: `worker 0 training`."""
+    return ", ".join(f"worker {number} {phase}" for number, phase in sorted(phases.items())) or "no report yet"
 
 
 class Fields(Command):
-    """List the fields of --settings, their meaning, range and default."""
+    """List the fields of --settings: meaning, range and default."""
 
     def run(self) -> None:
         print(fields_help(Settings, "must be given"))

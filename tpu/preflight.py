@@ -10,6 +10,7 @@ from typing import NamedTuple
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
 from electra_flax.files import parse_json
+from electra_flax.formats import counted, duration
 from tpu import commands, history
 from tpu.answers import Bucket, Manifest, Named, PhasePlan
 from tpu.gcloud import Gcloud, GcloudError
@@ -33,7 +34,7 @@ class Finding(NamedTuple):
 def preflight(settings: Settings, config: Config, gcloud: Gcloud, with_plan: bool = True) -> list[Finding]:
     """Ask Google, the bucket and the compiler; create nothing but a small object."""
     if not gcloud.is_there:
-        return [Finding("problem", "gcloud is not installed: install the Google Cloud SDK, then gcloud auth login")]
+        return [Finding("problem", "gcloud is not installed: install the Google Cloud SDK, then run gcloud auth login")]
     found: list[Finding] = []
     failed: set[str] = set()
     for name, (check, needs) in _CHECKS.items():
@@ -51,9 +52,9 @@ def preflight(settings: Settings, config: Config, gcloud: Gcloud, with_plan: boo
     found.append(
         Finding(
             "ok",
-            f"quota is not asked for: that of {preemptible}{settings.slice.generation.prefix} TPU cores in "
-            f"{settings.zone} must be at least what {settings.accelerator_type} has (console, IAM & Admin, Quotas); "
-            "lent TPUs come with theirs",
+            f"quota is not checked: your project needs enough {preemptible}{settings.slice.generation.prefix} TPU "
+            f"cores in {settings.zone} for {settings.accelerator_type} (console: IAM & Admin, Quotas; TPU Research "
+            "Cloud grants include it)",
         )
     )
     return found + (_plan(settings, config, gcloud) if with_plan else [])
@@ -75,7 +76,7 @@ def _services(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Fi
     )
     if missing := [service for service in SERVICES if service not in enabled.split()]:
         fix = f"gcloud services enable {' '.join(missing)} --project={settings.project}"
-        yield Finding("problem", f"not enabled: {', '.join(missing)}: {fix}")
+        yield Finding("problem", f"services not enabled: {', '.join(missing)}: {fix}")
     else:
         yield Finding("ok", "services enabled")
 
@@ -108,9 +109,9 @@ def _bucket(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Find
     else:
         yield Finding(
             "warning",
-            f"bucket {settings.bucket} is in {place or 'an unknown place'}, the machine would be in {region}: every "
-            f"checkpoint crosses, at about ${_DOLLARS_PER_GB:.2f} a GB or more, and slower; make one there: gcloud "
-            f"storage buckets create gs://NAME --location={region} --uniform-bucket-level-access "
+            f"bucket {settings.bucket} is in {place or 'an unknown region'}, the machine in {region}: every checkpoint "
+            f"costs about ${_DOLLARS_PER_GB:.2f} per GB or more and is slow; create a bucket there: gcloud storage "
+            f"buckets create gs://NAME --location={region} --uniform-bucket-level-access "
             f"--soft-delete-duration=0 --project={settings.project}",
         )
     # A run replaces a checkpoint of 1 to 2 GB every ten minutes: within a week, a thousand of them.
@@ -118,8 +119,8 @@ def _bucket(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Find
     if days := int(kept) // _DAY if kept.isdecimal() else 0:
         yield Finding(
             "warning",
-            f"bucket {settings.bucket} keeps, and charges for, what is deleted for {days} days more, every checkpoint "
-            f"of a run: gcloud storage buckets update gs://{settings.bucket} --clear-soft-delete",
+            f"bucket {settings.bucket} keeps deleted checkpoints for {counted(days, 'days')} and charges for them: "
+            f"gcloud storage buckets update gs://{settings.bucket} --clear-soft-delete",
         )
 
 
@@ -132,18 +133,18 @@ def _data(settings: Settings, config: Config, gcloud: Gcloud) -> Iterator[Findin
     lengths = [phase.config.data.max_seq_length for phase in config.phases]
     for url, length in zip([settings.data, settings.long_data], lengths, strict=False):
         if not url:
-            yield Finding("problem", "the configuration has a second phase (long_phase.steps): give long_data")
+            yield Finding("problem", "the configuration has a second phase (long_phase.steps): set long_data")
             continue
         try:
             there = gcloud.answer(commands.read(f"{url}/manifest.json"), Manifest).max_seq_length
         except GcloudError as error:
-            what = "is not there" if error.is_not_found else "is no manifest, or cannot be read"
-            yield Finding("problem", f"{url}/manifest.json {what} ({error}): electra-data shard makes one")
+            what = "is missing" if error.is_not_found else "is not a manifest, or cannot be read"
+            yield Finding("problem", f"{url}/manifest.json {what} ({error}): make shards with electra-data shard")
             continue
         if there == length:
             yield Finding("ok", f"{url}: sequences of {there} tokens")
         else:
-            text = f"{url} has sequences of {there} tokens, the configuration {length}: change either"
+            text = f"{url}: sequences of {there} tokens, but the configuration has {length}: change one of them"
             yield Finding("problem", text)
 
 
@@ -177,16 +178,16 @@ def _plan(settings: Settings, config: Config, gcloud: Gcloud) -> list[Finding]:
     unknown = [line for line in done.stderr.splitlines() if "Unknown command line flag" in line]
     if unknown:  # the compiler is that of the machines: they would end the same way
         return [Finding("problem", f"environment: LIBTPU_INIT_ARGS: {unknown[0].strip()}: remove it")]
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode or not done.stdout.strip():
-        return [Finding("warning", f"electra-flax plan could not be made ({last}): whether it fits is not known")]
+        return [Finding("warning", f"electra-flax plan failed ({last}): memory and cost are not checked")]
     text = done.stdout if done.stdout.lstrip().startswith("[") else f"[{done.stdout}]"  # of one phase, or several
     phases = parse_json(text, list[PhasePlan], "electra-flax plan", "report it", is_ours=False)
     found = []
     for each in phases:
         if not each.fits:
             ways = "; ".join(str(way["change"]) for way in each.ways_out) or "a larger slice"
-            found.append(Finding("problem", f"the step does not fit into {settings.accelerator_type}: {ways}"))
+            found.append(Finding("problem", f"the train step does not fit on {settings.accelerator_type}: {ways}"))
     dollars = sum(each.predicted_dollars or 0 for each in phases)
     days = sum(each.predicted_days or 0 for each in phases)
     return found + _budget(settings, dollars, days, config, history.load(settings, gcloud))
@@ -197,8 +198,8 @@ def _budget(settings: Settings, dollars: float, days: float, config: Config, pas
     found = []
     if not settings.price_is_known:
         text = (
-            f"no price of {settings.capacity} {settings.accelerator_type} in {settings.zone} is known, counted is "
-            f"${settings.price:,.2f} an hour ({settings.price_source}): give dollars_per_hour"
+            f"no known price of {settings.capacity} {settings.accelerator_type} in {settings.zone}: counting "
+            f"${settings.price:,.2f} an hour ({settings.price_source}); set dollars_per_hour"
         )
         found.append(Finding("warning", text))
     left = max(0.0, 1 - past.step / config.training.num_steps)
@@ -207,13 +208,13 @@ def _budget(settings: Settings, dollars: float, days: float, config: Config, pas
     spent = past.spent(now)
     needed = spent + left * dollars
     rate = f"${settings.price:,.2f} an hour ({settings.price_source})"
-    text = f"predicted, not measured: {days:.1f} days, ${dollars:,.0f} at {rate}"
+    text = f"predicted, not measured: {duration(86_400 * days)}, ${dollars:,.0f} at {rate}"
     if past.step:
-        text += f"; step {past.step:,} is reached, about ${spent:,.0f} are spent, ${left * dollars:,.0f} to go"
+        text += f"; at step {past.step:,}: about ${spent:,.0f} spent, ${left * dollars:,.0f} to go"
     if needed <= settings.max_dollars:
         return [*found, Finding("ok", text)]
     text += (
-        f": max_dollars={settings.max_dollars:g} would end the run at {settings.max_dollars / needed:.0%} of that: "
-        f"raise it to {needed * 1.2:,.0f} or so (machines that are lost cost too), or --no-plan to begin all the same"
+        f": max_dollars={settings.max_dollars:g} would stop the run at {settings.max_dollars / needed:.0%}: raise it "
+        f"to about {needed * 1.2:,.0f} (preempted machines cost too), or start anyway with --no-plan"
     )
     return [*found, Finding("problem", text)]

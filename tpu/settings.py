@@ -33,65 +33,65 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class Settings:
-    """One run on one machine or pod, recreated as often as it takes."""
+    """A run on a TPU slice, recreated after every preemption."""
 
     project: str
     """Google Cloud project (its ID)."""
     zone: str
-    """Where the TPU is: us-central1-a, europe-west4-a ..."""
+    """Zone of the TPU: us-central1-a, europe-west4-a ..."""
     bucket: str
-    """A bucket in the zone's region, without gs://; the run lives under runs/NAME of it."""
+    """Bucket in the region of the zone, without gs://; the run is kept in runs/NAME there."""
     data: str
-    """Shards of electra-data shard: gs://BUCKET/..."""
+    """Shards from electra-data shard: gs://BUCKET/..."""
     config: str
-    """A preset (electra-flax configs lists them), or a YAML file."""
+    """A preset (see electra-flax configs), or a YAML file."""
     max_dollars: Annotated[float, Range(0, 10**9, "(]")]
-    """When so much is spent, by the estimate, the machine is deleted and the run stops; it can go on later."""
+    """When the estimated cost reaches this, the machine is deleted and the run stops; it can continue later."""
     name: str = "electra"
-    """Of the run and of its machine: the same name continues the same run."""
+    """Name of the run and its machine; the same name continues the same run."""
     accelerator_type: str = "v3-8"
     """v2-8, v3-8, v3-32, v4-8, v5litepod-8, v5p-8, v6e-8 ..."""
     runtime_version: str = ""
-    """The machine's image; "" for that of the generation."""
+    """Image of the machine; "" for the default of the TPU generation."""
     capacity: Literal["spot", "on-demand", "reserved"] = "spot"
-    """Spot is cheaper and may be taken away at any time: the run continues on the next machine."""
+    """Spot is cheaper but may be preempted at any time; the run then continues on the next machine."""
     mode: Literal["queued", "plain"] = "queued"
-    """Queued resources wait for capacity; plain creation fails at once where there is none, and is tried again."""
+    """queued waits for capacity; plain fails at once if there is none, and is tried again."""
     long_data: str = ""
     """Shards of the second phase (long_phase.steps)."""
     overrides: list[str] = field(default_factory=list)
-    """Fields of the configuration: ["--training.num_steps=1000"]."""
+    """Overrides of the configuration: ["--training.num_steps=1000"]."""
     environment: list[str] = field(default_factory=list)
-    """Variables for the trainer: ["LIBTPU_INIT_ARGS=--xla_tpu_enable_latency_hiding_scheduler=true"]; no secrets: they
-    lie in the bucket as they are."""
+    """Environment variables of the trainer: ["LIBTPU_INIT_ARGS=--xla_tpu_enable_latency_hiding_scheduler=true"]; stored
+    in the bucket in plain text, so no secrets."""
     service_account: str = ""
-    """The machine's identity, with access to the bucket: its whole address; "" for the project's default."""
+    """E-mail address of a service account with access to the bucket; "" for the project's default."""
     network: str = ""
-    """VPC network; "" for default."""
+    """VPC network; "" for the default one."""
     subnetwork: str = ""
-    """Subnetwork; "" for the network's."""
+    """Subnetwork; "" for the default one."""
     external_ips: bool = True
-    """Whether machines have addresses of their own; without, they need wheelhouse (or a Cloud NAT)."""
+    """Give machines external addresses; without, they need wheelhouse or a Cloud NAT."""
     wheelhouse: bool = False
-    """Uploads Python and all packages (half a GB; needs uv here), so that machines need no internet."""
+    """Upload Python and all packages (half a GB; needs uv here), for machines without internet."""
     labels: list[str] = field(default_factory=list)
-    """For your bill: ["team=nlp"]."""
+    """Labels on your bill: ["team=nlp"]."""
     dollars_per_hour: Annotated[float, Range(0, 10**6)] = 0.0
-    """Of the whole slice; 0 for Google's price of this zone and capacity, or the nearest that is known."""
+    """Price of the whole slice; 0 for Google's price in this zone and capacity, or the nearest known one."""
     max_creations_per_hour: Annotated[int, Range(1, 60)] = 4
-    """More machines than that are never created within an hour, whatever happens."""
+    """Most machines created within an hour."""
     queue_hours: Annotated[float, Range(0.01, 8760)] = 24.0
-    """How long a queued request waits for capacity before it is made anew."""
+    """Hours that a queued request waits for capacity before it is made again."""
     boot_minutes: Annotated[float, Range(1, 1440)] = 40.0
-    """Within which every worker must have begun to train, installing included; else the machine is replaced."""
+    """Minutes within which every worker must start training, installation included; else the machine is replaced."""
     silent_minutes: Annotated[float, Range(1, 1440)] = 15.0
-    """After which a worker without a sign of life makes the machine be replaced."""
+    """Minutes without a report from a worker after which the machine is replaced."""
     restarts_without_progress: Annotated[int, Range(1, 1000)] = 5
-    """So many machines in a row that gained no step stop the run."""
+    """Machines in a row without a new step after which the run stops."""
     models: str = "models"
     """Local folder for the exported models."""
     delete_when_done: bool = True
-    """Whether the machine is deleted when the models are here, and when the run failed."""
+    """Delete the machine when the models are copied, and when the run failed."""
 
     def __post_init__(self) -> None:
         for name, (pattern, expected) in _ALLOWED.items():

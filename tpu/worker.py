@@ -164,7 +164,7 @@ class Teller:
             if self._bucket.try_to("be read", lambda: wish.exists() and wish.download_as_text().strip() == "stop"):
                 self.stop_requested.set()
         except UserError as error:  # the next beat tries again
-            print(f"worker: the bucket cannot be told: {error}", file=sys.stderr, flush=True)
+            print(f"worker: cannot write to the bucket: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -198,8 +198,8 @@ def failed(teller: Teller, code: int, last: str) -> int:
     if code in FINAL:
         teller.tell("failed", exit_code=code, message=last)
         return code
-    # A crash may have been an accident of the machine's: the same command goes on from its last save. Several in a row
-    # without a step gained are none, and each costs the start of a trainer.
+    # A crash may have been an accident of the machine's: the same command continues from its last save. Several in a
+    # row without a step gained are none, and each costs the start of a trainer.
     gives_up = failures_in_a_row(teller) >= MOST_FAILURES
     teller.tell("gave up" if gives_up else "crashed", exit_code=code, message=last)
     return 1 if gives_up else 3
@@ -220,7 +220,7 @@ def check_devices(environment: dict[str, str]) -> str:
             continue
         if done.returncode == 0:
             return ""
-        problem = (done.stderr.strip().splitlines() or [f"the check of the devices ended with {done.returncode}"])[-1]
+        problem = (done.stderr.strip().splitlines() or [f"the device check ended with exit code {done.returncode}"])[-1]
         with LOG.open("a", encoding="utf-8") as log:
             log.write(done.stderr)
     return problem

@@ -34,7 +34,7 @@ def finetune(
     `hyperparameters` in their place: epochs=3, learning_rate=1e-4; or `overrides`, as the command has them.
     `random_weights`, `published_protocol`, `progress` and `interruption`: as the command's flags, and as of `pretrain`.
 
-    The same call goes on with what is there. Raises what `pretrain` raises.
+    The same call continues an interrupted one. Raises what `pretrain` raises.
     """
     from electra_flax.config.loading import as_flags
     from electra_flax.runtime import processes

@@ -26,10 +26,16 @@ COMMANDS: tuple[type[Command], ...] = (
 )  # fmt: skip
 
 
+_SHIPPED = (
+    "tiny-ko (a small Korean model) and the presets (electra-flax configs) ship with the package: give the name where "
+    "a model or a configuration is expected. A file or folder here with the same name comes first."
+)
+
+
 def parser() -> Parser:
     """Return that of electra-flax."""
     text = "Pretrains ELECTRA with JAX and Flax on TPU, GPU or CPU, and publishes the result."
-    return make_parser("electra-flax", text, exit_codes(), COMMANDS)
+    return make_parser("electra-flax", text, f"{_SHIPPED}\n\n{exit_codes()}", COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,5 +80,7 @@ def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _nothing_to_save(number: int, frame: object) -> None:
     """Answer SIGTERM before the run began as it is answered within, and at once."""
-    print("electra-flax: asked to stop with nothing to save; the same command continues", file=sys.stderr, flush=True)
+    print(
+        "electra-flax: stopped as asked, with nothing to save; the same command continues", file=sys.stderr, flush=True
+    )
     os._exit(Preempted.exit_code)

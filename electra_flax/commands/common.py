@@ -14,7 +14,7 @@ class Devices(Command):
     """Devices."""
 
     simulate_devices: Annotated[int | None, Range(1, 1024), "N"] = None
-    """run on N simulated CPU devices (1 to 1,024) instead of real ones"""
+    """run on N simulated CPU devices (1 to 1,024)"""
 
     def use_devices(self) -> None:
         """Choose JAX's devices. Must come before anything asks for them."""
@@ -31,22 +31,22 @@ class Devices(Command):
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not (port.isdecimal() and 0 < int(port) < 2**16):  # JAX would wait for minutes
-        raise argparse.ArgumentTypeError(f"{text}: expected HOST:PORT, the port from 1 to 65,535")
+        raise argparse.ArgumentTypeError(f"{text}: expected HOST:PORT with a port from 1 to 65,535")
     return text
 
 
 class Processes(Command):
     """Several processes.
 
-    on a TPU they find each other; elsewhere each is told, with the same command otherwise
+    On a TPU slice the hosts find each other. Elsewhere start the same command on every host, with these three flags.
     """
 
     coordinator: Annotated[str | None, _address, "HOST:PORT"] = None
-    """where process 0 listens"""
+    """address where process 0 listens"""
     num_processes: Annotated[int | None, Range(1, 2**16), "N"] = None
-    """how many there are"""
+    """number of processes"""
     process_id: Annotated[int | None, Range(0, 2**16 - 1), "I"] = None
-    """which this is, from 0"""
+    """number of this process, from 0"""
 
     @property
     def group(self) -> tuple[str, int, int] | None:
@@ -54,7 +54,7 @@ class Processes(Command):
         if self.coordinator is None and self.num_processes is None and self.process_id is None:
             return None
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
-            raise UserError("--coordinator, --num-processes and --process-id belong together: give all three or none")
+            raise UserError("give --coordinator, --num-processes and --process-id together, or none of them")
         return self.coordinator, self.num_processes, self.process_id
 
 
@@ -73,5 +73,5 @@ def texts_or_stdin(given: tuple[str, ...]) -> list[str]:
         lines = decode(sys.stdin.buffer.read(), "standard input").split("\n")  # texts hold other separators
         texts = [line.rstrip("\r") for line in lines if line.strip()]
     if not texts:
-        raise UserError("no sentences: give them as arguments or on the standard input, one a line")
+        raise UserError("no sentences: give them as arguments, or one per line on the standard input")
     return texts

@@ -46,8 +46,8 @@ class Preset(NamedTuple):
 class Configs(Command):
     """List the presets that --config takes by name.
 
-    Prints every preset with its parameters (of both models as they are exported, in each the embeddings that they
-    share), rows a step, steps and tokens a row, and where the files are.
+    For each preset: parameters of both models as exported (each with its embeddings), batch size, steps and sequence
+    length; at the end, the folder of the files.
     """
 
     json: bool = False
@@ -58,11 +58,11 @@ class Configs(Command):
         if self.json:
             print_json([preset._asdict() for preset in found])
             return
-        print(_row("preset", ("discriminator", "generator", "batch", "steps", "tokens")))
+        print(_row("preset", ("discriminator", "generator", "batch size", "steps", "tokens")))
         for preset in found:
             print(_row(preset.name, (f"{number:,}" for number in preset[3:])))
             print_text(f"  {preset.title}", indent=0)
-        print_line(f"files, to begin your own from: {shipped.CONFIGS}")
+        print_line(f"files (copy one to write your own): {shipped.CONFIGS}")
 
 
 def num_parameters(architecture: Architecture) -> dict[str, int]:

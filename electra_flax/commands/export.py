@@ -19,26 +19,31 @@ class Publishing(Command):
     """Publishing."""
 
     license: Annotated[str, "ID"] = ""
-    """licence of the model, for its card: apache-2.0 ..."""
+    """licence for the model card: apache-2.0 ..."""
     license_name: Annotated[str, "NAME"] = ""
-    """with --license other: what it is called"""
+    """with --license other: its name"""
     license_link: Annotated[str, "URL"] = ""
-    """with --license other: where its text is"""
+    """with --license other: link to its text"""
     language: Annotated[str, "CODE"] = ""
-    """language of the model, for its card: ko ..."""
+    """language for the model card: ko ..."""
     push: Annotated[Place | None, "OWNER/NAME"] = None
-    """then upload to OWNER/NAME-discriminator and OWNER/NAME-generator on the hub (HF_TOKEN, or hf auth login)"""
+    """upload to OWNER/NAME-discriminator and OWNER/NAME-generator on the hub (needs HF_TOKEN or hf auth login)"""
     private: bool = False
-    """with --push: repositories that only you can see"""
+    """with --push: make the repositories private"""
 
 
 class Export(Publishing, Devices):
-    """Write Hugging Face model folders, or a checkpoint of the original.
+    """Write Hugging Face model folders, or a TensorFlow checkpoint.
 
     Writes OUT/discriminator and OUT/generator, each a complete Hugging Face model folder (safetensors for PyTorch,
-    msgpack for Flax, tokenizer, model card), and OUT/parity.json: how far transformers' hidden states and logits are
-    from ours. The weights are a run's (--workdir) or anyone's (--from).
+    msgpack for Flax, tokenizer, model card), and OUT/parity.json: the largest differences between transformers' hidden
+    states and logits and ours. The weights come from a run (--workdir) or from elsewhere (--from).
     """
+
+    example = (
+        "electra-flax export --workdir runs/ko --out models/ko\n"
+        "electra-flax export --from tf1:model.ckpt-1000000 --out models/original"
+    )
 
     workdir: Annotated[Place | None, Flag(one_of=True)] = None
     """a run"""
@@ -47,13 +52,13 @@ class Export(Publishing, Devices):
     out: Folder
     """folder to write"""
     to: Literal["hf", "tf1"] = "hf"
-    """Hugging Face's form (hf) or the original's"""
+    """format: hf (Hugging Face), tf1 (a checkpoint of the original TensorFlow code)"""
     step: Annotated[int | None, Range(0, MOST_INT32), "N"] = None
-    """checkpoint of a run (default: the newest)"""
+    """step of the checkpoint (default: the newest)"""
     vocab: File | None = None
-    """vocab.txt, where none is beside the weights"""
+    """vocab.txt, if there is none beside the weights"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """of the tensors"""
+    """type of the tensors"""
 
     def run(self) -> None:
         self.use_devices()
@@ -75,7 +80,7 @@ class Export(Publishing, Devices):
         for remark in weights.remarks:
             print_line(remark)
         if weights.unused:
-            print_line(f"left out, no parameters of ELECTRA's pretraining: {', '.join(weights.unused)}")
+            print_line(f"left out, not part of a pretrained ELECTRA: {', '.join(weights.unused)}")
         if self.to == "tf1":
             print_line(export_to_tf1(weights, self.out))
             return
@@ -85,18 +90,18 @@ class Export(Publishing, Devices):
 
     def _check(self) -> None:
         if self.to == "tf1" and self.dtype != "float32":
-            raise UserError(f"--dtype {self.dtype}: the original loads float32 only")
+            raise UserError(f"--dtype {self.dtype}: --to tf1 writes float32 only: leave --dtype out")
         if self.private and not self.push:
-            raise UserError("--private is of the repositories that --push OWNER/NAME makes, which is not given")
+            raise UserError("--private needs --push OWNER/NAME")
         if self.to == "tf1" and self.push:
-            raise UserError(f"--push {self.push}: the hub takes Hugging Face's form: leave out --to tf1")
+            raise UserError(f"--push {self.push}: the hub takes the format hf: leave out --to tf1")
 
     def _to_hugging_face(self, weights: Weights, publication: Publication) -> None:
         from electra_flax.weights.export import export_to_hugging_face
 
         for part, differences in export_to_hugging_face(weights, self.out, self.dtype, publication).items():
             found = ", ".join(
-                f"{framework} {'not installed' if largest is None else format(largest, '.2g')}"
+                f"{framework} {'not installed' if largest is None else format(largest, '.1e')}"
                 for framework, largest in differences.items()
             )
-            print_line(f"{self.out / part}: largest difference of hidden states and logits from ours: {found}")
+            print_line(f"{self.out / part}: largest difference from our outputs: {found}")

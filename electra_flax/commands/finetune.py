@@ -13,14 +13,14 @@ class Scoring(Overridden):
     """How a model is scored."""
 
     seeds: Annotated[tuple[int, ...], Range(0, MOST_UINT32), "N"] = (0,)
-    """one run each"""
+    """seeds, one fine-tuning each"""
     preset: Annotated[str, "NAME"] = ""
-    """koelectra, paper or original (default: the task's own)"""
+    """hyperparameters: koelectra, paper or original (default: the task's own)"""
     random_weights: bool = False
-    """not its weights: fresh ones, to see what pretraining is worth"""
+    """begin with random weights, to see what pretraining is worth"""
     published_protocol: bool = False
-    """choose the best checkpoint on the scored examples themselves, as KoELECTRA's published scores were: they are
-    too good by that"""
+    """choose the best checkpoint on the scored examples themselves, as KoELECTRA's published scores did; such scores
+    are too high"""
 
     @staticmethod
     def fields() -> type:
@@ -32,17 +32,19 @@ class Scoring(Overridden):
 class Finetune(Scoring, Devices, Processes):
     """Fine-tune a model on a task, with several seeds, and score it.
 
-    Fine-tunes the discriminator on a task and writes OUT: a model folder that transformers loads, predictions,
-    results.json with mean and deviation over the seeds. The best checkpoint is chosen on the dev examples (a tenth of
-    the training examples where there are none), never on those that are scored. The same command goes on with what is
-    there. Hyperparameters are a preset's; each is overridden by --NAME VALUE.
+    Fine-tunes the discriminator and writes OUT: a model folder that transformers loads, predictions, and results.json
+    with mean and standard deviation over the seeds. The best checkpoint is chosen on the dev examples (a tenth of the
+    training examples where there are none), never on those that are scored. The same command continues an interrupted
+    one. Override a hyperparameter of the preset with --NAME VALUE.
     """
+
+    example = "electra-flax finetune --task nsmc --model tiny-ko --data data/nsmc --out runs/nsmc --seeds 0 1 2"
 
     task: Annotated[str, "NAME"]
     """a task (listed below), or your YAML file"""
     model: Place
-    """an export, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package (a folder of
-    that name comes first); orbax:DIR a run, tf1:PREFIX a checkpoint"""
+    """an export or one of its two folders, OWNER/NAME on the hub, tiny-ko, orbax:DIR (a run) or tf1:PREFIX (a
+    TensorFlow checkpoint)"""
     data: Folder
     """folder with the task's files"""
     out: Place
@@ -53,7 +55,7 @@ class Finetune(Scoring, Devices, Processes):
         from electra_flax.finetuning.task_files import load_task, task_names
 
         tasks = "\n".join(f"  {name:16s}{load_task(name).title}" for name in task_names())
-        fields = "hyperparameters, each overridden by --NAME VALUE:"
+        fields = "hyperparameters, each set by --NAME VALUE:"
         return f"tasks:\n{tasks}\n\n{fields}\n\n{fields_help(Finetune.fields(), 'from the preset')}"
 
     def run(self) -> None:
@@ -75,22 +77,24 @@ class Finetune(Scoring, Devices, Processes):
 
 
 class Scoreboard(Scoring, Devices, Processes):
-    """Score models on all tasks whose data is there: one table.
+    """Score models on all tasks that have data: one table.
 
-    Fine-tunes the model on every task whose files are found, and writes one table: OUT/table.md, .json and .png,
-    KoELECTRA's published rows beside it. The same command goes on with what is there. Hyperparameters are overridden
-    by --NAME VALUE, as in finetune.
+    Fine-tunes each model on every task whose files are found, and writes one table with KoELECTRA's published scores
+    beside: OUT/table.md, .json and .png. The same command continues an interrupted one. Override a hyperparameter with
+    --NAME VALUE, as in finetune.
     """
 
+    example = "electra-flax scoreboard --model tiny-ko runs/ko/export --data data --out runs/scoreboard"
+
     model: tuple[Place, ...]
-    """an export, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package (a folder of
-    that name comes first); orbax:DIR a run, tf1:PREFIX a checkpoint; several: a row each"""
+    """one or more, a row each: an export or one of its two folders, OWNER/NAME on the hub, tiny-ko, orbax:DIR (a run)
+    or tf1:PREFIX (a TensorFlow checkpoint)"""
     data: tuple[Place, ...]
-    """a folder with a folder for each task, named as the task; or TASK=FOLDER, or several"""
+    """one or more: a folder that holds a folder per task, named as the task; or TASK=FOLDER"""
     out: Place = "scoreboard"
-    """folder, or gs://BUCKET/FOLDER"""
+    """folder to write, or gs://BUCKET/FOLDER"""
     tasks: Annotated[tuple[str, ...], "NAME"] = ()
-    """these alone"""
+    """only these tasks (default: all that have data)"""
 
     def run(self) -> None:
         self.use_devices()
@@ -108,19 +112,20 @@ class Scoreboard(Scoring, Devices, Processes):
 
 
 class Predict(Devices):
-    """Tell what a fine-tuned model says of your texts.
+    """Apply a fine-tuned model to your texts.
 
-    Applies a folder of finetune. Texts are arguments, lines of the standard input, or a file in the task's own layout
-    (--file), of which predictions are written in it. Of a task with two texts, the second comes after a tab; a
-    question, a tab, its context.
+    Give texts as arguments, as lines of the standard input, or as a file in the task's format (--file), whose
+    predictions are printed in that format. Separate the two texts of a pair, or a question and its context, by a tab.
     """
+
+    example = 'electra-flax predict --model runs/nsmc "정말 재미있는 영화였다"'
 
     model: Folder
     """folder of electra-flax finetune"""
     texts: Annotated[Texts, "TEXT"] = ()
-    """none: lines of the standard input"""
+    """default: lines of the standard input"""
     file: File | None = None
-    """a file in the task's own layout, labels or not"""
+    """a file in the task's format, with or without labels"""
     json: bool = False
     """print JSON, with probabilities"""
 
@@ -129,7 +134,7 @@ class Predict(Devices):
         from electra_flax.finetuning.predict import predict
 
         if self.file and self.texts:
-            raise UserError(f"--file {self.file} and texts: give one of them")
+            raise UserError(f"--file {self.file}: give either a file or texts")
         texts = [] if self.file else texts_or_stdin(self.texts)
         for line in predict(self.model, texts, self.file, self.json):
             print_rows(line)

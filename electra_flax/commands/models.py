@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+from electra_flax import formats
 from electra_flax.commands.common import Devices, Texts, texts_or_stdin
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError
+from electra_flax.formats import counted
 from electra_flax.runtime.console import console, print_json, print_line, progress
 from electra_flax.runtime.flags import Flag, Folder, Place
 
@@ -24,14 +26,14 @@ _TOGETHER = 256
 class Show(Devices):
     """Show what the discriminator detects, in colour.
 
-    Lets the generator of an export replace words of held-out examples and shows which of them the discriminator finds:
-    in a few examples word by word, in all of them as numbers. Give --model and --data several times to compare models,
-    each on shards of its own vocabulary.
+    The generator replaces words of held-out examples; the discriminator has to find them. Prints a few examples word by
+    word, and a table over all. Repeat --model and --data to compare models, each on shards of its own vocabulary.
     """
 
+    example = "electra-flax show --model tiny-ko --data shards"
+
     model: Annotated[tuple[Folder, ...], Flag(action="append")]
-    """an export of both models, or tiny-ko, which ships with the package (a folder of that name comes first); examples
-    are shown of the first"""
+    """an export, or tiny-ko; examples are shown for the first --model"""
     data: Annotated[tuple[Place, ...], Flag(action="append")]
     """shards with a validation split"""
     examples: Annotated[int, Range(1, 10_000), "N"] = 4
@@ -40,40 +42,41 @@ class Show(Devices):
     def run(self) -> None:
         if len(self.model) != len(self.data):
             raise UserError(
-                f"--model {len(self.model)} times and --data {len(self.data)} times: give each model shards of its "
-                "vocabulary"
+                f"--model is given {counted(len(self.model), 'times')}, --data {counted(len(self.data), 'times')}: "
+                "give --data once for each --model"
             )
         self.use_devices()
         from electra_flax.reports import replaced
         from electra_flax.storage.staging import stage
 
-        tallies = {}
+        tallies, names = {}, formats.labels([str(model) for model in self.model])
         for number, (model, data) in enumerate(zip(self.model, self.data, strict=True)):
             detections = replaced.detect(str(model), stage(data, without="train"))
             if number == 0:
                 touched = [detection for detection in detections if detection.is_replaced.any()]
                 replaced.show(touched[: self.examples], console())
-            tallies[str(model)] = replaced.tally(detections)
+            tallies[names[number]] = replaced.tally(detections)
         replaced.compare(tallies, console())
 
 
 class Verify(Devices):
-    """Compare a published model in every framework, layer by layer.
+    """Compare a model's outputs in every framework, layer by layer.
 
-    Loads a published model through every framework that is installed (Flax, PyTorch, TensorFlow) and prints how far
-    hidden states and logits are from our forward pass, layer by layer; with --against also how far those of other
-    weights are. Exit code 1 beyond the tolerance.
+    Loads a model through every framework that is installed (Flax, PyTorch, TensorFlow) and prints the largest
+    differences between its hidden states and logits and ours; with --against, also those of other weights. Exits with 1
+    if a difference exceeds the tolerance.
     """
 
+    example = "electra-flax verify --model models/ko --against orbax:runs/ko"
+
     model: Place
-    """an export of both models, a model's own folder, OWNER/NAME on the hub, or tiny-ko, which ships with the package
-    (a folder of that name comes first)"""
+    """an export or one of its two folders, OWNER/NAME on the hub, or tiny-ko"""
     against: Annotated[Place | None, "SOURCE"] = None
-    """what should be the same model: DIR, hf:DISC[,GEN], tf1:PREFIX, orbax:DIR or tiny-ko"""
+    """weights that should be the same: DIR, hf:DISC[,GEN], tf1:PREFIX, orbax:DIR or tiny-ko"""
     tolerance: Annotated[float, Range(0, 10**6), "X"] = 1e-4
-    """largest difference"""
+    """largest difference allowed"""
     json: bool = False
-    """print JSON instead of the table"""
+    """print JSON"""
 
     def run(self) -> int:
         self.use_devices()
@@ -91,8 +94,8 @@ class Verify(Devices):
         else:
             for part, hands in found.items():
                 console().print(verify.table(part, hands, self.tolerance))
-            print("; ".join(f"{part} in {name}: beyond {self.tolerance:g}" for part, name in beyond)
-                  or f"all within {self.tolerance:g}")  # fmt: skip
+            print("; ".join(f"{part} in {name}: exceeds the tolerance of {self.tolerance:g}" for part, name in beyond)
+                  or f"all within the tolerance of {self.tolerance:g}")  # fmt: skip
         return 1 if beyond else 0
 
 
@@ -100,10 +103,9 @@ class Asking(Devices):
     """Sentences."""
 
     model: Place
-    """an export of both models, a model's own folder, OWNER/NAME on the hub, a workdir, a source (hf:, tf1:, orbax:),
-    or tiny-ko, which ships with the package (a folder of that name comes first)"""
+    """an export or one of its two folders, OWNER/NAME on the hub, a workdir, tiny-ko, hf:, tf1: or orbax:SOURCE"""
     texts: Annotated[Texts, "SENTENCE"] = ()
-    """none: lines of the standard input"""
+    """default: lines of the standard input"""
     json: bool = False
     """print JSON"""
 
@@ -124,11 +126,14 @@ class Asking(Devices):
 
 
 class Detect(Asking):
-    """Tell which words of a sentence look replaced.
+    """Find words of a sentence that look replaced.
 
-    The discriminator's probability, for each piece of your sentences, that it was replaced; suspicious ones in colour.
-    With --json every piece and word, its place and probability.
+    Asks the discriminator for each piece of your sentences whether it was replaced. Suspicious pieces are coloured and
+    followed by the probability; if there are none, the word with the highest one is named. --json prints all pieces and
+    words with position and probability.
     """
+
+    example = 'electra-flax detect --model tiny-ko "서울은 대한민국의 바나나이다."'
 
     def run(self) -> None:
         answers = self.ask(lambda model, texts: model.detect(texts))
@@ -143,13 +148,15 @@ class Detect(Asking):
 
 
 class Fill(Asking):
-    """Tell what the generator would put at [MASK].
+    """Fill in each [MASK] of a sentence.
 
-    The generator's likeliest tokens for each [MASK] in your sentences.
+    Prints the generator's most likely tokens for each [MASK] in your sentences.
     """
 
+    example = 'electra-flax fill --model tiny-ko "서울은 [MASK]의 수도이다."'
+
     top: Annotated[int, Range(1, 10_000), "N"] = 5
-    """candidates to show"""
+    """tokens to show"""
 
     def run(self) -> None:
         answers = self.ask(lambda model, texts: model.fill(texts, self.top))
@@ -160,16 +167,17 @@ class Fill(Asking):
 
 
 class Score(Asking):
-    """Tell how likely the generator finds a sentence, and each of its words.
+    """Score how likely a sentence is.
 
-    The pseudo-log-likelihood of your sentences: each token is masked in turn, and the natural logarithms of the
-    generator's probabilities of them are added up. As many passes as there are tokens, many at a time. First the sum,
-    then the mean of its tokens, by which sentences of unlike length are compared.
+    Prints the pseudo-log-likelihood of your sentences: each token is masked in turn, and the generator's natural log
+    probabilities are added up; then the mean per token, for comparing sentences of different lengths.
     """
+
+    example = 'electra-flax score --model tiny-ko "서울은 대한민국의 수도이다."'
 
     def run(self) -> None:
         answers = self.ask(lambda model, texts: model.score(texts))
         for answer in () if self.json else answers:
             mean = answer.log_likelihood / len(answer.pieces)
-            print_line(f"{answer.log_likelihood:.2f} ({mean:.2f} a token)  {answer.text}")
+            print_line(f"{answer.log_likelihood:.2f} ({mean:.2f} per token)  {answer.text}")
             print_line("  " + "  ".join(f"{piece.token} {piece.log_likelihood:.2f}" for piece in answer.pieces))

@@ -16,46 +16,45 @@ if TYPE_CHECKING:
 
 
 class Beginning(Command):
-    """Weights to begin with.
+    """Initial weights.
 
-    DISC and GEN are each a Hugging Face folder or OWNER/NAME on the hub, PREFIX a checkpoint of the original
-    (model.ckpt-1000000), DIR a run. tiny-ko is a model that ships with the package, where no folder has that name. What
-    became of every tensor is printed.
+    DISC and GEN: a Hugging Face folder or OWNER/NAME on the hub. PREFIX: a TensorFlow checkpoint of the original code
+    (model.ckpt-1000000). DIR: a run. Prints what is done with every tensor.
     """
 
     init_from: Annotated[Place | None, "SOURCE"] = None
-    """hf:DISC[,GEN], tf1:PREFIX, orbax:DIR or tiny-ko: a new run with their weights, its optimizer and schedule fresh;
-    rows of tokens that their vocabulary lacks are the mean of their pieces'"""
+    """start a new run, with a new optimizer and schedule, from these weights: hf:DISC[,GEN], tf1:PREFIX, orbax:DIR or
+    tiny-ko; the embedding of a token that their vocabulary lacks is the mean of its pieces'"""
     warm_start_generator: bool = False
-    """where SOURCE has no generator: cut one out of the discriminator (its first layers, heads and units)"""
+    """if SOURCE has no generator, cut one out of the discriminator: its first layers, heads and units"""
     stretch_positions: Literal["", "interpolate", "tile"] = ""
-    """where SOURCE has fewer positions than model.max_position_embeddings: how to make more"""
+    """if SOURCE has fewer positions than model.max_position_embeddings, make more this way"""
     resume_from: Annotated[Place | None, "tf1:PREFIX"] = None
-    """a run of the original goes on: weights, moments of Adam and step"""
+    """continue a run of the original code: weights, Adam moments and step"""
 
     def start(self) -> Start | None:
         """Return what a new run begins with. Raises UserError where flags contradict each other."""
         from electra_flax.weights.start import Start
 
         if self.init_from is not None and self.resume_from is not None:
-            raise UserError("--init-from begins a new run, --resume-from goes on with an old one: give one of them")
+            raise UserError("--init-from starts a new run, --resume-from continues an old one: give one of them")
         source = self.init_from if self.init_from is not None else self.resume_from
         if source is not None:
             return Start(source, self.resume_from is not None, self.stretch_positions, self.warm_start_generator)
         if self.stretch_positions or self.warm_start_generator:
-            raise UserError("--stretch-positions and --warm-start-generator belong to --init-from, which is not given")
+            raise UserError("--stretch-positions and --warm-start-generator need --init-from SOURCE")
         return None
 
 
 class Probing(Command):
-    """A task on which evaluations try the states.
+    """Probe.
 
-    A logistic regression on frozen states tells the labels of at most 1,000 texts apart, learned from 1,000 others; the
-    run is the same without.
+    At each evaluation, trains a logistic regression on the frozen hidden states of up to 1,000 labelled texts and
+    scores it on 1,000 others. Training itself is not affected.
     """
 
     probe: Annotated[Place | None, "TASK=DIR"] = None
-    """a classification (electra-flax finetune --help lists them, or a YAML file), and the folder with its files"""
+    """a classification task (a name in electra-flax finetune --help, or a YAML file) and the folder of its files"""
 
     def task(self) -> TaskProbe | None:
         """Return what was given. Raises UserError where it is no classification."""
@@ -65,24 +64,29 @@ class Probing(Command):
 
 
 class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
-    """Train, or continue, a run.
+    """Start or continue a run.
 
-    Trains both models jointly. The workdir is the run: the same command continues it. Fields of the configuration,
-    listed at the end, are overridden by --section.field VALUE.
+    Trains generator and discriminator jointly. The workdir holds the run; the same command continues it. Override a
+    field of the configuration (listed below) with --section.field VALUE.
     """
 
+    example = (
+        "electra-flax pretrain --config koelectra_small_v3 --data shards --workdir runs/ko\n"
+        "electra-flax pretrain --config tiny_ko --data shards --workdir runs/tiny --training.num_steps 1000"
+    )
+
     config: ConfigName
-    """a preset (electra-flax configs lists them), or your YAML file; a file of that name comes first"""
+    """a preset (see electra-flax configs), or your YAML file"""
     data: Place
-    """shards of electra-data shard, local or gs://"""
+    """shards from electra-data shard, local or gs://"""
     long_data: Place | None = None
     """shards of the second phase (long_phase.steps)"""
     workdir: Place
-    """the run, local or gs://; created if absent"""
+    """folder of the run, local or gs://; created if missing"""
 
     @staticmethod
     def more_help() -> str:
-        fields = "fields of the configuration, each overridden by --section.field VALUE:"
+        fields = "fields of the configuration, each set by --section.field VALUE:"
         return f"{fields}\n\n{fields_help(Pretrain.fields(), 'from the preset')}"
 
     def run(self) -> None:
@@ -104,15 +108,17 @@ class Evaluate(Probing, Devices):
     """Print held-out metrics as JSON.
 
     Prints a checkpoint's metrics on the validation split as JSON; the masks never change. A line on the standard error
-    says whether the generator is below frequency_loss: what a guess has that knows only how often each token occurs.
+    compares the generator's loss with frequency_loss, the loss of guessing by token frequency alone.
     """
 
+    example = "electra-flax evaluate --workdir runs/ko"
+
     workdir: Place
-    """the run"""
+    """folder of the run"""
     data: Place | None = None
-    """other shards than the run's own"""
+    """other shards (default: the run's own)"""
     step: Annotated[int | None, Range(0, MOST_INT32), "N"] = None
-    """checkpoint (default: the newest)"""
+    """step of the checkpoint (default: the newest)"""
 
     def run(self) -> None:
         self.use_devices()
@@ -123,5 +129,5 @@ class Evaluate(Probing, Devices):
         if "frequency_loss" not in found:
             return
         guessed, loss = found["frequency_loss"], found["generator_loss"]
-        verdict = "it guesses from context" if loss < guessed else "not below that; it needs more text or more steps"
-        write_line(f"generator {loss:.2f} nats a token; knowing only how often each occurs, {guessed:.2f}: {verdict}")
+        verdict = "the generator uses context" if loss < guessed else "no better yet: train longer, or on more text"
+        write_line(f"generator loss {loss:.2f} nats/token, by token frequency alone {guessed:.2f}: {verdict}")

@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 
 
 class Report(Devices):
-    """Write one HTML page about one run or several.
+    """Write an HTML page about one or more runs.
 
-    Writes one self-contained HTML page, and its charts as PNGs: curves, speed, interruptions, checkpoints, the
-    discriminator's confusion, examples of what it finds, and what doctor has to say. Give --workdir several times to
-    compare runs, and --reference for what is normal: curves of a run that went well, of the same text and preset.
+    Writes a self-contained HTML page, and its charts as PNG files: metrics, speed, interruptions, checkpoints, the
+    discriminator's confusion matrix, examples, and the findings of doctor. Repeat --workdir to compare runs. Add
+    --reference to compare with a run that went well.
     """
 
+    example = "electra-flax report --workdir runs/ko --out report.html"
+
     workdir: Annotated[tuple[Place, ...], Flag(action="append")]
-    """a run, or a folder of finetune"""
+    """folder of a run, or of finetune"""
     reference: Annotated[str | None, "NAME"] = None
-    """a run that comes with the product, drawn beside yours: tiny_ko"""
+    """a run that ships with the package, drawn beside yours: tiny_ko"""
     out: File = Path("report.html")
-    """page"""
+    """page to write"""
 
     def run(self) -> None:
         self.use_devices()
@@ -41,21 +43,22 @@ class Report(Devices):
 
 
 class Doctor(Overridden, Devices):
-    """Tell what is wrong with a run or a configuration, and what to change.
+    """Find problems of a run or a configuration, and say what to change.
 
-    Looks at the numbers of a run (--workdir), or at a configuration before its first step (--config, with --data and
-    --workdir as for pretrain): everything that pretrain would refuse, all at once, and what else stands out and what
-    to change. Fields are overridden by --section.field VALUE.
+    Checks the metrics of a run (--workdir), or a configuration before its first step (--config, with --data and
+    --workdir as for pretrain): lists everything that pretrain would refuse, and what else looks wrong. Override a field
+    with --section.field VALUE.
     """
 
-    epilog = "exit codes: 0 nothing found; 1 something found, or you can fix it; the others as those of pretrain"
+    example = "electra-flax doctor --workdir runs/ko\nelectra-flax doctor --config koelectra_small_v3 --data shards"
+    epilog = "exit codes: 0 no findings; 1 findings, or an error that you can fix; others: electra-flax --help"
 
     workdir: Place | None = None
-    """a run, or a folder of finetune"""
+    """folder of a run, or of finetune"""
     config: ConfigName | None = None
-    """a preset (electra-flax configs lists them), or your YAML file; a file of that name comes first"""
+    """a preset (see electra-flax configs), or your YAML file"""
     data: Place | None = None
-    """shards of electra-data shard"""
+    """shards from electra-data shard"""
     long_data: Place | None = None
     """shards of the second phase (long_phase.steps)"""
     json: bool = False
@@ -70,7 +73,7 @@ class Doctor(Overridden, Devices):
                 print_text(f"- {escaped(finding.problem)}")
                 print_text(f"  {escaped(finding.advice)}", indent=0)
             if not found:
-                print("nothing stands out")
+                print("no findings")
         return 1 if found else 0
 
     def _of_run(self) -> list[Finding]:
@@ -78,9 +81,9 @@ class Doctor(Overridden, Devices):
         from electra_flax.reports.doctor import diagnose
 
         if self.workdir is None:
-            raise UserError("doctor needs a run (--workdir DIR) or a configuration (--config YAML)")
+            raise UserError("doctor: give a run (--workdir DIR) or a configuration (--config NAME|YAML)")
         if self.data or self.long_data or self.overrides:
-            raise UserError("--data, --long-data and fields belong to --config YAML, which is not given")
+            raise UserError("--data, --long-data and fields need --config NAME|YAML")
         return [found for run in read_histories(self.workdir) for found in diagnose(run)]
 
     def _of_config(self, path: Path) -> list[Finding]:
@@ -92,23 +95,25 @@ class Doctor(Overridden, Devices):
         from electra_flax.training.inputs import examine
 
         if self.long_data and not self.data:
-            raise UserError(f"--long-data {self.long_data} is of the second phase: give --data, of the first, too")
+            raise UserError(f"--long-data {self.long_data}: give --data, the shards of the first phase, too")
         paths = [each for each in (self.data, self.long_data) if each]
         refused, manifest = examine(config, paths, self.workdir)
         return [*diagnose_refusals(refused), *diagnose_config(config, manifest)]
 
 
 class Plan(Overridden):
-    """Tell memory, predicted time and cost on a TPU that is not here.
+    """Predict memory, time and cost of a run on a TPU slice.
 
-    Compiles the very train step of a run for a TPU slice and prints what it needs and what it is predicted to take:
-    memory per device (exact), seconds a step, days, dollars. Where it does not fit, it tries what makes it fit. Needs
-    the TPU compiler (pip install 'electra-flax[tpu]') but no TPU. Minutes for a new program; results are cached.
-    Fields are overridden by --section.field VALUE, as in pretrain.
+    Compiles the run's train step for a TPU slice and prints memory per device (exact), and predicted step time, days
+    and dollars. If it does not fit, tries changes that make it fit. Needs the TPU compiler (pip install
+    'electra-flax[tpu]') but no TPU. A new program takes minutes to compile; results are cached. Override a field with
+    --section.field VALUE, as in pretrain.
     """
 
+    example = "electra-flax plan --config koelectra_base_v3 --topology v3-8"
+
     config: ConfigName
-    """a preset (electra-flax configs lists them), or your YAML file; a file of that name comes first"""
+    """a preset (see electra-flax configs), or your YAML file"""
     topology: Annotated[str, "TYPE"]
     """accelerator type: v3-8, v4-8, v5litepod-8 ..."""
     batch: Annotated[int | None, Range(1, 2**24), "N"] = None
@@ -116,11 +121,11 @@ class Plan(Overridden):
     dtype: Literal["float32", "bfloat16"] | None = None
     """short for --training.compute_dtype"""
     price_per_hour: Annotated[float | None, Range(0, 10**6, "(]"), "USD"] = None
-    """of the whole slice (default: a dated list)"""
+    """price of the whole slice (default: a dated price list)"""
     explain: Annotated[int | None, Range(1, 10_000), "N", Flag(nargs="?", const=20)] = None
-    """list the N (20) costliest operations"""
+    """list the N costliest operations (20 without N)"""
     json: bool = False
-    """print JSON instead of the table"""
+    """print JSON"""
 
     def run(self) -> None:
         from electra_flax.config.loading import load_config

@@ -76,7 +76,7 @@ def fields_from(cls: type[T], values: Mapping[str, Any], overrides: Sequence[str
     except UserError as error:
         message = str(error)
     except OverflowError as error:  # from jsonargparse, which does not say where
-        message = f"a number of hundreds of digits: {error}"
+        message = f"a number with hundreds of digits: {error}"
     except ArgumentError as error:
         message = _one_line(str(error), cls, help_command)
     raise UserError(_placed(message, source, overrides))
@@ -184,7 +184,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     last = name.replace("-", "_").rpartition(".")[2]
     found = [known for known in names if known.rpartition(".")[2] == last]
     found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"the nearest is {' or '.join(found)}" if found else ""
+    return f"did you mean {' or '.join(found)}?" if found else ""
 
 
 def _placed(message: str, source: str, overrides: Sequence[str]) -> str:

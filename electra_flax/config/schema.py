@@ -66,10 +66,10 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Which tokens are hidden, and how (docs/semantics.md, section 5)."""
+    """Masking (docs/semantics.md, section 5)."""
 
     mask_prob: Annotated[float, Range(0, 1, "()")] = 0.15
-    """Share of the tokens that are predicted."""
+    """Share of the tokens that are chosen for prediction."""
     mask_token_prob: Annotated[float, Range(0, 1)] = 0.85
     """Chance that a chosen token becomes [MASK]; otherwise it stays as it is. There is no random-token branch."""
 
@@ -79,7 +79,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is learned (docs/semantics.md, sections 6 and 7)."""
+    """Training objective (docs/semantics.md, sections 6 and 7)."""
 
     electra_objective: bool = True
     """Replaced-token detection; false: plain masked-language modelling of the `model` section, no discriminator."""
@@ -103,14 +103,14 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the model reads; the shards themselves are named on the command line."""
+    """Input; the shards themselves are given with --data."""
 
     max_seq_length: Size
     """Tokens per example; must equal that of the shards."""
     vocab_file: str | None = None
     """vocab.txt, only for shards without a manifest (made by the original code); others carry their own."""
     staging_folder: str = "~/.cache/electra-flax/shards"
-    """Where shards on gs:// are copied to before training; a later start copies only what changed."""
+    """Local folder that shards on gs:// are copied to before training; a later start copies only what changed."""
     shuffle_seed: Seed = 0
     """Seed of the global shuffle, drawn anew for each epoch."""
     read_threads: Annotated[int, Range(1, 1024)] = 4
@@ -122,29 +122,29 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The loop."""
+    """Training."""
 
     batch_size: Batch
     """Sequences per optimizer step over all devices."""
     num_steps: Steps
     """Optimizer steps; the learning rate reaches 0 here."""
     gradient_accumulation_steps: Batch = 1
-    """Slices into which a batch is cut when it does not fit; the result is that of the whole batch."""
+    """Slices into which a batch is cut so that it fits; the result is that of the whole batch."""
     seed: Seed = 0
     """Seed of initialisation, masking, sampling and dropout."""
     first_values: Literal["original", "neighbours"] = "original"
-    """Where a fresh model begins. neighbours: with token frequencies in the generator's output, sines as positions and
+    """Initial values of a new model. neighbours: token frequencies in the generator's output, sines as positions and
     heads that look at the next token, so that a small model leaves its plateau in a quarter of the steps."""
     compute_dtype: ComputeDtype = "bfloat16"
     """Type of matrix products and activations; parameters, softmax, LayerNorm, losses stay float32."""
     compilation_cache: str = COMPILATION_CACHE
-    """Folder, local or gs://, of compiled programs, which make later starts faster; "" keeps none. Whoever may write
-    there can run code here."""
+    """Folder, local or gs://, of compiled programs, for faster later starts; "" keeps none. Whoever can write there can
+    run code here."""
     max_skipped_steps: StepsOrZero = 10
-    """Steps in a row whose loss or gradient is not finite that are skipped, changing nothing. One more and the run goes
-    back to its last checkpoint; the second time at the same place it ends."""
+    """Most steps in a row that are skipped because loss or gradient is not finite. After one more the run goes back to
+    its last checkpoint; the second time at the same place it stops."""
     hang_minutes: Minutes = 30.0
-    """The process ends when no step, evaluation or save was finished for so long."""
+    """Minutes without a finished step, evaluation or save after which the process stops."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "training")
@@ -162,7 +162,7 @@ class LongPhaseConfig:
     Model, optimizer and schedule go on."""
 
     steps: StepsOrZero = 0
-    """How many of training.num_steps, the last ones, are on long sequences; 0: none."""
+    """How many of training.num_steps, the last ones, use long sequences; 0: none."""
     max_seq_length: Size = 512
     """Tokens per example; must equal that of the shards of --long-data."""
     batch_size: Annotated[int, Range(0, 2**24)] = 0
@@ -206,10 +206,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are arranged; the product must be the number of devices, -1 takes what is left."""
+    """Mesh of devices; the product of the sizes must be the number of devices, -1 takes the rest."""
 
     data: Axis = -1
-    """Replicas that split the batch."""
+    """Devices that split the batch."""
     fsdp: Axis = 1
     """Devices that split the batch and also parameters and optimizer state."""
     tensor: Axis = 1
@@ -225,12 +225,12 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept of the run."""
+    """Checkpoints."""
 
     every_steps: Steps = 1000
     """Steps between checkpoints; the last step is always saved."""
     every_minutes: Minutes = 10.0
-    """Also a checkpoint when the last one is so old: what a machine that is taken away costs at most."""
+    """Longest time between checkpoints, in minutes: the work that a preemption costs at most."""
     max_to_keep: Annotated[int, Range(1, 10**6)] = 5
     """Newest checkpoints kept."""
     keep_every_steps: StepsOrZero = 0
@@ -247,8 +247,8 @@ class EvaluationConfig:
     """Held-out metrics on the validation split, with masks that never change."""
 
     every_steps: Steps = 10_000
-    """Steps between evaluations; the last step is always evaluated, and 1 and 2 percent of a run of 1,000 steps or more
-    are."""
+    """Steps between evaluations; also evaluated are the last step and, in runs of 1,000 steps or more, those at 1% and
+    2%."""
     max_batches: Steps = 100
     """Batches of training.batch_size read from the validation split, fewer if it is smaller."""
     seed: Seed = 0
@@ -260,12 +260,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What is written to metrics.jsonl, TensorBoard and the console."""
+    """Metrics in metrics.jsonl, TensorBoard and on the console."""
 
     every_steps: Steps = 100
-    """Steps between records; each holds the averages since the one before."""
+    """Steps between records; a record has the averages since the last one."""
     wandb_project: str | None = None
-    """Weights & Biases project that the numbers also go to; the run there continues when this one does."""
+    """Weights & Biases project for the metrics; a continued run continues there too."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "logging")

@@ -67,7 +67,7 @@ def check_vocabulary(
         if manifest.max_seq_length != config.data.max_seq_length:
             raise UserError(
                 f"data.max_seq_length={config.data.max_seq_length}, but the shards in {data.path} have "
-                f"{manifest.max_seq_length} tokens an example: set data.max_seq_length to "
+                f"{manifest.max_seq_length} tokens per example: set data.max_seq_length to "
                 f"{manifest.max_seq_length}, or make shards with --max-seq-length {config.data.max_seq_length}"
             )
     with refusals.each(name):

@@ -10,10 +10,11 @@ import numpy as np
 
 from electra_flax.data.tokenizer import Casing, published_tokenizer
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
 from electra_flax.finetuning.encoding import Row, encode, labels_of
 from electra_flax.finetuning.splits import Split, any_tag, find_files, read_split
 from electra_flax.finetuning.task import Task, Training
+from electra_flax.formats import counted
 
 log = logging.getLogger("electra_flax")
 
@@ -58,8 +59,8 @@ def read_task_data(
         rows = encode(task, examples, labels, tokenizer, training)
         cut = sum(len(row.input_ids) == training.max_seq_length for row in rows)
         if cut and task.kind != "answers":
-            log.info("%s: %s of %s examples fill all %d tokens", name, f"{cut:,}", f"{len(examples):,}",
-                     training.max_seq_length)  # fmt: skip
+            log.info("%s: %s of %s examples fill max_seq_length=%d, longer ones are cut", name,
+                     f"{cut:,}", f"{len(examples):,}", training.max_seq_length)  # fmt: skip
         return Part(name, list(examples), rows)
 
     scored_part = part("test" if test else "dev", scored.examples)
@@ -110,7 +111,7 @@ def _hold_out(train: Split, fraction: float, task: Task) -> tuple[list[Any], lis
     """Return the same part of the training examples in every run."""
     count = round(len(train.examples) * fraction)
     if not 0 < count < len(train.examples):
-        fix = "lower dev_fraction: nothing would be left to learn from" if count else "raise dev_fraction"
+        fix = "lower dev_fraction: no training examples would be left" if count else "raise dev_fraction"
         raise UserError(
             f"{train.files[0]}: {task.title} has no dev file, and dev_fraction={fraction:g} of its "
             f"{counted(len(train.examples), 'training examples')} are {count}: "

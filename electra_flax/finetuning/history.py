@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from electra_flax import formats
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
 from electra_flax.finetuning.result import RECORD_EVERY, RESULTS, seed_folder
@@ -12,7 +13,7 @@ from electra_flax.training.history import History, Subject
 from electra_flax.training.lines import METRICS
 from electra_flax.training.objectives.metrics import Metric
 
-_ANOTHER = "name a folder of electra-flax finetune"
+_ANOTHER = "give a folder of electra-flax finetune"
 
 
 def read_histories(given: str) -> list[History]:
@@ -25,8 +26,12 @@ def read_histories(given: str) -> list[History]:
     found = [seed_folder(work, seed) for seed in seeds]
     histories = [_history(work, folder, run) for folder in found if (folder / METRICS).exists()]
     if not histories:
-        raise UserError(f"{work}: no numbers there yet; let a seed make some steps")
+        raise UserError(f"{work}: no metrics yet: wait for the first steps of a seed")
     return histories
+
+
+def _number(value: Any) -> str:
+    return formats.number(value) if isinstance(value, int | float) else str(value)
 
 
 def _history(work: Workdir, folder: Path, run: dict[str, Any]) -> History:
@@ -41,7 +46,7 @@ def _history(work: Workdir, folder: Path, run: dict[str, Any]) -> History:
         "task": str(task.get("title", "")),
         "model": str(run.get("model", "")),
         "batch x length": f"{training.get('batch_size')} x {training.get('max_seq_length')}",
-        "learning rate": f"{training.get('learning_rate')}",
+        "learning rate": _number(training.get("learning_rate")),
         "epochs": f"{training.get('epochs')}",
     }
     subject = Subject(0, RECORD_EVERY, float(training.get("hang_minutes", 30)), metrics, facts)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
 from electra_flax.files import read_text
 from electra_flax.finetuning.examples import Skipped, TaggedExample, TextExample
 from electra_flax.finetuning.task import Task
+from electra_flax.formats import counted
 from electra_flax.text import without_halves
 
 

@@ -75,7 +75,7 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
 
     A model folder (the seed that was best on dev), predictions, results.json, and seeds/N with each seed's own.
 
-    The same call goes on with what is there; `interruption` says when to stop. Raises UserError for
+    The same call continues an interrupted one; `interruption` says when to stop. Raises UserError for
     what the user can fix, RunError and Preempted as pretraining does.
     """
     with processes.together():
@@ -90,7 +90,7 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
         }
     )
     log.info(
-        "%s: %s examples to learn from; the best checkpoint is chosen on %s (%s), the score is that of %s (%s)",
+        "%s: %s training examples; best checkpoint chosen on %s (%s examples), scored on %s (%s examples)",
         task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
         data.scored.name, f"{len(data.scored.examples):,}",
     )  # fmt: skip
@@ -106,9 +106,9 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
                 _claim_out(work, request, run)
         there = np.asarray([(seed_folder(work, seed) / RESULTS).exists() for seed in request.seeds])
         for seed, is_done in zip(request.seeds, processes.as_process_0(there), strict=True):
-            processes.end_if_asked(interruption.requested, f"before seed {seed}; those before it are kept")
+            processes.end_if_asked(interruption.requested, f"before seed {seed}; finished seeds are kept")
             if is_done:
-                log.info("seed %d: done before", seed)
+                log.info("seed %d: already done", seed)
                 continue
             checkpoints = work.checkpoints / str(seed)
             begin = _first_weights(request, run, seed)
@@ -168,7 +168,7 @@ def _read(request: Request) -> _Run:
     mesh = make_mesh(MeshConfig())
     check_batch(training.batch_size, training.gradient_accumulation_steps, mesh)
     if len(set(request.seeds)) < len(request.seeds):
-        raise UserError(f"--seeds {' '.join(map(str, request.seeds))}: one stands twice: expected different ones")
+        raise UserError(f"--seeds {' '.join(map(str, request.seeds))}: expected different seeds")
     data = read_task_data(task, request.data, training, vocabulary, casing, request.published_protocol)
     if (num_steps := training.num_steps(len(data.train.rows))) > MOST_INT32:
         raise UserError(
@@ -186,8 +186,8 @@ def find_encoder(place: str) -> Weights:
     weights = find_part(place, "discriminator", needs_head=False)
     if not any(name.startswith(HEADS["discriminator"]) for name in weights.shapes):
         names = ", ".join(name.rpartition(": ")[2] for name in weights.unused)
-        others = f", its other head left out ({names})" if names else ""
-        log.info("%s: an encoder alone%s; the task's head is fresh", place, others)
+        others = f"; left out: {names}" if names else ""
+        log.info("%s: an encoder without a discriminator head%s", place, others)
     return weights
 
 
@@ -196,8 +196,8 @@ def encoder_architecture(weights: Weights, training: Training) -> Architecture:
     sizes = weights.architecture.model
     if training.max_seq_length > sizes.max_position_embeddings:
         raise UserError(
-            f"max_seq_length={training.max_seq_length}: the model has {sizes.max_position_embeddings} positions: add "
-            f"--max_seq_length {sizes.max_position_embeddings}"
+            f"max_seq_length={training.max_seq_length}: the model has only {sizes.max_position_embeddings} "
+            f"positions: add --max_seq_length {sizes.max_position_embeddings}"
         )
     without_generator = dataclasses.replace(weights.architecture, generator=None, has_generator_head=False)
     return dataclasses.replace(
@@ -237,14 +237,14 @@ def _claim_out(work: Workdir, request: Request, run: _Run) -> None:
     # A fine-tuning has a config.json of its own.
     for name in (*(() if path.exists() else ("config.json",)), "config.yaml", "manifest.json"):
         if (work.folder / name).exists():  # the files of a model would be replaced by those of another
-            raise UserError(f"--out {work}: already holds a {name}, of a model, a run or shards: name another folder")
+            raise UserError(f"--out {work}: already has a {name}, of a model, a run or shards: choose another folder")
     if path.exists():
-        before = dict(flatten(read_json(path, dict[str, Any], "name another --out")))
+        before = dict(flatten(read_json(path, dict[str, Any], "choose another --out")))
         after = dict(flatten(json.loads(to_json(now))))
         changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
         if changed:
             shown = f"{changed[0]}: {before.get(changed[0])} -> {after.get(changed[0])}"
-            raise UserError(f"--out {work}: holds another fine-tuning ({shown}): name another folder")
+            raise UserError(f"--out {work}: has another fine-tuning ({shown}): choose another folder")
         return
     write_whole(path, to_json(now))
 

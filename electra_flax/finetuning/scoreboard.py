@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from matplotlib.figure import Figure
 
+from electra_flax import formats
 from electra_flax.errors import UserError
 from electra_flax.files import write_whole
 from electra_flax.finetuning.data import has_task
@@ -94,11 +95,11 @@ def find_tasks(data: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
             found[name] = folder
     if missing := [name for name in (*names, *given) if name not in found]:
         files = " and ".join(load_task(missing[0]).files.train)
-        raise UserError(f"--tasks {missing[0]}: its files ({files} and others) are not in {', '.join(data)}")
+        raise UserError(f"--tasks {missing[0]}: its files ({files} and others) are not in --data {', '.join(data)}")
     found = {name: folder for name, folder in found.items() if not names or name in names}
     if not found:
         raise UserError(
-            f"--data {', '.join(data)}: no task's files there: expected a folder named as a task "
+            f"--data {', '.join(data)}: no files of a task: expected a folder named as a task "
             f"({', '.join(_FIRST)} ...) with its training file and one to score"
         )
     return found
@@ -127,7 +128,7 @@ def _markdown(rows: dict[str, dict[str, Finetuned]], names: Sequence[str], proto
     tasks = map(load_task, names)
     heads = [f"**{task.title}**<br/>({'/'.join(_SHORT[metric] for metric in task.metrics)})" for task in tasks]
     lines = ["| | " + " | ".join(heads) + " |", "| :--- |" + " :---: |" * len(heads)]
-    for model, results in rows.items():
+    for model, results in zip(formats.labels(list(rows)), rows.values(), strict=True):
         cells = [_cell(list(results[name].metrics.values())) for name in names]
         shown = f"{model}, random weights" if protocol.random_weights else model
         lines.append(f"| **{shown}** | " + " | ".join(cells) + " |")
@@ -135,7 +136,7 @@ def _markdown(rows: dict[str, dict[str, Finetuned]], names: Sequence[str], proto
         for model, scores in published["scores"].items():
             lines.append(f"| {model} (published) | " + " | ".join(str(scores.get(name, "")) for name in names) + " |")
     seeds = len(protocol.seeds)
-    how = f"{seeds} seed{'s' * (seeds > 1)}" + (", mean ± standard deviation" if seeds > 1 else "")
+    how = formats.counted(seeds, "seeds") + (", mean ± standard deviation" if seeds > 1 else "")
     chosen = "on the scored examples themselves" if protocol.published_protocol else "on dev examples"
     notes = [f"Percent; {how}; the best checkpoint is chosen {chosen}."]
     if any("(published)" in line for line in lines):
@@ -149,7 +150,7 @@ def _picture(rows: dict[str, dict[str, Finetuned]], names: Sequence[str]) -> byt
     figure = Figure(figsize=(max(6.0, 1.5 * len(names)), 4.2), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / max(1, len(rows))
-    for number, (model, results) in enumerate(rows.items()):
+    for number, (model, results) in enumerate(zip(formats.labels(list(rows)), rows.values(), strict=True)):
         found = [next(iter(results[name].metrics.values())) for name in names]
         places = [i + (number - (len(rows) - 1) / 2) * width for i in range(len(names))]
         heights = [100 * (one.mean or 0.0) for one in found]

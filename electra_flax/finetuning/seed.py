@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from electra_flax import formats
 from electra_flax.config.schema import CheckpointConfig, TrainingConfig
 from electra_flax.errors import RunError
 from electra_flax.finetuning.batches import epoch_batches
@@ -119,7 +120,7 @@ class Seed:
     def prepare(self, state: TrainState, is_fresh: bool) -> None:
         """Compile nothing yet: batches have several lengths, and each is compiled when it comes."""
         if not is_fresh:
-            log.info("seed %d: continuing from step %d", self._seed, int(state.step))
+            log.info("seed %d: continuing from step %s", self._seed, f"{int(state.step):,}")
 
     def batches(self, step: int) -> Iterator[Batch]:
         rows, size = self._data.train.rows, self._training.batch_size
@@ -152,7 +153,7 @@ class Seed:
     def evaluate(self, step: int, params: Params) -> Evaluation | None:
         """Return scores on the examples that choose. Raises RunError where no step since the last time was finite."""
         if not self._losses:
-            raise RunError(self._diverged(f"no step before {step} was finite"))
+            raise RunError(self._diverged(f"no step before {step:,} was finite"))
         loss, self._losses = float(np.mean(self._losses)), []
         choice = self._data.choice
         predictions = self.predict(choice, params)
@@ -160,7 +161,7 @@ class Seed:
         epoch = step / self._per_epoch
         self.history.append({"step": step, "epoch": epoch, "loss": loss, **found})
         known = {name: value for name, value in found.items() if math.isfinite(value)}
-        line = f"seed {self._seed} epoch {epoch:.2f}: loss {loss:.4f}, {on_one_line(found, found)}"
+        line = f"seed {self._seed} epoch {epoch:.2f}: loss {formats.number(loss)}, {on_one_line(found, found)}"
         return Evaluation(known, line, -self.score_of(found))
 
     def score_of(self, found: dict[str, Any]) -> float:
@@ -185,7 +186,7 @@ class Seed:
 
     def explain_not_finite(self, first: int, last: int, state: TrainState, batch: Batch) -> str:
         del state, batch
-        return self._diverged(f"no finite step from {first} to {last}, twice")
+        return self._diverged(f"no finite step from {first:,} to {last:,}, twice")
 
     def _diverged(self, what: str) -> str:
         return f"seed {self._seed}: {what}: lower learning_rate={self._training.learning_rate:g}"

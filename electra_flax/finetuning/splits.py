@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
 from electra_flax.finetuning.examples import QuestionExample, Skipped
 from electra_flax.finetuning.layouts import LAYOUTS, lines_of
 from electra_flax.finetuning.squad import read_squad
 from electra_flax.finetuning.task import SPLITS, Task
+from electra_flax.formats import counted
 
 _READERS = {**LAYOUTS, "squad": read_squad}
 
@@ -30,7 +31,7 @@ class Split(NamedTuple):
         )
         reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(self.skipped.items()))
         more = ", ..." if self.skipped.total() > len(self.skipped.places) else ""
-        return f"{said} (left out: {reasons}: {', '.join(self.skipped.places)}{more})" if reasons else said
+        return f"{said} (skipped: {reasons}: {', '.join(self.skipped.places)}{more})" if reasons else said
 
     def check_ids(self) -> None:
         """Raise UserError where two questions have one id: a submission has one answer for each id."""
@@ -88,7 +89,7 @@ def read_files(task: Task, paths: list[Path]) -> Split:
             if example is not None:
                 examples.append(example)
         if rows == begin:
-            raise UserError(f"{path}: has no rows: expected {task.title} in its {task.format} layout")
+            raise UserError(f"{path}: has no rows: expected {task.title} in the format {task.format}")
     if not examples:
         raise UserError(f"{paths[0]}: none of its rows can be used: {Split(paths, [], skipped, rows).summary()}")
     return Split(paths, examples, skipped, rows)

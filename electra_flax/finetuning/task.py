@@ -131,21 +131,21 @@ class Training:
     learning_rate: Annotated[float, Range(0, 10, "(]")]
     """Peak of the schedule, which decays linearly to 0."""
     epochs: Annotated[int, Range(1, 10_000)]
-    """Times that every example is learned from."""
+    """Passes over the training examples."""
     batch_size: Annotated[int, Range(1, 2**16)]
-    """Examples a step, over all devices."""
+    """Examples per step, over all devices."""
     max_seq_length: Annotated[int, Range(4, 2**16)]
-    """Tokens of an example; longer texts are cut, the longer of two first; long contexts become several windows."""
+    """Tokens per example; longer texts are cut, the longer of a pair first; long contexts become several windows."""
     warmup_proportion: Share
-    """Part of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Range(0, 1)]
-    """Decoupled, of everything but biases and LayerNorms."""
+    """Decoupled weight decay, of everything but biases and LayerNorms."""
     bias_correction: bool
-    """Adam's, which makes the first updates smaller; the original has none (docs/semantics.md, section 10)."""
+    """Bias correction of Adam, for smaller first updates; the original has none (docs/semantics.md, section 10)."""
     epsilon: Annotated[float, Range(0, 1, "(]")]
-    """Of Adam, added outside the square root."""
+    """Epsilon of Adam, added outside the square root."""
     layer_decay: Annotated[float, Range(0, 1, "(]")]
-    """Each layer learns with so much of the rate of the one above it; 1: all alike."""
+    """Learning rate of each layer relative to the one above it; 1: the same for all."""
     layer_decay_form: Literal["paper", "original"] = "paper"
     """paper: the top layer has layer_decay of the head's rate; original: as the original's code has it, one power
     more for all layers and the embeddings (docs/semantics.md, section 10)."""
@@ -157,15 +157,15 @@ class Training:
     max_grad_norm: Annotated[float, Range(0, 10**6, "(]")] = 1.0
     """Gradients are clipped to this global norm."""
     gradient_accumulation_steps: Annotated[int, Range(1, 2**16)] = 1
-    """Slices into which a batch is cut when it does not fit; the result is that of the whole batch."""
+    """Slices into which a batch is cut so that it fits; the result is that of the whole batch."""
     dropout: Share = 0.1
     """In the encoder and before the head."""
     dev_fraction: Share = 0.1
-    """Of the training examples, where the task has no dev file."""
+    """Share of the training examples held out as dev, where the task has no dev file."""
     evaluations: Times = 0
-    """Times that dev is scored, evenly over the run; 0: after each epoch."""
+    """Evaluations on dev, evenly over the run; 0: after each epoch."""
     patience: Times = 0
-    """Evaluations without a better one after which a run ends; 0: it goes on to its last epoch."""
+    """Evaluations without improvement after which a run stops; 0: it runs to its last epoch."""
     doc_stride: Tokens = 128
     """Tokens by which two windows of a context differ."""
     max_query_length: Tokens = 64
@@ -173,7 +173,7 @@ class Training:
     max_answer_length: Tokens = 30
     """Tokens of an answer."""
     hang_minutes: Annotated[float, Range(0, 10**6, "(]")] = 30.0
-    """The process ends when no step, evaluation or save was finished for so long."""
+    """Minutes without a finished step, evaluation or save after which the process stops."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products and activations; on a TPU, float32 products are of bfloat16 numbers all the same."""
 

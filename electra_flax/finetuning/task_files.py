@@ -30,8 +30,8 @@ def load_task(name: str) -> Task:
         return load_fields(Task, name, (), _HELP)
     if name not in task_names():
         raise UserError(
-            f"--task {name}: there is none; there are {', '.join(task_names())}; your own is a YAML file (NAME.yaml, "
-            "docs/finetuning.md)"
+            f"--task {name}: unknown task: expected one of {', '.join(task_names())}, or a YAML file of your own "
+            "(docs/finetuning.md)"
         )
     with resources.as_file(_FOLDER / "tasks" / f"{name}.yaml") as path:
         return load_fields(Task, path, (), _HELP)
@@ -42,7 +42,7 @@ def load_training(name: str, task: Task, preset: str, sizes: ModelConfig, overri
     presets = yaml.safe_load((_FOLDER / "presets.yaml").read_text())
     preset = preset or task.preset
     if preset not in presets:
-        raise UserError(f"--preset {preset}: there are {', '.join(presets)}")
+        raise UserError(f"--preset {preset}: expected one of {', '.join(presets)}")
     chosen = presets[preset]
     size = "large" if sizes.num_hidden_layers > 12 else "base" if sizes.hidden_size > 256 else "small"
     values = dict(chosen["all"])

@@ -43,7 +43,7 @@ def choose_attention(architecture: Architecture, tokens: int, mesh: Mesh, check:
     if check and (problem := processes.first_problem(_problem_here(architecture, tokens, mesh))):
         if processes.is_main():
             log.warning(
-                "the attention kernel is not used on this %s: %s; plain attention is slower",
+                "attention kernel disabled on this %s: %s; using plain attention, which is slower",
                 mesh.devices.flat[0].device_kind,
                 problem,
             )

@@ -5,15 +5,9 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import re
-import sys
-import threading
-import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +23,13 @@ from electra_flax.files import parse_json, read_bytes, write_whole
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.attention_choice import kernel_specs
 from electra_flax.model.sharding import batch_sharding, state_shardings
+from electra_flax.planning.compile_times import stage, timed
 from electra_flax.planning.kernel_schedule import schedule_cycles
-from electra_flax.runtime.console import is_progress_shown
 from electra_flax.runtime.tpus import Slice, parse_slice
 from electra_flax.training import initial_state, step
 from electra_flax.training.objectives import make_objective
 
-log = logging.getLogger("electra_flax")
-
 _SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)  # any ids: they change constants, not costs
-_SECONDS_PER_LAYER = 5.0  # that the compiler takes on two cores
-_PLAIN_SECONDS = 30.0  # between two lines where no terminal reads them
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,34 @@ class Compiled:
 
 def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Compiled:
     """Return the train step compiled for the mesh, from the cache where the same program was compiled before."""
+    has_kernel, slice_type = attend is not xla_attention, where.accelerator_type
+    stages = 3 if has_kernel else 2
+    with stage(f"1 of {stages}, tracing the train step"):
+        lowered = _lower(config, mesh, attend)
+    # Traced anew each time: only the program itself, not the configuration or the source, says whether it changed.
+    path = cache_folder() / f"{_program_hash(lowered.as_text(), where)}.json.gz"
+    if (cached := _read_cache(path)) is not None:
+        return cached
+    layers = config.model.num_hidden_layers + config.generator.num_hidden_layers
+    like = f"{layers} layers with {'the attention kernel' if has_kernel else 'plain attention'} on {slice_type}"
+    with timed(f"2 of {stages}, compiling for {slice_type}", like, cache_folder()) as clock:
+        compiled = _compile(lowered, where)
+        clock.is_kept = compiled.memory is not None  # a refusal comes sooner
+    if compiled.memory is not None and has_kernel:
+        rows = config.training.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+        kernels = [
+            {"rows": rows // config.training.gradient_accumulation_steps, "dtype": config.training.compute_dtype,
+             "spec": {**dataclasses.asdict(spec), "matmul_dtype": jnp.dtype(spec.matmul_dtype).name}}
+            for spec in kernel_specs(config.architecture, config.data.max_seq_length, mesh)
+        ]  # fmt: skip
+        anywhere = parse_slice(f"{where.generation.prefix}-8").topology_name  # a device's schedule
+        with stage(f"3 of {stages}, scheduling the attention kernel"):
+            compiled = dataclasses.replace(compiled, kernel_cycles=schedule_cycles(anywhere, kernels))
+    _write_cache(path, compiled)
+    return compiled
+
+
+def _lower(config: Config, mesh: Mesh, attend: Attend) -> Any:
     state = initial_state.abstract_state(config)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -79,27 +97,9 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
         state_shardings(state, mesh),
     )
     train_step: Any = step.make_train_step(config, make_objective(config, _SPECIAL), mesh, attend)
-    lowered = train_step.trace(state, initial_state.abstract_batch(config, batch_sharding(mesh))).lower(
+    return train_step.trace(state, initial_state.abstract_batch(config, batch_sharding(mesh))).lower(
         lowering_platforms=("tpu",)
     )
-    # Traced anew each time: only the program itself, not the configuration or the source, says whether it changed.
-    path = cache_folder() / f"{_program_hash(lowered.as_text(), where)}.json.gz"
-    if (cached := _read_cache(path)) is not None:
-        return cached
-    layers = config.model.num_hidden_layers + config.generator.num_hidden_layers
-    with _clock(f"compiling for {where.accelerator_type}", _SECONDS_PER_LAYER * layers):
-        compiled = _compile(lowered, where)
-        if compiled.memory is not None and attend is not xla_attention:
-            rows = config.training.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
-            kernels = [
-                {"rows": rows // config.training.gradient_accumulation_steps, "dtype": config.training.compute_dtype,
-                 "spec": {**dataclasses.asdict(spec), "matmul_dtype": jnp.dtype(spec.matmul_dtype).name}}
-                for spec in kernel_specs(config.architecture, config.data.max_seq_length, mesh)
-            ]  # fmt: skip
-            anywhere = parse_slice(f"{where.generation.prefix}-8").topology_name  # a device's schedule
-            compiled = dataclasses.replace(compiled, kernel_cycles=schedule_cycles(anywhere, kernels))
-    _write_cache(path, compiled)
-    return compiled
 
 
 def _compile(lowered: Any, where: Slice) -> Compiled:
@@ -129,30 +129,6 @@ def _needed_bytes(message: str) -> int:
         raise RunError(f"the compiler ran out of memory in a way that plan does not know: {message.splitlines()[0]}")
     number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
     return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
-
-
-@contextmanager
-def _clock(label: str, usual_seconds: float) -> Iterator[None]:
-    """Show the time that passes beside the usual one: the compiler does not say how far it is."""
-    started, done = time.monotonic(), threading.Event()
-    usual = f"{label}: usually about {max(1, round(usual_seconds / 60))} min on two cores, more on a busy machine"
-    is_terminal, is_shown = sys.stderr.isatty(), is_progress_shown()
-    log.info(usual)
-
-    def tick() -> None:
-        while is_shown and not done.wait(1 if is_terminal else _PLAIN_SECONDS):
-            passed = f"{label}: {time.monotonic() - started:.0f} s so far"
-            before, after = ("\r", "") if is_terminal else ("", "\n")
-            print(before + passed, end=after, file=sys.stderr, flush=True)
-
-    ticker = threading.Thread(target=tick, daemon=True)
-    ticker.start()
-    try:
-        yield
-    finally:
-        done.set()
-        ticker.join()
-    log.info(("\n" if is_terminal else "") + "%s took %.0f s", label, time.monotonic() - started)
 
 
 def cache_folder() -> Path:

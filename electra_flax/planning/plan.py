@@ -58,7 +58,7 @@ def make_plan(phase: Phase, accelerator_type: str, dollars_per_hour: float | Non
     plan = _plan_one(phase, where, dollars_per_hour, explain)
     if plan.fits:
         return plan
-    log.info("it does not fit; compiling the ways out")
+    log.info("does not fit: compiling changes that may make it fit")
     return dataclasses.replace(plan, ways_out=tuple(_ways_out(phase, where, plan, dollars_per_hour)))
 
 
@@ -164,11 +164,18 @@ def _ways_out(phase: Phase, where: Slice, plan: Plan, dollars_per_hour: float | 
     config = phase.config
     working = plan.memory["needed"] - _state_bytes(config, where)  # grows with a device's rows
     sharded = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1))
-    for start, larger in ((config, False), (sharded, False), (config, True)):
+    changes = (
+        ("gradient accumulation", config, False),
+        ("sharded parameters", sharded, False),
+        ("a larger slice", config, True),
+    )
+    for number, (name, start, larger) in enumerate(changes, start=1):
         # What the state leaves room for says where to begin, so that few programs are compiled in vain.
         room = where.generation.memory_bytes - _STATE_AND_GRADIENTS * _state_bytes(start, where)
         if room <= 0 and not larger:
+            log.info("change %d of %d, %s: cannot fit, the state alone is too large", number, len(changes), name)
             continue
+        log.info("change %d of %d, %s", number, len(changes), name)
         least = 1 if start is sharded else 2  # what is split over devices may fit without more slices of the batch
         parts = max(least, 2 ** math.ceil(math.log2(max(1.0, working / room)))) if room > 0 else least
         # Not all of the working memory shrinks with a device's rows, so the estimate may be too low.

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-_GIB = 2**30
+from electra_flax.formats import counted, duration, rate
+from electra_flax.formats import device_memory as memory
+
 INDENT = 25
 """Where values begin, and so where lines that are too long go on."""
 
@@ -54,21 +56,21 @@ def report(plan: Plan) -> str:
 def _lines(plan: Plan) -> Iterator[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     accumulation = plan.gradient_accumulation_steps
-    slices = f" in {accumulation} slices" if accumulation > 1 else ""
+    slices = f", {accumulation} accumulation steps" if accumulation > 1 else ""
     yield _row("slice", f"{plan.accelerator_type} (topology {plan.topology}), mesh {mesh}")
-    yield _row("batch", f"{plan.batch_size} x {plan.max_seq_length} tokens{slices}, {plan.compute_dtype}")
+    yield _row("batch", f"{plan.batch_size:,} x {plan.max_seq_length:,} tokens{slices}, {plan.compute_dtype}")
     yield _row("parameters", f"{plan.parameters:,}")
-    yield _row("arithmetic", f"{plan.flops_per_step / 1e12:,.1f} TFLOP a step (matrix products)")
+    yield _row("arithmetic", f"{plan.flops_per_step / 1e12:,.1f} TFLOP/step (matrix products)")
     yield _row("attention", f"{plan.attention}{'' if plan.attention == 'kernel' else ' (XLA)'}")
     needed, limit = plan.memory["needed"], plan.memory["limit"]
     yield ""
     if plan.fits:
-        yield _row("memory per device", f"{_gib(needed)} of {_gib(limit)} GiB: fits")
+        yield _row("memory per device", f"{memory(needed)} of {memory(limit)}: fits")
         for name in ("arguments", "temporaries", "outputs", "code"):
-            yield _row(f"  {name}", f"{_gib(plan.memory[name])} GiB")
+            yield _row(f"  {name}", memory(plan.memory[name]))
     else:
         yield _row(
-            "memory per device", f"{_gib(needed)} of {_gib(limit)} GiB: DOES NOT FIT by {_gib(needed - limit)} GiB"
+            "memory per device", f"{memory(needed)} of {memory(limit)}: DOES NOT FIT, {memory(needed - limit)} too much"
         )
     if plan.predicted_step_seconds is not None:
         yield from _predictions(plan, plan.predicted_step_seconds)
@@ -78,19 +80,21 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
     yield ""
-    yield "predicted, not measured (docs/plan.md: how, and how far off)"
+    yield "predicted, not measured (method and error bars: docs/plan.md)"
     yield _row("step", f"{seconds:.3f} s")
     for part, part_seconds in plan.predicted_parts_seconds.items():
         yield _row(f"  {part}", f"{part_seconds * 1e3:8.1f} ms {part_seconds / seconds:5.0%}")
     if once := plan.loops_counted_once:
-        yield _row("  counted once", f"{len(once)} loops whose trips are not known ({once[0]}): it takes longer")
-    yield _row("throughput", f"{plan.predicted_tokens_per_second:,.0f} tokens/s, MFU {plan.predicted_mfu:.0%}")
-    yield _row("all steps", f"{plan.num_steps:,}: {plan.predicted_days:,.1f} days")
-    source = f"list price of {plan.prices_date}" if plan.prices_date else "the price given"
+        yield _row(
+            "  counted once", f"{counted(len(once), 'loops')} of unknown trip count ({once[0]}): the step takes longer"
+        )
+    yield _row("throughput", f"{rate(plan.predicted_tokens_per_second or 0, 'tokens')}, MFU {plan.predicted_mfu:.0%}")
+    yield _row("all steps", f"{plan.num_steps:,} steps in {duration(86_400 * (plan.predicted_days or 0))}")
+    source = f"list price of {plan.prices_date}" if plan.prices_date else "as given"
     yield _row("cost", f"${plan.predicted_dollars:,.0f} at ${plan.dollars_per_hour:,.2f} an hour ({source})")
     if plan.costliest:
         yield ""
-        yield "costliest operations (what is fused into one counts with it)"
+        yield "costliest operations (a fusion counts as one)"
         for operation in plan.costliest:
             times = f"{operation['times']} x" if operation["times"] > 1 else ""
             yield f"  {operation['predicted_seconds'] * 1e3:8.2f} ms {times:>6s} {operation['operation']}"
@@ -99,18 +103,18 @@ def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
 
 def _ways_out(plan: Plan) -> Iterator[str]:
     yield ""
-    yield "ways out, each compiled:" if plan.ways_out else "no change of accumulation, mesh or slice makes it fit"
+    yield (
+        "changes that make it fit, each compiled:"
+        if plan.ways_out
+        else "no change of accumulation, mesh or slice makes it fit"
+    )
     for way in plan.ways_out:
         yield _row(
             f"  {way['change']}",
-            f"{_gib(way['memory_needed'])} GiB, step predicted at {way['predicted_step_seconds']:.3f} s, "
-            f"{way['predicted_days']:,.1f} days, ${way['predicted_dollars']:,.0f}",
+            f"{memory(way['memory_needed'])}, step predicted at {way['predicted_step_seconds']:.3f} s, "
+            f"{duration(86_400 * way['predicted_days'])}, ${way['predicted_dollars']:,.0f}",
         )
 
 
 def _row(name: str, value: str) -> str:
     return f"{name:{INDENT - 1}s} {value}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.2f}"

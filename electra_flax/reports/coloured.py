@@ -12,7 +12,10 @@ _STYLES = ((0.9, "bold red"), (0.5, "bold yellow"), (0.2, "cyan"))
 
 
 def coloured(detected: Detected) -> Text:
-    """Return the text as it was given, suspicious pieces in colour and followed by their probability."""
+    """Return the text as it was given, suspicious pieces in colour and followed by their probability.
+
+    Where nothing is suspicious, the word that is most so follows.
+    """
     text, shown, position = detected.text, Text(), 0
     for piece in detected.pieces:
         shown.append(escaped(text[position : piece.start]))
@@ -21,7 +24,14 @@ def coloured(detected: Detected) -> Text:
         if is_marked(piece):
             shown.append(f"({piece.probability:.0%})", "dim")
         position = piece.end
-    return shown.append(escaped(text[position:]))
+    shown.append(escaped(text[position:]))
+    if detected.words and not any(map(is_marked, detected.pieces)):
+        highest = max(detected.words, key=lambda word: word.probability)
+        said = (
+            f"  (nothing at {_STYLES[-1][0]:.0%} or more; highest: {escaped(highest.text)} {highest.probability:.0%})"
+        )
+        shown.append(said, "dim")
+    return shown
 
 
 def is_marked(piece: Piece) -> bool:
@@ -31,7 +41,7 @@ def is_marked(piece: Piece) -> bool:
 
 def legend() -> Text:
     """Return what the marks mean: the number, where there are no colours."""
-    shown = Text("in brackets, how likely it is that what stands before was replaced: ")
+    shown = Text("in brackets: probability of replacement; ")
     for (least, style), glue in zip(reversed(_STYLES), (", ", ", ", ""), strict=True):
         shown.append(f"{least:.0%} or more", style).append(glue)
     return shown

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from electra_flax import formats
 from electra_flax.config.schema import Config
 from electra_flax.data.manifest import Manifest
+from electra_flax.formats import counted
 from electra_flax.training.history import History
 from electra_flax.training.objectives.metrics import Metric, metrics_of
 from electra_flax.training.optimizers import OPTIMIZERS
@@ -42,7 +44,7 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
     if manifest is not None and manifest.unk_rate > 0.01:
         found.append(
             Finding(
-                f"{manifest.unk_rate:.1%} of the pieces in the shards are [UNK]; below 1 % is usual",
+                f"{manifest.unk_rate:.1%} of the pieces in the shards are [UNK]; below 1% is usual",
                 "clean the corpus (electra-data shard --clean koelectra-v1), or train a vocabulary on it with a larger "
                 "--size or --limit-alphabet",
             )
@@ -50,8 +52,8 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
     if manifest is not None and not manifest.examples("validation"):
         found.append(
             Finding(
-                "the shards have no held-out examples: nothing can be evaluated",
-                "electra-data shard with a larger --validation-fraction",
+                "the shards have no validation split: nothing can be evaluated",
+                "run electra-data shard with a larger --validation-fraction",
             )
         )
     return found
@@ -59,7 +61,7 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
 
 def diagnose_refusals(refused: Sequence[str]) -> list[Finding]:
     """Return what pretrain would say, one at a time."""
-    return [Finding(problem, "electra-flax pretrain refuses to begin with this") for problem in refused]
+    return [Finding(problem, "electra-flax pretrain will not start with this") for problem in refused]
 
 
 # What the paper and KoELECTRA pair: (hidden size, batch size, peak learning rate).
@@ -71,7 +73,7 @@ def _configuration(config: Config) -> Iterator[Finding]:
         yield Finding(
             "generator.untied_generator_embeddings=true: the discriminator does not learn from the generator's word "
             "embeddings",
-            "leave it false, as every published ELECTRA does (the paper, section 3.2: worse by about 1 GLUE point)",
+            "set it to false, as every published ELECTRA does (the paper, section 3.2: about 1 GLUE point better)",
         )
     if not OPTIMIZERS[config.optimizer.algorithm].has_adams_rates:
         return
@@ -83,11 +85,12 @@ def _configuration(config: Config) -> Iterator[Finding]:
     low, high = sorted((rate * factor**0.5, rate * factor))
     given = config.optimizer.learning_rate
     if not low / 3 <= given <= high * 3:
-        like = "" if width == ours else f", which is {rate:.2g} at this width"
+        like = "" if width == ours else f", or {rate:.2g} at this width"
         yield Finding(
-            f"optimizer.learning_rate={given:g} for width {ours} and batches of {config.training.batch_size}: "
-            f"published models of width {width} use {published:g} for {batch}{like}",
-            f"try {rate * factor**0.5:.1g} (scaled with the square root of the batch)",
+            f"optimizer.learning_rate={formats.number(given)} is unusual for hidden size {ours:,} and batch size "
+            f"{config.training.batch_size:,}: published models of hidden size {width:,} use {published:g} with batch "
+            f"size {batch:,}{like}",
+            f"try {rate * factor**0.5:.1g} (scaled with the square root of the batch size)",
         )
 
 
@@ -107,8 +110,8 @@ def _first_loss(run: History, config: Config) -> Iterator[Finding]:
         excess = first.get(metric.name, guessed) - guessed
         if (excess if knows_frequencies else abs(excess)) > 0.1 * max(guessed, 1.0):
             yield Finding(
-                f"the first {name} is {first[metric.name]:.2f}; guessing gives {guessed:.2f}",
-                "fresh weights start there: look at model.initializer_range, and at the vocabulary of the shards",
+                f"the first {name} is {first[metric.name]:.2f}; random guessing gives {guessed:.2f}",
+                "new weights should start there: check model.initializer_range and the vocabulary of the shards",
             )
 
 
@@ -121,8 +124,8 @@ def _stuck(run: History, config: Config) -> Iterator[Finding]:
         loss = run.recent(metric.name)
         if loss is not None and _is_past_warmup(run, config) and loss > 0.8 * guessed:
             yield Finding(
-                f"the {name} is {loss:.2f} after {run.step:,} steps, near what guessing gives ({guessed:.2f})",
-                "lower optimizer.learning_rate, or warm up longer; look for shuffled or repeated text in the corpus",
+                f"the {name} is {loss:.2f} after {run.step:,} steps, close to random guessing ({guessed:.2f})",
+                "lower optimizer.learning_rate, or warm up longer; check the corpus for shuffled or repeated text",
             )
 
 
@@ -134,7 +137,7 @@ def _discriminator_at_base_rate(run: History, config: Config) -> Iterator[Findin
     if auc is None or recall is None:
         return
     if auc < 0.55 and run.step > config.optimizer.warmup_steps:
-        problem = "is at the base rate: it tells replaced tokens from original ones no better than chance"
+        problem = "is at the base rate: it finds replaced tokens no better than chance"
     elif recall < 0.01 and _is_past_warmup(run, config):
         problem = "flags nothing, though it ranks tokens better than chance"
     else:
@@ -144,8 +147,8 @@ def _discriminator_at_base_rate(run: History, config: Config) -> Iterator[Findin
         shown += f", accuracy {accuracy:.3f} (the share of original tokens is {1 - replaced:.3f})"
     yield Finding(
         f"the discriminator {problem}: {shown}, after {run.step:,} steps",
-        "early in a run it is normal; later, lower optimizer.learning_rate, check objective.discriminator_weight (the "
-        "paper: 50), give more text or more steps",
+        "normal early in a run; later, lower optimizer.learning_rate, check objective.discriminator_weight (50 in the "
+        "paper), or train longer or on more text",
     )
 
 
@@ -163,7 +166,7 @@ class _Sign(NamedTuple):
         return value >= self.bound if self.is_least else value <= self.bound  # NaN is neither
 
 
-_GAIN = _Sign("discriminator_gain", "it gains {:.3f} nats a token over the base rate", 0.03)
+_GAIN = _Sign("discriminator_gain", "it gains {:.3f} nats/token over the base rate", 0.03)
 _KNOWS_LITTLE = (
     _GAIN,
     _Sign("discriminator_auc", "AUC {:.2f}", 0.7),
@@ -199,8 +202,8 @@ def _states_alike(run: History, config: Config) -> Iterator[Finding]:
     gain = _held_out(run, _GAIN.metric)
     if (gain is None or not _GAIN.is_healthy(gain)) and (shown := _beyond(run, _ALIKE)):
         yield Finding(
-            f"the states of all texts are nearly the same: {shown}, after {run.step:,} steps",
-            "no such run was seen to come back: begin again with a lower optimizer.learning_rate, or a longer warmup",
+            f"the hidden states of all texts are nearly the same: {shown}, after {run.step:,} steps",
+            "such runs do not recover: start again with a lower optimizer.learning_rate, or a longer warmup",
         )
 
 
@@ -211,9 +214,9 @@ def _is_late(run: History, config: Config) -> bool:
 def _discriminator_knows_little(run: History, config: Config) -> Iterator[Finding]:
     if _is_late(run, config) and (shown := _beyond(run, _KNOWS_LITTLE)):
         yield Finding(
-            f"the discriminator knows little: {shown}, after {run.step:,} of {config.training.num_steps:,} steps",
-            "a generator that is too good or a discriminator weight that is too low; what the model is worth shows on "
-            "a task: --probe TASK=DIR",
+            f"the discriminator has learned little: {shown}, after {run.step:,} of {config.training.num_steps:,} steps",
+            "use a smaller generator or a higher objective.discriminator_weight; measure the model on a task with "
+            "--probe TASK=DIR",
         )
 
 
@@ -223,9 +226,9 @@ def _probe_at_base_rate(run: History, config: Config) -> Iterator[Finding]:
         return
     if not accuracy > base_rate + _PROBE_NOISE:
         yield Finding(
-            f"a probe of the states tells {accuracy:.3f} of the labels, the most frequent label alone is "
-            f"{base_rate:.3f}, after {run.step:,} of {config.training.num_steps:,} steps",
-            "the states hold nothing of that task: compare with a run of other settings, or probe another task",
+            f"the probe is right on {accuracy:.1%} of the texts, always answering the most frequent label on "
+            f"{base_rate:.1%}, after {run.step:,} of {config.training.num_steps:,} steps",
+            "the hidden states do not help on that task: compare with a run of other settings, or probe another task",
         )
 
 
@@ -233,7 +236,7 @@ def _not_finite(run: History) -> Iterator[Finding]:
     skipped = sum(record.get("skipped_steps", 0) for record in run.train)
     if skipped:
         yield Finding(
-            f"{skipped:,} of {run.step:,} steps were not finite and skipped",
+            f"{skipped:,} of {run.step:,} steps were skipped: loss or gradient was not finite",
             "lower optimizer.learning_rate; a few in a long run do no harm",
         )
 
@@ -242,8 +245,8 @@ def _input_bound(run: History, config: Config) -> Iterator[Finding]:
     wait = run.recent("input_wait")
     if wait is not None and wait > 0.05:
         yield Finding(
-            f"the devices wait for input {wait:.0%} of the time; under 1 % is good",
-            f"raise data.read_threads ({config.data.read_threads}), or put the shards on a faster disk",
+            f"the devices wait for input {wait:.0%} of the time; below 1% is usual",
+            f"raise data.read_threads (now {config.data.read_threads}), or put the shards on a faster disk",
         )
 
 
@@ -255,7 +258,7 @@ def _checkpoints_too_rare(run: History, config: Config) -> Iterator[Finding]:
     minutes = min(minutes, config.checkpoint.every_steps / rate / 60)
     if minutes > 20:
         yield Finding(
-            f"{minutes:.0f} minutes of work are lost when a machine is taken away without notice, as spot machines are",
+            f"up to {minutes:.0f} minutes of work are lost if the host is preempted without notice, as spot hosts are",
             "lower checkpoint.every_minutes to 10",
         )
 
@@ -263,6 +266,6 @@ def _checkpoints_too_rare(run: History, config: Config) -> Iterator[Finding]:
 def _lines_left_out(run: History) -> Iterator[Finding]:
     for name, count in run.unreadable.items():
         yield Finding(
-            f"{name}: {count:,} lines cannot be read and are left out",
-            "something else wrote there, or a disk is failing: look at the file, and at the disk",
+            f"{name}: {counted(count, 'lines')} cannot be read and were skipped",
+            "another program wrote there, or the disk is failing: check the file and the disk",
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from electra_flax import formats
 from electra_flax.data.shards import DataFolder
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
@@ -39,13 +41,15 @@ def write_report(workdirs: Sequence[str], out: Path, reference_name: str | None 
     except UserError as error:
         raise UserError(f"--out {error}") from None
     runs = [run for workdir in workdirs for run in read_histories(workdir)]
+    places = [run.name for run in runs]
+    runs = [replace(run, name=name) for run, name in zip(runs, formats.labels(places), strict=True)]
     charts = {"learning": draw(runs, learning_panels(runs), reference), "speed": draw(runs, SPEED)}
     page = _TEMPLATES.get_template("page.html").render(
         title=", ".join(run.name for run in runs),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=_summary(runs),
         charts={name: base64.b64encode(png).decode() for name, png in charts.items()},
-        runs=[_section(run, reference) for run in runs],
+        runs=[_section(run, place, reference) for run, place in zip(runs, places, strict=True)],
     )
     files: dict[str, str | bytes] = {out.name: page, **{f"{out.stem}-{name}.png": png for name, png in charts.items()}}
     try:
@@ -63,13 +67,13 @@ def _summary(runs: Sequence[History]) -> dict[str, list[str]]:
         state = f"at step {run.step if stopped is None else stopped:,} of {run.subject.num_steps:,}"
         state = "done" if run.is_done else state if stopped is None else f"stopped {state}"
         if not run.is_done and left is not None:
-            state += f", {timedelta(seconds=round(left))} to go at this speed"
+            state += f", {formats.duration(left)} to go at this speed"
         last = run.validation[-1] if run.validation else {}
         values = {
             "state": state,
             "devices": str(run.starts[-1].get("devices", "")) if run.starts else "",
             **run.subject.facts,
-            "tokens a second": _number(run.recent("tokens_per_sec"), ",.0f"),
+            "tokens/s": _number(run.recent("tokens_per_sec"), ",.0f"),
             "MFU": _number(run.recent("mfu"), ".1%"),
             "held-out loss": _number(last.get("loss"), ".3f"),
             **{
@@ -90,7 +94,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _section(run: History, reference: History | None = None) -> dict[str, Any]:
+def _section(run: History, place: str, reference: History | None = None) -> dict[str, Any]:
     """Return what the template says of a run."""
     examples, not_shown = [], ""
     try:
@@ -99,6 +103,7 @@ def _section(run: History, reference: History | None = None) -> dict[str, Any]:
         not_shown = str(error)
     return {
         "name": run.name,
+        "place": place,
         "reference": reference.name if reference else "",
         "beside": beside(run, reference) if reference else {},
         "findings": diagnose(run),
@@ -113,9 +118,16 @@ def _section(run: History, reference: History | None = None) -> dict[str, Any]:
 
 
 def _event(event: dict[str, Any]) -> tuple[str, str, str, str]:
-    details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("event", "step", "time"))
+    details = ", ".join(
+        f"{key} {_detail(value)}" for key, value in event.items() if key not in ("event", "step", "time")
+    )
     when = datetime.fromtimestamp(event["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
     return when, event["event"], f"{event['step']:,}", details
+
+
+def _detail(value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return formats.number(value) if is_number else str(value)
 
 
 def _confusion(run: History) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 from scipy.special import expit
@@ -15,7 +16,7 @@ from scipy.stats import rankdata
 from electra_flax.config.architecture import Architecture
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError, counted, escaped
+from electra_flax.errors import UserError, escaped
 from electra_flax.trees import Params
 from electra_flax.weights import parity
 from electra_flax.weights.sources import find_weights
@@ -120,24 +121,32 @@ def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
 def show(detections: list[Detection], console: Console) -> None:
     """Print each example, and how many of its n replaced tokens are among its n most suspicious ones."""
     if any(detection.is_replaced.any() for detection in detections):
-        legend = Text("the n most suspicious tokens, n = number replaced: ")
+        legend = Text("of n replaced tokens, the n most suspicious: ")
         for name, (mark, style) in _MARKS.items():
             legend.append(f"{mark}{name}", style).append(", ")
-        console.print(legend.append("the original in brackets"))
+        console.print(legend.append("original in brackets"))
     for detection in detections:
         console.print(_coloured(detection))
     total = tally(detections)
-    console.print(f"found {total.found} of {total.replaced} replaced tokens; chance would find {total.by_chance:.1f}")
+    console.print(
+        f"found {total.found:,} of {total.replaced:,} replaced tokens; chance would find {total.by_chance:,.1f}"
+    )
 
 
 def compare(tallies: dict[str, Tally], console: Console) -> None:
-    """Print a line a model, by its name, about all its examples: not those alone that were shown."""
-    console.print(f"in more held-out examples, {_RATE:.0%} of whose tokens each model's own generator guessed:")
-    for name, total in tallies.items():
-        found = f"found {total.found:,} of {total.replaced:,} replaced tokens; chance would find {total.by_chance:,.1f}"
-        console.print(
-            f"  {escaped(name)}, {counted(total.examples, 'examples')}: {found}; AUC {total.auc:.2f} (chance: 0.50)"
-        )
+    """Print a row a model, by its name, about all its examples: not those alone that were shown."""
+    console.print(
+        f"up to {_MOST_EXAMPLES} held-out examples, {_RATE:.0%} of tokens guessed by each model's own generator"
+    )
+    width = max(cell_len(escaped(name)) for name in ("model", "chance", *tallies))
+    columns = ("examples", "replaced", "found", "by chance", "AUC")
+    rows = [
+        (name, (f"{t.examples:,}", f"{t.replaced:,}", f"{t.found:,}", f"{t.by_chance:,.1f}", f"{t.auc:.2f}"))
+        for name, t in tallies.items()
+    ]
+    for name, cells in (("model", columns), *rows, ("chance", ("", "", "", "", "0.50"))):
+        shown = set_cell_size(escaped(name), width)
+        console.print(f"  {shown}{''.join(f'{cell:>11s}' for cell in cells)}".rstrip())
 
 
 def tally(detections: Sequence[Detection]) -> Tally:

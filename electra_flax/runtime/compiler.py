@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from electra_flax import formats
 from electra_flax.errors import UserError
 from electra_flax.runtime.host_memory import give_back_unused
 
@@ -51,5 +52,5 @@ def compile_step(name: str, function: Any, *arguments: Any) -> Any:
         jax.monitoring.unregister_event_listener(listen)
     give_back_unused()
     source = "found in the compilation cache" if hits else "compiled"
-    log.info("%s %s in %.0f s", name, source, time.perf_counter() - started)
+    log.info("%s %s in %s", name, source, formats.duration(time.perf_counter() - started))
     return compiled

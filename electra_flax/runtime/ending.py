@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped
+from electra_flax.errors import INTERRUPTED, UNFORESEEN, Preempted, RunError, UserError, escaped, traceback_note
 from electra_flax.runtime.console import write_line
 
 # What a disk or its network answers for a while, whatever the file's name.
@@ -62,8 +62,8 @@ def classify(error: Exception, out: object = None) -> tuple[int, str]:
     text = str(error)
     kept = traceback_note(error) or keep_traceback(error, _own_file())
     return UNFORESEEN, (
-        f"not foreseen: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
-        f"(traceback: {kept}); the same command may succeed"
+        f"unexpected error: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'} "
+        f"(traceback: {kept}); try the same command again"
     )
 
 
@@ -81,11 +81,11 @@ def _foreseen(error: Exception, out: object) -> tuple[int, str] | None:
         return UserError.exit_code, os_problem(error, out)
     text = str(error)
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in text:  # Python's, of a full disk
-        return UserError.exit_code, f"{error.strerror}: make room there, or name another folder in TMPDIR"
+        return UserError.exit_code, f"{error.strerror}: free some space there, or set TMPDIR to another folder"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # JAX's word for a device's memory
         return UserError.exit_code, (
-            f"not enough memory ({text.splitlines()[0] if text else 'this machine has no more'}): give it more, or "
-            "less to do at a time: a smaller batch or model, more training.gradient_accumulation_steps, fewer --workers"
+            f"not enough memory ({text.splitlines()[0] if text else 'this host has no more'}): use a smaller batch or "
+            "model, more training.gradient_accumulation_steps, fewer --workers, or a host with more memory"
         )
     return None
 
@@ -96,22 +96,8 @@ def os_problem(error: OSError, out: object = None) -> str:
     reason = error.strerror or type(error).__name__
     if error.errno == errno.ENOSPC:
         where = out if out is not None else path
-        return f"{where}: the disk is full: make room and run the same command again"
+        return f"{where}: the disk is full: free some space and run the same command again"
     return f"{path}: {reason}"
-
-
-_NOTE = "traceback: "
-
-
-def note_traceback(error: BaseException, where: object) -> None:
-    """Have the line that `error` ends with name this place, where its traceback is kept already."""
-    error.add_note(f"{_NOTE}{where}")
-
-
-def traceback_note(error: BaseException) -> str:
-    """Return the place that note_traceback named, or ""."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
 
 
 def _own_file() -> Path:

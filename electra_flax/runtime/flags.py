@@ -26,7 +26,9 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -51,13 +53,15 @@ from electra_flax.config.ranges import Range
 from electra_flax.errors import EXIT_CODES, escaped, short
 from electra_flax.runtime.ending import print_whole
 
+_EXAMPLE_WIDTH = 76
+
 Number = TypeVar("Number", int, float)
 
 
 def given_place(text: str) -> str:
     """Return `text`, which names a path or gs://...; refuse "", which would be the current folder."""
     if not text:
-        raise argparse.ArgumentTypeError("empty, expected a path")
+        raise argparse.ArgumentTypeError("empty; expected a path")
     return text
 
 
@@ -78,6 +82,8 @@ Place = Annotated[str, given_place, "DIR"]
 class Command:
     """Makes a frozen dataclass of each class below it."""
 
+    example: ClassVar[str] = ""
+    """A command line, or several."""
     epilog: ClassVar[str] = ""
     """The end of its help, where it is not the program's."""
     more_help: ClassVar[Callable[[], str] | None] = None
@@ -154,24 +160,39 @@ class Parser(argparse.ArgumentParser):
         for name in (each.partition("=")[0] for each in given if each.startswith("--")):
             found = difflib.get_close_matches(name.replace("_", "-"), self.flags, n=1, cutoff=cutoff)
             if found and name not in self.flags and "." not in name:
-                return f"{name}: no such flag; the nearest is {found[0]}"
+                return f"{name}: unknown flag; did you mean {found[0]}?"
         return ""
 
 
 class _Help(argparse.HelpFormatter):
-    """Text of several lines stays as it is."""
+    """Lines that begin with spaces stay as they are; words with hyphens (tiny-ko, electra-flax) stay whole."""
+
+    def __init__(self, prog: str, **keywords: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 26, **keywords})
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
+        return "\n".join(
+            line if line.startswith(" ") else self._wrapped(line, width, indent) for line in text.split("\n")
+        )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return self._wrapped(" ".join(text.split()), width, "").split("\n")
+
+    def _wrapped(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def exit_codes(codes: Iterable[int] = EXIT_CODES) -> str:
-    """Return what they mean, for the end of a help."""
-    return "exit codes: " + "; ".join(f"{code} {EXIT_CODES[code]}" for code in codes)
+def exit_codes(codes: Mapping[int, str] = EXIT_CODES) -> str:
+    """Return what they mean, for the end of a program's help."""
+    lines = (
+        textwrap.fill(text, 72, initial_indent=f"  {code:<5d}", subsequent_indent=" " * 7, break_on_hyphens=False)
+        for code, text in codes.items()
+    )
+    return "\n".join(["exit codes:", *lines])
 
 
 def make_parser(program: str, description: str, epilog: str, commands: Iterable[type[Command]]) -> Parser:
-    """Return the parser of a program whose commands are named as their classes."""
+    """Return the parser of a program whose commands are named as their classes; theirs point to its `epilog`."""
     parser = Parser(prog=program, description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -179,18 +200,40 @@ def make_parser(program: str, description: str, epilog: str, commands: Iterable[
     for cls in commands:
         title, text = _docstring(cls)
         text = text or f"{title[0].upper()}{title[1:]}."
-        command = subparsers.add_parser(cls.__name__.lower(), help=title, description=text, epilog=cls.epilog or epilog)
+        name = cls.__name__.lower()
+        command = subparsers.add_parser(name, help=title, description=text, epilog=_end(program, cls))
         command.set_defaults(of_command=(cls, command))
         command.more_help = cls.more_help
         _add_flags(command, cls)
     return parser
 
 
+def _continued(line: str) -> str:
+    """Return a command line as a shell takes it over several lines."""
+    flag = r" \1"  # a flag stays with its values
+    parts = re.sub(r" (--\S+)", f"\n{flag}", line).split("\n")
+    lines = [f"  {parts[0]}"]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) > _EXAMPLE_WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"   {part}")
+        else:
+            lines[-1] += part
+    return "\n".join(lines)
+
+
+def _end(program: str, cls: type[Command]) -> str:
+    """Return the end of a command's help."""
+    lines = cls.example.split("\n") if cls.example else []
+    head = [f"example{'s' if len(lines) > 1 else ''}:", *map(_continued, lines), ""] if lines else []
+    return "\n".join([*head, cls.epilog or f"exit codes: {program} --help"])
+
+
 def parse(parser: Parser, argv: Sequence[str] | None) -> Any:
     """Return the command that was given, made of its flags; a mistake ends the program with a line and code 2."""
     first = next(iter(sys.argv[1:] if argv is None else argv), "").partition("=")[0]
     if first not in parser.flags and any(first in command.flags for command in parser.commands.values()):
-        parser.error(f"{first}: before the command, expected after it: {parser.prog} COMMAND {first} ...")
+        parser.error(f"{first}: expected after the command: {parser.prog} COMMAND {first} ...")
     namespace, unknown = parser.parse_known_args(argv)
     given = vars(namespace)
     cls, command = given.pop("of_command")
@@ -304,7 +347,9 @@ def fields_help(cls: type, without_default: str) -> str:
 
 def _add_fields(parser: Parser, cls: type, prefix: str, without_default: str) -> None:
     docs, kinds = _documented(inspect.getfile(cls))[cls.__name__], hints_of(cls, include_extras=True)
-    group = parser.add_argument_group(" ".join(docs[""].partition("\n\n")[0].rstrip(".").split()))
+    text = " ".join(docs[""].partition("\n\n")[0].split())
+    has_own = any(not dataclasses.is_dataclass(kinds[field.name]) for field in dataclasses.fields(cls))
+    group = parser.add_argument_group(prefix.rstrip(".") or "fields", text) if has_own else parser
     for field in dataclasses.fields(cls):
         kind, notes = kinds[field.name], []
         if dataclasses.is_dataclass(kind):

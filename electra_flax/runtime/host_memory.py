@@ -6,6 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from electra_flax import formats
 from electra_flax.config.architecture import Architecture
 from electra_flax.config.schema import Config
 from electra_flax.errors import UserError
@@ -37,10 +38,10 @@ def check_fits(config: Config, mesh: Mesh) -> None:
     activations = max(_least_activations(phase.config) for phase in config.phases) * share
     if free is not None and state + activations > free:
         raise UserError(
-            f"this run needs at least {_gigabytes(state + activations)} of this machine's memory, which has "
-            f"{_gigabytes(free)} left ({_gigabytes(state)} for parameters, moments and gradients on {num_local} of its "
-            f"devices, {_gigabytes(activations)} for activations): make model, generator or training.batch_size "
-            "smaller, raise training.gradient_accumulation_steps, or take fewer simulated devices"
+            f"this run needs at least {formats.size(state + activations)} of this machine's memory, which has "
+            f"{formats.size(free)} left ({formats.size(state)} for parameters, moments and gradients on {num_local} "
+            f"of its devices, {formats.size(activations)} for activations): make model, generator or "
+            "training.batch_size smaller, raise training.gradient_accumulation_steps, or take fewer simulated devices"
         )
 
 
@@ -81,7 +82,3 @@ def available(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/f
         except (OSError, ValueError):  # no such group, or "max"
             continue
     return free
-
-
-def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:,.1f} GB"

@@ -17,14 +17,15 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from electra_flax.errors import INTERRUPTED
+from electra_flax.formats import duration
 
 log = logging.getLogger("electra_flax")
 
 _POLL_SECONDS = 5.0
 
-_SAVES = "saving and ending (Ctrl-C); again to end at once"
-_NOTHING_TO_SAVE = "ending before the next step, nothing is lost (Ctrl-C); again to end at once"
-_AT_ONCE = "ended at once (Ctrl-C); the same command continues from what was saved before"
+_SAVES = "saving, then stopping (Ctrl-C again: stop at once)"
+_NOTHING_TO_SAVE = "stopping before the next step, nothing is lost (Ctrl-C again: stop at once)"
+_AT_ONCE = "stopped at once (Ctrl-C); the same command continues from the last checkpoint"
 
 
 class Interruption:
@@ -96,7 +97,7 @@ class Interruption:
             try:
                 with direct.open(request, timeout=_POLL_SECONDS) as answer:
                     if answer.read().strip() == b"TRUE":
-                        log.warning("this machine is being taken away (preempted)")
+                        log.warning("this host is being preempted")
                         self.requested = True
                         return
             except OSError:
@@ -163,9 +164,9 @@ class Watchdog:
                     faulthandler.dump_traceback(all_threads=True)
                     where = "above"
                 print(
-                    f"\nelectra-flax: error: nothing happened for {silent / 60:,.1f} minutes in {self._what} (a hung "
-                    f"device or another process that is gone; training.hang_minutes): where it hung is "
-                    f"{where}; the same command continues from the last checkpoint",
+                    f"\nelectra-flax: error: no progress for {duration(silent)} in {self._what} (a device hangs, or "
+                    f"another process is gone; limit: training.hang_minutes): the stack traces are {where}; the same "
+                    "command continues from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -57,8 +57,8 @@ def _has_worker_number() -> bool:
             time.sleep(pause)
     if is_vm:
         raise Unavailable(
-            f"the metadata server {host} does not say which host of the TPU this is ({problem}); the same command may "
-            "succeed; where this host is a TPU by itself, set TPU_SKIP_MDS_QUERY=1"
+            f"the metadata server {host} does not say which host of the TPU this is ({problem}): try the same command "
+            "again; if this host is a TPU by itself, set TPU_SKIP_MDS_QUERY=1"
         )
     log.info("no metadata server here (%s): this host is a TPU by itself", problem)
     return False

@@ -18,9 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from electra_flax import __version__
-from electra_flax.errors import Preempted, Problem, Unavailable, UserError, reason
+from electra_flax.errors import Preempted, Problem, Unavailable, UserError, reason, traceback_note
 from electra_flax.runtime import metadata
-from electra_flax.runtime.ending import traceback_note
 
 log = logging.getLogger("electra_flax")
 
@@ -39,8 +38,8 @@ def joined(group: tuple[str, int, int] | None) -> Iterator[None]:
             raise
         kept = traceback_note(error)
         raise Unavailable(
-            f"process {jax.process_index()}: work with the other processes failed ({reason(error)}): one of "
-            "them is gone, and its log says why; the same command on all hosts continues from the last checkpoint"
+            f"process {jax.process_index()}: lost contact with the other processes ({reason(error)}): one of them "
+            "ended, see its log; the same command on all hosts continues from the last checkpoint"
             + (f" (traceback: {kept})" if kept else "")
         ) from None
 
@@ -65,12 +64,11 @@ def join(group: tuple[str, int, int] | None) -> None:
         why = reason(error)
         if group is None:  # nobody's mistake: a host of the pod is away
             raise Unavailable(
-                f"cannot join the other hosts of this TPU, as its metadata name them: {why}; the same command may "
-                "succeed"
+                f"cannot reach the other hosts of this TPU slice: {why}; try the same command again"
             ) from None
         kind = UserError if isinstance(error, ValueError) else Unavailable
         raise kind(
-            f"cannot join the other processes (process 0 at {group[0]}): {why}; start the command on all hosts"
+            f"cannot reach the other processes (process 0 at {group[0]}): {why}; start the command on all hosts"
         ) from None
     if jax.process_index():
         log.setLevel(logging.WARNING)  # process 0 speaks for all
@@ -141,7 +139,7 @@ def require_agreement(values: Mapping[str, str]) -> None:
             if (theirs[number] != everyone[0][number]).any():
                 ours, other = (_text(octets[number]).partition(" ")[2] for octets in (everyone[0], theirs))
                 differ = f"{other}, not {ours}" if other != ours else f"they differ after {ours}"
-                raise UserError(f"process {process} has another {name} than process 0: {differ}")
+                raise UserError(f"process {process} and process 0 differ in {name}: {differ}")
 
 
 def first_problem(problem: str) -> str:
@@ -164,7 +162,7 @@ def raise_first(problem: str) -> None:
 def end_if_asked(asked: bool, place: str) -> None:
     """Raise Preempted, in all processes, where one was `asked` to stop at a place where nothing is to be saved."""
     if first_problem("asked" if asked else ""):
-        raise Preempted(f"asked to stop {place}; the same command continues")
+        raise Preempted(f"stopped as asked {place}; the same command continues")
 
 
 def as_process_0(values: np.ndarray) -> np.ndarray:

@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from types import TracebackType
 from typing import Self, TextIO
 
 from rich.cells import cell_len
+
+from electra_flax import formats
 
 _PLAIN_SECONDS = 30.0  # between two lines where no terminal reads them
 _DRAWN_SECONDS = 0.5
@@ -18,47 +19,30 @@ _SURE_UPDATES, _SURE_SHARE = 100, 0.01  # after one of which a rate foretells so
 _BAR_CELLS = (10, 30)
 
 _lock = threading.RLock()
-_drawn: Bar | None = None  # the one that a terminal shows
+_drawn: Drawn | None = None  # the one that a terminal shows
 
 
-class Bar:
-    """How far something is, how fast it goes and how long it takes. Nothing is shown where `columns` is None.
+class Drawn:
+    """A line about what goes on. Nothing is shown where `columns` is None.
 
     `columns` tells how wide the terminal is that reads a stream (None: no terminal reads it).
     """
 
     def __init__(
-        self, total: float, what: str, unit: str, *, scaled: bool, initial: float, delay: float,
-        columns: Callable[[TextIO], int | None] | None, clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
-        self.total, self.n = total, initial
-        self._what, self._scaled, self._clock, self._columns = what, scaled, clock, columns
-        self._unit = unit
-        self._of = unit if unit == "B" else f" {unit}"
-        self._note = ""
-        self._from = self._since = clock(), initial  # where counting began; the first update, from which rates count
-        self._updates = 0
+        self, delay: float, columns: Callable[[TextIO], int | None] | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._columns = clock, columns
         self._next = clock() + delay if columns and columns(sys.stderr) else clock() + _PLAIN_SECONDS
         self._cells = 0  # that are drawn now
 
-    def update(self, n: float = 1) -> None:
-        """Count so much more as done."""
-        self.n += n
-        self._updates += 1
-        now = self._clock()
-        if self._updates == 1:  # what came before it, a file that is opened or a first step, comes once
-            self._since = now, self.n
-        if now >= self._next and self._columns:
+    def line(self, width: int | None) -> str:
+        """Return what is shown, in fewer than `width` cells."""
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Show it, if the time has come."""
+        if self._columns and (now := self._clock()) >= self._next:
             self._show(now)
-
-    def go_back(self, n: float) -> None:
-        """Go on from `n`."""
-        self.n, self._updates = n, 0
-        self._from = self._since = self._clock(), n
-
-    def note(self, text: str) -> None:
-        """Show a text behind the numbers from the next update on."""
-        self._note = text
 
     def close(self) -> None:
         global _drawn
@@ -99,15 +83,47 @@ class Bar:
         print(f"\r{' ' * self._cells}\r", end="", file=sys.stderr, flush=True)
         self._cells = 0
 
+
+class Bar(Drawn):
+    """How far something is, how fast it goes and how long it takes. Bytes ("B") have units of their own."""
+
+    def __init__(
+        self, total: float, what: str, unit: str, *, scaled: bool, initial: float, delay: float,
+        columns: Callable[[TextIO], int | None] | None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        super().__init__(delay, columns, clock)
+        self.total, self.n = total, initial
+        self._what, self._scaled, self._unit = what, scaled, unit
+        self._note = ""
+        self._from = self._since = clock(), initial  # where counting began; the first update, from which rates count
+        self._updates = 0
+
+    def update(self, n: float = 1) -> None:
+        """Count so much more as done."""
+        self.n += n
+        self._updates += 1
+        now = self._clock()
+        if self._updates == 1:  # what came before it, a file that is opened or a first step, comes once
+            self._since = now, self.n
+        self.refresh()
+
+    def go_back(self, n: float) -> None:
+        """Go on from `n`."""
+        self.n, self._updates = n, 0
+        self._from = self._since = self._clock(), n
+
+    def note(self, text: str) -> None:
+        """Show a text behind the numbers from the next update on."""
+        self._note = text
+
     def line(self, width: int | None) -> str:
-        """Return what is shown, in fewer than `width` cells; what matters least is left out where it does not fit."""
+        """Return what is shown; what matters least is left out where it does not fit."""
         share = min(self.n / self.total, 1.0) if self.total else 1.0
         head = f"{self._what} {share:.0%}"
-        each = self._unit if self._unit == "B" else ""
-        counts = f"{self._count(self.n)}{each} of {self._count(self.total)}{self._of}"
+        counts = f"{self._count(self.n)} of {self._count(self.total)}{'' if self._unit == 'B' else f' {self._unit}'}"
         rate, left = self._rate(), ""
         if rate:
-            left = f"{timedelta(seconds=round(max(self.total - self.n, 0) / rate))} to go"
+            left = f"{formats.duration(max(self.total - self.n, 0) / rate)} to go"
         parts = [head, counts, left, self._speed(rate) if rate else "", self._note]
         while True:
             line = ", ".join(filter(None, parts))
@@ -129,17 +145,18 @@ class Bar:
         return count / seconds if is_sure and count > 0 and seconds > 0 else None
 
     def _speed(self, rate: float) -> str:
-        if rate < 1 and not self._scaled:
-            return f"{1 / rate:.3g} s each" if rate > 0.01 else f"{timedelta(seconds=round(1 / rate))} each"
-        return f"{self._count(rate)}{self._of}/s" if rate >= 100 or self._scaled else f"{rate:.3g}{self._of}/s"
+        if self._unit == "B":
+            return f"{formats.size(rate)}/s"
+        if self._scaled:
+            return f"{formats.scaled(rate)} {self._unit}/s"
+        if rate < 1:
+            return f"{f'{1 / rate:.3g} s' if rate > 0.01 else formats.duration(1 / rate)} each"
+        return formats.rate(rate, self._unit)
 
     def _count(self, number: float) -> str:
-        if not self._scaled:
-            return f"{number:,.0f}"
-        for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if number >= 0.9995 * factor:
-                return f"{number / factor:.3g}{letter}"
-        return f"{number:.0f}"
+        if self._unit == "B":
+            return formats.size(number)
+        return formats.scaled(number) if self._scaled else f"{number:,.0f}"
 
 
 def write(line: str) -> None:

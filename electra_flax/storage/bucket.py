@@ -88,7 +88,7 @@ def problem_of(path: object, what: str, error: Exception) -> UserError:
             f"{path}: {what} ({reason(error)}): check the name of the bucket, the permissions of this account, and the "
             "network"
         )
-    return Unavailable(f"{path}: {what} for now ({reason(error)}); the same command may succeed")
+    return Unavailable(f"{path}: {what} for now ({reason(error)}); try the same command again")
 
 
 class RemoteFolder:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, note_traceback
 from electra_flax.runtime import processes
-from electra_flax.runtime.ending import is_foreseen, keep_traceback, note_traceback
+from electra_flax.runtime.ending import is_foreseen, keep_traceback
 from electra_flax.storage.workdir import Workdir
 
 log = logging.getLogger("electra_flax")

@@ -67,7 +67,7 @@ class Lease:
         try:
             self._folder.try_to("be written", lambda: self._blob().delete(if_generation_match=self._generation))
         except UserError as error:
-            log.warning("the lock stays behind: %s", error)
+            log.warning("the lock could not be removed: %s", error)
 
     def _wait_until_gone(self, generation: int, holder: dict[str, Any]) -> None:
         log.info("%s/lock is held by %s; waiting %.0f s to see whether it is alive", self._folder.url, _who(holder),
@@ -85,7 +85,7 @@ class Lease:
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
         return UserError(
-            f"{self._folder.url}: another process trains there ({_who(holder)}): wait for it, end it, or use "
+            f"{self._folder.url}: another process is training there ({_who(holder)}): wait for it, end it, or use "
             "another folder"
         )
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from electra_flax import formats
 from electra_flax.config.schema import DataConfig
 from electra_flax.errors import UserError
 from electra_flax.files import recall, write_whole
@@ -74,7 +75,7 @@ def _update(
     free = max(shutil.disk_usage(local).free - _SPARE, 0)
     if size > free:
         raise UserError(
-            f"{remote.url}: {size / 1e6:,.0f} MB to copy, but {local} has room for {free / 1e6:,.0f} MB: take a larger "
+            f"{remote.url}: {formats.size(size)} to copy, but {local} has room for {formats.size(free)}: take a larger "
             "disk, or name a folder on another one (data.staging_folder)"
         )
 
@@ -83,7 +84,7 @@ def _update(
         remote.download(files[name], local / name)
         return name
 
-    bar = progress(size, f"copying {remote.url}", "B", scaled=True, enabled=size >= 10_000_000)
+    bar = progress(size, f"copying {remote.url}", "B", enabled=size >= 10_000_000)
     with bar, ThreadPoolExecutor(_AT_ONCE) as pool:
         for name in pool.map(fetch, sorted(missing)):
             done[name] = wanted[name]

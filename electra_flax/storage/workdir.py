@@ -126,21 +126,21 @@ def refuse_inside(out: Path) -> None:
     place = Path(os.path.realpath(out))
     for folder in (place, *place.parents):
         if is_workdir(folder) and (folder == place or place.relative_to(folder).parts[0] + "/" in _BY_ITSELF):
-            raise UserError(f"--out {out}: would be mixed with the run of --workdir {folder}: name another folder")
+            raise UserError(f"--out {out}: inside the run of --workdir {folder}: choose another folder")
 
 
 def check_kinds(workdir: Path) -> None:
     """Raise UserError where a folder lies in a file's place or the reverse: before training, not in the middle."""
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir}: no folder: name another")
+        raise UserError(f"--workdir {workdir}: not a folder: choose another")
     for name in _FOLDERS:
         path = workdir / name
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: no folder, expected one: move it away, or use another --workdir")
+            raise UserError(f"{path}: expected a folder: move it away, or use another --workdir")
     for name in _FILES:
         path = workdir / name
         if path.exists() and not path.is_file():  # appending to a FIFO would never end
-            raise UserError(f"{path}: no regular file, expected one: move it away, or use another --workdir")
+            raise UserError(f"{path}: expected a regular file: move it away, or use another --workdir")
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def _locked(workdir: Path) -> IO[str]:
         holder = file.read(_SHOWN).strip()
         file.close()
         raise UserError(
-            f"{workdir}: another process trains there ({holder}): wait for it, end it, or use another folder"
+            f"{workdir}: another process is training there ({holder}): wait for it, end it, or use another folder"
         ) from None
     if not (workdir / "lock").exists() or not os.path.samestat(os.fstat(file.fileno()), (workdir / "lock").stat()):
         file.close()

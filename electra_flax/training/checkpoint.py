@@ -101,7 +101,7 @@ class Checkpoints:
             if config is None and not self._path.is_dir():
                 workdir = self._path.parent
                 raise UserError(
-                    f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} makes some"
+                    f"{workdir}: no checkpoints there; electra-flax pretrain --workdir {workdir} creates them"
                 )
             # Floats hardly shrink: compressing them only takes the host's time from the step.
             state_handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers())
@@ -334,7 +334,7 @@ class Checkpoints:
             meta = parse_json(json.dumps(restored["meta"]), _Meta, "meta", "it was damaged", is_ours=False)
             notes = parse_json(json.dumps(meta.notes), self._notes, "notes", "they were damaged", is_ours=False)
             if meta.fingerprint is not None and not is_whole(state, meta.fingerprint):
-                problem = "its numbers are not those that were saved"
+                problem = "its contents do not match their checksum"
         except UserError as error:
             problem = str(error)
         except Exception as error:  # Orbax and TensorStore raise whatever they meet

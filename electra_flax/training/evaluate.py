@@ -88,7 +88,7 @@ def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe |
     examples = open_split(config, data, "validation")
     if not len(examples):
         raise UserError(
-            f"{data.path}: no validation split; make shards with electra-data shard --validation-fraction 0.01"
+            f"{data.path}: no validation split: make shards with electra-data shard --validation-fraction 0.01"
         )
     check_batch(config.training.batch_size, 1, mesh)
     length = config.data.max_seq_length

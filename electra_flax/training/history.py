@@ -82,7 +82,7 @@ class History:
         records, lost_records = _json_lines(folder / METRICS, Record)
         if not records:
             lost = f", {lost_records} lines cannot be read" if lost_records else ""
-            raise UserError(f"{name}: no numbers there yet ({METRICS}{lost}); let the run make some steps")
+            raise UserError(f"{name}: no metrics yet ({METRICS}{lost}): wait for the first steps of the run")
         events, lost_events = _json_lines(folder / "events.jsonl", Event)
         return cls(
             name, work, config, subject,

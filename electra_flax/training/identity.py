@@ -60,17 +60,17 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
     check_kinds(work.folder)
     if not (work.folder / "config.yaml").exists():
         if any(work.folder.glob("electra-*.tfrecord-*")):
-            raise UserError(f"--workdir {work}: a folder of shards: name another")
+            raise UserError(f"--workdir {work}: a folder of shards: choose another")
         for name in ("checkpoints", "metrics.jsonl", "events.jsonl", "DONE"):
             if (work.folder / name).exists():  # config.yaml is there before any of them
-                raise UserError(f"--workdir {work}: holds {name}, but no config.yaml of a run: name another")
+                raise UserError(f"--workdir {work}: holds {name}, but no config.yaml of a run: choose another")
         return []
     notes: list[str] = []
     differences = config_differences(work.read_config(), config)
     changed = {name: change for name, change in differences.items() if name.startswith(_IDENTITY)}
     if identity is not None:
         if not (work.folder / "run.json").exists():
-            notes.append(f"run.json was not there: the shards are taken to be the same ({identity})")
+            notes.append(f"run.json was missing: the shards are assumed to be the same ({identity})")
         elif (known := read_run(work.folder).data) != identity:
             changed["the shards"] = f"{known} -> {identity}"
     if changed:

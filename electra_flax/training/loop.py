@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from electra_flax import formats
 from electra_flax.config.schema import CheckpointConfig, Config
 from electra_flax.errors import Preempted, Problem, RunError, Unavailable, UserError
 from electra_flax.runtime import processes, status
@@ -188,7 +189,9 @@ class Loop:
         RunError when the run itself fails, Preempted when it was asked to stop and has saved.
         """
         learner, is_main = self.learner, processes.is_main()
-        place = "before the first step" if self.is_fresh else f"at step {self.step} of {learner.total}, which is saved"
+        place = (
+            "before the first step" if self.is_fresh else f"at step {self.step:,} of {learner.total:,}, which is saved"
+        )
         processes.end_if_asked(self.interruption.requested, place)
         self.watchdog.alive("compiling")
         if is_main:
@@ -246,7 +249,7 @@ class Loop:
         except Unavailable:
             raise
         except UserError as error:  # the data were sound at the start
-            raise RunError(f"{error} (at step {self.step + 1}; run the same command to continue)") from None
+            raise RunError(f"{error} (at step {self.step + 1:,}; run the same command to continue)") from None
         self.state, sums = self.learner.advance(self.state, batch)
         own = Wishes(save=processes.is_main() and self._clock.is_due(), stop=self.interruption.requested)
         sent = self._agreement.send(own)
@@ -254,7 +257,9 @@ class Loop:
         # Only now the numbers of the step before: while the host reads and writes them, the devices have work.
         if self.step == self.start + 1:
             jax.block_until_ready(sums)
-            self._progress.print(f"first step done {time.perf_counter() - self._began:.0f} s after the start")
+            self._progress.print(
+                f"first step done {formats.duration(time.perf_counter() - self._began)} after the start"
+            )
         wishes = self._settle()
         self._pending = _Pending(self.step, sums, sent)
         self._progress.update()
@@ -278,8 +283,8 @@ class Loop:
         metrics = self.window.metrics(learner.summarize, learner.least_seconds)
         self._write(step, "train", metrics)
         self._tell(lambda each: each.on_metrics(step, dict(metrics)))
-        self._progress.print(f"step {step} train: {on_one_line(metrics, learner.shown)}")
-        self._progress.note(f"loss {metrics.get('loss', np.nan):.3f}, {metrics['tokens_per_sec']:,.0f} tokens/s")
+        self._progress.print(f"step {step:,} train: {on_one_line(metrics, learner.shown)}")
+        self._progress.note(on_one_line({"loss": np.nan, **metrics}, ("loss", "tokens_per_sec")))
         self.window = Window()
         try:
             self.checkpoints.check()
@@ -305,7 +310,7 @@ class Loop:
             return None
         self._write(self.step, "validation", found.metrics)
         self._tell(lambda each: each.on_evaluation(self.step, dict(found.metrics)))
-        self._progress.print(f"step {self.step} validation: {found.shown}")
+        self._progress.print(f"step {self.step:,} held-out: {found.shown}")
         return found.cost
 
     def _save(self, cost: float | None) -> None:
@@ -330,11 +335,13 @@ class Loop:
         self._clock.failed()
         self._events.add("save failed", step, reason=str(problem))
         if self.learner.rhythm.needs_every_evaluation:
-            raise RunError(f"a checkpoint could not be written ({problem}): make room; the same command continues")
-        kept = ", ".join(map(str, self.checkpoints.steps)) or "none yet"
+            raise RunError(
+                f"a checkpoint could not be written ({problem}): free some disk space; the same command continues"
+            )
+        kept = ", ".join(f"{step:,}" for step in self.checkpoints.steps) or "none yet"
         self._progress.warn(
-            f"a checkpoint could not be written ({problem}); those of steps: {kept} are intact; training "
-            "goes on and tries again"
+            f"a checkpoint could not be written ({problem}); intact are those of steps: {kept}; training "
+            "continues and will try again"
         )
 
     def _go_back(self, batch: Any) -> None:
@@ -347,13 +354,15 @@ class Loop:
         self._restore()
         self._pending = None  # its numbers are of a step that is made again
         if self.step < self.learner.start:  # only where the newest checkpoints are damaged
-            raise RunError(f"no finite step from {first} to {end}; the same command goes on from {self.step}")
+            raise RunError(
+                f"no finite step from {first:,} to {end:,}; the same command continues from step {self.step:,}"
+            )
         self._batches = self.learner.batches(self.step)
         assert self._writer is not None
         self._writer.go_back(self.step, self._is_evaluated)
         self._progress.go_back(self.step)
         self._events.add("back", end, to=self.step, reason=f"no finite step from {first}")
-        self._progress.warn(f"no finite step from {first} to {end}; going back to step {self.step}")
+        self._progress.warn(f"no finite step from {first:,} to {end:,}; going back to step {self.step:,}")
 
     # --------------------------------------------------------------------------------------------------------- the end
 
@@ -365,16 +374,24 @@ class Loop:
         except Problem as problem:
             saved = self.checkpoints.steps
             raise RunError(
-                f"the checkpoint of step {self.step} could not be written ({problem}): make room, then the same "
-                f"command continues from step {saved[-1] if saved else 0}"
+                f"the checkpoint of step {self.step:,} could not be written ({problem}): free some disk space, then "
+                f"the same command continues from step {saved[-1] if saved else 0:,}"
             ) from None
         self.interruption.saves = False
         is_asked = self.step < learner.end and not learner.is_enough()
         self._events.add("done" if self.step == learner.total or learner.is_enough() else "stop", self.step)
         if is_asked:
-            raise Preempted(f"asked to stop: saved at step {self.step} of {learner.total}; the same command continues")
+            raise Preempted(
+                f"stopped as asked: saved at step {self.step:,} of {learner.total:,}; the same command continues"
+            )
 
 
 def on_one_line(metrics: dict[str, float], names: Iterable[str]) -> str:
     """Return those of the metrics that are there, as the console shows them."""
-    return ", ".join(f"{name} {metrics[name]:,.4g}" for name in names if name in metrics)
+    return ", ".join(_shown(name, metrics[name]) for name in names if name in metrics)
+
+
+def _shown(name: str, value: float) -> str:
+    if name == "tokens_per_sec":
+        return formats.rate(value, "tokens")
+    return f"MFU {value:.1%}" if name == "mfu" else f"{name} {formats.number(value)}"

@@ -20,6 +20,7 @@ from electra_flax.data.shards import verify_shards
 from electra_flax.data.tokenizer import save_tokenizer
 from electra_flax.errors import Refusals, RunError, UserError
 from electra_flax.files import write_whole
+from electra_flax.formats import counted
 from electra_flax.model.attention import Attend
 from electra_flax.model.attention_choice import choose_attention
 from electra_flax.model.sharding import batch_sharding, coverage_report, make_mesh
@@ -95,14 +96,16 @@ def pretrain(
         attends = [
             choose_attention(config.architecture, phase.config.data.max_seq_length, mesh) for phase in config.phases
         ]
-        processes.end_if_asked(interruption.requested, "before the first step of this start")
+        processes.end_if_asked(interruption.requested, "before the first step")
         places = Places(work.folder, work.checkpoints, functools.partial(guard.push, work))
         for phase, phase_input, attend in zip(config.phases, inputs, attends, strict=True):
             learner = Pretraining(phase, phase_input, attend, work, begin_with)
             _train(learner, places, interruption, watchdog, callbacks)
         if processes.is_main():
             write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
-            log.info("all %d steps are done; models: electra-flax export --workdir %s", config.training.num_steps, work)
+            log.info(
+                "all %s steps are done; next: electra-flax export --workdir %s", f"{config.training.num_steps:,}", work
+            )
         try:
             guard.push(work)
         except UserError as problem:
@@ -184,7 +187,8 @@ class Pretraining:
         with processes.together():
             if processes.is_main() and (self._work.folder / "DONE").exists():  # its numbers would be taken back
                 raise UserError(
-                    f"{self._work}: DONE is there, but no checkpoint: bring checkpoints/ back, or name another"
+                    f"{self._work}: the run is marked DONE but has no checkpoint: restore checkpoints/, or use "
+                    "another --workdir"
                 )
         state = init_state(self.config, self.mesh, self._first_values())
         if self.begin_with is not None:
@@ -201,12 +205,12 @@ class Pretraining:
     def prepare(self, state: TrainState, is_fresh: bool) -> None:
         """Say what begins, and compile its step."""
         if is_fresh:
-            log.info("fresh start; sharding rules: pattern, axes, arrays and numbers of each")
+            log.info("new run; sharding rules: parameter names, mesh axes, arrays, parameters")
             for line in coverage_report(state.params).split("\n"):
                 log.info("%s", line)
         else:
-            others = "; its first weights are there" if self.begin_with else ""
-            log.info("continuing from step %d%s", int(state.step), others)
+            ignored = "; --init-from or --resume-from was applied when the run began" if self.begin_with else ""
+            log.info("continuing from step %s%s", f"{int(state.step):,}", ignored)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         axes = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         log.info(
@@ -266,8 +270,8 @@ class Pretraining:
             with suppress(UserError):  # a full disk must not hide what is said here
                 write_whole(path, text)
         bad = [name for name, norm in norms["gradient_norms"].items() if not np.isfinite(norm)]
-        shown = f"; gradients that are not finite: {len(bad)}, the first {bad[0]}" if bad else ""
+        shown = f"; {counted(len(bad), 'gradients')} not finite, the first {bad[0]}" if bad else ""
         return (
-            f"no finite step from {first} to {last}, twice{shown}; all norms are in {self._work}/not_finite.json; "
+            f"no finite step from {first:,} to {last:,}, twice{shown}; all norms are in {self._work}/not_finite.json; "
             "lower optimizer.learning_rate or look at the data of these steps; the checkpoints are intact"
         )

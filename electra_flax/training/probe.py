@@ -83,7 +83,7 @@ class Prober:
         predicted_N = predict(self._means(params, train), train.labels, self._means(params, scored))
         if self._is_first:
             self._is_first = False
-            log.info("probe: %s texts learned from and %s scored in %.1f s", f"{len(train):,}", f"{len(scored):,}",
+            log.info("probe: trained on %s texts, scored on %s, in %.1f s", f"{len(train):,}", f"{len(scored):,}",
                      time.perf_counter() - begin)  # fmt: skip
         return {
             "probe_rows": np.asarray(len(scored)),

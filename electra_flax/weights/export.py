@@ -72,9 +72,9 @@ def export_to_hugging_face(
     folders = {part.name: out / part.name for part in parts}
     for other in parity.ARCHITECTURES:  # two of different runs would be taken for a pair
         if weights.run is not None and other not in folders and (out / other).exists():
-            raise UserError(f"--out {out}: already holds a {other}, and this run has none: name another folder")
+            raise UserError(f"--out {out}: already has a {other}, and this run has none: choose another folder")
     numbers = sum(int(np.prod(weights.shapes[ours])) for part in parts for ours in part.ours.values())
-    with _progress(3 * numbers, weights.read) as read:
+    with _progress("parameters", numbers, 3, weights.read) as read:
         ours = dict.fromkeys(name for part in parts for name in part.ours.values())
         check_narrow(ours, read, weights.source, jnp.dtype(dtype))
         for part in parts:
@@ -112,14 +112,15 @@ def export_to_tf1(weights: Weights, out: Path) -> Path:
             "there; electra-flax reads the value back from hparams.json",
             weights.architecture.model.layer_norm_eps, _ORIGINAL["layer_norm_eps"],
         )  # fmt: skip
-    with _progress(2 * sum(int(np.prod(shape)) for shape in shapes.values()), lambda name: ours[name]()) as read:
+    values = sum(int(np.prod(shape)) for shape in shapes.values())  # moments too
+    with _progress("values", values, 2, lambda name: ours[name]()) as read:
         for name in shapes:
             read(name)  # refused, where it is not finite, before anything is written
         _make_folder(out)
         try:
             write_tf1_checkpoint(prefix, shapes, read)
         except OSError as error:
-            raise UserError(f"--out {out}: cannot be written ({error.strerror}): make room") from None
+            raise UserError(f"--out {out}: cannot be written ({error.strerror}): free some space") from None
     write_whole(out / "hparams.json", json.dumps(hparams, indent=1) + "\n")
     write_whole(out / "vocab.txt", vocabulary.path.read_bytes())
     return prefix
@@ -197,13 +198,15 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _progress(numbers: int, read: Callable[[str], np.ndarray]) -> Iterator[Callable[[str], np.ndarray]]:
-    """Yield `read`, with a bar that shows how many of the numbers went through it, and an ETA."""
-    with progress(numbers, "writing", "numbers", scaled=True, delay=1.0) as bar:
+def _progress(
+    unit: str, total: int, passes: int, read: Callable[[str], np.ndarray]
+) -> Iterator[Callable[[str], np.ndarray]]:
+    """Yield `read`, with a bar that shows how many of the parameters were written; each is read `passes` times."""
+    with progress(total, "writing", unit, scaled=True, delay=1.0) as bar:
 
         def reading(name: str) -> np.ndarray:
             value = read(name)
-            bar.update(value.size)
+            bar.update(value.size / passes)
             return value
 
         yield reading

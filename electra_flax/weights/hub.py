@@ -16,7 +16,7 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 def download(name: str, files: list[str]) -> Path:
     """Return a repository, in the cache that Hugging Face's libraries share. Raises UserError."""
     if Path(name).exists():
-        raise UserError(f"hf:{name}: no folder; expected a model's folder, or OWNER/NAME on the hub")
+        raise UserError(f"hf:{name}: no such folder; expected a model folder, or OWNER/NAME on the hub")
     if not _REPOSITORY.fullmatch(name):
         raise UserError(f"hf:{name}: no such folder, nor OWNER/NAME of a repository on the hub{shipped.offered()}")
     from huggingface_hub import snapshot_download
@@ -30,7 +30,7 @@ def repositories(name: str, parts: list[str]) -> dict[str, str]:
     Raises UserError where `name` is no OWNER/NAME.
     """
     if not _REPOSITORY.fullmatch(name):
-        raise UserError(f"--push {name}: expected OWNER/NAME, of which OWNER/NAME-discriminator and so on are made")
+        raise UserError(f"--push {name}: expected OWNER/NAME, to which -discriminator and -generator are added")
     return {part: f"{name}-{part}" for part in parts}
 
 
@@ -73,7 +73,7 @@ def _try(what: str, action: Callable[[], Any]) -> Any:
             None: f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}): check the network",
             401: f"{constants.ENDPOINT} does not know this account (or there is no such repository): run hf auth "
             "login, or set HF_TOKEN",
-            403: f"this account may not do that at {constants.ENDPOINT}: use a token that may, or another OWNER",
+            403: f"no permission for this account at {constants.ENDPOINT}: use a token that may, or another OWNER",
             404: f"no such repository at {constants.ENDPOINT} (or a private one)",
         }.get(status, f"{constants.ENDPOINT} refused: {str(cause).splitlines()[0]}")
     raise UserError(f"{what}: {problem}")

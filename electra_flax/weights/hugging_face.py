@@ -21,7 +21,7 @@ CONFIG = "config.json"
 HEADS = {"discriminator": "discriminator_predictions/", "generator": "generator_predictions/"}
 _TIED = "generator_lm_head/kernel"  # PyTorch's second name of the word embeddings
 _FILES = [CONFIG, SAFETENSORS, SHARDS, "model-*-of-*.safetensors", MSGPACK, "vocab.txt", "tokenizer*.json"]
-_FIX = "copy it again from the source of the weights"
+_FIX = "copy it again from its source"
 _FIELDS = dataclasses.fields(ModelConfig)
 # Of config.json, what is read and the types there: our sizes have Hugging Face's names.
 _READ: dict[str, Any] = {"model_type": str, **{field.name: field.type for field in _FIELDS}}

@@ -11,9 +11,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from electra_flax import formats
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.data.manifest import Manifest
-from electra_flax.errors import UserError, counted
+from electra_flax.errors import UserError
+from electra_flax.formats import counted
 from electra_flax.training.charts import draw, learning_panels
 from electra_flax.training.history import History
 from electra_flax.weights import hub
@@ -65,16 +67,14 @@ class Publication:
     def __post_init__(self) -> None:
         if self.license and not _LICENSE.fullmatch(self.license):
             raise UserError(
-                f"--license {self.license}: no identifier of the hub's{self._nearest()}; expected one such as "
-                "apache-2.0, mit or cc-by-sa-4.0; one that has none is --license other --license-name NAME"
+                f"--license {self.license}: not a licence identifier of the hub{self._nearest()}; expected one such as "
+                "apache-2.0, mit or cc-by-sa-4.0; for any other licence, --license other --license-name NAME"
             )
         if (self.license_name or self.license_link) and self.license != "other":
-            raise UserError(
-                "--license-name and --license-link are of a licence without identifier: add --license other"
-            )
+            raise UserError("--license-name and --license-link need --license other")
         if self.language and not _LANGUAGE.fullmatch(self.language):
             raise UserError(
-                f"--language {self.language}: not a code of a language; expected two or three small letters (ISO 639) "
+                f"--language {self.language}: not a language code; expected two or three lower-case letters (ISO 639) "
                 "such as ko or en, without a region, or multilingual"
             )
 
@@ -152,7 +152,7 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         size = sum(int(source["bytes"]) for source in manifest.sources)
         files = counted(len(manifest.sources), "files")
         data = (
-            f"Data: {counted(documents, 'documents')} in {files} ({_readable(size)}), of "
+            f"Data: {counted(documents, 'documents')} in {files} ({formats.size(size)}), of "
             f"which {manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
             f"{manifest.examples('validation'):,} held out; {manifest.unk_rate:.2%} of the pieces are unknown. "
             + _cleaning(dict(manifest.cleaning))
@@ -160,40 +160,32 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
     optimizer, training = config.optimizer, config.training
     settings = {
         "steps": f"{weights.step:,} of {training.num_steps:,}",
-        "sequences a step": training.batch_size,
-        "tokens a sequence": config.data.max_seq_length,
+        "batch size (sequences)": f"{training.batch_size:,}",
+        "sequence length (tokens)": f"{config.data.max_seq_length:,}",
         "optimizer": optimizer.algorithm,
-        "learning rate": optimizer.learning_rate,
+        "learning rate": formats.number(optimizer.learning_rate),
         "warmup steps": f"{optimizer.warmup_steps:,}",
-        "weight decay": optimizer.weight_decay,
-        "dropout": config.model.hidden_dropout_prob,
-        "masked": f"{config.masking.mask_prob:.0%}",
-        "computed in": training.compute_dtype,
+        "weight decay": formats.number(optimizer.weight_decay),
+        "dropout": formats.number(config.model.hidden_dropout_prob),
+        "masked tokens": f"{config.masking.mask_prob:.0%}",
+        "compute dtype": training.compute_dtype,
     }
     if config.generator.uniform_generator:
-        settings["replaced by"] = "any token, all alike"
+        settings["replacements"] = "drawn uniformly from the vocabulary"
     if "generator" in config.architecture.parts:
         generator = config.architecture.generator_sizes
         settings["generator (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
     if len(config.architecture.parts) > 1:
-        settings["discriminator weight"] = config.objective.discriminator_weight
+        settings["discriminator weight"] = formats.number(config.objective.discriminator_weight)
     if config.long_phase.steps:
         long = config.long_phase
-        settings["last steps"] = f"{long.steps:,} of {long.batch_size} sequences of {long.max_seq_length} tokens"
+        settings["long phase"] = (
+            f"last {long.steps:,} steps, {long.batch_size:,} sequences of {long.max_seq_length:,} tokens"
+        )
     if history is not None and history.validation:
         last = history.validation[-1]
-    shown = {name: f"{value:.4g}" for name, value in last.items() if isinstance(value, float) and name != "time"}
+    shown = {name: formats.number(value) for name, value in last.items() if isinstance(value, float) and name != "time"}
     return {"data": data, "settings": settings, "held_out": shown, "held_out_step": f"{last.get('step', 0):,}"}
-
-
-def _readable(size: float) -> str:
-    """Return a number of bytes as people say it: 60 KB."""
-    unit = "bytes"
-    for larger in ("KB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.3g} {unit}"
 
 
 def _cleaning(options: dict[str, Any]) -> str:

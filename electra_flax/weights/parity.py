@@ -142,8 +142,7 @@ def check_finite(source: str, part: str, logits: np.ndarray) -> None:
     """Raise UserError, in the name of `source`, for a model whose weights are finite and whose answers are not."""
     if not np.isfinite(logits).all():
         raise UserError(
-            f"{source}: its {part} computes numbers that are not finite: its weights are too large, the training that "
-            "made them diverged: take weights from before"
+            f"{source}: the outputs of its {part} are not finite: its training diverged: use an earlier checkpoint"
         )
 
 

@@ -85,7 +85,7 @@ def find_weights(
     if kind == "hf":
         place = shipped.located(place)
     if step is not None and kind != "orbax":
-        raise UserError(f"--step {step}: only a run (orbax:DIR) has several steps, {source} has one")
+        raise UserError(f"--step {step}: only a run (orbax:DIR) has several steps: leave --step out")
     found = _READERS[kind](source, place, step)
     found = _whole(found, needs_head)
     if vocab_file is not None:
@@ -95,13 +95,13 @@ def find_weights(
     vocabulary, rows = found.vocabulary, found.architecture.model.vocab_size
     if vocabulary is None and found.folders:
         raise UserError(
-            f"{found.folders[0]}: no vocab.txt there: without it nobody can say what the {rows:,} rows of the "
-            "embeddings stand for; copy it from the source, or name it with --vocab FILE of export"
+            f"{found.folders[0]}: no vocab.txt, which names the {rows:,} rows of the embeddings: copy it from the "
+            "source, or give it to export with --vocab FILE"
         )
     if vocabulary is not None and len(vocabulary.tokens) != rows:
         raise UserError(
             f"{vocabulary.path}: {len(vocabulary.tokens):,} tokens, but the embeddings of {source} have {rows:,} rows: "
-            "a vocabulary of another model (if rows are only spare, add lines [unused0], [unused1] ... for them)"
+            "it belongs to another model (if the last rows are spare, add lines [unused0], [unused1] ... for them)"
         )
     return found
 
@@ -113,9 +113,7 @@ def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
     """
     weights = find_weights(located_part(place, part), needs_head=needs_head)
     if part not in (parts := weights.architecture.parts):
-        raise UserError(
-            f"{place}: a {' and '.join(parts)}; this asks the {part}: name its folder, or an export of both"
-        )
+        raise UserError(f"{place}: a {' and '.join(parts)}; expected a {part}: give its folder, or an export of both")
     return weights
 
 
@@ -142,8 +140,8 @@ def _whole(weights: Weights, needs_head: bool) -> Weights:
         if needs_head:
             raise UserError(
                 f"{weights.source}: has neither head of ELECTRA's pretraining "
-                f"({', '.join(weights.unused) or 'an encoder'} instead): a new head would be random; to fine-tune it, "
-                "give it to finetune --model"
+                f"({', '.join(weights.unused) or 'an encoder'} instead): give a pretrained ELECTRA; to fine-tune "
+                "this one, use finetune --model"
             )
         expected = {name: shape for name, shape in expected.items() if name.startswith("electra/")}
     missing = sorted(expected.keys() - weights.shapes.keys())

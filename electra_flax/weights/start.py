@@ -21,6 +21,7 @@ from tokenizers.models import WordPiece
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
+from electra_flax.formats import counted
 from electra_flax.model.electra import expected_shapes
 from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import OPTIMIZERS
@@ -56,18 +57,18 @@ class Start(NamedTuple):
             return
         if weights.optimizer is None:
             raise UserError(
-                f"--resume-from {weights.source}: holds no moments of Adam to go on with: begin a new run from its "
+                f"--resume-from {weights.source}: has no Adam moments to continue with: start a new run from its "
                 "weights with --init-from"
             )
         if OPTIMIZERS[config.optimizer.algorithm] != weights.optimizer:
             raise UserError(
-                f"--resume-from {weights.source}: its moments are AdamW's, optimizer.algorithm="
-                f"{config.optimizer.algorithm}"
+                f"--resume-from {weights.source}: its moments are AdamW's, but optimizer.algorithm="
+                f"{config.optimizer.algorithm}: set it to adamw"
             )
         if weights.step >= config.training.num_steps:
             raise UserError(
-                f"--resume-from {weights.source}: it is at step {weights.step:,}, training.num_steps="
-                f"{config.training.num_steps:,}: nothing is left to do"
+                f"--resume-from {weights.source}: is at step {weights.step:,}, training.num_steps="
+                f"{config.training.num_steps:,}: no steps are left; raise it"
             )
 
     def apply(self, config: Config, vocabulary: Vocabulary, mesh: Mesh, state: TrainState) -> TrainState:
@@ -121,7 +122,7 @@ def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
     """Return what became of every tensor, in lines for people."""
     kept = [name for name, parameter in parameters.items() if not parameter.how]
     numbers = sum(int(np.prod(weights.shapes[name])) for name in kept)
-    lines = [f"weights from {weights.source}", f"  {len(kept)} tensors ({numbers:,} numbers) as they are"]
+    lines = [f"weights from {weights.source}", f"  {counted(len(kept), 'tensors')} ({numbers:,} parameters) unchanged"]
     changed: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         if parameter.how:
@@ -132,7 +133,7 @@ def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
     unused = sorted(weights.shapes.keys() - taken) + list(weights.unused)
     lines.append(f"  not used: {', '.join(unused) if unused else 'nothing'}")
     if weights.vocabulary is None:
-        lines.append("  vocabulary: not compared, there is no vocab.txt beside the weights")
+        lines.append("  vocabulary: not compared (no vocab.txt beside the weights)")
     return "\n".join([*lines, *(f"  {remark}" for remark in weights.remarks)])
 
 
@@ -153,7 +154,7 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             found[name] = _Parameter("", partial(weights.read, name))
         elif _BY_VOCABULARY.search(name) and theirs[1:] == shape[1:] and not start.resumes:
             found[name] = _Parameter(
-                "rows of new tokens are the mean of their pieces'",
+                "embeddings of new tokens are the mean of their pieces",
                 partial(_grow, name, weights, vocabulary),
             )
         elif name.endswith("position_embeddings/embedding") and theirs[1] == shape[1] and not start.resumes:
@@ -162,31 +163,31 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             different.append(f"{name}: {theirs} there, {shape} here")
     if any(name.startswith(HEADS["discriminator"]) for name in missing):
         raise UserError(
-            f"{flag} {weights.source}: has no discriminator's head (hidden size "
-            f"{weights.architecture.model.hidden_size}, here {config.model.hidden_size}), it is a generator: name the "
-            "discriminator first, hf:DISC,GEN"
+            f"{flag} {weights.source}: a generator (hidden size {weights.architecture.model.hidden_size}, here "
+            f"{config.model.hidden_size}): give the discriminator first, hf:DISC,GEN"
         )
     if different:
         raise UserError(
             f"{flag} {weights.source}: {len(different)} of {len(expected)} tensors have other shapes, the first "
-            f"{different[0]}: take over its sizes into the model and generator sections"
+            f"{different[0]}: set the model and generator sections to its sizes"
         )
     generators = [name for name in missing if name.startswith("generator")]
     if others := [name for name in missing if name not in generators]:
         raise UserError(
-            f"{flag} {weights.source}: {len(others)} tensors are missing, the first {others[0]}: they would be random"
+            f"{flag} {weights.source}: {counted(len(others), 'tensors')} missing, the first {others[0]}: give "
+            "complete weights"
         )
     if generators and not start.warm_start_generator:
         raise UserError(
-            f"{flag} {weights.source}: has no generator ({generators[0]} is missing): name its folder too, "
-            "hf:DISC,GEN, or cut one out of the discriminator with --warm-start-generator"
+            f"{flag} {weights.source}: has no generator ({generators[0]} is missing): add its folder, hf:DISC,GEN, "
+            "or cut one out of the discriminator with --warm-start-generator"
         )
     for name in generators:
         if (cut := _cut(weights, name, expected[name])) is not None:
             found[name] = _Parameter("cut out of the discriminator", cut)
     fresh = [name for name in generators if name not in found]
     if fresh:
-        log.info("a warm-started generator's head is fresh: %s", ", ".join(fresh))
+        log.info("new weights for the generator's head: %s", ", ".join(fresh))
     return found
 
 
@@ -198,11 +199,11 @@ def _check_vocabulary(weights: Weights, vocabulary: Vocabulary, flag: str, may_g
     lost = [token for token in theirs.tokens if token not in known and not _UNUSED_TOKEN.fullmatch(token)]
     if lost or not may_grow:
         reason = (
-            f"{len(lost):,} of its {len(theirs.tokens):,} tokens, {lost[0]} the first, are not in that of the shards"
+            f"{len(lost):,} of its {len(theirs.tokens):,} tokens are not in the shards' vocabulary, the first {lost[0]}"
         )
         raise UserError(
-            f"{flag} {weights.source}: learned with another vocabulary: {reason if lost else 'it would have to grow'}; "
-            f"make shards with {theirs.path}"
+            f"{flag} {weights.source}: trained with another vocabulary: "
+            f"{reason if lost else 'it has fewer tokens than the shards'}; make shards with {theirs.path}"
         )
 
 
@@ -253,8 +254,8 @@ def _positions(start: Start, weights: Weights, name: str, theirs: int, ours: int
 
         return _Parameter(f"{theirs} positions interpolated to {ours}", interpolated)
     raise UserError(
-        f"--init-from {weights.source}: has {theirs} positions, model.max_position_embeddings={ours}: say how to make "
-        "more, with --stretch-positions interpolate or tile"
+        f"--init-from {weights.source}: has {theirs} positions, model.max_position_embeddings={ours}: add "
+        "--stretch-positions interpolate or tile"
     )
 
 

@@ -73,7 +73,7 @@ def finite(read: Read, source: object) -> Read:
         if not np.isfinite(value).all():
             wrong = value[~np.isfinite(value)]
             raise UserError(
-                f"{source}: {name} holds {wrong.size:,} numbers of {value.size:,} that are not finite, the first "
+                f"{source}: {name} holds {wrong.size:,} of {value.size:,} values that are not finite, the first "
                 f"{wrong[0]}: damaged, or the training that made it diverged: take weights from before"
             )
         return value

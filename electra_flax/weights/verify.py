@@ -37,7 +37,7 @@ def verify(model: str, against: str | None) -> Found:
 
 def table(part: str, found: dict[str, parity.Differences | None], tolerance: float) -> Table:
     """Return differences as a table: layers down, hands across; what is beyond the tolerance in red."""
-    shown = Table(title=f"{part}: largest difference from our forward pass")
+    shown = Table(title=f"{part}: largest difference from our outputs")
     there = {name: differences for name, differences in found.items() if differences}
     shown.add_column("")
     for name in found:
@@ -74,5 +74,5 @@ def _compare_weights(ours: Weights, other: Weights, folders: dict[str, Path]) ->
     for part in common:
         shapes = [[array.shape for array in (*outputs.hidden, outputs.logits)] for outputs in (a[part], b[part])]
         if shapes[0] != shapes[1]:
-            raise UserError(f"--against {other.source}: its {part} has other sizes: no two forms of one model")
+            raise UserError(f"--against {other.source}: its {part} has other sizes: give two forms of the same model")
     return {part: parity.difference(a[part], b[part]) for part in common}

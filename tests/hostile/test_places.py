@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_no_half_vocabulary(
 
     monkeypatch.setattr(Path, "write_bytes", until_full)
     assert run([*VOCAB, "--out", "new/vocab"]) == 1
-    assert "cannot be written (No space left on device): make room" in capsys.readouterr().err
+    assert "cannot be written (No space left on device): free some space" in capsys.readouterr().err
     assert not Path("new").exists()
 
 
@@ -158,8 +158,8 @@ def test_the_page_of_runs_with_such_names(copy: Path, capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ((*VOCAB, "--out", "vocab"), "--out vocab: already holds a vocab.txt"),
-        ((*VOCAB, "--out", "shards"), "--out shards: already holds a vocab.txt"),
+        ((*VOCAB, "--out", "vocab"), "--out vocab: already has a vocab.txt"),
+        ((*VOCAB, "--out", "shards"), "--out shards: already has a vocab.txt"),
         (("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "shards"),
          "--workdir shards: a folder of shards"),
         (("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "tiny.yaml"),
@@ -194,5 +194,5 @@ def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(
     shutil.rmtree("run/checkpoints")
     numbers = Path("run/metrics.jsonl").read_bytes()
     assert run(("electra-flax", "pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "run")) == 1
-    assert "DONE is there, but no checkpoint" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "marked DONE but has no checkpoint" in capsys.readouterr().err.strip().splitlines()[-1]
     assert Path("run/metrics.jsonl").read_bytes() == numbers
