@@ -176,7 +176,8 @@ IGNORANT = {
         (3000, {"discriminator_gain": 0.01}, r"knows little: it gains 0\.010 nats [^,]*, after"),
         (3000, {**IGNORANT, "discriminator_auc": 0.5}, "is at the base rate"),
         (2999, {"probe_accuracy": 0.53}, None),
-        (3000, {"probe_accuracy": 0.53}, r"the probe is right on 53\.0% of the texts, .* the most frequent label on 52\.0%"),
+        (3000, {"probe_accuracy": 0.53},
+         r"the probe is right on 53\.0% of the texts, .* the most frequent label on 52\.0%"),
     ],
 )  # fmt: skip
 def test_doctor_reads_the_health_of_a_run(step, numbers, expected):
