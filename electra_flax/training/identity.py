@@ -26,6 +26,8 @@ _IDENTITY = (
     "data.max_seq_length",
     "data.shuffle_seed",
     "data.vocab_file",
+    "data.packing",
+    "packing.",
     "training.batch_size",
     "training.seed",
     "long_phase.",

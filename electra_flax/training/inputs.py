@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
 from electra_flax.data.manifest import Manifest
-from electra_flax.data.pipeline import check_vocabulary, find_vocabulary, open_split
+from electra_flax.data.pipeline import Packed, check_vocabulary, find_vocabulary, open_split, pack
 from electra_flax.data.shards import DataFolder, ShardedExamples, verify_shards
 from electra_flax.data.tfrecord import Shard
 from electra_flax.data.vocabulary import Vocabulary
@@ -25,6 +25,9 @@ from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.probe import Probe, ProbeRows
 from electra_flax.training.state import TrainState
+
+_LEAST_SAVED = 0.01
+"""Of all rows, below which packing is not worth its masks."""
 
 
 class FirstWeights(Protocol):
@@ -48,6 +51,8 @@ class Input(NamedTuple):
     examples: ShardedExamples
     held_out: ShardedExamples
     probe_rows: ProbeRows | None
+    packed: Packed | None = None
+    """The training examples in rows, where rows hold several."""
 
     @property
     def shards(self) -> list[Shard]:
@@ -83,6 +88,9 @@ def open_all(
     for phase, path in zip(config.phases, data_paths, strict=False):
         if (found := _open(phase.config, path, phase.name, refusals, alive, probe)) is not None:
             opened.append(found)
+    if config.is_packed and mesh is not None and len(opened) == len(config.phases):
+        with refusals.each():
+            opened = _pack(config, opened, mesh)
     with refusals.each():
         if len({found.vocabulary.sha256 for found in opened}) > 1:
             raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
@@ -94,7 +102,11 @@ def open_all(
 
 def identity_of(inputs: Sequence[Input]) -> str:
     """Return what tells the data of two runs apart."""
-    return "; ".join(identity.data_identity(found.data, found.vocabulary) for found in inputs)
+    return "; ".join(
+        identity.data_identity(found.data, found.vocabulary)
+        + (f", packed into {found.packed.rows} rows a step" if found.packed else "")
+        for found in inputs
+    )
 
 
 def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None) -> tuple[list[str], Manifest | None]:
@@ -152,6 +164,22 @@ def _open(
             rows = probe.rows(vocabulary, identity.casing(data, vocabulary), config.data.max_seq_length)
         return Input(data, vocabulary, examples, held_out, rows)
     return None
+
+
+def _pack(config: Config, inputs: Sequence[Input], mesh: Mesh) -> list[Input]:
+    """Return the inputs with the examples of each phase in rows. Raises UserError where that saves nothing."""
+    found = []
+    for phase, each in zip(config.phases, inputs, strict=True):
+        unit = mesh.shape["data"] * mesh.shape["fsdp"] * phase.config.training.gradient_accumulation_steps
+        found.append(each._replace(packed=pack(phase.config, each.examples, unit)))
+    saved = [1 - each.packed.share for each in found if each.packed]
+    if max(saved) < _LEAST_SAVED:
+        shown = " and ".join(f"{share:.1%}" for share in saved)
+        raise UserError(
+            f"data.packing=best_fit would save {shown} of the rows: the examples of these shards are nearly as long as "
+            "rows are, or no two fit into one; give --data.packing none"
+        )
+    return found
 
 
 def _check_wandb(config: Config) -> None:
