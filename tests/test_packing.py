@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from golden_tools import tiny_config
 from run_tools import make_shards
 
-from electra_flax.data import packing
+from electra_flax.config.packing import PackingConfig
+from electra_flax.data import packing, pipeline
 from electra_flax.data.order import shuffled
 from electra_flax.data.packing import PackedOrder, Packing, pack_epoch
 from electra_flax.data.shards import DataFolder, ShardedExamples
@@ -110,3 +112,44 @@ def test_ten_million_examples_take_seconds():
     packed = packing.pack_epoch(lengths, Packing(512, 8, 1024), 0, 0)
     assert time.perf_counter() - begin < 10
     assert lengths.sum() / 512 / len(packed) > 0.98
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_every_example_is_read_once_an_epoch_by_any_number_of_processes(
+    processes, tmp_path, sample_corpus, monkeypatch
+):
+    """And each row is made of what the shards hold, in the same batch for all of them."""
+    make_shards(tmp_path, sample_corpus)
+    examples = ShardedExamples(DataFolder.open(tmp_path / "shards").splits["train"], 32, 600)
+    config = tiny_config(data={"packing": "best_fit"}, packing={"window": 64})
+    packed = pipeline.pack(config, examples, unit=8)
+    assert packed.share < 0.97 and packed.rows % 8 == 0
+    rows = packed.order.rows_of_epoch(0)
+    monkeypatch.setattr(pipeline, "global_batch", lambda mesh, size, rows, arrays: arrays)
+    read, seen = [], []
+    for process in range(processes):
+        held = np.arange(packed.rows).reshape(processes, -1)[process]
+        monkeypatch.setattr(pipeline, "rows_of_process", lambda mesh, size, held=held: held)
+        batches = pipeline.packed_batches(config, packed, None, 0)
+        for number in range(-(-rows // packed.rows)):
+            arrays = next(batches)
+            inside = number * packed.rows + held < rows  # the last batch has rows of the next epoch
+            for row in np.flatnonzero(inside):
+                for segment in range(1, arrays["segments"][row].max() + 1):
+                    at, example = arrays["segments"][row] == segment, int(arrays["examples"][row, segment - 1])
+                    seen.append(example)
+                    ids, mask, types = examples.read([example])[0]
+                    for name, expected in (("input_ids", ids), ("token_type_ids", types)):
+                        np.testing.assert_array_equal(arrays[name][row, at], expected[mask == 1])
+                    np.testing.assert_array_equal(arrays["places"][row, at], np.arange(mask.sum()))
+            np.testing.assert_array_equal(arrays["attention_mask"], arrays["segments"] > 0)
+            read.append((number, held.tolist(), arrays["input_ids"].tolist()))
+    assert sorted(seen) == list(range(len(examples)))
+    again = pipeline.packed_batches(config, packed, None, 2)
+    np.testing.assert_array_equal(next(again)["input_ids"], read[-1 - (len(read) // processes - 1) + 2][2])
+
+
+def test_rows_a_step_keep_the_tokens_of_the_recipe():
+    tokens, rows = PackingConfig(), PackingConfig(batch="rows")
+    assert tokens.rows_a_step(256, 0.668, 8) == 168 and rows.rows_a_step(256, 0.668, 8) == 256
+    assert tokens.rows_a_step(8, 0.3, 8) == 8
