@@ -94,7 +94,7 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
             kernels = [
                 {"rows": rows // config.training.gradient_accumulation_steps, "dtype": config.training.compute_dtype,
                  "spec": {**dataclasses.asdict(spec), "matmul_dtype": jnp.dtype(spec.matmul_dtype).name}}
-                for spec in kernel_specs(config.architecture, config.data.max_seq_length, mesh)
+                for spec in kernel_specs(config.architecture, config.data.max_seq_length, mesh, config.is_packed)
             ]  # fmt: skip
             anywhere = parse_slice(f"{where.generation.prefix}-8").topology_name  # a device's schedule
             compiled = dataclasses.replace(compiled, kernel_cycles=schedule_cycles(anywhere, kernels))
