@@ -13,6 +13,17 @@ from electra_flax.commands.cli import main
 PACKED = ("--data.packing", "best_fit", "--packing.window", "64", "--training.batch_size", "64")
 
 
+DIE_ONCE_SAVED = """
+from electra_flax.training.checkpoint import Checkpoints
+save = Checkpoints.save
+def save_and_die(self, *given):
+    save(self, *given)
+    self.wait()
+    os._exit(9)
+Checkpoints.save = save_and_die
+"""
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, sample_corpus):
     root = tmp_path_factory.mktemp("packed")
@@ -39,20 +50,24 @@ def assert_as_straight(root, workdir, rtol=0.0):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(root, straight):
-    die_once_saved = """
-from electra_flax.training.checkpoint import Checkpoints
-save = Checkpoints.save
-def save_and_die(self, *given):
-    save(self, *given)
-    self.wait()
-    os._exit(9)
-Checkpoints.save = save_and_die
-"""
-    for before, expected_code in ((die_once_saved, 9), ("", 0)):
+    for before, expected_code in ((DIE_ONCE_SAVED, 9), ("", 0)):
         process = start(pretrain(root, "killed", *PACKED), before)
         error = process.communicate()[1]
         assert process.returncode == expected_code, error
     assert_as_straight(root, "killed")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_rows_on_other_devices(root, straight, capsys):
+    rows = json.loads((straight / "run.json").read_text())["packed_rows"]
+    for before, devices, expected_code in ((DIE_ONCE_SAVED, "8", 9), ("", "4", 0)):
+        assert end(start(pretrain(root, "moved", *PACKED), before, DEVICES=devices))[0] == expected_code
+    assert json.loads((root / "moved/run.json").read_text())["packed_rows"] == rows
+    assert_as_straight(root, "moved", rtol=1e-5)
+    run = json.loads((root / "moved/run.json").read_text())
+    (root / "moved/run.json").write_text(json.dumps(run | {"packed_rows": [12]}))
+    said = refusal(capsys, pretrain(root, "moved", *PACKED))
+    assert "the run has 12 packed rows a step, which 8 devices" in said
 
 
 @pytest.mark.slow
@@ -84,7 +99,7 @@ def test_two_phases_each_have_their_rows(root, sample_corpus):
     events = [json.loads(line) for line in (root / "phases/events.jsonl").read_text().splitlines()]
     rows = [event["packed_rows"] for event in events if event["event"] == "start"]
     assert len(rows) == 2 and all(number % 8 == 0 for number in rows)
-    assert "; " in json.loads((root / "phases/run.json").read_text())["data"]
+    assert json.loads((root / "phases/run.json").read_text())["packed_rows"] == rows
 
 
 def test_what_packing_refuses(root, capsys, monkeypatch):

@@ -143,17 +143,17 @@ class Packed(NamedTuple):
     """Tokens of an epoch over the places of its rows."""
 
 
-def pack(config: Config, examples: ShardedExamples, unit: int) -> Packed:
-    """Return the examples in rows, so many a step as config.packing says: a multiple of `unit`.
+def pack(config: Config, examples: ShardedExamples, unit: int, size: int | None = None) -> Packed:
+    """Return the examples in rows, `size` a step, or so many as config.packing says: a multiple of `unit`.
 
-    Reads the length of every example. Raises UserError where none shares a row with another.
+    Reads the length of every example.
     """
     lengths = examples.lengths()
     settings = config.packing
     packing = Packing(config.data.max_seq_length, settings.segments, settings.window)
     order = PackedOrder(lengths, packing, config.data.shuffle_seed)
     rows = order.rows_of_epoch(0)
-    size = settings.rows_a_step(config.training.batch_size, rows / len(lengths), unit)
+    size = size or settings.rows_a_step(config.training.batch_size, rows / len(lengths), unit)
     return Packed(examples, lengths, order, size, rows / len(lengths), int(lengths.sum()) / (rows * packing.tokens))
 
 

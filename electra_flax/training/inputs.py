@@ -67,10 +67,11 @@ def open_all(
     refusals: Refusals,
     alive: Callable[[str], None] = lambda what: None,
     probe: Probe | None = None,
+    packed_rows: Sequence[int] = (),
 ) -> list[Input]:
     """Return what each phase reads; less where `refusals` collects what is wrong.
 
-    `alive` hears of every file that was copied.
+    `alive` hears of every file that was copied. `packed_rows` are those a step of a run that goes on.
     """
     mesh, opened = None, []
     with refusals.each():
@@ -90,7 +91,7 @@ def open_all(
             opened.append(found)
     if config.is_packed and mesh is not None and len(opened) == len(config.phases):
         with refusals.each():
-            opened = _pack(config, opened, mesh)
+            opened = _pack(config, opened, mesh, packed_rows)
     with refusals.each():
         if len({found.vocabulary.sha256 for found in opened}) > 1:
             raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
@@ -102,11 +103,7 @@ def open_all(
 
 def identity_of(inputs: Sequence[Input]) -> str:
     """Return what tells the data of two runs apart."""
-    return "; ".join(
-        identity.data_identity(found.data, found.vocabulary)
-        + (f", packed into {found.packed.rows} rows a step" if found.packed else "")
-        for found in inputs
-    )
+    return "; ".join(identity.data_identity(found.data, found.vocabulary) for found in inputs)
 
 
 def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None) -> tuple[list[str], Manifest | None]:
@@ -116,10 +113,14 @@ def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None)
     `data_paths`, data are not asked for.
     """
     refusals = Refusals(collects=True)
-    inputs = open_all(config, data_paths, None, None, refusals)
+    work, packed_rows = None, []
     if workdir_name is not None:
         with refusals.each():
             work = Workdir(workdir_name).pull(without=("tensorboard/",))
+            packed_rows = identity.packed_rows(work)
+    inputs = open_all(config, data_paths, None, None, refusals, packed_rows=packed_rows)
+    if work is not None:
+        with refusals.each():
             is_all = len(inputs) == len(config.phases)
             identity.check_identity(work, config, identity_of(inputs) if is_all else None)
     for shard in (shard for found in inputs for shard in found.shards):
@@ -166,12 +167,21 @@ def _open(
     return None
 
 
-def _pack(config: Config, inputs: Sequence[Input], mesh: Mesh) -> list[Input]:
-    """Return the inputs with the examples of each phase in rows. Raises UserError where that saves nothing."""
+def _pack(config: Config, inputs: Sequence[Input], mesh: Mesh, known: Sequence[int]) -> list[Input]:
+    """Return the inputs with the examples of each phase in rows, as many a step as are `known`.
+
+    Raises UserError where that saves nothing, or devices cannot share those rows evenly.
+    """
     found = []
-    for phase, each in zip(config.phases, inputs, strict=True):
-        unit = mesh.shape["data"] * mesh.shape["fsdp"] * phase.config.training.gradient_accumulation_steps
-        found.append(each._replace(packed=pack(phase.config, each.examples, unit)))
+    for number, (phase, each) in enumerate(zip(config.phases, inputs, strict=True)):
+        replicas, slices = mesh.shape["data"] * mesh.shape["fsdp"], phase.config.training.gradient_accumulation_steps
+        rows = known[number] if number < len(known) else None
+        if rows and rows % (replicas * slices):
+            raise UserError(
+                f"{phase.name}the run has {rows} packed rows a step, which {replicas} devices (mesh data x fsdp) x "
+                f"{slices} accumulation steps do not divide: continue on a number of devices that does, as it began"
+            )
+        found.append(each._replace(packed=pack(phase.config, each.examples, replicas * slices, rows)))
     saved = [1 - each.packed.share for each in found if each.packed]
     if max(saved) < _LEAST_SAVED:
         shown = " and ".join(f"{share:.1%}" for share in saved)

@@ -134,12 +134,20 @@ def _open_all(
     watchdog: Watchdog,
 ) -> list[Input]:
     """Prepare the workdir; return what each phase reads, checked. The same answer in all processes."""
+    known = np.zeros(2, np.int64)  # rows a step of a run that goes on, which process 0 has the files of
     with processes.together():
-        inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe)
+        if processes.is_main():
+            rows = identity.packed_rows(work)
+            known[: len(rows)] = rows
+    packed_rows = [int(rows) for rows in processes.as_process_0(known) if rows]
+    with processes.together():
+        inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe, packed_rows)
+    packed_rows = [found.packed.rows for found in inputs if found.packed]
     shards = identity_of(inputs)
     processes.require_agreement(
         {
             "shards": shards,
+            "packed rows": str(packed_rows),
             "first weights": str(begin_with),
             "--probe": "; ".join(found.probe_rows.digest for found in inputs if found.probe_rows) or "none",
             **{name: str(value) for name, value in config_fields(config).items()},
@@ -147,7 +155,7 @@ def _open_all(
     )
     with processes.together():
         if processes.is_main():
-            for note in identity.prepare(work, config, data_paths, shards):
+            for note in identity.prepare(work, config, data_paths, shards, packed_rows):
                 log.info("changed since the last start: %s", note)
             data, vocabulary = inputs[0].data, inputs[0].vocabulary
             casing = identity.casing(data, vocabulary)
