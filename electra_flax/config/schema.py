@@ -13,21 +13,12 @@ from typing import Annotated, Literal, NamedTuple
 
 from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size, check_heads
 from electra_flax.config.packing import PackingConfig
-from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range
+from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight
 from electra_flax.errors import UserError, check, check_numbers
 
-# Within what the counters and random keys of a device can hold.
-Batch = Annotated[int, Range(1, 2**24)]
-Steps = Annotated[int, Range(1, MOST_INT32)]
-StepsOrZero = Annotated[int, Range(0, MOST_INT32)]
-Seed = Annotated[int, Range(0, MOST_UINT32)]
-Minutes = Annotated[float, Range(0, 10**6, "(]")]
-Weight = Annotated[float, Range(0, 10**6)]
 ObjectiveKind = Literal["replaced_tokens", "masked_tokens"]
 """The names of training/objectives."""
 COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
-
-Axis = Annotated[int, Range(1, 2**16, also=-1)]
 
 
 @dataclass(frozen=True)
@@ -372,9 +363,7 @@ class Config:
         if not long.steps:
             return [Phase("", self, 0, total)]
         training = replace(
-            self.training,
-            batch_size=long.batch_size,
-            gradient_accumulation_steps=long.gradient_accumulation_steps,
+            self.training, batch_size=long.batch_size, gradient_accumulation_steps=long.gradient_accumulation_steps
         )
         data = replace(self.data, max_seq_length=long.max_seq_length)
         short = replace(self, long_phase=LongPhaseConfig())
