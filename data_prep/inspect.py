@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from electra_flax import formats
+from electra_flax.config.packing import PackingConfig
+from electra_flax.data.order import shuffled
+from electra_flax.data.packing import Packing, pack_epoch
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import escaped
@@ -19,6 +22,8 @@ _MASKED = 0.15  # share of tokens that training masks (docs/semantics.md, sectio
 _SHOWN_SOURCES = 20
 _SAMPLED_EXAMPLES = 10_000
 _BINS = 8
+_PACKED_EXAMPLES = 1_000_000
+_SEGMENTS = (2, 4, 8)
 
 
 def summarize(folder: Path) -> dict[str, Any]:
@@ -35,13 +40,33 @@ def summarize(folder: Path) -> dict[str, Any]:
     }
     slots = max(1, sum(manifest.examples(split) for split in manifest.splits) * manifest.max_seq_length)
     padding = 1 - sum(manifest.tokens(split) for split in manifest.splits) / slots
-    return {**totals, "padding_rate": round(padding, 4), "manifest": dataclasses.asdict(manifest)}
+    lengths = ShardedExamples(data.splits["train"], manifest.max_seq_length, manifest.vocab_size).lengths()
+    return {
+        **totals,
+        "padding_rate": round(padding, 4),
+        "packing": packing_gains(lengths, manifest.max_seq_length) if len(lengths) else [],
+        "manifest": dataclasses.asdict(manifest),
+    }
+
+
+def packing_gains(lengths: np.ndarray, tokens: int) -> list[dict[str, float]]:
+    """Return what data.packing=best_fit would make of examples of these lengths, for some limits of examples a row.
+
+    Of a million of them at most, drawn at random.
+    """
+    lengths = lengths[shuffled(len(lengths), 0, 0)[:_PACKED_EXAMPLES]]
+    found = []
+    for segments in _SEGMENTS:
+        rows = len(pack_epoch(lengths, Packing(tokens, segments, PackingConfig().window), 0, 0))
+        fill = int(lengths.sum()) / (rows * tokens)
+        found.append({"segments": segments, "times_fewer_rows": round(len(lengths) / rows, 3), "fill": round(fill, 4)})
+    return found
 
 
 def show(folder: Path, num_examples: int, console: Console) -> None:
     """Print the summary, sources, lengths and a few examples: segments in colours, masked tokens reversed."""
     summary = summarize(folder)
-    manifest = summary.pop("manifest")
+    manifest, gains = summary.pop("manifest"), summary.pop("packing", [])
     for name, value in {**summary, **(manifest or {})}.items():
         if name not in ("splits", "sources", "cleaning"):
             console.print(_line(name, escaped(_shown(name, value))), soft_wrap=True)
@@ -53,6 +78,11 @@ def show(folder: Path, num_examples: int, console: Console) -> None:
     vocabulary = Vocabulary.read(folder / "vocab.txt")
     examples = ShardedExamples(data.splits["train"], manifest["max_seq_length"], len(vocabulary.tokens))
     _show_lengths(examples, manifest["max_seq_length"], console)
+    console.print(_line("packing", "with --data.packing best_fit (docs/training.md), at most so many examples a row:"))
+    for gain in gains:
+        console.print(
+            f"  {gain['segments']:5d} {gain['times_fewer_rows']:9.2f} times fewer rows, {gain['fill']:.1%} full"
+        )
     rng = np.random.default_rng(0)
     for number, (ids, mask, segments) in enumerate(examples.read(range(min(num_examples, len(examples))))):
         title = Text.assemble("\n", (f"example {number}", "bold"), f", {mask.sum():,} tokens")

@@ -50,6 +50,65 @@ def test_kernel_equals_plain_attention_with_the_same_bits(tokens, heads, head_si
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0)
 
 
+def _segments(tokens, rows=8, most=8):
+    """Rows of several examples, of which the first has as many as a row may have and no padding."""
+    random = np.random.default_rng(tokens)
+    segments = np.zeros((rows, tokens), np.int32)
+    for row in range(rows):
+        number = most if row == 0 else random.integers(1, most + 1)
+        ends = np.sort(random.choice(np.arange(1, tokens), number, replace=False))
+        ends[-1] = tokens if row == 0 else ends[-1]
+        segments[row] = np.searchsorted(ends, np.arange(tokens), side="right") + 1
+        segments[row, ends[-1] :] = 0
+    return jnp.asarray(segments)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "head_size", "rate"),
+    [(128, 2, 64, 0.1), pytest.param(512, 2, 32, 0.0, marks=pytest.mark.slow)],
+)
+def test_the_kernel_keeps_the_examples_of_a_row_apart(tokens, heads, head_size, rate):
+    inputs, _, grad = _inputs(tokens, heads, head_size)
+    segments = _segments(tokens)
+    assert segments.max() == 8 and (segments[0] > 0).all() and (segments == 0).any()
+    grad = grad * (segments > 0)[..., None]  # nobody reads padding
+    seeds = randomness.row_seeds(jax.random.key(0), len(segments))
+    kernel = kernel_attention(make_mesh(tiny_config().mesh), jnp.float32, interpret=True)
+
+    @jax.jit
+    def both(inputs, grad):
+        results = []
+        for attend in (kernel, xla_attention):
+            out, vjp = jax.vjp(
+                lambda *qkv, attend=attend: attend(
+                    *qkv, segments, seeds, num_heads=heads, rate=rate, is_packed=True
+                ), *inputs
+            )  # fmt: skip
+            results.append((out, *vjp(grad)))
+        return results
+
+    for ours, theirs in zip(*both(inputs, grad), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0)
+    # What lies in another example changes no bit.
+    ours, _ = both(inputs, grad)
+    is_second = (segments == 2)[..., None]
+    changed, _ = both(tuple(jnp.where(is_second, 9.0, x) for x in inputs), jnp.where(is_second, 9.0, grad))
+    is_other = np.asarray((segments > 0) & (segments != 2))
+    for before, after in zip(ours, changed, strict=True):
+        np.testing.assert_array_equal(np.asarray(before)[is_other], np.asarray(after)[is_other])
+
+
+def test_a_row_of_one_example_is_what_it_is_without_packing():
+    inputs, mask, _ = _inputs(128, 2, 64)
+    kernel = kernel_attention(make_mesh(tiny_config().mesh), jnp.float32, interpret=True)
+    for attend in (kernel, xla_attention):
+        plain, packed = (
+            np.asarray(attend(*inputs, mask, None, num_heads=2, rate=0.0, is_packed=is_packed))[mask == 1]
+            for is_packed in (False, True)
+        )
+        np.testing.assert_array_equal(plain, packed)
+
+
 def test_kernel_without_seeds_drops_nothing():
     inputs, mask, _ = _inputs(128, 2, 64)
     kernel = kernel_attention(make_mesh(tiny_config().mesh), jnp.float32, interpret=True)
@@ -66,9 +125,11 @@ def test_shapes_that_the_kernel_does_not_take():
 SPEC = Spec(num_heads=2, head_size=64, tokens=128, rate=0.1, matmul_dtype=jnp.float32, interpret=True)
 
 
-@pytest.mark.parametrize(("rate", "dtype"), [(0.1, "bfloat16"), (0.0, "float32")])
-def test_self_check_accepts_the_kernel(rate, dtype):
-    spec = dataclasses.replace(SPEC, rate=rate, matmul_dtype=jnp.dtype(dtype))
+@pytest.mark.parametrize(
+    ("rate", "dtype", "is_packed"), [(0.1, "bfloat16", False), (0.0, "float32", False), (0.1, "bfloat16", True)]
+)
+def test_self_check_accepts_the_kernel(rate, dtype, is_packed):
+    spec = dataclasses.replace(SPEC, rate=rate, matmul_dtype=jnp.dtype(dtype), is_packed=is_packed)
     assert attention_choice.find_problem(spec, dtype, num_heads=4) is None
 
 
@@ -89,12 +150,20 @@ def test_self_check_finds_a_broken_kernel(monkeypatch, name, broken, complaint):
     assert re.search(complaint, problem), problem
 
 
+def test_self_check_finds_a_kernel_that_mixes_examples(monkeypatch):
+    good = attention_kernel._bias_rows
+    monkeypatch.setattr(attention_kernel, "_bias_rows", lambda spec, mask: good(spec, jnp.minimum(mask, 7)))
+    problem = attention_choice.find_problem(dataclasses.replace(SPEC, is_packed=True), "float32", num_heads=4)
+    assert problem is not None and "values differ" in problem
+
+
 def test_a_run_checks_every_form_of_the_kernel_that_it_uses(monkeypatch, caplog):
     """Both models, the lengths of all phases, dropout and none, in the compute dtype; one that fails is told."""
-    asked, fails = [], lambda spec: False
+    asked, packed, fails = [], [], lambda spec: False
 
     def find_problem(spec, dtype, num_heads):
         asked.append((spec.num_heads, num_heads, spec.tokens, spec.rate, dtype))
+        packed.append((spec.rate, spec.is_packed))
         return "it is wrong" if fails(spec) else None
 
     monkeypatch.setattr(attention_choice, "find_problem", find_problem)
@@ -113,6 +182,10 @@ def test_a_run_checks_every_form_of_the_kernel_that_it_uses(monkeypatch, caplog)
     assert sorted(asked) == [
         (heads, 2 * heads, tokens, rate, "bfloat16") for heads in (1, 2) for tokens in (128, 256) for rate in (0.0, 0.1)
     ]
+    assert not any(is_packed for _, is_packed in packed)
+    packed.clear()
+    attention_choice.choose_attention(config.architecture, 128, mesh, is_packed=True)
+    assert set(packed) == {(0.1, True), (0.0, False)}, "evaluation has a row for each example"
     fails = lambda spec: (spec.num_heads, spec.tokens, spec.rate) == (1, 256, 0.0)  # noqa: E731
     short, long = choose()
     assert short is not xla_attention and long is xla_attention

@@ -381,6 +381,11 @@ def test_inspect_shows_lengths_sources_cleaning_and_masked_tokens(shard, capsys)
     assert re.search(r"sentences +\d+ texts changed or dropped", text)
     shares = [float(share) for share in re.findall(r"\d+ to +\d+ +([\d.]+)%", text)]
     assert len(shares) == 8 and abs(sum(shares) - 100) < 0.5
+    gains = inspect.summarize(folder)["packing"]
+    assert [gain["segments"] for gain in gains] == [2, 4, 8] and 1 < gains[0]["times_fewer_rows"]
+    assert gains[0]["fill"] <= gains[1]["fill"] <= gains[2]["fill"] <= 1
+    for gain in gains:
+        assert f"{gain['times_fewer_rows']:.2f} times fewer rows, {gain['fill']:.1%} full" in text
     styled = console.export_text(styles=True)
     reversed_runs = re.findall(r"\x1b\[[0-9;]*\b7(?:;[0-9;]*)?m", styled)
     assert 4 <= len(reversed_runs) <= 12  # 15 % of at most 30 tokens, twice

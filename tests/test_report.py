@@ -318,3 +318,15 @@ def test_a_run_is_set_beside_the_reference_at_the_last_step_of_both(root):
     assert found["step"] == (f"{step:,}",) * 2
     assert found["Generator loss"] == ("9.000", f"{reference.validation[2]['generator_loss']:.3f}")
     assert beside(replace(run, validation=[]), reference) == {}
+
+
+def test_padding_is_found_where_rows_are_not_packed(root):
+    config, manifest = load_config(root / "tiny.yaml"), Manifest.read(root / "shards")
+    (shard,) = manifest.splits["train"]
+    half = replace(manifest, splits={**manifest.splits, "train": [replace(shard, tokens=16 * shard.examples)]})
+    problems = [found.problem for found in diagnose_config(config, half)]
+    assert "50% of the rows of the shards is padding, which takes as long as tokens do" in problems
+    packed = replace(config, data=replace(config.data, packing="best_fit"))
+    assert not any("padding" in found.problem for found in diagnose_config(packed, half))
+    full = replace(manifest, splits={**manifest.splits, "train": [replace(shard, tokens=30 * shard.examples)]})
+    assert not any("padding" in found.problem for found in diagnose_config(config, full))

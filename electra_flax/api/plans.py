@@ -21,6 +21,8 @@ def plan(
     overrides: Overrides = (),
     price_per_hour: float | None = None,
     explain: int = 0,
+    fill: float | None = None,
+    long_fill: float | None = None,
     progress: bool = True,
 ) -> tuple[Plan, ...]:
     """Return, for each phase of a run (nearly always one), what it needs and is predicted to take on a TPU slice.
@@ -28,7 +30,9 @@ def plan(
     Compiles the run's own train step, without a TPU but with its compiler (pip install 'electra-flax[tpu]'): minutes
     for a new program, kept for the next time. `config` and `overrides` are as of `pretrain`, `topology` is v3-8, v4-8,
     v5litepod-8 and so on, `price_per_hour` is that of the whole slice in dollars (None: of a dated list). `explain`
-    lists so many of the costliest operations. Raises UserError where the compiler is not usable.
+    lists so many of the costliest operations. `fill` is the share of the rows of --data that would hold tokens without
+    packing, `long_fill` of those of --long-data: 1 minus the padding_rate of electra-data inspect. Raises UserError
+    where the compiler is not usable.
     """
     from electra_flax.config.loading import resolved
     from electra_flax.planning.kernel_schedule import LIBRARY_ENVIRONMENT
@@ -41,7 +45,11 @@ def plan(
         processes.use_cpu_where_there_is_nothing_else()
         from electra_flax.planning.plan import make_plan
 
-        return tuple(make_plan(phase, topology, price_per_hour, explain) for phase in phases)
+        fills = (fill, long_fill)
+        return tuple(
+            make_plan(phase, topology, price_per_hour, explain, fill)
+            for phase, fill in zip(phases, fills, strict=False)
+        )
 
 
 @contextmanager

@@ -122,6 +122,11 @@ class Plan(Overridden):
     """short for --training.compute_dtype"""
     price_per_hour: Annotated[float | None, Range(0, 10**6, "(]"), "USD"] = None
     """price of the whole slice (default: a dated price list)"""
+    fill: Annotated[float | None, Range(0, 1, "(]"), "F"] = None
+    """share of rows that would hold tokens without packing, as electra-data inspect says: tokens a second without
+    padding; needed where rows are packed"""
+    long_fill: Annotated[float | None, Range(0, 1, "(]"), "F"] = None
+    """the same of the second phase"""
     explain: Annotated[int | None, Range(1, 10_000), "N", Flag(nargs="?", const=20)] = None
     """list the N costliest operations (20 without N)"""
     json: bool = False
@@ -138,7 +143,10 @@ class Plan(Overridden):
         from electra_flax.api.plans import plan
         from electra_flax.planning.table import INDENT, report
 
-        plans = plan(config, self.topology, price_per_hour=self.price_per_hour, explain=self.explain or 0)
+        plans = plan(
+            config, self.topology, price_per_hour=self.price_per_hour, explain=self.explain or 0, fill=self.fill,
+            long_fill=self.long_fill,
+        )  # fmt: skip
         if self.json:
             printed = [dataclasses.asdict(each) for each in plans]
             print_json(printed if len(plans) > 1 else printed[0])

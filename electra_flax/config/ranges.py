@@ -8,7 +8,7 @@ __post_init__ holds every way in (files, overrides, a checkpoint's configuration
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 MOST_INT32 = 2**31 - 1  # what a counter on a device can hold
 MOST_UINT32 = 2**32 - 1  # what a random key can be made of
@@ -48,3 +48,13 @@ class Range:
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:g}"
+
+
+# Within what the counters and random keys of a device can hold.
+Batch = Annotated[int, Range(1, 2**24)]
+Steps = Annotated[int, Range(1, MOST_INT32)]
+StepsOrZero = Annotated[int, Range(0, MOST_INT32)]
+Seed = Annotated[int, Range(0, MOST_UINT32)]
+Minutes = Annotated[float, Range(0, 10**6, "(]")]
+Weight = Annotated[float, Range(0, 10**6)]
+Axis = Annotated[int, Range(1, 2**16, also=-1)]

@@ -12,21 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
 from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size, check_heads
-from electra_flax.config.ranges import MOST_INT32, MOST_UINT32, Range
+from electra_flax.config.packing import PackingConfig
+from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight
 from electra_flax.errors import UserError, check, check_numbers
 
-# Within what the counters and random keys of a device can hold.
-Batch = Annotated[int, Range(1, 2**24)]
-Steps = Annotated[int, Range(1, MOST_INT32)]
-StepsOrZero = Annotated[int, Range(0, MOST_INT32)]
-Seed = Annotated[int, Range(0, MOST_UINT32)]
-Minutes = Annotated[float, Range(0, 10**6, "(]")]
-Weight = Annotated[float, Range(0, 10**6)]
 ObjectiveKind = Literal["replaced_tokens", "masked_tokens"]
 """The names of training/objectives."""
 COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
-
-Axis = Annotated[int, Range(1, 2**16, also=-1)]
 
 
 @dataclass(frozen=True)
@@ -115,6 +107,8 @@ class DataConfig:
     """Seed of the global shuffle, drawn anew for each epoch."""
     read_threads: Annotated[int, Range(1, 1024)] = 4
     """Threads that read and decode batches ahead of training."""
+    packing: Literal["none", "best_fit"] = "none"
+    """best_fit: several short examples in one row, which see nothing of each other, instead of padding."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "data")
@@ -280,6 +274,7 @@ class Config:
     data: DataConfig
     training: TrainingConfig
     optimizer: OptimizerConfig
+    packing: PackingConfig = field(default_factory=PackingConfig)
     long_phase: LongPhaseConfig = field(default_factory=LongPhaseConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -368,9 +363,7 @@ class Config:
         if not long.steps:
             return [Phase("", self, 0, total)]
         training = replace(
-            self.training,
-            batch_size=long.batch_size,
-            gradient_accumulation_steps=long.gradient_accumulation_steps,
+            self.training, batch_size=long.batch_size, gradient_accumulation_steps=long.gradient_accumulation_steps
         )
         data = replace(self.data, max_seq_length=long.max_seq_length)
         short = replace(self, long_phase=LongPhaseConfig())
@@ -383,6 +376,14 @@ class Config:
     def phase_of(self, step: int) -> int:
         """Return in which phase a step was made, 0 or 1."""
         return int(bool(self.long_phase.steps) and step > self.training.num_steps - self.long_phase.steps)
+
+    @property
+    def is_packed(self) -> bool:
+        return self.data.packing == "best_fit"
+
+    def of_rows(self, rows: int) -> "Config":
+        """Return the configuration whose training batches have so many rows."""
+        return replace(self, training=replace(self.training, batch_size=rows))
 
     @property
     def max_predictions_per_seq(self) -> int:

@@ -7,17 +7,17 @@ place in the global batch is the same for any number of processes and any order 
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
+from electra_flax.data.order import GlobalOrder
+from electra_flax.data.packing import ROW_ARRAYS, PackedOrder, Packing, fill_rows
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import Refusals, UserError
@@ -90,9 +90,38 @@ def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, star
     """Yield endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
     order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
     rows = rows_of_process(mesh, config.training.batch_size)
-    numbers = grain.MapDataset.range(_ENDLESS).map(lambda batch: order.batch(batch)[rows])
+
+    def make(chosen: np.ndarray) -> Batch:
+        return _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size)
+
+    return _endless(config, lambda batch: order.batch(batch)[rows], make, start)
+
+
+def packed_batches(config: Config, packed: Packed, mesh: Mesh, start: int) -> Iterator[Batch]:
+    """Yield the same of packed rows, [packed.rows, max_seq_length]: ROW_ARRAYS, and "examples" [packed.rows, S].
+
+    Those are the numbers of each row's examples, of which randomness is a function.
+    """
+    size = packed.rows
+    rows = rows_of_process(mesh, size)
+
+    def make(table_RS: np.ndarray) -> Batch:
+        chosen = table_RS[table_RS >= 0]
+        arrays = np.empty((len(ROW_ARRAYS), len(rows), config.data.max_seq_length), np.int32)
+        fill_rows(packed.examples.read(chosen), packed.lengths[chosen], table_RS, arrays)
+        named = dict(zip(ROW_ARRAYS, arrays, strict=True))
+        named["examples"] = np.maximum(table_RS, 0).astype(np.uint32).view(np.int32)
+        return global_batch(mesh, size, rows, named)
+
+    return _endless(config, lambda batch: packed.order.rows(batch * size, (batch + 1) * size)[rows], make, start)
+
+
+def _endless(
+    config: Config, choose: Callable[[int], np.ndarray], make: Callable[[np.ndarray], Batch], start: int
+) -> Iterator[Batch]:
+    """Yield what `make` makes of what `choose` says of a batch's number, from `start` on, read ahead in threads."""
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
-    batches = numbers.map(lambda chosen: _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size))
+    batches = grain.MapDataset.range(_ENDLESS).map(choose).map(make)
     # A batch is a function of its number alone, so going on from one is no matter of skipping those before it.
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
@@ -100,37 +129,32 @@ def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, star
     return batches_on_devices
 
 
-class GlobalOrder:
-    """Which examples are in which global batch: a shuffle of all, anew each epoch; epochs follow each other seamlessly.
+class Packed(NamedTuple):
+    """Training examples, several a row."""
 
-    A function of (number of examples, batch size, seed) alone, so it is the same after any interruption and for any
-    number of processes.
+    examples: ShardedExamples
+    lengths: np.ndarray
+    order: PackedOrder
+    rows: int
+    """Of a global batch."""
+    share: float
+    """Rows of an epoch over its examples."""
+    fill: float
+    """Tokens of an epoch over the places of its rows."""
+
+
+def pack(config: Config, examples: ShardedExamples, unit: int, size: int | None = None) -> Packed:
+    """Return the examples in rows, `size` a step, or so many as config.packing says: a multiple of `unit`.
+
+    Reads the length of every example.
     """
-
-    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
-        self._num_examples, self._batch_size = num_examples, batch_size
-        # 4 bytes an example and a second for 20 million; two epochs are kept, for the batch across their border.
-        self._epoch = functools.lru_cache(2)(functools.partial(_shuffled, num_examples, seed))
-        self._lock = threading.Lock()
-
-    def batch(self, number: int) -> np.ndarray:
-        """Return the example numbers of a global batch, uint32 [batch_size]."""
-        position, end = number * self._batch_size, (number + 1) * self._batch_size
-        parts = []
-        while position < end:
-            epoch, start = divmod(position, self._num_examples)
-            with self._lock:  # or several threads would shuffle the same epoch
-                part = self._epoch(epoch)[start : start + end - position]
-            parts.append(part)
-            position += len(part)
-        return np.concatenate(parts)
-
-
-def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    # RandomState, whose numbers are frozen: a newer numpy must not change the order of a run that goes on.
-    numbers = np.arange(num_examples, dtype=np.uint32)
-    np.random.RandomState([seed, epoch]).shuffle(numbers)
-    return numbers
+    lengths = examples.lengths()
+    settings = config.packing
+    packing = Packing(config.data.max_seq_length, settings.segments, settings.window)
+    order = PackedOrder(lengths, packing, config.data.shuffle_seed)
+    rows = order.rows_of_epoch(0)
+    size = size or settings.rows_a_step(config.training.batch_size, rows / len(lengths), unit)
+    return Packed(examples, lengths, order, size, rows / len(lengths), int(lengths.sum()) / (rows * packing.tokens))
 
 
 class Rows(Protocol):

@@ -69,6 +69,11 @@ class Shard:
             )
         return payload
 
+    @property
+    def octets(self) -> np.ndarray:
+        """All bytes of the file, uint8."""
+        return np.frombuffer(self._bytes, np.uint8)
+
     def framed(self, number: int) -> bytes:
         """Return a record as `frame` made it, unchecked."""
         start, end = self.offsets[number : number + 2].tolist()

@@ -18,7 +18,11 @@ MASK_BIAS = -10000.0
 
 
 class Attend(Protocol):
-    """Attention of one layer. Keys at padding are masked; queries there are computed all the same."""
+    """Attention of one layer. Keys at padding are masked; queries there are computed all the same.
+
+    The mask is 1 at tokens and 0 at padding. Where `is_packed`, a token's is the number of its example in the row, from
+    1 on, and it attends to that example alone.
+    """
 
     def __call__(
         self,
@@ -30,6 +34,7 @@ class Attend(Protocol):
         *,
         num_heads: int,
         rate: float,
+        is_packed: bool = False,
     ) -> jax.Array:
         """Return context_BTD in the type of the query; softmax in float32; no dropout without seeds."""
         ...
@@ -44,6 +49,7 @@ def xla_attention(
     *,
     num_heads: int,
     rate: float,
+    is_packed: bool = False,
 ) -> jax.Array:
     """Return the plain form, for any device and any shape; see Attend."""
     batch, tokens, width = query_BTD.shape
@@ -53,7 +59,8 @@ def xla_attention(
 
     query_BTHK, key_BSHK, value_BSHK = heads(query_BTD), heads(key_BSD), heads(value_BSD)
     score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32)
-    score_BHTS = score_BHTS / math.sqrt(width // num_heads) + mask_bias(attention_mask_BS)[:, None, None, :]
+    bias = segment_bias(attention_mask_BS) if is_packed else mask_bias(attention_mask_BS)[:, None, :]
+    score_BHTS = score_BHTS / math.sqrt(width // num_heads) + bias[:, None]
     probability_BHTS = jax.nn.softmax(score_BHTS, axis=-1).astype(query_BTD.dtype)
     probability_BHTS = randomness.dropout(probability_BHTS, rate, seeds_B)
     return jnp.einsum("BHTS,BSHK->BTHK", probability_BHTS, value_BSHK).reshape(batch, tokens, width)
@@ -62,3 +69,12 @@ def xla_attention(
 def mask_bias(attention_mask_BS: jax.Array) -> jax.Array:
     """Return 0 for tokens, -10000 for padding, float32."""
     return (1.0 - attention_mask_BS.astype(jnp.float32)) * MASK_BIAS
+
+
+def segment_bias(segments_BS: jax.Array) -> jax.Array:
+    """Return 0 where query and key are of one example, -10000 elsewhere, float32 [B, T, S].
+
+    Nobody reads what padding attends to: all, as in the kernel.
+    """
+    query_BT1, key_B1S = segments_BS[:, :, None], segments_BS[:, None, :]
+    return jnp.where((query_BT1 == key_B1S) | (query_BT1 == 0), 0.0, MASK_BIAS)

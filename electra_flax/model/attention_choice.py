@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from electra_flax.config.architecture import Architecture, ModelConfig
-from electra_flax.model.attention import Attend, mask_bias, xla_attention
-from electra_flax.model.attention_kernel import Spec, attend_local, kernel_attention, supports
+from electra_flax.model.attention import Attend, mask_bias, segment_bias, xla_attention
+from electra_flax.model.attention_kernel import PACKED, Spec, attend_local, kernel_attention, supports
 from electra_flax.runtime import processes
 
 log = logging.getLogger("electra_flax")
@@ -31,8 +31,12 @@ _ROWS = 2
 _TOLERANCE = 0.03  # of the largest number: a few roundings to bfloat16
 
 
-def choose_attention(architecture: Architecture, tokens: int, mesh: Mesh, check: bool = True) -> Attend:
+def choose_attention(
+    architecture: Architecture, tokens: int, mesh: Mesh, check: bool = True, is_packed: bool = False
+) -> Attend:
     """Return the kernel where it takes rows of so many tokens and `check` finds it sound in all processes.
+
+    What trains on packed rows (`is_packed`) is evaluated on examples in rows of their own: both forms are checked.
 
     Plain attention elsewhere, and on all that is no TPU.
 
@@ -40,7 +44,7 @@ def choose_attention(architecture: Architecture, tokens: int, mesh: Mesh, check:
     """
     if not _has_kernel(architecture, tokens, mesh):
         return xla_attention
-    if check and (problem := processes.first_problem(_problem_here(architecture, tokens, mesh))):
+    if check and (problem := processes.first_problem(_problem_here(architecture, tokens, mesh, is_packed))):
         if processes.is_main():
             log.warning(
                 "attention kernel disabled on this %s: %s; using plain attention, which is slower",
@@ -48,7 +52,7 @@ def choose_attention(architecture: Architecture, tokens: int, mesh: Mesh, check:
                 problem,
             )
         return xla_attention
-    spec = kernel_specs(architecture, tokens, mesh)[0]
+    spec = kernel_specs(architecture, tokens, mesh, is_packed)[0]
     return kernel_attention(mesh, spec.matmul_dtype, spec.interpret)
 
 
@@ -56,21 +60,22 @@ def _has_kernel(architecture: Architecture, tokens: int, mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "tpu" and all(_fits(part, tokens, mesh) for part in _models(architecture))
 
 
-def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh) -> str:
+def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh, is_packed: bool) -> str:
     """Return the first thing wrong with the kernel on this process's device, in training or evaluation, or ""."""
     # Evaluation is the same kernel without dropout, which the compiler sees as another program.
-    for trained in kernel_specs(architecture, tokens, mesh):
-        for spec in dict.fromkeys((trained, dataclasses.replace(trained, rate=0.0))):
+    for trained in kernel_specs(architecture, tokens, mesh, is_packed):
+        for spec in dict.fromkeys((trained, dataclasses.replace(trained, rate=0.0, is_packed=False))):
             num_heads = spec.num_heads * mesh.shape["tensor"]
             if problem := find_problem(spec, architecture.compute_dtype, num_heads):
+                packed = " of packed rows" if spec.is_packed else ""
                 return (
-                    f"with {num_heads} heads of {spec.head_size}, {spec.tokens} tokens and dropout {spec.rate:g} in "
-                    f"{architecture.compute_dtype}, {problem}"
+                    f"with {num_heads} heads of {spec.head_size}, {spec.tokens} tokens{packed} and dropout "
+                    f"{spec.rate:g} in {architecture.compute_dtype}, {problem}"
                 )
     return ""
 
 
-def kernel_specs(architecture: Architecture, tokens: int, mesh: Mesh) -> tuple[Spec, ...]:
+def kernel_specs(architecture: Architecture, tokens: int, mesh: Mesh, is_packed: bool = False) -> tuple[Spec, ...]:
     """Return the kernels that training on the mesh uses: discriminator's and generator's, where they differ."""
     # Kernels for v2 and v3 cannot multiply bfloat16; float32 operands are rounded the same way there.
     device = mesh.devices.flat[0]
@@ -83,6 +88,7 @@ def kernel_specs(architecture: Architecture, tokens: int, mesh: Mesh) -> tuple[S
             rate=model.attention_probs_dropout_prob,
             matmul_dtype=jnp.dtype(jnp.float32 if old else architecture.compute_dtype),
             interpret=device.platform != "tpu",
+            is_packed=is_packed,
         )
         for model in _models(architecture)
     )
@@ -119,7 +125,7 @@ def find_problem(spec: Spec, dtype: DTypeLike, num_heads: int) -> str | None:
 
 def _comparison(spec: Spec, dtype: DTypeLike) -> Callable[[int], tuple[str | None, np.ndarray]]:
     """Return (a device's first head) -> what is wrong with values or gradients, and weights kept, bool [B, H, S, T]."""
-    mask_BS, seeds_B = _mask(spec), jnp.arange(1, 1 + _ROWS, dtype=jnp.int32)
+    mask_BS, seeds_B, bias_BST = _mask(spec), jnp.arange(1, 1 + _ROWS, dtype=jnp.int32), _bias(spec)
 
     @jax.jit
     def kernel(first_head_1: jax.Array, query_BDT: jax.Array, key_BDS: jax.Array, value_BDS: jax.Array) -> jax.Array:
@@ -129,7 +135,7 @@ def _comparison(spec: Spec, dtype: DTypeLike) -> Callable[[int], tuple[str | Non
     def plain(keep_BHST: jax.Array, query_BDT: jax.Array, key_BDS: jax.Array, value_BDS: jax.Array) -> jax.Array:
         query, key, value = (_split(x, spec) for x in (query_BDT, key_BDS, value_BDS))
         score_BHST = jnp.einsum("BHKS,BHKT->BHST", key, query, precision="highest") / spec.head_size**0.5
-        weight_BHST = jax.nn.softmax(score_BHST + mask_bias(mask_BS)[:, None, :, None], axis=2)
+        weight_BHST = jax.nn.softmax(score_BHST + bias_BST[:, None], axis=2)
         weight_BHST = jnp.where(keep_BHST, weight_BHST / (1 - spec.rate), 0.0)
         return jnp.einsum("BHKS,BHST->BHKT", value, weight_BHST, precision="highest").reshape(query_BDT.shape)
 
@@ -165,7 +171,7 @@ def _first_difference(pairs: Iterable[tuple[jax.Array, jax.Array]]) -> str | Non
 
 def _wrong_dropout(spec: Spec, keep_BHST: np.ndarray) -> str | None:
     """Return what is wrong with which weights survive, over all heads: their share, and that no two are the same."""
-    visible_BHST = np.broadcast_to(np.asarray(_mask(spec))[:, None, :, None] == 1, keep_BHST.shape)
+    visible_BHST = np.broadcast_to(np.asarray(_bias(spec))[:, None] == 0, keep_BHST.shape)
     total = int(visible_BHST.sum())
     rate = 1 - int((keep_BHST & visible_BHST).sum()) / total
     # Five deviations of that many independent draws.
@@ -179,9 +185,23 @@ def _wrong_dropout(spec: Spec, keep_BHST: np.ndarray) -> str | None:
 
 
 def _mask(spec: Spec) -> jax.Array:
-    """Return a mask of which the first row sees all keys, the others half of them."""
+    """Return a mask of which the first row sees all keys, the others half of them.
+
+    Of packed rows: as many examples as a row may have, of different lengths, and two with padding behind them.
+    """
+    if spec.is_packed:
+        place_S = np.arange(spec.tokens) / spec.tokens
+        full_S = 1 + (PACKED * place_S**2).astype(np.int32)
+        half_S = np.where(place_S < 0.5, 1 + (place_S >= 0.125), 0)
+        return jnp.asarray(np.stack([full_S, *[half_S] * (_ROWS - 1)]), jnp.int32)
     length_B = np.where(np.arange(_ROWS) == 0, spec.tokens, spec.tokens // 2)
     return jnp.asarray(np.arange(spec.tokens)[None, :] < length_B[:, None], jnp.int32)
+
+
+def _bias(spec: Spec) -> jax.Array:
+    """Return what that mask adds to scores, [B, S, T], or [B, S, 1] where it is the same for all queries."""
+    mask_BS = _mask(spec)
+    return segment_bias(mask_BS).swapaxes(1, 2) if spec.is_packed else mask_bias(mask_BS)[:, :, None]
 
 
 def _split(x_BDT: jax.Array, spec: Spec) -> jax.Array:

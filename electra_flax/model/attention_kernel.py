@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from electra_flax.model import randomness
-from electra_flax.model.attention import Attend, mask_bias
+from electra_flax.model.attention import MASK_BIAS, Attend, mask_bias
 from electra_flax.model.sharding import BATCH_SPEC
 
 FORWARD_NAME, BACKWARD_NAME = "electra_attention_forward", "electra_attention_backward"
@@ -33,6 +33,8 @@ FORWARD_NAME, BACKWARD_NAME = "electra_attention_forward", "electra_attention_ba
 _LOG2_E = math.log2(math.e)  # the hardware's exponential is 2^x
 _COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))  # two cores of a v4 share the rows
 _LANES, _SUBLANES = 128, 8
+PACKED = _SUBLANES
+"""Examples of a row that the rows of the bias tell apart."""
 # Contracted dimensions of a matrix product. The left side is never contracted over its rows: where its transpose is
 # needed it is written out, of a [K, S] piece and never of a [S, T] one.
 _NN, _NT = ((1,), (0,)), ((1,), (1,))
@@ -51,6 +53,8 @@ class Spec:
     """Of the operands of matrix products: v2 and v3 kernels take float32 alone (and round it as bfloat16 is)."""
     interpret: bool
     """Run as plain JAX, dropout bits from randomness.random_bits instead of the core's own generator."""
+    is_packed: bool = False
+    """Rows hold several examples, at most PACKED of them (attention.Attend)."""
 
     @property
     def heads_per_step(self) -> int:
@@ -98,7 +102,7 @@ def _forward(spec: Spec, *inputs: jax.Array) -> tuple[jax.Array, Any]:
         compiler_params=_COMPILER,
         interpret=spec.interpret,
         name=FORWARD_NAME,
-    )(seeds_B, first_head_1, _bias_rows(attention_mask_BS), query_BDT, key_BDS, value_BDS)
+    )(seeds_B, first_head_1, _bias_rows(spec, attention_mask_BS), query_BDT, key_BDS, value_BDS)
     return context_BDT, (*inputs, context_BDT, statistic)
 
 
@@ -116,7 +120,7 @@ def _backward(spec: Spec, saved: Any, context_grad_BDT: jax.Array) -> tuple[jax.
         interpret=spec.interpret,
         name=BACKWARD_NAME,
     )(
-        seeds_B, first_head_1, _bias_rows(attention_mask_BS),
+        seeds_B, first_head_1, _bias_rows(spec, attention_mask_BS),
         query_BDT, key_BDS, value_BDS, context_BDT, context_grad_BDT, statistic,
     )  # fmt: skip
     return (*gradients, None, None, None)
@@ -125,8 +129,12 @@ def _backward(spec: Spec, saved: Any, context_grad_BDT: jax.Array) -> tuple[jax.
 attend_local.defvjp(_forward, _backward)
 
 
-def _bias_rows(attention_mask_BS: jax.Array) -> jax.Array:
+def _bias_rows(spec: Spec, attention_mask_BS: jax.Array) -> jax.Array:
     """Return the mask as extra rows of the keys, met by ones in the queries: the matrix unit adds it at no cost."""
+    if spec.is_packed:
+        # A row for each example: 0 at its own keys. Its queries have their one there.
+        number_1N1 = jnp.arange(1, PACKED + 1)[None, :, None]
+        return jnp.where(attention_mask_BS[:, None, :] == number_1N1, 0.0, MASK_BIAS * _LOG2_E)
     # One row says it all; seven of zeros fill the register, so that it can be joined to the keys as it is.
     bias_BS = mask_bias(attention_mask_BS) * _LOG2_E
     return jnp.pad(bias_BS[:, None, :], ((0, 0), (0, _SUBLANES - 1), (0, 0)))
@@ -196,9 +204,12 @@ def _scores(spec: Spec, bias: Any, query: Any, key: Any, rows: slice) -> jax.Arr
     """Return scores in units of log 2, mask added, [S, T]."""
     query_KT = query[0, rows, :].astype(jnp.float32) * (_LOG2_E / math.sqrt(spec.head_size))
     # Ones meet the row of the bias. Heads of 64 leave half of the matrix unit's depth of 128 idle: 8 more are free.
-    is_first = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, spec.tokens), 0) == 0
+    if spec.is_packed:  # queries and keys are the same tokens
+        is_met = bias[0] == 0.0
+    else:
+        is_met = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, spec.tokens), 0) == 0
     key_KS = jnp.concatenate([key[0, rows, :].astype(jnp.float32), bias[0]])
-    query_KT = jnp.concatenate([query_KT, is_first.astype(jnp.float32)])
+    query_KT = jnp.concatenate([query_KT, is_met.astype(jnp.float32)])
     return _dot(spec, key_KS.T, query_KT, _NN)
 
 
@@ -238,6 +249,7 @@ def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = Fals
         *,
         num_heads: int,
         rate: float,
+        is_packed: bool = False,
     ) -> jax.Array:
         local_heads = num_heads // mesh.shape["tensor"]
         batch, tokens, width = query_BTD.shape
@@ -248,6 +260,7 @@ def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = Fals
             rate=0.0 if seeds_B is None else rate,
             matmul_dtype=matmul_dtype,
             interpret=interpret,
+            is_packed=is_packed,
         )
         if seeds_B is None:
             seeds_B = jnp.zeros((batch,), jnp.int32)

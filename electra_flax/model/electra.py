@@ -12,7 +12,8 @@ Sharing follows docs/semantics.md, section 9.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import functools
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,15 @@ from electra_flax.config.architecture import Architecture
 from electra_flax.model import layers
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.trees import Params, flat
+
+
+class PackedRows(NamedTuple):
+    """What tells the examples of a row apart, both int32 [B, T]."""
+
+    segments_BT: jax.Array
+    """Which of the row's examples a token is of, from 1 on; 0 at padding."""
+    places_BT: jax.Array
+    """Which of its example's tokens it is, from 0 on."""
 
 
 class _Electra(nn.Module):
@@ -48,12 +58,13 @@ class _Electra(nn.Module):
         token_type_ids_BT: jax.Array,
         positions_BM: jax.Array,
         seeds_B: jax.Array | None,
+        places_BT: jax.Array | None = None,
     ) -> jax.Array:
         if not self.architecture.has_generator_head:
             return jnp.zeros((*positions_BM.shape, self.architecture.model.vocab_size), jnp.float32)
         transformer = self.electra if self.architecture.generator is None else self.generator
         embeddings = (transformer if self.architecture.has_own_embeddings else self.electra).embeddings
-        embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 0))
+        embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 0), places_BT)
         hidden_BTD = transformer(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 1))
         # Before the head: its product with the vocabulary is the largest of the model, and M a seventh of T.
         hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
@@ -66,8 +77,9 @@ class _Electra(nn.Module):
         attention_mask_BT: jax.Array,
         token_type_ids_BT: jax.Array,
         seeds_B: jax.Array | None,
+        places_BT: jax.Array | None = None,
     ) -> jax.Array:
-        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 2))
+        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 2), places_BT)
         hidden_BTD: jax.Array = self.electra(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 3))
         return hidden_BTD
 
@@ -94,6 +106,15 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flat(params).items()}
 
 
+def _of_rows(
+    attend: Attend, attention_mask_BT: jax.Array, packed: PackedRows | None
+) -> tuple[Attend, jax.Array, jax.Array | None]:
+    """Return attention, its mask and the tokens' positions; None: as they lie in the row."""
+    if packed is None:
+        return attend, attention_mask_BT, None
+    return cast(Attend, functools.partial(attend, is_packed=True)), packed.segments_BT, packed.places_BT
+
+
 def apply_generator(
     architecture: Architecture,
     params: Params,
@@ -103,10 +124,12 @@ def apply_generator(
     positions_BM: jax.Array,
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
+    packed: PackedRows | None = None,
 ) -> jax.Array:
     """Return masked-LM logits_BMV float32 at the given positions; no dropout without seeds."""
+    attend, mask_BT, places_BT = _of_rows(attend, attention_mask_BT, packed)
     logits_BMV = _Electra(architecture, attend).apply(
-        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, positions_BM, seeds_B,
+        {"params": params}, input_ids_BT, mask_BT, token_type_ids_BT, positions_BM, seeds_B, places_BT,
         method="generate",
     )  # fmt: skip
     return cast(jax.Array, logits_BMV)
@@ -120,10 +143,12 @@ def apply_discriminator(
     token_type_ids_BT: jax.Array,
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
+    packed: PackedRows | None = None,
 ) -> jax.Array:
     """Return replaced-token logits_BT float32; no dropout without seeds."""
+    attend, mask_BT, places_BT = _of_rows(attend, attention_mask_BT, packed)
     logits_BT = _Electra(architecture, attend).apply(
-        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="discriminate"
+        {"params": params}, input_ids_BT, mask_BT, token_type_ids_BT, seeds_B, places_BT, method="discriminate"
     )
     return cast(jax.Array, logits_BT)
 

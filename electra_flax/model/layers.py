@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.model import randomness
 from electra_flax.model.attention import Attend
-from electra_flax.model.products import add_bias, dot_rows
+from electra_flax.model.products import add_bias, dot_rows, look_up
 
 DotGeneral = Callable[..., jax.Array]
 
@@ -197,9 +197,19 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = table(config.type_vocab_size)
         self.LayerNorm = LayerNorm(config)
 
-    def __call__(self, input_ids_BT: jax.Array, token_type_ids_BT: jax.Array, seeds_B: jax.Array | None) -> jax.Array:
-        position_1TE = self.position_embeddings.embedding[None, : input_ids_BT.shape[1]]
-        embedded_BTE = self.word_embeddings(input_ids_BT) + position_1TE
+    def __call__(
+        self,
+        input_ids_BT: jax.Array,
+        token_type_ids_BT: jax.Array,
+        seeds_B: jax.Array | None,
+        places_BT: jax.Array | None = None,
+    ) -> jax.Array:
+        table_PE = self.position_embeddings.embedding
+        if places_BT is None:
+            position_BTE = table_PE[None, : input_ids_BT.shape[1]]
+        else:
+            position_BTE = look_up(table_PE, places_BT)
+        embedded_BTE = self.word_embeddings(input_ids_BT) + position_BTE
         # By comparison: the gradient is a plain sum, where that of a lookup has all tokens wait for one row.
         for token_type, row_11E in enumerate(self.token_type_embeddings.embedding[:, None, None]):
             embedded_BTE += jnp.where(token_type_ids_BT[..., None] == token_type, row_11E, 0.0)

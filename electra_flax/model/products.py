@@ -56,3 +56,24 @@ def _bias_gradients(bias_D: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.
 
 
 add_bias.defvjp(lambda x, bias_D: (add_bias(x, bias_D), bias_D), _bias_gradients)
+
+
+@jax.custom_vjp
+def look_up(table_PE: jax.Array, places_BT: jax.Array) -> jax.Array:
+    """Return the rows of a table of positions at these places.
+
+    Their gradient is a product with ones and zeros: a scatter would have the first tokens of all examples wait for one
+    row of the table.
+    """
+    return table_PE.at[places_BT].get(mode="promise_in_bounds")
+
+
+def _look_up_gradient(kept: Any, grad_BTE: jax.Array) -> tuple[jax.Array, None]:
+    table_PE, places_BT = kept
+    is_at_RP = places_BT.reshape(-1, 1) == jnp.arange(table_PE.shape[0])[None, :]
+    grad_RE = grad_BTE.reshape(-1, grad_BTE.shape[-1])
+    # Float32 as everything about the tables: a TPU would round the operands to bfloat16.
+    return jnp.matmul(is_at_RP.astype(grad_RE.dtype).T, grad_RE, precision="highest"), None
+
+
+look_up.defvjp(lambda table_PE, places_BT: (look_up(table_PE, places_BT), (table_PE, places_BT)), _look_up_gradient)

@@ -59,8 +59,17 @@ def random_bits(position: jax.Array, seed: jax.Array) -> jax.Array:
 
 def uniform(shape: tuple[int, ...], seeds_B: jax.Array) -> jax.Array:
     """Return numbers in [0, 1) of 23 random bits each, float32 [B, ...]."""
+    return _as_uniform(_bits_of_rows(shape, seeds_B))
+
+
+def uniform_at(position: jax.Array, seed: jax.Array) -> jax.Array:
+    """Return the numbers that `uniform` has at these positions of the rows with these seeds, which broadcast."""
+    return _as_uniform(random_bits(position, seed))
+
+
+def _as_uniform(bits: jax.Array) -> jax.Array:
     # The bits of a number in [1, 2): the exponent of 1, then 23 random bits. No division, no rounding up to 1.
-    mantissa = jax.lax.shift_right_logical(_bits_of_rows(shape, seeds_B), jnp.int32(9)) | jnp.int32(0x3F800000)
+    mantissa = jax.lax.shift_right_logical(bits, jnp.int32(9)) | jnp.int32(0x3F800000)
     return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1.0
 
 

@@ -80,7 +80,7 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
         kernels = [
             {"rows": rows // config.training.gradient_accumulation_steps, "dtype": config.training.compute_dtype,
              "spec": {**dataclasses.asdict(spec), "matmul_dtype": jnp.dtype(spec.matmul_dtype).name}}
-            for spec in kernel_specs(config.architecture, config.data.max_seq_length, mesh)
+            for spec in kernel_specs(config.architecture, config.data.max_seq_length, mesh, config.is_packed)
         ]  # fmt: skip
         anywhere = parse_slice(f"{where.generation.prefix}-8").topology_name  # a device's schedule
         with stage(f"3 of {stages}, scheduling the attention kernel"):

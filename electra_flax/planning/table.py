@@ -20,6 +20,7 @@ class Plan:
     topology: str
     mesh: dict[str, int]
     batch_size: int
+    """Rows of a step."""
     gradient_accumulation_steps: int
     max_seq_length: int
     compute_dtype: str
@@ -37,6 +38,12 @@ class Plan:
     """The same time by where it comes from."""
     predicted_mfu: float | None = None
     predicted_tokens_per_second: float | None = None
+    """Padding counted."""
+    fill: float | None = None
+    """Share of the rows' places that hold tokens, where it is known."""
+    is_packed: bool = False
+    predicted_real_tokens_per_second: float | None = None
+    """Padding left out."""
     num_steps: int = 0
     predicted_days: float | None = None
     dollars_per_hour: float = 0.0
@@ -58,7 +65,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     accumulation = plan.gradient_accumulation_steps
     slices = f", {accumulation} accumulation steps" if accumulation > 1 else ""
     yield _row("slice", f"{plan.accelerator_type} (topology {plan.topology}), mesh {mesh}")
-    yield _row("batch", f"{plan.batch_size:,} x {plan.max_seq_length:,} tokens{slices}, {plan.compute_dtype}")
+    packed = ", rows packed" if plan.is_packed else ""
+    batch = f"{plan.batch_size:,} x {plan.max_seq_length:,} tokens{slices}, {plan.compute_dtype}{packed}"
+    yield _row("batch", batch)
     yield _row("parameters", f"{plan.parameters:,}")
     yield _row("arithmetic", f"{plan.flops_per_step / 1e12:,.1f} TFLOP/step (matrix products)")
     yield _row("attention", f"{plan.attention}{'' if plan.attention == 'kernel' else ' (XLA)'}")
@@ -89,6 +98,9 @@ def _predictions(plan: Plan, seconds: float) -> Iterator[str]:
             "  counted once", f"{counted(len(once), 'loops')} of unknown trip count ({once[0]}): the step takes longer"
         )
     yield _row("throughput", f"{rate(plan.predicted_tokens_per_second or 0, 'tokens')}, MFU {plan.predicted_mfu:.0%}")
+    if plan.predicted_real_tokens_per_second is not None:
+        real = rate(plan.predicted_real_tokens_per_second, "tokens")
+        yield _row("  without padding", f"{real}, where rows are {plan.fill:.1%} full")
     yield _row("all steps", f"{plan.num_steps:,} steps in {duration(86_400 * (plan.predicted_days or 0))}")
     source = f"list price of {plan.prices_date}" if plan.prices_date else "as given"
     yield _row("cost", f"${plan.predicted_dollars:,.0f} at ${plan.dollars_per_hour:,.2f} an hour ({source})")

@@ -49,6 +49,8 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
                 "--size or --limit-alphabet",
             )
         )
+    if manifest is not None and not config.is_packed:
+        found += _padding(manifest)
     if manifest is not None and not manifest.examples("validation"):
         found.append(
             Finding(
@@ -57,6 +59,21 @@ def diagnose_config(config: Config, manifest: Manifest | None = None) -> list[Fi
             )
         )
     return found
+
+
+_PADDING = 0.2
+"""Of the rows, from which on packing them is worth while."""
+
+
+def _padding(manifest: Manifest) -> Iterator[Finding]:
+    places = manifest.examples("train") * manifest.max_seq_length
+    padding = 1 - manifest.tokens("train") / places if places else 0.0
+    if padding > _PADDING:
+        yield Finding(
+            f"{padding:.0%} of the rows of the shards is padding, which takes as long as tokens do",
+            "--data.packing best_fit puts several examples in a row and changes nothing else (docs/training.md); "
+            "electra-data inspect says what it saves",
+        )
 
 
 def diagnose_refusals(refused: Sequence[str]) -> list[Finding]:

@@ -73,6 +73,7 @@ def _summary(runs: Sequence[History]) -> dict[str, list[str]]:
             "state": state,
             "devices": str(run.starts[-1].get("devices", "")) if run.starts else "",
             **run.subject.facts,
+            "packed": run.packed,
             "tokens/s": _number(run.recent("tokens_per_sec"), ",.0f"),
             "MFU": _number(run.recent("mfu"), ".1%"),
             "held-out loss": _number(last.get("loss"), ".3f"),

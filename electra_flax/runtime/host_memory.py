@@ -63,6 +63,8 @@ def _least_activations(config: Config) -> int:
         sizes.hidden_size * sizes.num_hidden_layers for sizes in (architecture.model, architecture.generator_sizes)
     )
     rows = config.training.batch_size // config.training.gradient_accumulation_steps
+    if config.is_packed and config.packing.batch == "tokens":
+        rows //= config.packing.segments  # if all rows were as full of examples as they may be
     return widths * rows * config.data.max_seq_length * (4 if architecture.compute_dtype == "float32" else 2)
 
 

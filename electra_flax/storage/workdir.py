@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,6 +44,8 @@ class Run:
     """Of each phase."""
     data: str
     """`data_identity` of each phase, joined."""
+    packed_rows: list[int] = field(default_factory=list)
+    """A step's, of each phase; none where each example has a row of its own."""
 
 
 _WRITTEN_ANEW = "remove it, and electra-flax pretrain with the run's own --config and --data writes it anew"

@@ -34,7 +34,10 @@ from electra_flax.trees import Batch, Params
 
 
 class HeldOut:
-    """The held-out examples of a phase, and all that is measured on them."""
+    """The held-out examples of a phase, and all that is measured on them.
+
+    Each example has a row of its own, also where training packs them: the numbers are those of any other run.
+    """
 
     def __init__(
         self,

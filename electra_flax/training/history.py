@@ -98,6 +98,14 @@ class History:
         return last
 
     @property
+    def packed(self) -> str:
+        """Return how the rows of its last start were packed, "" where each example had its own."""
+        last = self.starts[-1] if self.starts else {}
+        if "packed_rows" not in last:
+            return ""
+        return f"{last['packed_rows']:,} rows a step, {last['packed_fill']:.1%} full"
+
+    @property
     def starts(self) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == "start"]
 

@@ -26,6 +26,8 @@ _IDENTITY = (
     "data.max_seq_length",
     "data.shuffle_seed",
     "data.vocab_file",
+    "data.packing",
+    "packing.",
     "training.batch_size",
     "training.seed",
     "long_phase.",
@@ -33,11 +35,13 @@ _IDENTITY = (
 )
 
 
-def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) -> list[str]:
+def prepare(
+    work: Workdir, config: Config, paths: Sequence[str], identity: str, packed_rows: Sequence[int] = ()
+) -> list[str]:
     """Create the workdir, or check that it belongs to this run; return the harmless differences, a line each.
 
-    `identity` tells the shards apart, `paths` says where they are. Raises UserError where the workdir cannot be
-    written, or belongs to a run with another model or other data.
+    `identity` tells the shards apart, `paths` says where they are, `packed_rows` are a step's of each phase. Raises
+    UserError where the workdir cannot be written, or belongs to a run with another model or other data.
     """
     notes = check_identity(work, config, identity)
     absolute = [path if is_remote(path) else os.path.realpath(path) for path in paths]
@@ -45,7 +49,9 @@ def prepare(work: Workdir, config: Config, paths: Sequence[str], identity: str) 
         work.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise not_writable(work.folder, error) from None
-    write_whole(work.folder / "run.json", json.dumps(asdict(Run(absolute, identity)), indent=1) + "\n")
+    write_whole(
+        work.folder / "run.json", json.dumps(asdict(Run(absolute, identity, list(packed_rows))), indent=1) + "\n"
+    )
     write_whole(work.folder / "config.yaml", config_to_yaml(config))  # the last one: it makes the folder a workdir
     return notes
 
@@ -77,6 +83,11 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
         shown = "; ".join(f"{name}: {change}" for name, change in changed.items())
         raise UserError(f"{work} belongs to another run ({shown}): use another --workdir, or undo the change")
     return [*notes, *(f"{name}: {change}" for name, change in differences.items())]
+
+
+def packed_rows(work: Workdir) -> list[int]:
+    """Return the packed rows a step of each phase of the run that is there; none where there is no run, or nothing."""
+    return read_run(work.folder).packed_rows if (work.folder / "run.json").exists() else []
 
 
 def data_identity(data: DataFolder, vocabulary: Vocabulary) -> str:

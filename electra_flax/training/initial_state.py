@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from electra_flax.config.schema import Config
+from electra_flax.data.packing import ROW_ARRAYS
 from electra_flax.model import electra
 from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import make_optimizer
@@ -31,10 +32,13 @@ def abstract_state(config: Config) -> TrainState:
 
 
 def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return a batch's shapes and dtypes instead of arrays."""
-    shape = (config.training.batch_size, config.data.max_seq_length)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
+    """Return a training batch's shapes and dtypes instead of arrays."""
+    rows = config.training.batch_size
+    shape = (rows, config.data.max_seq_length)
+    shapes = dict.fromkeys(ROW_ARRAYS if config.is_packed else ROW_ARRAYS[:3], shape)
+    if config.is_packed:
+        shapes["examples"] = (rows, config.packing.segments)
+    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name, shape in shapes.items()}
 
 
 def _create_state(config: Config, change: Callable[[Params], Params] | None = None) -> TrainState:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
 from electra_flax.data.manifest import Manifest
-from electra_flax.data.pipeline import check_vocabulary, find_vocabulary, open_split
+from electra_flax.data.pipeline import Packed, check_vocabulary, find_vocabulary, open_split, pack
 from electra_flax.data.shards import DataFolder, ShardedExamples, verify_shards
 from electra_flax.data.tfrecord import Shard
 from electra_flax.data.vocabulary import Vocabulary
@@ -25,6 +25,9 @@ from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.probe import Probe, ProbeRows
 from electra_flax.training.state import TrainState
+
+_LEAST_SAVED = 0.01
+"""Of all rows, below which packing is not worth its masks."""
 
 
 class FirstWeights(Protocol):
@@ -48,6 +51,8 @@ class Input(NamedTuple):
     examples: ShardedExamples
     held_out: ShardedExamples
     probe_rows: ProbeRows | None
+    packed: Packed | None = None
+    """The training examples in rows, where rows hold several."""
 
     @property
     def shards(self) -> list[Shard]:
@@ -62,10 +67,11 @@ def open_all(
     refusals: Refusals,
     alive: Callable[[str], None] = lambda what: None,
     probe: Probe | None = None,
+    packed_rows: Sequence[int] = (),
 ) -> list[Input]:
     """Return what each phase reads; less where `refusals` collects what is wrong.
 
-    `alive` hears of every file that was copied.
+    `alive` hears of every file that was copied. `packed_rows` are those a step of a run that goes on.
     """
     mesh, opened = None, []
     with refusals.each():
@@ -83,6 +89,9 @@ def open_all(
     for phase, path in zip(config.phases, data_paths, strict=False):
         if (found := _open(phase.config, path, phase.name, refusals, alive, probe)) is not None:
             opened.append(found)
+    if config.is_packed and mesh is not None and len(opened) == len(config.phases):
+        with refusals.each():
+            opened = _pack(config, opened, mesh, packed_rows)
     with refusals.each():
         if len({found.vocabulary.sha256 for found in opened}) > 1:
             raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
@@ -104,10 +113,14 @@ def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None)
     `data_paths`, data are not asked for.
     """
     refusals = Refusals(collects=True)
-    inputs = open_all(config, data_paths, None, None, refusals)
+    work, packed_rows = None, []
     if workdir_name is not None:
         with refusals.each():
             work = Workdir(workdir_name).pull(without=("tensorboard/",))
+            packed_rows = identity.packed_rows(work)
+    inputs = open_all(config, data_paths, None, None, refusals, packed_rows=packed_rows)
+    if work is not None:
+        with refusals.each():
             is_all = len(inputs) == len(config.phases)
             identity.check_identity(work, config, identity_of(inputs) if is_all else None)
     for shard in (shard for found in inputs for shard in found.shards):
@@ -152,6 +165,31 @@ def _open(
             rows = probe.rows(vocabulary, identity.casing(data, vocabulary), config.data.max_seq_length)
         return Input(data, vocabulary, examples, held_out, rows)
     return None
+
+
+def _pack(config: Config, inputs: Sequence[Input], mesh: Mesh, known: Sequence[int]) -> list[Input]:
+    """Return the inputs with the examples of each phase in rows, as many a step as are `known`.
+
+    Raises UserError where that saves nothing, or devices cannot share those rows evenly.
+    """
+    found = []
+    for number, (phase, each) in enumerate(zip(config.phases, inputs, strict=True)):
+        replicas, slices = mesh.shape["data"] * mesh.shape["fsdp"], phase.config.training.gradient_accumulation_steps
+        rows = known[number] if number < len(known) else None
+        if rows and rows % (replicas * slices):
+            raise UserError(
+                f"{phase.name}the run has {rows} packed rows a step, which {replicas} devices (mesh data x fsdp) x "
+                f"{slices} accumulation steps do not divide: continue on a number of devices that does, as it began"
+            )
+        found.append(each._replace(packed=pack(phase.config, each.examples, replicas * slices, rows)))
+    saved = [1 - each.packed.share for each in found if each.packed]
+    if max(saved) < _LEAST_SAVED:
+        shown = " and ".join(f"{share:.1%}" for share in saved)
+        raise UserError(
+            f"data.packing=best_fit would save {shown} of the rows: the examples of these shards are nearly as long as "
+            "rows are, or no two fit into one; give --data.packing none"
+        )
+    return found
 
 
 def _check_wandb(config: Config) -> None:

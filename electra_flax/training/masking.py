@@ -33,6 +33,14 @@ class MaskedInputs(NamedTuple):
     """float32: 1 for a chosen position, 0 for an unused column."""
 
 
+class Slots(NamedTuple):
+    """Whose noise masked positions draw, where that is not said by their row and column."""
+
+    seeds_BM: jax.Array
+    ranks_BM: jax.Array
+    """int32: the columns that they would have in a row of their example alone."""
+
+
 class CorruptedInputs(NamedTuple):
     """What the discriminator sees and must tell."""
 
@@ -64,9 +72,7 @@ def choose_positions(
     Candidates are tokens that are neither padding nor [CLS], [SEP], [MASK]; of n tokens, special ones included,
     max(1, min(max_predictions, round(n * mask_prob))) are chosen, the product in float32, halves to even.
     """
-    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
-    is_special_BT = (ids_BT == special.cls) | (ids_BT == special.sep) | (ids_BT == special.mask)
-    is_candidate_BT = (mask_BT == 1) & ~is_special_BT
+    mask_BT, is_candidate_BT = batch["attention_mask"], is_candidate(batch, special)
     num_tokens_B = mask_BT.sum(axis=1).astype(jnp.float32)
     wanted_B = jnp.clip(jnp.round(num_tokens_B * jnp.float32(mask_prob)), 1, max_predictions).astype(jnp.int32)
     wanted_B = jnp.minimum(wanted_B, is_candidate_BT.sum(axis=1))
@@ -74,6 +80,13 @@ def choose_positions(
     _, positions_BM = jax.lax.top_k(jnp.where(is_candidate_BT, score_BT, -1.0), max_predictions)
     is_used_BM = jnp.arange(max_predictions)[None, :] < wanted_B[:, None]
     return jnp.where(is_used_BM, positions_BM, 0), is_used_BM.astype(jnp.float32)
+
+
+def is_candidate(batch: Batch, special: SpecialTokens) -> jax.Array:
+    """Return which tokens may be hidden, bool [B, T]."""
+    ids_BT = batch["input_ids"]
+    is_special_BT = (ids_BT == special.cls) | (ids_BT == special.sep) | (ids_BT == special.mask)
+    return (batch["attention_mask"] == 1) & ~is_special_BT
 
 
 def hide(
@@ -90,14 +103,22 @@ def hide(
 
 
 def sample_replacements(
-    seeds_B: jax.Array,
+    seeds: jax.Array | Slots,
     logits_BMV: jax.Array,
     targets_BM: jax.Array,
     temperature: float,
     disallow_correct: bool,
 ) -> jax.Array:
-    """Draw one id per masked position from the generator's distribution, sampled_BM int32; carries no gradient."""
-    uniform_BMV = randomness.uniform(logits_BMV.shape, seeds_B)
+    """Draw one id per masked position from the generator's distribution, sampled_BM int32; carries no gradient.
+
+    `seeds` are one a row, or of each position.
+    """
+    if isinstance(seeds, Slots):
+        token_11V = jnp.arange(logits_BMV.shape[-1])[None, None, :]
+        place_BMV = seeds.ranks_BM[..., None] * logits_BMV.shape[-1] + token_11V
+        uniform_BMV = randomness.uniform_at(place_BMV, seeds.seeds_BM[..., None])
+    else:
+        uniform_BMV = randomness.uniform(logits_BMV.shape, seeds)
     return sample_with_uniform(uniform_BMV, logits_BMV, targets_BM, temperature, disallow_correct)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from electra_flax.config.loading import config_fields
 from electra_flax.config.schema import Config, Phase
-from electra_flax.data.pipeline import training_batches
+from electra_flax.data.pipeline import packed_batches, training_batches
 from electra_flax.data.shards import verify_shards
 from electra_flax.data.tokenizer import save_tokenizer
 from electra_flax.errors import Refusals, RunError, UserError
@@ -94,7 +94,8 @@ def pretrain(
         watchdog.alive("checking the attention of all phases")
         mesh = make_mesh(config.mesh)
         attends = [
-            choose_attention(config.architecture, phase.config.data.max_seq_length, mesh) for phase in config.phases
+            choose_attention(config.architecture, phase.config.data.max_seq_length, mesh, is_packed=config.is_packed)
+            for phase in config.phases
         ]
         processes.end_if_asked(interruption.requested, "before the first step")
         places = Places(work.folder, work.checkpoints, functools.partial(guard.push, work))
@@ -124,7 +125,7 @@ def _train(
     with Loop(learner, places, interruption, watchdog, callbacks) as loop:
         if loop.step < learner.end or learner.end == learner.total:
             begun = {"init_from": learner.begin_with.source} if learner.begin_with and loop.is_fresh else {}
-            loop.run(learner.config, **begun)
+            loop.run(learner.config, **begun, **learner.packed_as())
 
 
 def _open_all(
@@ -136,12 +137,20 @@ def _open_all(
     watchdog: Watchdog,
 ) -> list[Input]:
     """Prepare the workdir; return what each phase reads, checked. The same answer in all processes."""
+    known = np.zeros(2, np.int64)  # rows a step of a run that goes on, which process 0 has the files of
     with processes.together():
-        inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe)
+        if processes.is_main():
+            rows = identity.packed_rows(work)
+            known[: len(rows)] = rows
+    packed_rows = [int(rows) for rows in processes.as_process_0(known) if rows]
+    with processes.together():
+        inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe, packed_rows)
+    packed_rows = [found.packed.rows for found in inputs if found.packed]
     shards = identity_of(inputs)
     processes.require_agreement(
         {
             "shards": shards,
+            "packed rows": str(packed_rows),
             "first weights": str(begin_with),
             "--probe": "; ".join(found.probe_rows.digest for found in inputs if found.probe_rows) or "none",
             **{name: str(value) for name, value in config_fields(config).items()},
@@ -149,7 +158,7 @@ def _open_all(
     )
     with processes.together():
         if processes.is_main():
-            for note in identity.prepare(work, config, data_paths, shards):
+            for note in identity.prepare(work, config, data_paths, shards, packed_rows):
                 log.info("changed since the last start: %s", note)
             data, vocabulary = inputs[0].data, inputs[0].vocabulary
             casing = identity.casing(data, vocabulary)
@@ -169,7 +178,7 @@ class Pretraining:
     def __init__(
         self, phase: Phase, phase_input: Input, attend: Attend, work: Workdir, begin_with: FirstWeights | None
     ) -> None:
-        config, (_, vocabulary, self._examples, held_out, probe_rows) = phase.config, phase_input
+        config, (_, vocabulary, self._examples, held_out, probe_rows, self._packed) = phase.config, phase_input
         self.config, self._vocabulary = config, vocabulary
         self._work, self.begin_with = work, begin_with
         self.start, self.end, self.total = phase.start, phase.end, config.training.num_steps
@@ -218,12 +227,27 @@ class Pretraining:
             axes, f"; {jax.process_count()} processes" if jax.process_count() > 1 else "", f"{num_parameters:,}",
             f"{len(self._examples):,}", f"{len(self._held_out):,}",
         )  # fmt: skip
-        batch = abstract_batch(self.config, batch_sharding(self.mesh))
+        config = self.config
+        if packed := self._packed:
+            config = config.of_rows(packed.rows)
+            log.info(
+                "packed: %d rows a step, %.1f%% full, of examples that would fill %.1f%% of rows of their own",
+                packed.rows, 100 * packed.fill, 100 * packed.fill * packed.share,
+            )  # fmt: skip
+        batch = abstract_batch(config, batch_sharding(self.mesh))
         self.advance = compile_step("train step", self.advance, state, batch)
         if peak := tpus.peak_flops(jax.devices()[0].device_kind):
-            self.least_seconds = step_flops(self.config) / (peak * jax.device_count())
+            self.least_seconds = step_flops(config) / (peak * jax.device_count())
+
+    def packed_as(self) -> dict[str, float]:
+        """Return what the start event says of packed rows; nothing where each example has its own."""
+        if self._packed is None:
+            return {}
+        return {"packed_rows": self._packed.rows, "packed_fill": round(self._packed.fill, 4)}
 
     def batches(self, step: int) -> Iterator[Batch]:
+        if self._packed:
+            return packed_batches(self.config, self._packed, self.mesh, step - self.start)
         return training_batches(self.config, self._examples, self.mesh, step - self.start)
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:

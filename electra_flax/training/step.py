@@ -21,7 +21,7 @@ from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.sharding import batch_sharding, state_shardings
 from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.losses import Sums
-from electra_flax.training.objectives.objective import Objective, row_seeds
+from electra_flax.training.objectives.objective import Objective, batch_seeds
 from electra_flax.training.optimizers import learning_rate, make_optimizer
 from electra_flax.training.state import TrainState, apply_gradients, sum_over_slices
 from electra_flax.trees import Batch, Params, flat
@@ -74,7 +74,7 @@ def make_eval_step(
     """Return (params, batch, key) -> metric sums, without dropout; the same key gives the same masks and samples."""
 
     def eval_step(params: Params, batch: Batch, key: jax.Array) -> Sums:
-        draws = objective.draw(batch, row_seeds(key, batch["input_ids"].shape[0]))
+        draws = objective.draw(batch, batch_seeds(key, batch))
         sums = objective.sums(params, batch, draws, attend, is_training=False)
         return sums | objective.count(batch, draws)
 
@@ -94,7 +94,7 @@ def accumulate_gradients(
     The masks and the counts that losses are divided by belong to the whole batch, so the slices' gradients add up to
     exactly those of one large batch, where averaging the slices' means would weigh their tokens unequally.
     """
-    draws = objective.draw(batch, row_seeds(key, batch["input_ids"].shape[0]))
+    draws = objective.draw(batch, batch_seeds(key, batch))
     counts = objective.count(batch, draws)
 
     def slice_loss(params: Params, rows: Any) -> tuple[jax.Array, Sums]:

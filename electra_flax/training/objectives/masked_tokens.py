@@ -9,12 +9,13 @@ import jax
 
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
-from electra_flax.model import electra
+from electra_flax.model import electra, randomness
 from electra_flax.model.attention import Attend
 from electra_flax.training import losses, masking
 from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.objectives.metrics import metrics_of
 from electra_flax.training.objectives.objective import RowSeeds
+from electra_flax.training.packed_masking import choose_packed, of_segment
 from electra_flax.trees import Batch, Params
 
 
@@ -22,8 +23,13 @@ class Draws(NamedTuple):
     """What is hidden, and the seeds of the rest."""
 
     masked: masking.MaskedInputs
-    sample_B: jax.Array
+    sample: jax.Array | masking.Slots
     dropout_B: jax.Array
+
+
+def packed_rows(batch: Batch) -> electra.PackedRows | None:
+    """Return what tells the examples of rows apart, where rows hold several."""
+    return electra.PackedRows(batch["segments"], batch["places"]) if "segments" in batch else None
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,23 @@ class MaskedTokens:
 
     def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
         with jax.named_scope("masking"):
+            if "segments" in batch:
+                return self._draw_packed(batch, seeds)
             masked = masking.mask_inputs(
                 seeds.mask_B, batch, self.config.masking, self.special, self.config.max_predictions_per_seq
             )
         return Draws(masked, seeds.sample_B, seeds.dropout_B)
+
+    def _draw_packed(self, batch: Batch, seeds: RowSeeds) -> Draws:
+        score_BS, replace_BS = (randomness.fold_in(seeds.mask_B, number) for number in range(2))
+        chosen = choose_packed(score_BS, batch, masking.is_candidate(batch, self.special), self.config)
+        replace_BM = randomness.uniform_at(chosen.rank_BM, of_segment(replace_BS, chosen.segment_BM))
+        becomes_mask_BM = replace_BM < self.config.masking.mask_token_prob
+        masked = masking.hide(
+            batch["input_ids"], chosen.positions_BM, chosen.weights_BM, becomes_mask_BM, self.special.mask
+        )
+        sample = masking.Slots(of_segment(seeds.sample_B, chosen.segment_BM), chosen.rank_BM)
+        return Draws(masked, sample, seeds.dropout_B)
 
     def count(self, batch: Batch, draws: Draws) -> Sums:
         return losses.denominators(draws.masked.weights_BM, batch["attention_mask"])
@@ -53,11 +72,11 @@ class MaskedTokens:
         masked, settings = draws.masked, self.config.objective
         logits_BMV = electra.apply_generator(
             self.config.architecture, params, masked.masked_ids_BT, batch["attention_mask"], batch["token_type_ids"],
-            masked.positions_BM, draws.dropout_B if is_training else None, attend,
+            masked.positions_BM, draws.dropout_B if is_training else None, attend, packed_rows(batch),
         )  # fmt: skip
         with jax.named_scope("sampling"):
             sampled_BM = masking.sample_replacements(
-                draws.sample_B, logits_BMV, masked.targets_BM, settings.temperature, settings.disallow_correct
+                draws.sample, logits_BMV, masked.targets_BM, settings.temperature, settings.disallow_correct
             )
         with jax.named_scope("generator_loss"):
             sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)

@@ -22,11 +22,23 @@ Draws = Any
 
 
 class RowSeeds(NamedTuple):
-    """A step's randomness: one int32 seed a row of the global batch for each use."""
+    """A step's randomness: one int32 seed a row of the global batch for each use.
+
+    Of packed rows, `mask_B` and `sample_B` are [B, S]: one a row's example.
+    """
 
     mask_B: jax.Array
     sample_B: jax.Array
     dropout_B: jax.Array
+
+
+def batch_seeds(key: jax.Array, batch: Batch) -> RowSeeds:
+    """Return the seeds of a global batch: those of an example of packed rows depend on the key and its number alone."""
+    rows = row_seeds(key, batch["input_ids"].shape[0])
+    if "examples" not in batch:
+        return rows
+    seeds_BS = randomness.random_bits(batch["examples"], randomness.row_seeds(key, 1)[None])
+    return RowSeeds(randomness.fold_in(seeds_BS, 0), randomness.fold_in(seeds_BS, 1), rows.dropout_B)
 
 
 def row_seeds(key: jax.Array, num_rows: int) -> RowSeeds:

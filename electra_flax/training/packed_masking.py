@@ -1,0 +1,92 @@
+"""Which tokens are hidden where rows hold several examples: in each as many as it would have in a row of its own.
+
+All that is random here is a function of the step and the example's number, not of the row: with the same numbers an
+example has the same tokens hidden, and replaced by the same ones, whatever it shares its row with and wherever it lies.
+
+Array names: B batch, T tokens, S examples of a row, M masked positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from electra_flax.config.schema import Config
+from electra_flax.data.packing import LEAST_LENGTH
+from electra_flax.model import randomness
+from electra_flax.trees import Batch
+
+
+class Chosen(NamedTuple):
+    """Tokens to hide, as many columns as a row may need."""
+
+    positions_BM: jax.Array
+    """int32: their places in the row; 0 where weights are 0, as all that follows."""
+    weights_BM: jax.Array
+    """float32: 1 for a chosen position, 0 for an unused column."""
+    segment_BM: jax.Array
+    """int32: which of the row's examples, from 0 on."""
+    rank_BM: jax.Array
+    """int32: which column it would be in a row of that example alone."""
+
+
+class _Segments(NamedTuple):
+    """Counts of each example of a row, int32 [B, S]."""
+
+    candidates_BS: jax.Array
+    wanted_BS: jax.Array
+    """How many of its tokens are hidden."""
+    start_BS: jax.Array
+    """Tokens of the examples before it."""
+
+
+def max_predictions_per_row(config: Config) -> int:
+    """Return columns of masked positions that hold all that a row's examples may want."""
+    if not config.is_packed:
+        return config.max_predictions_per_seq
+    share, tokens = config.masking.mask_prob, config.data.max_seq_length
+    # An example of n tokens wants at most n * share + 1/2; or 1, of which n * share is the least for the shortest.
+    beyond = max(0.5, 1 - LEAST_LENGTH * share)
+    return min(tokens, int(tokens * share + config.packing.segments * beyond + 1e-6))
+
+
+def choose_packed(score_seeds_BS: jax.Array, batch: Batch, is_candidate_BT: jax.Array, config: Config) -> Chosen:
+    """Return of each example those of its candidates that masking.choose_positions would with the same seed."""
+    segments_BT, num_segments = batch["segments"], score_seeds_BS.shape[1]
+    score_BT = randomness.uniform_at(batch["places"], of_segment(score_seeds_BS, segments_BT - 1))
+    counts = _count(segments_BT, is_candidate_BT, config, num_segments)
+    # By example, in each its candidates by falling score, of equals the first.
+    key_BT = jnp.where(segments_BT > 0, segments_BT, num_segments + 1)
+    fallen_BT = jnp.where(is_candidate_BT, -score_BT, 1.0)
+    place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
+    _, _, sorted_BT = jax.lax.sort((key_BT, fallen_BT, place_BT), dimension=1, num_keys=2, is_stable=True)
+    # Column m belongs to the first example whose wanted ones, and those of all before it, are more than m.
+    column_1M = jnp.arange(max_predictions_per_row(config))[None, :]
+    end_BS = counts.wanted_BS.cumsum(axis=1)
+    is_used_BM = column_1M < end_BS[:, -1:]
+    segment_BM = jnp.where(is_used_BM, (column_1M[..., None] >= end_BS[:, None, :]).sum(axis=-1), 0)
+    rank_BM = jnp.where(is_used_BM, column_1M - of_segment(end_BS - counts.wanted_BS, segment_BM), 0)
+    ranked_BM = jnp.where(is_used_BM, of_segment(counts.start_BS, segment_BM) + rank_BM, 0)
+    positions_BM = jnp.where(is_used_BM, jnp.take_along_axis(sorted_BT, ranked_BM, axis=1), 0)
+    return Chosen(positions_BM, is_used_BM.astype(jnp.float32), segment_BM, rank_BM)
+
+
+def of_segment(values_BS: jax.Array, segment: jax.Array) -> jax.Array:
+    """Return the value of the example that each place is of, counted from 0; 0 where there is none.
+
+    By comparison: a gather of so few values would take a TPU longer.
+    """
+    is_of = segment[..., None] == jnp.arange(values_BS.shape[1])[None, None, :]
+    return jnp.where(is_of, values_BS[:, None, :], 0).sum(axis=-1)
+
+
+def _count(segments_BT: jax.Array, is_candidate_BT: jax.Array, config: Config, num_segments: int) -> _Segments:
+    is_of_BST = segments_BT[:, None, :] == jnp.arange(1, num_segments + 1)[None, :, None]
+    tokens_BS = is_of_BST.sum(axis=2)
+    candidates_BS = (is_of_BST & is_candidate_BT[:, None, :]).sum(axis=2)
+    most = config.max_predictions_per_seq
+    share = jnp.float32(config.masking.mask_prob)
+    wanted_BS = jnp.clip(jnp.round(tokens_BS.astype(jnp.float32) * share), 1, most).astype(jnp.int32)
+    return _Segments(candidates_BS, jnp.minimum(wanted_BS, candidates_BS), tokens_BS.cumsum(axis=1) - tokens_BS)
