@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 _SCALE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -71,28 +72,25 @@ def labels(places: Sequence[str]) -> list[str]:
 
     Ends that say nothing (`export`, `run`) bring the folder before them; a place that is there twice has a number.
     """
-    split = [_parts(place) for place in places]
-    used = [_telling(parts) for parts in split]
+    used = {parts: _telling(parts) for parts in map(_parts, places)}
     while True:
-        found = ["/".join(parts[-count:]) for parts, count in zip(split, used, strict=True)]
-        longer = [
-            count + 1 if found.count(label) > 1 and count < len(parts) else count
-            for label, parts, count in zip(found, split, used, strict=True)
-        ]
-        if longer == used:
+        ends = {parts: "/".join(parts[-count:]) for parts, count in used.items()}
+        met = Counter(ends.values())
+        alike = [parts for parts, end in ends.items() if met[end] > 1 and used[parts] < len(parts)]
+        if not alike:
             break
-        used = longer
-    return [
-        f"{label} ({found[: i + 1].count(label)})" if found.count(label) > 1 else label for i, label in enumerate(found)
-    ]
+        used |= {parts: used[parts] + 1 for parts in alike}
+    found = [ends[_parts(place)] for place in places]
+    times = Counter(found)
+    return [f"{label} ({found[: i + 1].count(label)})" if times[label] > 1 else label for i, label in enumerate(found)]
 
 
-def _parts(place: str) -> list[str]:
+def _parts(place: str) -> tuple[str, ...]:
     """Return the folders of a path, of gs:// or of a source such as hf:OWNER/NAME."""
     kind, colon, rest = place.partition(":")
     inner = rest if colon and kind in ("hf", "tf1", "orbax", "gs") else place
-    parts = [part for part in inner.split("/") if part not in ("", ".")]
-    return parts or [os.path.basename(os.path.abspath(inner)) or inner]
+    parts = tuple(part for part in inner.split("/") if part not in ("", "."))
+    return parts or (os.path.basename(os.path.abspath(inner)) or inner,)
 
 
 def _telling(parts: Sequence[str]) -> int:

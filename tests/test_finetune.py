@@ -379,7 +379,7 @@ def test_scoreboard(root, tmp_path, capsys, monkeypatch):
         ({"--task": "own.txt"}, "--task own.txt: unknown task"),
         ({"--max_seq_length": "100"}, "the model has only 64 positions: add --max_seq_length 64"),
         ({"--batch_size": "12"}, "must be a multiple of 8"),
-        ({"--preset": "mine"}, "--preset mine: there are koelectra, paper, original"),
+        ({"--preset": "mine"}, "--preset mine: expected one of koelectra, paper, original"),
         ({"--lr": "1"}, "--lr: unknown field"),
         ({"--dev_fraction": "0.001"}, "dev_fraction=0.001 of its 64 training examples are 0"),
         ({"--dev_fraction": "0.999"}, "dev_fraction=0.999 of its 64 training examples are 64: lower dev_fraction"),

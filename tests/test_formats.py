@@ -55,6 +55,7 @@ def test_numbers_are_as_people_print_them(shown, expected):
         (["runs/demo/tiny-ko/export", "runs/demo/export"], ["tiny-ko/export", "demo/export"]),
         (["a/ko/run", "b/ko/run"], ["a/ko/run", "b/ko/run"]),
         (["ko", "x/ko", "x/ko/"], ["ko", "x/ko (1)", "x/ko (2)"]),
+        (["/a/b/ko", "/a/b/ko"], ["ko (1)", "ko (2)"]),
         (["orbax:runs/ko", "hf:monologg/koelectra-base-v3-discriminator"], ["ko", "koelectra-base-v3-discriminator"]),
         (["gs://bucket/runs/ko/workdir", "one/seeds/0"], ["ko/workdir", "one/seeds/0"]),
     ],

@@ -56,7 +56,7 @@ def test_a_folder_for_a_file_and_the_reverse_are_refused_before_training(
     path.rename("moved")
     path.touch() if Path("moved").is_dir() else os.mkfifo(path)
     said = refusal(capsys, pretrain(copy, "run", "--training.num_steps", "7"))
-    assert f"{copy / path}: no " in said and "move it away" in said
+    assert f"{copy / path}: expected a " in said and "move it away" in said
 
 
 def test_what_run_json_lacks_is_said_and_written_anew(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
