@@ -141,7 +141,7 @@ def test_other_blocks_are_checked_too():
     ("line", "said"),
     [
         ("electra-flax pretrian --config demo --data shards --workdir run", "no such command"),
-        ("electra-flax pretrain --config dmo --data shards --workdir run", "nearest preset is demo"),
+        ("electra-flax pretrain --config dmo --data shards --workdir run", "did you mean demo"),
         ("electra-flax pretrain --config demo --data shards --workdir run --training.num_step 3", "unknown field"),
         ("electra-flax pretrain --config demo --data shards --workdir run --training.num_steps many", "num_steps"),
         ("electra-flax pretrain --config demo --data shards --workdir run --init-from hg:models", "hg:models"),
@@ -149,7 +149,7 @@ def test_other_blocks_are_checked_too():
         ("electra-flax finetune --task nsmc --model models --data nsmc --out tuned --preset papers", "papers"),
         ("electra-flax finetune --task nsmc --model models --data nsmc --out tuned --epoch 3", "epoch"),
         ("electra-flax plan --config demo --topology v3-9", "v3-9"),
-        ("electra-flax detect --modle models a", "nearest is --model"),
+        ("electra-flax detect --modle models a", "did you mean --model"),
         ("electra-data shard --corpus corpus/ --vocab vocab --out shards --max-seq-lenght 64", "--max-seq-length"),
         ("electra-data vocab --corpus texts/ --out vocab2 --size 500", "texts/: no such"),
         ("make demonstrate", "No rule to make target"), ("make tpu-train TPU=mine.yaml ARGS=--dryrun", "dryrun"),

@@ -214,7 +214,7 @@ def test_rows_that_predictions_lack_are_counted_with_their_places(tmp_path):
     found = read_files(without_labels(load_task("nsmc"), path), [path])
     assert found.examples == [TextExample("a", "좋다", "", ""), TextExample("d", "나쁘다", "", "")]
     places = "1 that are blank, 1 with 1 column, 1 with an empty text: file:3, file:4, file:5"
-    assert found.summary() == f"2 of 5 rows of file (left out: {places})"
+    assert found.summary() == f"2 of 5 rows of file (skipped: {places})"
     path.write_text("좋다\t1\n\n나쁘다\t0\n")
     task = load_task("cola")
     columns = type(task.columns)(text="0", label="1")
