@@ -157,7 +157,10 @@ def test_what_no_run_can_begin_with_is_one_line(run, there, tmp_path, capsys):
         (["--init-from", other], "trained with another vocabulary"),
         (["--init-from", f"{other}/generator"], "trained with another vocabulary"),
         (["--resume-from", other], "trained with another vocabulary"),
-        (["--resume-from", source, "--training.num_steps", "3"], "is at step 3, training.num_steps=3: no steps are left"),
+        (
+            ["--resume-from", source, "--training.num_steps", "3"],
+            "is at step 3, training.num_steps=3: no steps are left",
+        ),
         (["--resume-from", source, "--optimizer.algorithm", "lamb"], "its moments are AdamW's"),
         (["--init-from", source, "--model.hidden_size", "64"], "tensors have other shapes, the first"),
         (["--init-from", source, "--model.max_position_embeddings", "128"], "--stretch-positions"),
