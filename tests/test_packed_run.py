@@ -5,23 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from run_tools import IN_STEP, end, make_shards, pretrain, records, refusal, start, start_pair, state_at
+from run_tools import DIE_ONCE_SAVED, IN_STEP, end, make_shards, pretrain, records, refusal, start, start_pair, state_at
 
 from data_prep.cli import main as data_main
 from electra_flax.commands.cli import main
 
 PACKED = ("--data.packing", "best_fit", "--packing.window", "64", "--training.batch_size", "64")
-
-
-DIE_ONCE_SAVED = """
-from electra_flax.training.checkpoint import Checkpoints
-save = Checkpoints.save
-def save_and_die(self, *given):
-    save(self, *given)
-    self.wait()
-    os._exit(9)
-Checkpoints.save = save_and_die
-"""
 
 
 @pytest.fixture(scope="module")

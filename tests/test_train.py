@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax.serialization import msgpack_restore
-from run_tools import pretrain, records, refusal, start, state_at
+from run_tools import DIE_ONCE_SAVED, pretrain, records, refusal, start, state_at
 
 from data_prep.cli import main as data_main
 from electra_flax.commands.cli import main
@@ -28,16 +28,7 @@ def run(whole, tmp_path_factory):
 
 @pytest.mark.slow
 def test_six_steps_are_three_and_a_new_process_and_three(run):
-    die_once_saved = """
-from electra_flax.training.checkpoint import Checkpoints
-save = Checkpoints.save
-def save_and_die(self, *given):
-    save(self, *given)
-    self.wait()
-    os._exit(9)
-Checkpoints.save = save_and_die
-"""
-    for before, expected_code in ((die_once_saved, 9), ("", 0)):
+    for before, expected_code in ((DIE_ONCE_SAVED, 9), ("", 0)):
         process = start(pretrain(run, "resumed"), before, ELECTRA_FLAX_STATUS=str(run / "status.json"))
         error = process.communicate()[1]
         assert process.returncode == expected_code, error
