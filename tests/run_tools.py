@@ -182,7 +182,7 @@ def run_with_ctrl_c(root, workdir, times, seconds, rng):
         line = (error.splitlines() or [""])[-1]
         if process.returncode == 0:
             return asked
-        done = re.findall(r"^step (\d+) (?:train|validation)", error, re.MULTILINE)
+        done = re.findall(r"^step (\d+) (?:train|held-out)", error, re.MULTILINE)
         if line == "electra-flax: interrupted":  # while Python was being imported
             assert process.returncode == 130 and not done, error
             continue
@@ -190,7 +190,7 @@ def run_with_ctrl_c(root, workdir, times, seconds, rng):
         folder = Workdir(place(root, workdir)).checkpoints
         newest = max(checkpoint_steps(folder), default=0) if folder.exists() else 0
         assert newest >= max(map(int, done), default=0), error
-        saved = re.search(r"asked to stop(?:: saved)? at step (\d+) of", line)
+        saved = re.search(r"stopped as asked(?:: saved)? at step (\d+) of", line)
         assert int(saved[1]) == newest if saved else "before the first step" in line, error
     raise AssertionError("it does not end")
 
