@@ -191,7 +191,7 @@ def test_an_interrupted_seed_ends_as_an_undisturbed_one(root, tmp_path, monkeypa
     monkeypatch.undo()
     again = run(root, "nsmc", tmp_path / "again", *how)
     for name in ("scores", "history", "chosen_step"):
-        assert again["seeds"][0][name] == straight["seeds"][0][name]
+        assert getattr(again.seeds[0], name) == getattr(straight.seeds[0], name)
     for name in ("model.safetensors", "predictions.tsv"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
     assert records_of(tmp_path / "again") == records_of(tmp_path / "straight")

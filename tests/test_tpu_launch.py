@@ -218,7 +218,7 @@ def test_the_plan_is_among_the_findings(api):
     (found,) = _plan(settings(max_dollars=1e-6), DEMO, StandIn(api))
     assert found.level == "problem" and "predicted, not measured" in found.text and "max_dollars=1e-06" in found.text
     (found,) = _plan(settings(overrides=["--model.hidden_size=7"]), DEMO, StandIn(api))
-    assert "could not be made" in found.text and "hidden_size" in found.text
+    assert "plan failed" in found.text and "hidden_size" in found.text
     (found,) = _plan(settings(environment=["LIBTPU_INIT_ARGS=--xla_tpu_no_such_flag=true"]), DEMO, StandIn(api))
     assert found.level == "problem" and "environment: LIBTPU_INIT_ARGS" in found.text, found
 
