@@ -92,7 +92,7 @@ demo: $(STAMP)  ## from text to models in minutes; CORPUS=path for your text
 $(TPU_COMMANDS:%=tpu-%): tpu-%: $(STAMP)
 	$(BIN)/python -m tpu.launch $* --settings $(TPU) $(ARGS)
 
-tpu-train:  ## train on Cloud TPU (docs/tpu.md); TPU=mine.yaml
+tpu-train:  ## train on Cloud TPU (docs/tpu.md); TPU=my_tpu.yaml
 tpu-status:  ## show its state; also tpu-preflight, -create, -logs, -ssh
 tpu-stop:  ## save, stop, delete the machine; tpu-delete: at once
 

@@ -59,7 +59,7 @@ STAND_INS = {
     "my.yaml": lambda place: shutil.copy(ROOT / "configs/koelectra_base_v3.yaml", place),
     "same.yaml": lambda place: shutil.copy(ROOT / "configs/koelectra_base_v3.yaml", place),
     "configs": lambda place: place.symlink_to(ROOT / "configs"), "tpu": lambda place: place.symlink_to(ROOT / "tpu"),
-    "mine.yaml": lambda place: shutil.copy(ROOT / "tpu/tpu.yaml", place),
+    "my_tpu.yaml": lambda place: shutil.copy(ROOT / "tpu/tpu.yaml", place),
 }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_other_blocks_are_checked_too():
         ("electra-flax detect --modle models a", "did you mean --model"),
         ("electra-data shard --corpus corpus/ --vocab vocab --out shards --max-seq-lenght 64", "--max-seq-length"),
         ("electra-data vocab --corpus texts/ --out vocab2 --size 500", "texts/: no such"),
-        ("make demonstrate", "No rule to make target"), ("make tpu-train TPU=mine.yaml ARGS=--dryrun", "dryrun"),
+        ("make demonstrate", "No rule to make target"), ("make tpu-train TPU=my_tpu.yaml ARGS=--dryrun", "dryrun"),
         ("make tpu-train TPU=yours.yaml", "yours.yaml"),
         ("pip install 'electra-flax[tpus]'", "tpus"), ("pip instal electra-flax", "instal"),
         ("pip install --usr a", "no such option"),

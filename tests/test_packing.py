@@ -149,6 +149,21 @@ def test_every_example_is_read_once_an_epoch_by_any_number_of_processes(
     np.testing.assert_array_equal(next(again)["input_ids"], read[-1 - (len(read) // processes - 1) + 2][2])
 
 
+class OfLengths:
+    def __init__(self, lengths):
+        self._lengths = np.asarray(lengths, np.int32)
+
+    def lengths(self):
+        return self._lengths
+
+
+@pytest.mark.parametrize(("unit", "rows", "said"), [(1, 8, None), (16, 16, "a step has 2.00 times the tokens")])
+def test_rows_that_devices_cannot_share_evenly_are_said(caplog, unit, rows, said):
+    config = tiny_config(data={"packing": "best_fit"}, training={"batch_size": 16})
+    packed = pipeline.pack(config, OfLengths([config.data.max_seq_length // 2] * 64), unit)
+    assert packed.rows == rows and (said or "") in caplog.text and bool(caplog.text) == bool(said)
+
+
 def test_rows_a_step_keep_the_tokens_of_the_recipe():
     tokens, rows = PackingConfig(), PackingConfig(batch="rows")
     assert tokens.rows_a_step(256, 0.668, 8) == 168 and rows.rows_a_step(256, 0.668, 8) == 256

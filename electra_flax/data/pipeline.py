@@ -7,6 +7,7 @@ place in the global batch is the same for any number of processes and any order 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -23,6 +24,11 @@ from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import Refusals, UserError
 from electra_flax.model.sharding import global_batch, rows_of_process
 from electra_flax.trees import Batch
+
+log = logging.getLogger("electra_flax")
+
+_TOKENS_OFF = 0.05
+"""From how much more or less than the recipe's tokens a step has, rounded to whole rows of devices, it is said."""
 
 _PREFETCH = 8  # batches decoded ahead
 _ENDLESS = 1 << 40  # batches
@@ -153,7 +159,15 @@ def pack(config: Config, examples: ShardedExamples, unit: int, size: int | None 
     packing = Packing(config.data.max_seq_length, settings.segments, settings.window)
     order = PackedOrder(lengths, packing, config.data.shuffle_seed)
     rows = order.rows_of_epoch(0)
-    size = size or settings.rows_a_step(config.training.batch_size, rows / len(lengths), unit)
+    batch_size = config.training.batch_size
+    size = size or settings.rows_a_step(batch_size, rows / len(lengths), unit)
+    times = size * len(lengths) / (rows * batch_size)
+    if settings.batch == "tokens" and abs(times - 1) > _TOKENS_OFF:
+        log.warning(
+            "packed: a step has %.2f times the tokens of training.batch_size=%d examples, because its %d rows are a "
+            "multiple of %d (devices x accumulation steps): closer with fewer accumulation steps or a larger batch",
+            times, batch_size, size, unit,
+        )  # fmt: skip
     return Packed(examples, lengths, order, size, rows / len(lengths), int(lengths.sum()) / (rows * packing.tokens))
 
 

@@ -71,8 +71,8 @@ def _padding(manifest: Manifest) -> Iterator[Finding]:
     if padding > _PADDING:
         yield Finding(
             f"{padding:.0%} of the rows of the shards is padding, which takes as long as tokens do",
-            "--data.packing best_fit puts several examples in a row and changes nothing else (docs/training.md); "
-            "electra-data inspect says what it saves",
+            "where electra-data inspect says that it saves rows, --data.packing best_fit puts several examples in one "
+            "and changes nothing else (docs/training.md)",
         )
 
 

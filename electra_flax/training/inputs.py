@@ -187,7 +187,7 @@ def _pack(config: Config, inputs: Sequence[Input], mesh: Mesh, known: Sequence[i
         shown = " and ".join(f"{share:.1%}" for share in saved)
         raise UserError(
             f"data.packing=best_fit would save {shown} of the rows: the examples of these shards are nearly as long as "
-            "rows are, or no two fit into one; give --data.packing none"
+            "rows are, or no two fit into one, or there is only one; give --data.packing none"
         )
     return found
 
