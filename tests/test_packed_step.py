@@ -147,7 +147,7 @@ def test_losses_gradients_and_samples_are_those_without_packing(changes):
 LOGITS = jax.jit(
     lambda params, batch: electra.apply_discriminator(
         CONFIG.architecture, params, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"],
-        packed=electra.PackedRows(batch["segments"], batch["places"]),
+        packed=electra.Segments(batch["segments"], batch["places"]),
     )
 )  # fmt: skip
 

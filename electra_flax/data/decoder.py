@@ -53,6 +53,23 @@ def _name_of(data, start, end):  # type: ignore[no-untyped-def]
     return -1
 
 
+@compiled
+def _enter_feature(data, position, end):  # type: ignore[no-untyped-def]
+    """Return which of the three features an entry of the map is (-1: another), where its packed list begins and ends,
+    and where the entry does. The list begins at -1 where it is nested in another way.
+    """
+    entry, entry_end = _enter(data, position, end, _NESTED)
+    if entry < 0:
+        return -1, entry, entry_end, entry_end
+    name, name_end = _enter(data, entry, entry_end, _NESTED)
+    feature, feature_end = _enter(data, name_end, entry_end, _VALUE)
+    values, values_end = _enter(data, feature, feature_end, _INT64_LIST)
+    packed, packed_end = _enter(data, values, values_end, _NESTED)
+    if name < 0 or feature < 0 or values < 0 or packed < 0:
+        return -1, np.int64(-1), packed_end, entry_end
+    return _name_of(data, name, name_end), packed, packed_end, entry_end
+
+
 def _crc_tables() -> np.ndarray:
     """Return what a byte does to a CRC32C when 0 to 7 more follow it, uint32 [8, 256]."""
     tables = np.zeros((8, 256), np.uint32)
@@ -117,16 +134,9 @@ def decode_records(data, ends, rows):  # type: ignore[no-untyped-def]
         position, features_end = _enter(data, begin, end, _NESTED)
         found = 0
         while 0 <= position < features_end:
-            entry, entry_end = _enter(data, position, features_end, _NESTED)
-            if entry < 0:
+            row, packed, packed_end, position = _enter_feature(data, position, features_end)
+            if packed < 0:
                 return number
-            name, name_end = _enter(data, entry, entry_end, _NESTED)
-            feature, feature_end = _enter(data, name_end, entry_end, _VALUE)
-            values, values_end = _enter(data, feature, feature_end, _INT64_LIST)
-            packed, packed_end = _enter(data, values, values_end, _NESTED)
-            if name < 0 or feature < 0 or values < 0 or packed < 0:
-                return number
-            row = _name_of(data, name, name_end)
             if row >= 0:  # others' features are passed over
                 count = 0
                 while packed < packed_end:
@@ -138,7 +148,6 @@ def decode_records(data, ends, rows):  # type: ignore[no-untyped-def]
                 if count != rows.shape[2]:
                     return number
                 found |= 1 << row
-            position = entry_end
         if found != 7 or features_end != end:
             return number
         start = ends[number]
@@ -157,20 +166,13 @@ def record_lengths(data, offsets, lengths, tokens):  # type: ignore[no-untyped-d
         position, features_end = _enter(data, begin, end, _NESTED)
         length = np.int64(-1)
         while 0 <= position < features_end and length < 0:
-            entry, entry_end = _enter(data, position, features_end, _NESTED)
-            name, name_end = _enter(data, entry, entry_end, _NESTED) if entry >= 0 else (entry, entry)
-            if entry < 0 or name < 0:
+            row, packed, packed_end, position = _enter_feature(data, position, features_end)
+            if packed < 0 or (row == 1 and packed_end - packed != tokens):
                 return number
-            if _name_of(data, name, name_end) == 1:
-                feature, feature_end = _enter(data, name_end, entry_end, _VALUE)
-                values, values_end = _enter(data, feature, feature_end, _INT64_LIST)
-                packed, packed_end = _enter(data, values, values_end, _NESTED)
-                if feature < 0 or values < 0 or packed < 0 or packed_end - packed != tokens:
-                    return number
+            if row == 1:
                 length = packed_end - packed
                 while length > 0 and data[packed + length - 1] == 0:
                     length -= 1
-            position = entry_end
         if length < 0:
             return number
         lengths[number] = length

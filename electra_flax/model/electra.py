@@ -26,7 +26,7 @@ from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.trees import Params, flat
 
 
-class PackedRows(NamedTuple):
+class Segments(NamedTuple):
     """What tells the examples of a row apart, both int32 [B, T]."""
 
     segments_BT: jax.Array
@@ -107,7 +107,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _of_rows(
-    attend: Attend, attention_mask_BT: jax.Array, packed: PackedRows | None
+    attend: Attend, attention_mask_BT: jax.Array, packed: Segments | None
 ) -> tuple[Attend, jax.Array, jax.Array | None]:
     """Return attention, its mask and the tokens' positions; None: as they lie in the row."""
     if packed is None:
@@ -124,7 +124,7 @@ def apply_generator(
     positions_BM: jax.Array,
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
-    packed: PackedRows | None = None,
+    packed: Segments | None = None,
 ) -> jax.Array:
     """Return masked-LM logits_BMV float32 at the given positions; no dropout without seeds."""
     attend, mask_BT, places_BT = _of_rows(attend, attention_mask_BT, packed)
@@ -143,7 +143,7 @@ def apply_discriminator(
     token_type_ids_BT: jax.Array,
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
-    packed: PackedRows | None = None,
+    packed: Segments | None = None,
 ) -> jax.Array:
     """Return replaced-token logits_BT float32; no dropout without seeds."""
     attend, mask_BT, places_BT = _of_rows(attend, attention_mask_BT, packed)

@@ -73,14 +73,13 @@ def stage(what: str, before: float | None = None) -> Iterator[_Clock]:
             clock.refresh()
 
     ticker = threading.Thread(target=tick, daemon=True)
-    ticker.start()
-    try:
-        with clock:
+    with clock:
+        ticker.start()
+        try:
             yield clock
-    finally:
-        done.set()
-        ticker.join()
-        clock.close()  # what was drawn between
+        finally:
+            done.set()
+            ticker.join()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from electra_flax.config.schema import MaskingConfig
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import randomness
 from electra_flax.model.reductions import argmax_last
+from electra_flax.training.budget import num_wanted
 from electra_flax.trees import Batch
 
 
@@ -69,13 +70,10 @@ def choose_positions(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the candidates with the highest scores: positions_BM and weights_BM.
 
-    Candidates are tokens that are neither padding nor [CLS], [SEP], [MASK]; of n tokens, special ones included,
-    max(1, min(max_predictions, round(n * mask_prob))) are chosen, the product in float32, halves to even.
+    Candidates are tokens that are neither padding nor [CLS], [SEP], [MASK].
     """
     mask_BT, is_candidate_BT = batch["attention_mask"], is_candidate(batch, special)
-    num_tokens_B = mask_BT.sum(axis=1).astype(jnp.float32)
-    wanted_B = jnp.clip(jnp.round(num_tokens_B * jnp.float32(mask_prob)), 1, max_predictions).astype(jnp.int32)
-    wanted_B = jnp.minimum(wanted_B, is_candidate_BT.sum(axis=1))
+    wanted_B = num_wanted(mask_BT.sum(axis=1), is_candidate_BT.sum(axis=1), mask_prob, max_predictions)
     # The largest of independent uniform numbers are a draw without replacement; what is no candidate comes last.
     _, positions_BM = jax.lax.top_k(jnp.where(is_candidate_BT, score_BT, -1.0), max_predictions)
     is_used_BM = jnp.arange(max_predictions)[None, :] < wanted_B[:, None]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from electra_flax.config.schema import Config
 from electra_flax.data.packing import LEAST_LENGTH
 from electra_flax.model import randomness
+from electra_flax.training.budget import num_wanted
 from electra_flax.trees import Batch
 
 
@@ -32,10 +33,9 @@ class Chosen(NamedTuple):
     """int32: which column it would be in a row of that example alone."""
 
 
-class _Segments(NamedTuple):
-    """Counts of each example of a row, int32 [B, S]."""
+class _Counts(NamedTuple):
+    """Of each example of a row, int32 [B, S]."""
 
-    candidates_BS: jax.Array
     wanted_BS: jax.Array
     """How many of its tokens are hidden."""
     start_BS: jax.Array
@@ -82,11 +82,9 @@ def of_segment(values_BS: jax.Array, segment: jax.Array) -> jax.Array:
     return jnp.where(is_of, values_BS[:, None, :], 0).sum(axis=-1)
 
 
-def _count(segments_BT: jax.Array, is_candidate_BT: jax.Array, config: Config, num_segments: int) -> _Segments:
+def _count(segments_BT: jax.Array, is_candidate_BT: jax.Array, config: Config, num_segments: int) -> _Counts:
     is_of_BST = segments_BT[:, None, :] == jnp.arange(1, num_segments + 1)[None, :, None]
     tokens_BS = is_of_BST.sum(axis=2)
     candidates_BS = (is_of_BST & is_candidate_BT[:, None, :]).sum(axis=2)
-    most = config.max_predictions_per_seq
-    share = jnp.float32(config.masking.mask_prob)
-    wanted_BS = jnp.clip(jnp.round(tokens_BS.astype(jnp.float32) * share), 1, most).astype(jnp.int32)
-    return _Segments(candidates_BS, jnp.minimum(wanted_BS, candidates_BS), tokens_BS.cumsum(axis=1) - tokens_BS)
+    wanted_BS = num_wanted(tokens_BS, candidates_BS, config.masking.mask_prob, config.max_predictions_per_seq)
+    return _Counts(wanted_BS, tokens_BS.cumsum(axis=1) - tokens_BS)

@@ -27,9 +27,9 @@ class Draws(NamedTuple):
     dropout_B: jax.Array
 
 
-def packed_rows(batch: Batch) -> electra.PackedRows | None:
+def segments_of(batch: Batch) -> electra.Segments | None:
     """Return what tells the examples of rows apart, where rows hold several."""
-    return electra.PackedRows(batch["segments"], batch["places"]) if "segments" in batch else None
+    return electra.Segments(batch["segments"], batch["places"]) if "segments" in batch else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class MaskedTokens:
         masked, settings = draws.masked, self.config.objective
         logits_BMV = electra.apply_generator(
             self.config.architecture, params, masked.masked_ids_BT, batch["attention_mask"], batch["token_type_ids"],
-            masked.positions_BM, draws.dropout_B if is_training else None, attend, packed_rows(batch),
+            masked.positions_BM, draws.dropout_B if is_training else None, attend, segments_of(batch),
         )  # fmt: skip
         with jax.named_scope("sampling"):
             sampled_BM = masking.sample_replacements(

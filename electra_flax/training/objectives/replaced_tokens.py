@@ -10,7 +10,7 @@ from electra_flax.model import electra
 from electra_flax.model.attention import Attend
 from electra_flax.training import losses, masking
 from electra_flax.training.losses import Sums
-from electra_flax.training.objectives.masked_tokens import Draws, MaskedTokens, packed_rows
+from electra_flax.training.objectives.masked_tokens import Draws, MaskedTokens, segments_of
 from electra_flax.trees import Batch, Params
 
 
@@ -24,7 +24,7 @@ class ReplacedTokens(MaskedTokens):
         logits_BT = electra.apply_discriminator(
             self.config.architecture, params, corrupted.corrupted_ids_BT, batch["attention_mask"],
             batch["token_type_ids"], draws.dropout_B if is_training else None, attend,
-            packed_rows(batch),
+            segments_of(batch),
         )  # fmt: skip
         return sums | losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, batch["attention_mask"])
 

@@ -1,0 +1,14 @@
+"""How many tokens of an example are hidden, alone in a row or not (docs/semantics.md, section 5)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def num_wanted(num_tokens: jax.Array, num_candidates: jax.Array, mask_prob: float, max_predictions: int) -> jax.Array:
+    """Return how many of an example's tokens are chosen, int32.
+
+    Of n tokens, special ones included, max(1, min(max_predictions, round(n * mask_prob))), the product in float32,
+    halves to even; no more than there are candidates.
+    """
+    share = jnp.round(num_tokens.astype(jnp.float32) * jnp.float32(mask_prob))
+    return jnp.minimum(jnp.clip(share, 1, max_predictions).astype(jnp.int32), num_candidates)
