@@ -62,6 +62,11 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2g}"
 
 
+def shown(value: object) -> str:
+    """Return a number as `number` does, anything else as its text."""
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
 def rate(per_second: float, things: str) -> str:
     """Return `14,710 tokens/s`, `4.37 steps/s`."""
     return f"{per_second:,.0f} {things}/s" if per_second >= 100 else f"{per_second:.3g} {things}/s"

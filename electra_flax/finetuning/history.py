@@ -30,10 +30,6 @@ def read_histories(given: str) -> list[History]:
     return histories
 
 
-def _number(value: Any) -> str:
-    return formats.number(value) if isinstance(value, int | float) else str(value)
-
-
 def _history(work: Workdir, folder: Path, run: dict[str, Any]) -> History:
     task, training = run.get("task"), run.get("training")
     if not isinstance(task, dict) or not isinstance(training, dict):
@@ -46,7 +42,7 @@ def _history(work: Workdir, folder: Path, run: dict[str, Any]) -> History:
         "task": str(task.get("title", "")),
         "model": str(run.get("model", "")),
         "batch x length": f"{training.get('batch_size')} x {training.get('max_seq_length')}",
-        "learning rate": _number(training.get("learning_rate")),
+        "learning rate": formats.shown(training.get("learning_rate")),
         "epochs": f"{training.get('epochs')}",
     }
     subject = Subject(0, RECORD_EVERY, float(training.get("hang_minutes", 30)), metrics, facts)

@@ -120,15 +120,10 @@ def _section(run: History, place: str, reference: History | None = None) -> dict
 
 def _event(event: dict[str, Any]) -> tuple[str, str, str, str]:
     details = ", ".join(
-        f"{key} {_detail(value)}" for key, value in event.items() if key not in ("event", "step", "time")
+        f"{key} {formats.shown(value)}" for key, value in event.items() if key not in ("event", "step", "time")
     )
     when = datetime.fromtimestamp(event["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
     return when, event["event"], f"{event['step']:,}", details
-
-
-def _detail(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return formats.number(value) if is_number else str(value)
 
 
 def _confusion(run: History) -> dict[str, Any] | None:
