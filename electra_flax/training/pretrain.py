@@ -243,7 +243,7 @@ class Pretraining:
         """Return what the start event says of packed rows; nothing where each example has its own."""
         if self._packed is None:
             return {}
-        return {"packed_rows": self._packed.rows, "packed_fill": round(self._packed.fill, 4)}
+        return {"packed_rows": self._packed.rows, "packed_fill": self._packed.fill}
 
     def batches(self, step: int) -> Iterator[Batch]:
         if self._packed:
