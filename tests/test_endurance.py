@@ -115,6 +115,23 @@ threading.Thread(target=time.sleep, args=(1000,)).start()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_ends_changes_no_exit_code(root, number):
+    late = """
+import time
+class Late:
+    def __del__(self, print=print, sleep=time.sleep):  # Python has given signals back their default by then
+        print("late", flush=True)
+        sleep(2)
+late = Late()
+"""
+    process = start(command(root, "straight"), late)
+    assert process.stdout.readline() == "late\n"
+    process.send_signal(number)
+    assert end(process)[0] == 0
+
+
+@pytest.mark.slow
 def test_hosts_of_a_tpu_find_each_other_and_stop_when_one_is_taken_away(root):
     """By their metadata alone, on the port that is given; saves are due by the clock of process 0."""
     on_a_tpu_host = """
@@ -476,9 +493,12 @@ processes._LEAVE_SECONDS = 2
         process = start(command(root, "full", "--checkpoint.max_to_keep", "100"), left)
         while process.poll() is None and not (disk / "checkpoints/6").exists():
             time.sleep(0.01)
-        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(1 << 12))
+        with (disk / "filler").open("wb", buffering=0) as filler:
+            while process.poll() is None:  # what is cleared away after a save that failed is filled again
+                with contextlib.suppress(OSError):
+                    while True:
+                        filler.write(bytes(1 << 12))
+                time.sleep(0.001)
         error = process.communicate(timeout=120)[1]
         assert process.returncode == 3, error
         assert "a checkpoint could not be written" in error and "intact are those of steps" in error

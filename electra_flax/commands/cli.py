@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (is_from_shell and isinstance(command, Pretrain | Finetune | Scoreboard)):
         return _run(command)
     signal.signal(signal.SIGTERM, _nothing_to_save)
+    # Registered before JAX is imported, so that it comes after what JAX registers.
+    atexit.register(_ignore_signals)
     code = _run(command)
     for number in (signal.SIGTERM, signal.SIGINT):  # all is said: what still waits for threads may be cut short
         signal.signal(number, lambda *unused: os._exit(code))
@@ -76,6 +79,12 @@ def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
     if isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed":
         return
     sys.__unraisablehook__(unraisable)
+
+
+def _ignore_signals() -> None:
+    """Keep the exit code from a signal that comes last: Python, while it ends, gives signals back their default."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _nothing_to_save(number: int, frame: object) -> None:

@@ -59,6 +59,8 @@ def load_fields(cls: type[T], path: str | Path, overrides: Sequence[str], help_c
     Raises UserError as `load_config` does.
     """
     values = read_yaml(Path(path))
+    if values is None:
+        raise UserError(f"{path}: empty: write fields and their values ({help_command})")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected fields and their values, found {type(values).__name__}")
     return fields_from(cls, values, overrides, str(path), help_command)

@@ -102,12 +102,13 @@ def pretrain(
         for phase, phase_input, attend in zip(config.phases, inputs, attends, strict=True):
             learner = Pretraining(phase, phase_input, attend, work, begin_with)
             _train(learner, places, interruption, watchdog, callbacks)
-        if processes.is_main():
-            write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
-            log.info(
-                "all %s steps are done; next: electra-flax export --workdir %s", f"{config.training.num_steps:,}", work
-            )
         try:
+            if processes.is_main():
+                write_whole(work.folder / "DONE", json.dumps({"step": config.training.num_steps}) + "\n")
+                log.info(
+                    "all %s steps are done; next: electra-flax export --workdir %s",
+                    f"{config.training.num_steps:,}", work,
+                )  # fmt: skip
             guard.push(work)
         except UserError as problem:
             raise RunError(f"all steps are done, but {problem}; the same command writes what is missing") from None
@@ -214,9 +215,11 @@ class Pretraining:
     def prepare(self, state: TrainState, is_fresh: bool) -> None:
         """Say what begins, and compile its step."""
         if is_fresh:
-            log.info("new run; sharding rules: parameter names, mesh axes, arrays, parameters")
-            for line in coverage_report(state.params).split("\n"):
-                log.info("%s", line)
+            log.info("new run")
+            if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:  # else every device holds all of them
+                log.info("sharding rules: parameter names, mesh axes, arrays, parameters")
+                for line in coverage_report(state.params).split("\n"):
+                    log.info("%s", line)
         else:
             ignored = "; --init-from or --resume-from was applied when the run began" if self.begin_with else ""
             log.info("continuing from step %s%s", f"{int(state.step):,}", ignored)
