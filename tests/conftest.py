@@ -21,10 +21,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{os.environ['TESTS_COMMON']
 # Small ones too: a run in a process of its own has dozens.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# XLA's newer emitter of fused loops takes the tests' programs two thirds longer to compile. Later releases have no
-# other one, and end the process at a flag that they do not know.
+# XLA's newer emitter of fused loops takes the tests' programs two thirds longer to compile, and their division for many
+# threads a sixth longer. Later releases have no other emitter, and end the process at a flag that they do not know.
 if version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    _quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_quick}"
 
 import jax
 import pytest

@@ -85,6 +85,7 @@ def test_splitting_loses_nothing_but_space():
         assert "".join(split_by_rules(text)).replace(" ", "") == text.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_kiwi_splits_the_same_in_any_order():
     from data_prep.sentences import splitter
 

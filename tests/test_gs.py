@@ -245,6 +245,7 @@ def test_a_bucket_that_is_away_at_a_restart_is_no_mistake(
 # --------------------------------------------------------------------------------------------------------- lock
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_and_a_dead_one_is_no_obstacle(root, proxy, monkeypatch, capsys):
     folder = RemoteFolder("gs://bucket/locked")
     with lease.Lease(folder):

@@ -244,6 +244,7 @@ def test_a_package_is_named_by_its_content_and_verifies_itself(tmp_path):
     assert any(name.startswith("electra_flax-") and name.endswith(".whl") for name in files)
 
 
+@pytest.mark.slow
 def test_a_package_is_uploaded_once(api, gcloud, tmp_path):
     made = settings(name="once")
     name = build(made, DEMO, tmp_path / "package")

@@ -114,6 +114,7 @@ def test_an_export_that_fails_is_no_success(worker):
     assert status(worker)["phase"] == "failed" and "export: error: no room" in status(worker)["message"]
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_pod_counts_the_steps_of_the_first_one(worker, tmp_path, monkeypatch, google_storage):
     """Its trainer does not tell of them; what is damaged beside, hers or another machine's, is no word."""
     for name, value in google_storage.items():
@@ -132,6 +133,7 @@ def test_a_worker_of_a_pod_counts_the_steps_of_the_first_one(worker, tmp_path, m
     assert json.loads((worker.place / "failures.json").read_text()) == {"step": 900, "in_a_row": 1}
 
 
+@pytest.mark.slow
 def test_devices_that_are_missing_make_a_machine_sick(worker):
     process = worker(CODE="0", ELECTRA_DEVICES="8")
     process.communicate(timeout=240)
