@@ -99,6 +99,13 @@ def test_detect_says_what_transformers_says(there, capsys, place):
         assert len(SENTENCE[piece["start"] : piece["end"]]) >= 1
 
 
+def test_fill_offers_words_alone(there, capsys):
+    _, (found,) = printed(capsys, "fill", "--model", str(there / "export"), "--top", "10000", "가 [MASK]")
+    tokens = (there / "export/generator/vocab.txt").read_text().splitlines()
+    special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    assert {each["token"] for each in found["masks"][0]} == set(tokens) - special
+
+
 def test_fill_says_what_transformers_says(there, capsys):
     pytest.importorskip("torch", reason="NOT CHECKED: PyTorch is not installed")
     import transformers

@@ -197,7 +197,7 @@ def test_bad_input_is_one_line_and_exit_1(run, capsys):
     for out in ("run", "run/checkpoints", "run/../run/checkpoints/more", "run/damaged/x"):
         said = refusal(capsys, ["export", "--workdir", str(run / "run"), "--out", str(run / out)])
         assert f"inside the run of --workdir {run / 'run'}" in said
-    assert "no config.yaml" in refusal(capsys, ["evaluate", "--workdir", str(run / "nowhere")])
+    assert "no such folder: give the --workdir" in refusal(capsys, ["evaluate", "--workdir", str(run / "nowhere")])
     shutil.copytree(run / "shards", run / "other_vocab")
     (run / "other_vocab/vocab.txt").write_text(
         "\n".join(reversed(Vocabulary.read(run / "shards/vocab.txt").tokens)), encoding="utf-8"

@@ -369,4 +369,4 @@ def test_show_tells_what_does_not_belong_together(there, models, tmp_path, capsy
     )
     write_shards(tmp_path / "shards", Vocabulary.of(tmp_path, ["a"]))
     show[2] = str(tmp_path / "shards")
-    assert "shards of another vocabulary than" in refusal(capsys, [*show, str(models / "plain")])
+    assert "shards of another vocabulary than the model's" in refusal(capsys, [*show, str(models / "plain")])

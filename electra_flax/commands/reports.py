@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from electra_flax.commands.common import Devices
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError, escaped
+from electra_flax.formats import counted
 from electra_flax.runtime.console import print_json, print_line, print_text
 from electra_flax.runtime.flags import ConfigName, File, Flag, Overridden, Place
 
@@ -65,7 +66,7 @@ class Doctor(Overridden, Devices):
     """print JSON"""
 
     def run(self) -> int:
-        found = self._of_run() if self.config is None else self._of_config(self.config)
+        found, where = self._of_run() if self.config is None else (self._of_config(self.config), "")
         if self.json:
             print_json([finding._asdict() for finding in found])
         else:
@@ -73,10 +74,11 @@ class Doctor(Overridden, Devices):
                 print_text(f"- {escaped(finding.problem)}")
                 print_text(f"  {escaped(finding.advice)}", indent=0)
             if not found:
-                print("no findings")
+                print(f"no findings{where}")
         return 1 if found else 0
 
-    def _of_run(self) -> list[Finding]:
+    def _of_run(self) -> tuple[list[Finding], str]:
+        """Return what is wrong with a run, and how much of it there is to judge by."""
         from electra_flax.finetuning.history import read_histories
         from electra_flax.reports.doctor import diagnose
 
@@ -84,7 +86,9 @@ class Doctor(Overridden, Devices):
             raise UserError("doctor: give a run (--workdir DIR) or a configuration (--config NAME|YAML)")
         if self.data or self.long_data or self.overrides:
             raise UserError("--data, --long-data and fields need --config NAME|YAML")
-        return [found for run in read_histories(self.workdir) for found in diagnose(run)]
+        runs = read_histories(self.workdir)
+        where = f" in {counted(max(run.step for run in runs), 'steps')}"
+        return [found for run in runs for found in diagnose(run)], where
 
     def _of_config(self, path: Path) -> list[Finding]:
         from electra_flax.config.loading import load_config

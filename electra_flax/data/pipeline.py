@@ -65,7 +65,8 @@ def check_vocabulary(
         if size != config.model.vocab_size:
             raise UserError(
                 f"model.vocab_size={config.model.vocab_size}, but {path} has {size} entries: set model.vocab_size to "
-                f"{size}, or make shards with a vocabulary of {config.model.vocab_size}"
+                f"{size}, or make shards with the vocabulary that the configuration is for (electra-data shard "
+                "--vocab; for --init-from tiny-ko: --vocab tiny-ko)"
             )
     if manifest is None:
         return

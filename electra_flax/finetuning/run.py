@@ -35,6 +35,7 @@ from electra_flax.finetuning.seed import Shared, finetune_seed
 from electra_flax.finetuning.step import Network, make_steps
 from electra_flax.finetuning.task import Task, Training
 from electra_flax.finetuning.task_files import load_task, load_training
+from electra_flax.formats import counted
 from electra_flax.model import electra
 from electra_flax.model.sharding import check_batch, make_mesh
 from electra_flax.runtime import processes
@@ -49,6 +50,8 @@ from electra_flax.weights.sources import find_part
 from electra_flax.weights.weights import Weights
 
 log = logging.getLogger("electra_flax")
+
+_FEW_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
         task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
         data.scored.name, f"{len(data.scored.examples):,}",
     )  # fmt: skip
+    if (num_steps := training.num_steps(len(data.train.rows))) < _FEW_STEPS:
+        log.warning(
+            "only %s of training: a pretrained model learns next to nothing in fewer than %s; raise --epochs, or lower "
+            "--batch_size (now %s)", counted(num_steps, "steps"), _FEW_STEPS, training.batch_size,
+        )  # fmt: skip
     shared = _build(run)
     work = Workdir(request.out)
     with (

@@ -25,7 +25,7 @@ from electra_flax.model.products import add_bias, dot_rows, look_up
 
 DotGeneral = Callable[..., jax.Array]
 
-# Odd polynomial u(x) with Phi(x) = (1 + tanh(u(x))) / 2 to 0.2 % for |x| <= 6, a fit of atanh(erf(x / sqrt(2))).
+# Odd polynomial u(x) with Phi(x) = (1 + tanh(u(x))) / 2 to 0.2% for |x| <= 6, a fit of atanh(erf(x / sqrt(2))).
 _PHI = (0.79595518, 0.038135070, -0.00052794081, 6.3985372e-06, -3.2708044e-08)
 
 

@@ -3,7 +3,7 @@
 A custom kernel carries no estimate in the text of a compiled program, but the compiler can write down the
 instruction bundles that it scheduled. That must be asked for before the compiler is loaded, hence a process apart.
 One bundle takes a cycle, and a `vdelay N` in it N more; on matrix products that fill the matrix unit the sum is within
-4 % of arithmetic (docs/plan.md).
+4% of arithmetic (docs/plan.md).
 
     python -m electra_flax.planning.kernel_schedule TOPOLOGY < kernels.json > cycles.json
 """

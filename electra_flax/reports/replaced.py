@@ -68,7 +68,10 @@ def detect(place: str, data_path: Path, most: int = _MOST_EXAMPLES, seed: int = 
         )
     assert vocabulary is not None  # find_weights: a Hugging Face folder has one
     if manifest.vocab_sha256 != vocabulary.sha256:
-        raise UserError(f"--data {data_path}: shards of another vocabulary than {vocabulary.path}")
+        raise UserError(
+            f"--data {data_path}: shards of another vocabulary than the model's: make them with "
+            f"electra-data shard --vocab {vocabulary.path}"
+        )
     if manifest.max_seq_length > sizes.max_position_embeddings:
         raise UserError(
             f"--data {data_path}: examples of {manifest.max_seq_length} tokens, more than the "
@@ -82,7 +85,7 @@ def detect(place: str, data_path: Path, most: int = _MOST_EXAMPLES, seed: int = 
 def detect_in(
     source: str, rows: np.ndarray, vocabulary: Vocabulary, architecture: Architecture, params: Params, seed: int = 0
 ) -> list[Detection]:
-    """Replace 15 % of the tokens of examples, int32 [B, 3, T], by the generator's, and ask the discriminator.
+    """Replace 15% of the tokens of examples, int32 [B, 3, T], by the generator's, and ask the discriminator.
 
     Raises UserError, in the name of `source`, where their numbers are not finite.
     """

@@ -253,7 +253,8 @@ def _detected(sentence: Sentence, probabilities: np.ndarray) -> Detected:
 def fill(part: Part, texts: Sequence[str], top: int) -> list[Filled]:
     """Return for each text and each [MASK] in it the generator's `top` likeliest tokens, likeliest first.
 
-    Special tokens, which are no words, are left out; the probabilities are those of the model all the same. Raises UserError, also for a text without [MASK].
+    Special tokens, which are no words, are left out; the probabilities are those of the model all the same. Raises
+    UserError, also for a text without [MASK].
     """
     check(top >= 1, f"top={top}: expected 1 or more")
     sentences, tokens, special = part.read(texts), part.vocabulary.tokens, set(part.vocabulary.special)

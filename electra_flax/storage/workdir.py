@@ -105,7 +105,8 @@ class Workdir:
         """Return the resolved configuration of the run. Raises UserError where there is none."""
         path = self.folder / "config.yaml"
         if not path.exists():
-            raise UserError(f"{self}: not the workdir of a run (no config.yaml there)")
+            what = "not the workdir of a run (no config.yaml there)" if self.folder.exists() else "no such folder"
+            raise UserError(f"{self}: {what}: give the --workdir of electra-flax pretrain")
         return load_config(path)
 
     def read_data_path(self, phase: int) -> str:
