@@ -343,12 +343,12 @@ def test_several_folders_and_words_that_no_option_takes(capsys):
 
 
 @pytest.mark.slow
-def test_scoreboard(root, tmp_path, capsys, monkeypatch):
+def test_scoreboard(root, tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["scoreboard", "--model", str(root / "export"), "--data", str(root / "data"), "--tasks", "nsmc", *QUICK]
     assert main(arguments) == 0
-    table, said = capsys.readouterr()
-    assert "steps of training: a pretrained model learns next to nothing in fewer than 50" in said
+    table = capsys.readouterr().out
+    assert "steps of training: a pretrained model learns next to nothing in fewer than 50" in caplog.text
     assert "**NSMC**<br/>(acc)" in table and "| KoELECTRA-Base-v3 (published) | 90.63 |" in table
     assert "best of all checkpoints on the scored examples" in table and "Naver NER" not in table
     rows = json.loads((tmp_path / "scoreboard/table.json").read_text())

@@ -73,7 +73,7 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
     layers = config.model.num_hidden_layers + config.generator.num_hidden_layers
     like = f"{layers} layers with {'the attention kernel' if has_kernel else 'plain attention'} on {slice_type}"
     with timed(f"2 of {stages}, compiling for {slice_type}", like, cache_folder()) as clock:
-        compiled = _compile(lowered, where)
+        compiled = compile_for(lowered, where)
         clock.is_kept = compiled.memory is not None  # a refusal comes sooner
     if compiled.memory is not None and has_kernel:
         rows = config.training.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
@@ -102,7 +102,8 @@ def _lower(config: Config, mesh: Mesh, attend: Attend) -> Any:
     )
 
 
-def _compile(lowered: Any, where: Slice) -> Compiled:
+def compile_for(lowered: Any, where: Slice) -> Compiled:
+    """Return a lowered step compiled for a slice, without the cycles of its kernels. Raises RunError if it fails."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from electra_flax.planning.compilation import compile_step
 from electra_flax.planning.program_cost import Cost, Hardware
 from electra_flax.planning.table import Plan
 from electra_flax.runtime.host_memory import give_back_unused
-from electra_flax.runtime.tpus import Slice, parse_slice
+from electra_flax.runtime.tpus import Generation, Slice, parse_slice
 from electra_flax.training import initial_state
 from electra_flax.training.flops import step_flops
 
@@ -99,15 +99,8 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
     )
     if compiled.memory is None:
         return plan
-    hardware = Hardware(
-        clock_hz=generation.clock_hz,
-        hbm_bytes_per_second=generation.memory_bytes_per_second,
-        link_bytes_per_second=generation.link_bytes_per_second,
-        collective_latency_seconds=_COLLECTIVE_LATENCY,
-        kernel_cycles=compiled.kernel_cycles,
-    )
     program = program_cost.parse(compiled.text)
-    costs = program_cost.operation_costs(program, hardware)
+    costs = program_cost.operation_costs(program, hardware(generation, compiled.kernel_cycles))
     seconds = sum(cost.seconds for cost in costs)
     places = training.batch_size * config.data.max_seq_length
     hours = seconds * num_steps / 3600
@@ -124,6 +117,17 @@ def _plan_one(phase: Phase, where: Slice, dollars_per_hour: float | None, explai
         predicted_dollars=hours * plan.dollars_per_hour,
         loops_counted_once=program_cost.unbounded_loops(program),
         costliest=tuple(_costliest(costs, explain)),
+    )
+
+
+def hardware(generation: Generation, kernel_cycles: Mapping[str, int]) -> Hardware:
+    """Return what the operations that the compiler does not estimate are costed by."""
+    return Hardware(
+        clock_hz=generation.clock_hz,
+        hbm_bytes_per_second=generation.memory_bytes_per_second,
+        link_bytes_per_second=generation.link_bytes_per_second,
+        collective_latency_seconds=_COLLECTIVE_LATENCY,
+        kernel_cycles=kernel_cycles,
     )
 
 
