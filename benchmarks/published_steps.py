@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from electra_flax.planning.kernel_schedule import COMPILER_ENVIRONMENT
+
+os.environ.update(COMPILER_ENVIRONMENT)  # JAX reads it when it is imported
 
 import flax.linen as nn
 import jax
@@ -100,7 +105,7 @@ RUNS = (
 def predict(run: Published) -> dict[str, float]:
     """Return the predicted seconds of a step, and of what they are made; float32, products by the TPU's default."""
     where = parse_slice(run.accelerator_type)
-    devices = topologies.get_topology_desc(where.topology_name, platform="tpu").devices
+    devices = topologies.get_topology_desc(where.topology_name, platform="tpu", **where.compiler_options).devices
     mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-4))
 

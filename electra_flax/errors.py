@@ -62,11 +62,14 @@ def check(ok: bool, message: str) -> None:
 
 
 def check_numbers(values: object, section: str = "") -> None:
-    """Raise UserError for the first field of a dataclass whose value lies outside the range of its annotation."""
+    """Raise UserError for the first field of a dataclass whose value lies outside the range of its annotation.
+
+    A field that may be None has no range there.
+    """
     cls: type = type(values)
     for name, allowed in ranges(cls).items():
         value = getattr(values, name)
-        if value not in allowed:
+        if value is not None and value not in allowed:
             raise UserError(f"{f'{section}.' if section else ''}{name}={short(value)}: expected {allowed}")
 
 

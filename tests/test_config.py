@@ -118,6 +118,9 @@ DEMO = f"{CONFIGS / 'demo.yaml'}: "
         (["--training.seed"], "--training.seed: expected a value after it"),
         # Values.
         (["--model.hidden_size", "wide"], "--model.hidden_size=wide: expected int, 1 to 1,048,576"),
+        (["--generator.dropout", "x"], "--generator.dropout=x: expected float, at least 0 and less than 1"),
+        (["--generator.dropout", "1"], "--generator.dropout=1.0: expected at least 0 and less than 1"),
+        (["--masking.unit", "words"], "--masking.unit=words: expected one of 'token', 'word', 'span'"),
         (["--training.compute_dtype", "float16"], "--training.compute_dtype=float16: expected one of 'float32'"),
         (["--model", "3"], "--model: expected fields and their values, or each as --model.FIELD VALUE"),
         (["--training.seed", "9" * 5000], "--training.seed: Exceeds the limit"),
@@ -224,3 +227,12 @@ def test_every_field_of_a_model_is_one_of_hugging_face():
     """Else an export would compute something else without a word."""
     sizes = tiny_config().model
     assert vars(sizes).keys() <= hugging_face_config(sizes, "ElectraForMaskedLM", 0, "float32").keys()
+
+
+def test_a_generator_may_have_its_own_dropout():
+    config = load_config(CONFIGS / "demo.yaml", ["--generator.dropout", "0.25", "--model.hidden_dropout_prob", "0.1"])
+    generator, model = config.architecture.generator, config.architecture.model
+    assert (generator.hidden_dropout_prob, generator.attention_probs_dropout_prob) == (0.25, 0.25)
+    assert model.hidden_dropout_prob == 0.1
+    with pytest.raises(UserError, match=r"generator.dropout needs generator.untied_generator=true"):
+        load_config(CONFIGS / "tiny.yaml", ["--generator.dropout", "0"])

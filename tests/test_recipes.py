@@ -1,4 +1,4 @@
-"""Ways to train beside the plain one: LAMB, a second phase on long sequences, weights of another run."""
+"""Ways to train beside the plain one: words, spans, LAMB, a second phase on long sequences, weights of another run."""
 
 import json
 import shutil
@@ -28,6 +28,36 @@ def root(tmp_path_factory, sample_corpus):
             assert data_main(["vocab", "--corpus", str(sample_corpus), *vocab_out]) == 0
         assert data_main(["shard", *source, "--vocab", str(root / vocab), "--out", str(root / name), *extra]) == 0
     return root
+
+
+DIE = """
+from electra_flax.training.checkpoint import Checkpoints
+save = Checkpoints.save
+def save_and_die(self, state, *given):
+    save(self, state, *given)
+    if int(state.step) == {step}:
+        self.wait()
+        os._exit(9)
+Checkpoints.save = save_and_die
+"""
+
+
+# --------------------------------------------------------------------------------------------------------- units
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_a_run_that_hides_words_goes_on_bit_by_bit(root, unit, capsys):
+    recipe = ["--masking.unit", unit, "--generator.dropout", "0", "--checkpoint.every_steps", "2"]
+    assert main(pretrain(root, unit, *recipe)) == 0
+    process = start(pretrain(root, f"{unit}-killed", *recipe), DIE.format(step=4))
+    error = process.communicate()[1]
+    assert process.returncode == 9, error
+    assert main(pretrain(root, f"{unit}-killed", *recipe)) == 0
+    for ours, theirs in zip(*(jax.tree.leaves(state_at(root, f"{unit}{end}")) for end in ("", "-killed")), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert records(root, unit, "validation") == records(root, f"{unit}-killed", "validation")
+    assert f"masking.unit: {unit} -> token" in refusal(capsys, pretrain(root, unit, *recipe[2:]))
 
 
 # ---------------------------------------------------------------------------------------------------------- LAMB
@@ -124,18 +154,8 @@ def test_a_long_phase_goes_on_with_the_same_state(root, phases, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("dies_at", [4, 6])
 def test_a_run_of_two_phases_resumes_in_either(root, phases, dies_at):
-    die = f"""
-from electra_flax.training.checkpoint import Checkpoints
-save = Checkpoints.save
-def save_and_die(self, state, *given):
-    save(self, state, *given)
-    if int(state.step) == {dies_at}:
-        self.wait()
-        os._exit(9)
-Checkpoints.save = save_and_die
-"""
     name = f"phases{dies_at}"
-    process = start(two_phases(root, name), die)
+    process = start(two_phases(root, name), DIE.format(step=dies_at))
     error = process.communicate()[1]
     assert process.returncode == 9, error
     assert main(two_phases(root, name)) == 0

@@ -157,6 +157,9 @@ _UNKNOWN_FIELD = (
 )
 _PROBLEM = re.compile(r'(?:Parser key "|argument --)(?P<name>[\w.]+)"?: (?P<problem>.*)')
 _WRONG_VALUE = re.compile(r"Expected an? (?P<type>.+?)\. Got value: ?(?P<value>.*)")
+_WRONG_OPTIONAL = re.compile(  # of a field that may be null
+    r"Expected a (?P<type><class '\w+'>) - Expected a <class 'NoneType'>.*Given value: (?P<value>.*)"
+)
 
 
 def _one_line(message: str, cls: type, help_command: str) -> str:
@@ -172,7 +175,7 @@ def _one_line(message: str, cls: type, help_command: str) -> str:
         name, problem = match.groups()
         if "Unable to load config" in problem:
             return f"{name}: expected fields and their values, or each as --{name}.FIELD VALUE"
-        if wrong := _WRONG_VALUE.search(problem):
+        if wrong := _WRONG_VALUE.search(problem) or _WRONG_OPTIONAL.search(problem):
             expected = re.sub(r"<class '(\w+)'>", r"\1", wrong["type"])
             expected = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected)
             allowed = _fields(cls).get(name)

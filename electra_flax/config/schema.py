@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
 from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size, check_heads
+from electra_flax.config.masking import MaskingConfig
 from electra_flax.config.packing import PackingConfig
 from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight
 from electra_flax.errors import UserError, check, check_numbers
@@ -41,8 +42,13 @@ class GeneratorConfig:
     uniform_generator: bool = False
     """No generator at all: replacements are drawn uniformly from the vocabulary."""
 
+    dropout: Annotated[float | None, Range(0, 1, "[)")] = None
+    """Dropout of its own transformer, attention included; default: the model's."""
+
     def __post_init__(self) -> None:
         check_numbers(self, "generator")
+        check(self.dropout is None or self.untied_generator, "generator.dropout needs generator.untied_generator=true: "
+              "one shared transformer has the dropout of model")  # fmt: skip
         check_heads("generator", self.hidden_size, self.num_attention_heads)
         check(
             not (self.uniform_generator and self.untied_generator_embeddings),
@@ -54,19 +60,6 @@ class GeneratorConfig:
             "generator.untied_generator_embeddings=true needs generator.untied_generator=true, got false: "
             "one shared transformer has one embedding table",
         )
-
-
-@dataclass(frozen=True)
-class MaskingConfig:
-    """Masking (docs/semantics.md, section 5)."""
-
-    mask_prob: Annotated[float, Range(0, 1, "()")] = 0.15
-    """Share of the tokens that are chosen for prediction."""
-    mask_token_prob: Annotated[float, Range(0, 1)] = 0.85
-    """Chance that a chosen token becomes [MASK]; otherwise it stays as it is. There is no random-token branch."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "masking")
 
 
 @dataclass(frozen=True)
@@ -347,6 +340,10 @@ class Config:
                 generator.hidden_size if generator.untied_generator_embeddings else self.model.embedding_size
             ),
         )
+        if generator.dropout is not None:
+            sizes = replace(
+                sizes, hidden_dropout_prob=generator.dropout, attention_probs_dropout_prob=generator.dropout
+            )
         return Architecture(
             model=self.model,
             generator=sizes if trains_both and has_generator and generator.untied_generator else None,

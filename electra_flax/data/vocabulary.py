@@ -61,3 +61,8 @@ class Vocabulary(NamedTuple):
         if missing := [name for name in names if name not in ids]:
             raise UserError(f"{self.path}: not a WordPiece vocabulary for ELECTRA: lacks {', '.join(missing)}")
         return SpecialTokens(*(ids[name] for name in names))
+
+    @property
+    def continuations(self) -> tuple[int, ...]:
+        """Return the entries that continue a word."""
+        return tuple(number for number, token in enumerate(self.tokens) if token.startswith("##"))

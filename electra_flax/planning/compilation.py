@@ -30,6 +30,7 @@ from electra_flax.training import initial_state, step
 from electra_flax.training.objectives import make_objective
 
 _SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)  # any ids: they change constants, not costs
+_CONTINUATIONS = (5,)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _lower(config: Config, mesh: Mesh, attend: Attend) -> Any:
         state,
         state_shardings(state, mesh),
     )
-    train_step: Any = step.make_train_step(config, make_objective(config, _SPECIAL), mesh, attend)
+    train_step: Any = step.make_train_step(config, make_objective(config, _SPECIAL, _CONTINUATIONS), mesh, attend)
     return train_step.trace(state, initial_state.abstract_batch(config, batch_sharding(mesh))).lower(
         lowering_platforms=("tpu",)
     )

@@ -97,7 +97,8 @@ def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe |
     length = config.data.max_seq_length
     rows = probe.rows(vocabulary, identity.casing(data, vocabulary), length) if probe else None
     attend = choose_attention(config.architecture, length, mesh)
-    held_out = HeldOut(config, make_objective(config, vocabulary.special), examples, mesh, attend, rows)
+    objective = make_objective(config, vocabulary.special, vocabulary.continuations)
+    held_out = HeldOut(config, objective, examples, mesh, attend, rows)
     metrics = held_out.metrics(state.params)
     if config.architecture.has_generator_head and not is_remote(place):  # on gs:// the training shards stay there
         train = open_split(config, DataFolder.open(data.path), "train")

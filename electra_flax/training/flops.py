@@ -17,7 +17,7 @@ from electra_flax.training.objectives import make_objective
 
 def step_flops(config: Config) -> int:
     """Return the operations of one optimizer step over the whole batch, traced with plain attention."""
-    objective = make_objective(config, SpecialTokens(*range(5)))  # which ids they are changes no shape
+    objective = make_objective(config, SpecialTokens(*range(5)), (5,))  # which ids they are changes no shape
     slices = config.training.gradient_accumulation_steps
 
     def gradients(params: Any, batch: Any) -> Any:

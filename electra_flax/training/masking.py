@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from electra_flax.config.schema import MaskingConfig
+from electra_flax.config.masking import MaskingConfig
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import randomness
 from electra_flax.model.reductions import argmax_last

@@ -8,15 +8,18 @@ Array names: B batch, T tokens, S examples of a row, M masked positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from electra_flax.config.schema import Config
 from electra_flax.data.packing import LEAST_LENGTH
 from electra_flax.model import randomness
 from electra_flax.training.budget import num_wanted
+from electra_flax.training.masking_units import choose_whole, span_starts, word_starts
 from electra_flax.trees import Batch
 
 
@@ -52,16 +55,36 @@ def max_predictions_per_row(config: Config) -> int:
     return min(tokens, int(tokens * share + config.packing.segments * beyond + 1e-6))
 
 
-def choose_packed(score_seeds_BS: jax.Array, batch: Batch, is_candidate_BT: jax.Array, config: Config) -> Chosen:
-    """Return of each example those of its candidates that masking.choose_positions would with the same seed."""
+def choose_packed(
+    score_seeds_BS: jax.Array,
+    batch: Batch,
+    is_candidate_BT: jax.Array,
+    config: Config,
+    continuations: Sequence[int] = (),
+) -> Chosen:
+    """Return of each example those of its candidates that masking.choose_positions would with the same seed.
+
+    Whole words or spans of them where masking.unit says so; `continuations` are the entries of the vocabulary that
+    continue a word.
+    """
     segments_BT, num_segments = batch["segments"], score_seeds_BS.shape[1]
     score_BT = randomness.uniform_at(batch["places"], of_segment(score_seeds_BS, segments_BT - 1))
     counts = _count(segments_BT, is_candidate_BT, config, num_segments)
-    # By example, in each its candidates by falling score, of equals the first.
-    key_BT = jnp.where(segments_BT > 0, segments_BT, num_segments + 1)
-    fallen_BT = jnp.where(is_candidate_BT, -score_BT, 1.0)
-    place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
-    _, _, sorted_BT = jax.lax.sort((key_BT, fallen_BT, place_BT), dimension=1, num_keys=2, is_stable=True)
+    if config.masking.unit == "token":
+        # By example, in each its candidates by falling score, of equals the first.
+        key_BT = jnp.where(segments_BT > 0, segments_BT, num_segments + 1)
+        fallen_BT = jnp.where(is_candidate_BT, -score_BT, 1.0)
+        place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
+        _, _, sorted_BT = jax.lax.sort((key_BT, fallen_BT, place_BT), dimension=1, num_keys=2, is_stable=True)
+    else:
+        assert continuations, "masking.unit asks for them"
+        continues_V = np.isin(np.arange(config.model.vocab_size), continuations)
+        starts_BT = word_starts(jnp.asarray(continues_V)[batch["input_ids"]], is_candidate_BT)
+        if config.masking.unit == "span":
+            length_seeds_BS = randomness.fold_in(score_seeds_BS, 0)
+            starts_BT = span_starts(starts_BT, is_candidate_BT, segments_BT, length_seeds_BS)
+        sorted_BT, hidden_BS = choose_whole(score_BT, starts_BT, segments_BT, is_candidate_BT, counts.wanted_BS)
+        counts = counts._replace(wanted_BS=hidden_BS)
     # Column m belongs to the first example whose wanted ones, and those of all before it, are more than m.
     column_1M = jnp.arange(max_predictions_per_row(config))[None, :]
     end_BS = counts.wanted_BS.cumsum(axis=1)

@@ -185,7 +185,7 @@ class Pretraining:
         self.start, self.end, self.total = phase.start, phase.end, config.training.num_steps
         self.rhythm = Rhythm(config.checkpoint, config.training.max_skipped_steps)
         self.mesh, self.shapes = make_mesh(config.mesh), abstract_state(config)
-        self.objective = make_objective(config, vocabulary.special)
+        self.objective = make_objective(config, vocabulary.special, vocabulary.continuations)
         on_console = [metric.name for metric in (*metrics_of(config), *HEALTH_METRICS) if metric.is_on_console]
         self.shown = ("loss", *on_console, "tokens_per_sec", "mfu")
         self.least_seconds: float | None = None

@@ -100,6 +100,9 @@ class Publication:
         return f" (did you mean {found[0]}?)" if found else ""
 
 
+_UNITS = {"token": "", "word": ", whole words", "span": ", spans of whole words"}
+
+
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
     """Return {file name: content}: README.md and, of a run, the picture of its curves."""
     does, tag = _DOES[part]
@@ -167,7 +170,7 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         "warmup steps": f"{optimizer.warmup_steps:,}",
         "weight decay": formats.number(optimizer.weight_decay),
         "dropout": formats.number(config.model.hidden_dropout_prob),
-        "masked tokens": f"{config.masking.mask_prob:.0%}",
+        "masked tokens": f"{config.masking.mask_prob:.0%}{_UNITS[config.masking.unit]}",
         "compute dtype": training.compute_dtype,
     }
     if config.generator.uniform_generator:

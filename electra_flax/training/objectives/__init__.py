@@ -9,6 +9,6 @@ from electra_flax.training.objectives.replaced_tokens import ReplacedTokens
 OBJECTIVES: dict[str, type[Objective]] = {"masked_tokens": MaskedTokens, "replaced_tokens": ReplacedTokens}
 
 
-def make_objective(config: Config, special: SpecialTokens) -> Objective:
-    """Return the objective of a run."""
-    return OBJECTIVES[config.objective.kind](config, special)
+def make_objective(config: Config, special: SpecialTokens, continuations: tuple[int, ...] = ()) -> Objective:
+    """Return the objective of a run; `continuations` are needed where masking.unit is not token."""
+    return OBJECTIVES[config.objective.kind](config, special, continuations)

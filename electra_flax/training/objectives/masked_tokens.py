@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
@@ -32,25 +33,37 @@ def segments_of(batch: Batch) -> electra.Segments | None:
     return electra.Segments(batch["segments"], batch["places"]) if "segments" in batch else None
 
 
+def _as_one_example(batch: Batch, seeds: RowSeeds) -> tuple[Batch, RowSeeds]:
+    """Return rows of one example each as packed ones that hold no other."""
+    place_BT = jax.lax.broadcasted_iota(jnp.int32, batch["input_ids"].shape, 1)
+    packed = {**batch, "segments": batch["attention_mask"], "places": place_BT}
+    return packed, RowSeeds(seeds.mask_B[:, None], seeds.sample_B[:, None], seeds.dropout_B)
+
+
 @dataclass(frozen=True)
 class MaskedTokens:
     """Guess the tokens that are hidden (docs/semantics.md, sections 5 and 6)."""
 
     config: Config
     special: SpecialTokens
+    continuations: tuple[int, ...] = ()
+    """Entries of the vocabulary that continue a word; none where masking.unit does not ask."""
 
     def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
         with jax.named_scope("masking"):
             if "segments" in batch:
-                return self._draw_packed(batch, seeds)
+                return self._draw_by_example(batch, seeds)
+            if self.config.masking.unit != "token":
+                return self._draw_by_example(*_as_one_example(batch, seeds))
             masked = masking.mask_inputs(
                 seeds.mask_B, batch, self.config.masking, self.special, self.config.max_predictions_per_seq
             )
         return Draws(masked, seeds.sample_B, seeds.dropout_B)
 
-    def _draw_packed(self, batch: Batch, seeds: RowSeeds) -> Draws:
+    def _draw_by_example(self, batch: Batch, seeds: RowSeeds) -> Draws:
         score_BS, replace_BS = (randomness.fold_in(seeds.mask_B, number) for number in range(2))
-        chosen = choose_packed(score_BS, batch, masking.is_candidate(batch, self.special), self.config)
+        is_candidate_BT = masking.is_candidate(batch, self.special)
+        chosen = choose_packed(score_BS, batch, is_candidate_BT, self.config, self.continuations)
         replace_BM = randomness.uniform_at(chosen.rank_BM, of_segment(replace_BS, chosen.segment_BM))
         becomes_mask_BM = replace_BM < self.config.masking.mask_token_prob
         masked = masking.hide(

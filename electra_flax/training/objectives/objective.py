@@ -48,9 +48,9 @@ def row_seeds(key: jax.Array, num_rows: int) -> RowSeeds:
 
 
 class Objective(Protocol):
-    """Built from the configuration of a run and the ids of its special tokens; hashable."""
+    """Built from a run's configuration, the ids of its special tokens, and those that continue a word; hashable."""
 
-    def __init__(self, config: Config, special: SpecialTokens) -> None: ...
+    def __init__(self, config: Config, special: SpecialTokens, continuations: tuple[int, ...]) -> None: ...
 
     def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
         """Return all that is random, for the whole batch: slices of it are those of the batch."""

@@ -1,0 +1,156 @@
+"""Whole words and spans: against a plain loop over words, within their budgets, packed or not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_tools import tiny_config
+
+from electra_flax.config.masking import MaskingConfig
+from electra_flax.data.vocabulary import SpecialTokens, Vocabulary
+from electra_flax.training.masking_units import choose_whole, span_starts, word_starts
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.objective import RowSeeds
+
+SPECIAL = SpecialTokens(0, 1, 2, 3, 4)
+CLS, SEP = SPECIAL.cls, SPECIAL.sep
+
+
+def words_of(ids, continues, is_candidate):
+    """[[place, ...], ...] by the rule of google-research/bert: ## joins the token before it, if that is not special."""
+    words = []
+    for place, number in enumerate(ids):
+        if not is_candidate[place]:
+            continue
+        if continues[number] and place and is_candidate[place - 1]:
+            words[-1].append(place)
+        else:
+            words.append([place])
+    return words
+
+
+def chosen_in_turn(units, score, wanted):
+    """The loop of google-research/bert over units in their order; where nothing fits, the first one's first tokens."""
+    order = sorted(units, key=lambda unit: (-score[unit[0]], unit[0]))
+    hidden = []
+    for unit in order:
+        if len(hidden) >= wanted:
+            break
+        if len(hidden) + len(unit) <= wanted:
+            hidden += unit
+    return hidden or [place for unit in order for place in unit][:wanted]
+
+
+def rows(count, length, seed, longest=4):
+    """Rows of words of 1 to `longest` pieces between special tokens, some padded; (ids, mask, continues_V)."""
+    rng = np.random.default_rng(seed)
+    continues = np.zeros(100, bool)
+    continues[50:] = True
+    ids = np.zeros((count, length), np.int32)
+    for row in ids:
+        text = [CLS]
+        while len(text) < rng.integers(6, length - 2):
+            text += [rng.integers(5, 50), *rng.integers(50, 100, rng.integers(0, longest))]
+            if rng.random() < 0.05:
+                text += [SEP]
+        text = [*text[: length - 1], SEP]
+        row[: len(text)] = text
+    return ids, (ids != 0).astype(np.int32), continues
+
+
+def candidates(ids, mask):
+    return (mask == 1) & ~np.isin(ids, [CLS, SEP, SPECIAL.mask])
+
+
+@pytest.mark.parametrize(("longest", "unit"), [(4, "word"), (9, "word"), (3, "span")])
+def test_the_units_of_a_loop_are_chosen(longest, unit):
+    ids, mask, continues = rows(10_000, 48, seed=longest, longest=longest)
+    is_candidate = candidates(ids, mask)
+    rng = np.random.default_rng(0)
+    score = rng.integers(0, 200, ids.shape).astype(np.float32) / 200  # with ties
+    wanted = np.minimum(np.maximum(np.round(mask.sum(1) * 0.15), 1).astype(np.int32), is_candidate.sum(1))
+    starts = word_starts(jnp.asarray(continues)[ids], jnp.asarray(is_candidate))
+    if unit == "span":
+        seeds = jnp.asarray(rng.integers(0, 2**31, (len(ids), 1)), jnp.int32)
+        starts = span_starts(starts, jnp.asarray(is_candidate), jnp.asarray(mask), seeds)
+    places, hidden = choose_whole(jnp.asarray(score), starts, jnp.asarray(mask), is_candidate, wanted[:, None])
+    places, hidden, starts = np.asarray(places), np.asarray(hidden)[:, 0], np.asarray(starts)
+    for row in range(len(ids)):
+        words = words_of(ids[row], continues, is_candidate[row])
+        if unit == "span":
+            spans = []
+            for word in words:
+                if starts[row, word[0]]:
+                    spans.append([])
+                spans[-1].extend(word)
+            words = spans
+        else:
+            assert [word[0] for word in words] == list(np.flatnonzero(starts[row]))
+        expected = chosen_in_turn(words, score[row], wanted[row])
+        assert hidden[row] == len(expected) <= wanted[row]
+        assert sorted(places[row, : hidden[row]]) == sorted(expected)
+        assert sorted(places[row]) == list(range(48))  # each place once
+
+
+def test_spans_have_the_lengths_of_spanbert():
+    starts = np.ones((400, 512), bool)
+    begins = np.asarray(
+        span_starts(starts, starts, np.ones((400, 512), np.int32), np.arange(400, dtype=np.int32)[:, None])
+    )
+    lengths = np.concatenate([np.diff(np.flatnonzero(row)) for row in begins])
+    expected = 0.2 * 0.8 ** np.arange(10)
+    found = np.bincount(lengths, minlength=11)[1:] / len(lengths)
+    np.testing.assert_allclose(found, expected / expected.sum(), atol=0.01)
+    assert len(found) == 10
+
+
+def masked_as(unit, batch, mask_BS, **packing):
+    config = tiny_config()
+    config = dataclasses.replace(config, masking=MaskingConfig(mask_prob=0.3, unit=unit), **packing)
+    objective = make_objective(config, SPECIAL, tuple(range(50, 100)))
+    seeds = RowSeeds(mask_BS, mask_BS + 1, jnp.zeros(len(batch["input_ids"]), jnp.int32))
+    return objective.draw(batch, seeds).masked
+
+
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_an_example_is_masked_alike_packed_or_not(unit):
+    ids, mask, continues = rows(64, 32, seed=3)
+    seeds = np.random.default_rng(5).integers(0, 2**31, 64).astype(np.int32)
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    alone = masked_as(unit, jax.tree.map(jnp.asarray, batch), jnp.asarray(seeds))
+    rows_of_two = [np.concatenate([row[row != 0] for row in ids[i : i + 2]]) for i in range(0, 64, 2)]
+    packed = np.zeros((32, 64), np.int32)
+    segments, places = packed.copy(), packed.copy()
+    for row, (text, first) in enumerate(zip(rows_of_two, mask[::2].sum(1), strict=True)):
+        packed[row, : len(text)] = text
+        segments[row, : len(text)] = 1 + (np.arange(len(text)) >= first)
+        places[row, : len(text)] = np.arange(len(text)) - first * (np.arange(len(text)) >= first)
+    config = tiny_config()
+    both = {
+        "input_ids": packed, "attention_mask": (packed != 0).astype(np.int32), "token_type_ids": np.zeros_like(packed),
+        "segments": segments, "places": places,
+    }  # fmt: skip
+    data = dataclasses.replace(config.data, packing="best_fit", max_seq_length=64)
+    model = dataclasses.replace(config.model, max_position_embeddings=64)
+    together = masked_as(
+        unit, jax.tree.map(jnp.asarray, both), jnp.asarray(seeds.reshape(-1, 2)), data=data, model=model
+    )
+    for row in range(64):
+        size = mask[row].sum()
+        start = mask[row - 1].sum() if row % 2 else 0
+        hidden = np.asarray(together.masked_ids_BT)[row // 2, start : start + size]
+        np.testing.assert_array_equal(hidden, np.asarray(alone.masked_ids_BT)[row, :size])
+        of_one = np.sort(np.asarray(alone.positions_BM)[row][np.asarray(alone.weights_BM)[row] > 0])
+        used = np.asarray(together.positions_BM)[row // 2][np.asarray(together.weights_BM)[row // 2] > 0]
+        np.testing.assert_array_equal(of_one, np.sort(used[(used >= start) & (used < start + size)]) - start)
+
+
+def test_which_entries_continue_a_word(tmp_path):
+    vocabulary = Vocabulary.of(tmp_path, ["[PAD]", "가", "##가", "##", "#나"])
+    assert vocabulary.continuations == (2, 3)
+    with pytest.raises(AssertionError, match="asks for them"):
+        config = dataclasses.replace(tiny_config(), masking=MaskingConfig(unit="word"))
+        batch = {name: jnp.ones((1, 8), jnp.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        make_objective(config, SPECIAL).draw(batch, RowSeeds(*[jnp.zeros(1, jnp.int32)] * 3))
