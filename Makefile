@@ -116,7 +116,7 @@ bench: $(STAMP)  ## compare speeds; BENCH_CORPUS=text TENSORFLOW_PYTHON=python
 	$(BIN)/python benchmarks/save_speed.py --config configs/electra_small.yaml --batch 8 --out runs/bench
 
 test-slow: $(STAMP)  ## endurance, gs://, TensorFlow, transformers 5
-	$(BIN)/python -m pytest $(PARALLEL) -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not long"
 
 test-long: $(STAMP)  ## killed runs, a rehearsal of tpu-train, random metrics
 	$(BIN)/python -m pytest $(PARALLEL) -m long

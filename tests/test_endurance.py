@@ -82,13 +82,14 @@ def test_sigkill_at_any_moment_changes_nothing(root, kills):
         runs += 1
 
 
-@pytest.mark.slow
-def test_ctrl_c_at_any_moment_loses_no_step(root):
-    rng = random.Random(0)
+@pytest.mark.parametrize("times", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
+def test_ctrl_c_at_any_moment_loses_no_step(root, times):
+    rng = random.Random(times)
     asked = runs = 0
-    while asked < 10:
-        asked += run_with_ctrl_c(root, f"asked-{runs}", 10 - asked, (2, 12), rng)
-        assert_undisturbed(root, f"asked-{runs}")
+    while asked < times:
+        name = f"asked{times}-{runs}"
+        asked += run_with_ctrl_c(root, name, times - asked, (2, 12), rng)
+        assert_undisturbed(root, name)
         runs += 1
 
 
@@ -268,7 +269,7 @@ checkpoint.Checkpoints.save = save_what_fits
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("full", ["0", "1"])
+@pytest.mark.parametrize("full", [pytest.param("0", marks=pytest.mark.long), "1"])
 def test_where_one_of_two_processes_cannot_save_neither_hangs(root, full):
     workdir = f"one_full{full}"
     ends = [end(process) for process in in_two_processes(root, workdir, *PARTED, before=CANNOT_WRITE, FULL=full)]

@@ -74,7 +74,9 @@ OWN = {
 TRAINED = {"discriminator": ("ForPreTraining",), "generator": ("ForMaskedLM", "ForCausalLM")}
 
 
-@pytest.mark.parametrize("framework", ["flax", "torch", "torch of transformers 5", "tensorflow"])
+@pytest.mark.parametrize(
+    "framework", ["flax", "torch", "torch of transformers 5", pytest.param("tensorflow", marks=pytest.mark.long)]
+)
 def test_every_head_loads_with_nothing_new_but_itself(run, exported, tmp_path, framework):  # noqa: F811
     """Eight heads on each of our models: the encoder is ours, and only what neither was trained for is missing."""
     python = {

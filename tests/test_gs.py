@@ -117,7 +117,7 @@ def test_sigkill_at_any_moment_through_faults(root, straight, faults):
         runs += 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_with_everything_in_the_bucket(root, straight, faults):
     """Stopped through the second, continued by one process with four devices, then with eight."""
     workdir = "gs://bucket/runs/pair"
