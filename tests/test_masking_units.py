@@ -147,6 +147,31 @@ def test_an_example_is_masked_alike_packed_or_not(unit):
         np.testing.assert_array_equal(of_one, np.sort(used[(used >= start) & (used < start + size)]) - start)
 
 
+@pytest.mark.parametrize(("first", "last"), [(0.3, 0.15), (0.1, 0.5)])
+def test_the_share_goes_to_the_last_in_equal_steps(first, last):
+    config = tiny_config(masking={"mask_prob": first, "final_mask_prob": last}, training={"num_steps": 11})
+    assert config.max_predictions_per_seq == int((max(first, last) + 0.005) * 32)
+    ids, mask, _ = rows(16, 32, seed=1)
+    batch = {
+        name: jnp.asarray(x) for name, x in (("input_ids", ids), ("attention_mask", mask), ("token_type_ids", 0 * ids))
+    }
+    objective, seeds = make_objective(config, SPECIAL), RowSeeds(*[jnp.arange(16, dtype=jnp.int32)] * 3)
+    draw = jax.jit(lambda step: objective.draw(batch, seeds, step).masked.weights_BM.sum(axis=1))
+    for step in (0, 3, 5, 10):
+        hidden = np.asarray(draw(jnp.int32(step)))
+        wanted = np.minimum(mask.sum(1) * (first + (last - first) * step / 10), candidates(ids, mask).sum(1))
+        assert (np.abs(hidden - wanted) <= 0.5 + 1e-4).all(), (step, hidden, wanted)
+    evaluated = objective.draw(batch, seeds).masked.weights_BM.sum(axis=1)  # with what the run ends with
+    np.testing.assert_array_equal(evaluated, draw(jnp.int32(10)))
+
+
+def test_a_long_phase_may_have_a_share_of_its_own():
+    long = {"steps": 5, "batch_size": 8, "max_seq_length": 64, "mask_prob": 0.2}
+    short, long = tiny_config(masking={"mask_prob": 0.3, "final_mask_prob": 0.15}, long_phase=long).phases
+    assert short.config.masking.final_mask_prob == 0.15
+    assert long.config.masking == MaskingConfig(mask_prob=0.2)
+
+
 def test_which_entries_continue_a_word(tmp_path):
     vocabulary = Vocabulary.of(tmp_path, ["[PAD]", "가", "##가", "##", "#나"])
     assert vocabulary.continuations == (2, 3)

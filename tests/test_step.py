@@ -129,7 +129,9 @@ def test_masks_hide_the_right_tokens():
     config = tiny_config(training={"batch_size": 512})
     batch = {name: jnp.asarray(array) for name, array in next(make_batches(config, 1)).items()}
     seeds = randomness.row_seeds(jax.random.key(0), 512)
-    masked = masking.mask_inputs(seeds, batch, config.masking, SPECIAL, config.max_predictions_per_seq)
+    masked = masking.mask_inputs(
+        seeds, batch, config.masking.mask_prob, config.masking, SPECIAL, config.max_predictions_per_seq
+    )
     ids, positions = np.asarray(batch["input_ids"]), np.asarray(masked.positions_BM)
     used = np.asarray(masked.weights_BM) > 0
     chosen = np.zeros_like(ids, bool)

@@ -156,6 +156,8 @@ class LongPhaseConfig:
     """Sequences per step; must be given where steps is."""
     gradient_accumulation_steps: Batch = 1
     """As in training."""
+    mask_prob: Annotated[float | None, Range(0, 1, "()")] = None
+    """masking.mask_prob of this phase, constant; default: as in masking."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "long_phase")
@@ -362,12 +364,12 @@ class Config:
         training = replace(
             self.training, batch_size=long.batch_size, gradient_accumulation_steps=long.gradient_accumulation_steps
         )
-        data = replace(self.data, max_seq_length=long.max_seq_length)
+        data, masking = replace(self.data, max_seq_length=long.max_seq_length), self.masking.of_phase(long.mask_prob)
         short = replace(self, long_phase=LongPhaseConfig())
         change = total - long.steps
         return [
             Phase("", short, 0, change),
-            Phase("long phase: ", replace(short, data=data, training=training), change, total),
+            Phase("long phase: ", replace(short, data=data, training=training, masking=masking), change, total),
         ]
 
     def phase_of(self, step: int) -> int:
@@ -385,7 +387,7 @@ class Config:
     @property
     def max_predictions_per_seq(self) -> int:
         """Return columns of a batch's masked positions, the original's N (docs/semantics.md, section 4)."""
-        return int((self.masking.mask_prob + 0.005) * self.data.max_seq_length)
+        return int((self.masking.largest_share + 0.005) * self.data.max_seq_length)
 
 
 class Phase(NamedTuple):

@@ -3,8 +3,21 @@
 import jax
 import jax.numpy as jnp
 
+from electra_flax.config.schema import Config
 
-def num_wanted(num_tokens: jax.Array, num_candidates: jax.Array, mask_prob: float, max_predictions: int) -> jax.Array:
+
+def share_at(config: Config, step: jax.Array | None) -> float | jax.Array:
+    """Return masking.mask_prob of a step, the last one's without a step: what evaluations hide."""
+    masking = config.masking
+    if step is None or masking.final_mask_prob is None:
+        return masking.last_share
+    last = max(config.training.num_steps - 1, 1)  # steps are counted from 0
+    return masking.mask_prob + (masking.final_mask_prob - masking.mask_prob) * (step.astype(jnp.float32) / last)
+
+
+def num_wanted(
+    num_tokens: jax.Array, num_candidates: jax.Array, mask_prob: float | jax.Array, max_predictions: int
+) -> jax.Array:
     """Return how many of an example's tokens are chosen, int32.
 
     Of n tokens, special ones included, max(1, min(max_predictions, round(n * mask_prob))), the product in float32,

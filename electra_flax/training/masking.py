@@ -52,28 +52,33 @@ class CorruptedInputs(NamedTuple):
 
 
 def mask_inputs(
-    seeds_B: jax.Array, batch: Batch, config: MaskingConfig, special: SpecialTokens, max_predictions: int
+    seeds_B: jax.Array,
+    batch: Batch,
+    share: float | jax.Array,
+    config: MaskingConfig,
+    special: SpecialTokens,
+    max_predictions: int,
 ) -> MaskedInputs:
-    """Choose positions without replacement and hide them.
+    """Choose a `share` of the positions, without replacement, and hide them.
 
     The original draws with replacement (a position may count twice); this is the one deliberate difference here.
     """
     num_rows = batch["input_ids"].shape[0]
     score_BT = randomness.uniform(batch["input_ids"].shape, randomness.fold_in(seeds_B, 0))
     replace_BM = randomness.uniform((num_rows, max_predictions), randomness.fold_in(seeds_B, 1))
-    positions_BM, weights_BM = choose_positions(score_BT, batch, config.mask_prob, special, max_predictions)
+    positions_BM, weights_BM = choose_positions(score_BT, batch, share, special, max_predictions)
     return hide(batch["input_ids"], positions_BM, weights_BM, replace_BM < config.mask_token_prob, special.mask)
 
 
 def choose_positions(
-    score_BT: jax.Array, batch: Batch, mask_prob: float, special: SpecialTokens, max_predictions: int
+    score_BT: jax.Array, batch: Batch, share: float | jax.Array, special: SpecialTokens, max_predictions: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return the candidates with the highest scores: positions_BM and weights_BM.
 
     Candidates are tokens that are neither padding nor [CLS], [SEP], [MASK].
     """
     mask_BT, is_candidate_BT = batch["attention_mask"], is_candidate(batch, special)
-    wanted_B = num_wanted(mask_BT.sum(axis=1), is_candidate_BT.sum(axis=1), mask_prob, max_predictions)
+    wanted_B = num_wanted(mask_BT.sum(axis=1), is_candidate_BT.sum(axis=1), share, max_predictions)
     # The largest of independent uniform numbers are a draw without replacement; what is no candidate comes last.
     _, positions_BM = jax.lax.top_k(jnp.where(is_candidate_BT, score_BT, -1.0), max_predictions)
     is_used_BM = jnp.arange(max_predictions)[None, :] < wanted_B[:, None]

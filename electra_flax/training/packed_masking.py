@@ -49,15 +49,20 @@ def max_predictions_per_row(config: Config) -> int:
     """Return columns of masked positions that hold all that a row's examples may want."""
     if not config.is_packed:
         return config.max_predictions_per_seq
-    share, tokens = config.masking.mask_prob, config.data.max_seq_length
-    # An example of n tokens wants at most n * share + 1/2; or 1, of which n * share is the least for the shortest.
-    beyond = max(0.5, 1 - LEAST_LENGTH * share)
-    return min(tokens, int(tokens * share + config.packing.segments * beyond + 1e-6))
+    tokens = config.data.max_seq_length
+
+    def columns(share: float) -> int:
+        # An example of n tokens wants at most n * share + 1/2; or 1, of which n * share is the least for the shortest.
+        beyond = max(0.5, 1 - LEAST_LENGTH * share)
+        return min(tokens, int(tokens * share + config.packing.segments * beyond + 1e-6))
+
+    return max(columns(share) for share in (config.masking.mask_prob, config.masking.last_share))
 
 
 def choose_packed(
     score_seeds_BS: jax.Array,
     batch: Batch,
+    share: float | jax.Array,
     is_candidate_BT: jax.Array,
     config: Config,
     continuations: Sequence[int] = (),
@@ -69,7 +74,7 @@ def choose_packed(
     """
     segments_BT, num_segments = batch["segments"], score_seeds_BS.shape[1]
     score_BT = randomness.uniform_at(batch["places"], of_segment(score_seeds_BS, segments_BT - 1))
-    counts = _count(segments_BT, is_candidate_BT, config, num_segments)
+    counts = _count(segments_BT, is_candidate_BT, share, config, num_segments)
     if config.masking.unit == "token":
         # By example, in each its candidates by falling score, of equals the first.
         key_BT = jnp.where(segments_BT > 0, segments_BT, num_segments + 1)
@@ -105,9 +110,11 @@ def of_segment(values_BS: jax.Array, segment: jax.Array) -> jax.Array:
     return jnp.where(is_of, values_BS[:, None, :], 0).sum(axis=-1)
 
 
-def _count(segments_BT: jax.Array, is_candidate_BT: jax.Array, config: Config, num_segments: int) -> _Counts:
+def _count(
+    segments_BT: jax.Array, is_candidate_BT: jax.Array, share: float | jax.Array, config: Config, num_segments: int
+) -> _Counts:
     is_of_BST = segments_BT[:, None, :] == jnp.arange(1, num_segments + 1)[None, :, None]
     tokens_BS = is_of_BST.sum(axis=2)
     candidates_BS = (is_of_BST & is_candidate_BT[:, None, :]).sum(axis=2)
-    wanted_BS = num_wanted(tokens_BS, candidates_BS, config.masking.mask_prob, config.max_predictions_per_seq)
+    wanted_BS = num_wanted(tokens_BS, candidates_BS, share, config.max_predictions_per_seq)
     return _Counts(wanted_BS, tokens_BS.cumsum(axis=1) - tokens_BS)

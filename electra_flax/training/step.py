@@ -34,9 +34,9 @@ def make_train_step(
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
         slices = config.training.gradient_accumulation_steps
-        grads, sums = accumulate_gradients(objective, state.params, batch, key, attend, slices)
+        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
+        grads, sums = accumulate_gradients(objective, state.params, batch, key, attend, slices, state.step)
         rate = learning_rate(state.step, config.optimizer, config.training.num_steps)
         state, how = apply_gradients(optimizer, state, grads, objective.loss(sums, sums))
         return state, sums | how | {"learning_rate": rate}
@@ -58,7 +58,7 @@ def make_norms(
     def norms(state: TrainState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(training.seed), state.step)
         slices = training.gradient_accumulation_steps
-        grads, _ = accumulate_gradients(objective, state.params, batch, key, num_slices=slices)
+        grads, _ = accumulate_gradients(objective, state.params, batch, key, num_slices=slices, step=state.step)
 
         def by_name(tree: Params) -> dict[str, jax.Array]:
             return {name: jnp.linalg.norm(leaf) for name, leaf in flat(tree).items()}
@@ -88,13 +88,14 @@ def accumulate_gradients(
     key: jax.Array,
     attend: Attend = xla_attention,
     num_slices: int = 1,
+    step: jax.Array | None = None,
 ) -> tuple[Params, Sums]:
     """Return gradients of the whole batch's loss, computed slice by slice, and its metric sums.
 
     The masks and the counts that losses are divided by belong to the whole batch, so the slices' gradients add up to
     exactly those of one large batch, where averaging the slices' means would weigh their tokens unequally.
     """
-    draws = objective.draw(batch, batch_seeds(key, batch))
+    draws = objective.draw(batch, batch_seeds(key, batch), step)
     counts = objective.count(batch, draws)
 
     def slice_loss(params: Params, rows: Any) -> tuple[jax.Array, Sums]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from electra_flax import formats
 from electra_flax.config.architecture import ModelConfig
+from electra_flax.config.masking import MaskingConfig
 from electra_flax.data.manifest import Manifest
 from electra_flax.errors import UserError
 from electra_flax.formats import counted
@@ -100,6 +101,11 @@ class Publication:
         return f" (did you mean {found[0]}?)" if found else ""
 
 
+def _masked_tokens(masking: MaskingConfig) -> str:
+    change = "" if masking.final_mask_prob is None else f" to {masking.final_mask_prob:.0%} at the last step"
+    return f"{masking.mask_prob:.0%}{change}{_UNITS[masking.unit]}"
+
+
 _UNITS = {"token": "", "word": ", whole words", "span": ", spans of whole words"}
 
 
@@ -170,7 +176,7 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         "warmup steps": f"{optimizer.warmup_steps:,}",
         "weight decay": formats.number(optimizer.weight_decay),
         "dropout": formats.number(config.model.hidden_dropout_prob),
-        "masked tokens": f"{config.masking.mask_prob:.0%}{_UNITS[config.masking.unit]}",
+        "masked tokens": _masked_tokens(config.masking),
         "compute dtype": training.compute_dtype,
     }
     if config.generator.uniform_generator:

@@ -13,6 +13,7 @@ from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import electra, randomness
 from electra_flax.model.attention import Attend
 from electra_flax.training import losses, masking
+from electra_flax.training.budget import share_at
 from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.objectives.metrics import metrics_of
 from electra_flax.training.objectives.objective import RowSeeds
@@ -49,21 +50,22 @@ class MaskedTokens:
     continuations: tuple[int, ...] = ()
     """Entries of the vocabulary that continue a word; none where masking.unit does not ask."""
 
-    def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
+    def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None = None) -> Draws:
+        share = share_at(self.config, step)
         with jax.named_scope("masking"):
             if "segments" in batch:
-                return self._draw_by_example(batch, seeds)
+                return self._draw_by_example(batch, seeds, share)
             if self.config.masking.unit != "token":
-                return self._draw_by_example(*_as_one_example(batch, seeds))
+                return self._draw_by_example(*_as_one_example(batch, seeds), share)
             masked = masking.mask_inputs(
-                seeds.mask_B, batch, self.config.masking, self.special, self.config.max_predictions_per_seq
+                seeds.mask_B, batch, share, self.config.masking, self.special, self.config.max_predictions_per_seq
             )
         return Draws(masked, seeds.sample_B, seeds.dropout_B)
 
-    def _draw_by_example(self, batch: Batch, seeds: RowSeeds) -> Draws:
+    def _draw_by_example(self, batch: Batch, seeds: RowSeeds, share: float | jax.Array) -> Draws:
         score_BS, replace_BS = (randomness.fold_in(seeds.mask_B, number) for number in range(2))
         is_candidate_BT = masking.is_candidate(batch, self.special)
-        chosen = choose_packed(score_BS, batch, is_candidate_BT, self.config, self.continuations)
+        chosen = choose_packed(score_BS, batch, share, is_candidate_BT, self.config, self.continuations)
         replace_BM = randomness.uniform_at(chosen.rank_BM, of_segment(replace_BS, chosen.segment_BM))
         becomes_mask_BM = replace_BM < self.config.masking.mask_token_prob
         masked = masking.hide(

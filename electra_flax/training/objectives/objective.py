@@ -52,8 +52,11 @@ class Objective(Protocol):
 
     def __init__(self, config: Config, special: SpecialTokens, continuations: tuple[int, ...]) -> None: ...
 
-    def draw(self, batch: Batch, seeds: RowSeeds) -> Draws:
-        """Return all that is random, for the whole batch: slices of it are those of the batch."""
+    def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None = None) -> Draws:
+        """Return all that is random, for the whole batch: slices of it are those of the batch.
+
+        `step` is how many were made before; evaluations have none.
+        """
 
     def count(self, batch: Batch, draws: Draws) -> Sums:
         """Return what sums are divided by, known before any slice of the batch is computed."""
