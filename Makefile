@@ -115,10 +115,10 @@ bench: $(STAMP)  ## compare speeds; BENCH_CORPUS=text TENSORFLOW_PYTHON=python
 	$(BIN)/python benchmarks/input_speed.py --data runs/bench/shards --out runs/bench $(if $(TENSORFLOW_PYTHON),--tensorflow-python $(TENSORFLOW_PYTHON))
 	$(BIN)/python benchmarks/save_speed.py --config configs/electra_small.yaml --batch 8 --out runs/bench
 
-test-slow: $(STAMP)  ## endurance, gs://, TensorFlow, transformers 5
+test-slow: $(STAMP)  ## endurance, gs://, shards in TensorFlow, transformers 5
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not long"
 
-test-long: $(STAMP)  ## killed runs, a rehearsal of tpu-train, random metrics
+test-long: $(STAMP)  ## killed runs, a rehearsal of tpu-train, heads in TensorFlow
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
 lint: $(STAMP)  ## check rules and format (ruff)

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 
 from electra_flax.config.architecture import Architecture, ModelConfig
+from electra_flax.config.generator import GeneratorConfig
 from electra_flax.config.schema import (
     Config,
     DataConfig,
-    GeneratorConfig,
     ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,

@@ -234,5 +234,8 @@ def test_a_generator_may_have_its_own_dropout():
     generator, model = config.architecture.generator, config.architecture.model
     assert (generator.hidden_dropout_prob, generator.attention_probs_dropout_prob) == (0.25, 0.25)
     assert model.hidden_dropout_prob == 0.1
-    with pytest.raises(UserError, match=r"generator.dropout needs generator.untied_generator=true"):
+    with pytest.raises(UserError, match=r"generator.dropout=0.0 needs a transformer"):
         load_config(CONFIGS / "tiny.yaml", ["--generator.dropout", "0"])
+    for other in ("--generator.uniform_generator=true", "--objective.electra_objective=false"):
+        with pytest.raises(UserError, match=r"generator.dropout"):
+            load_config(CONFIGS / "demo.yaml", ["--generator.dropout", "0", other])

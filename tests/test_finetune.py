@@ -348,7 +348,7 @@ def test_scoreboard(root, tmp_path, capsys, caplog, monkeypatch):
     arguments = ["scoreboard", "--model", str(root / "export"), "--data", str(root / "data"), "--tasks", "nsmc", *QUICK]
     assert main(arguments) == 0
     table = capsys.readouterr().out
-    assert "steps of training: a pretrained model learns next to nothing in fewer than 50" in caplog.text
+    assert "steps of training; fewer than 50 are rarely enough" in caplog.text
     assert "**NSMC**<br/>(acc)" in table and "| KoELECTRA-Base-v3 (published) | 90.63 |" in table
     assert "best of all checkpoints on the scored examples" in table and "Naver NER" not in table
     rows = json.loads((tmp_path / "scoreboard/table.json").read_text())

@@ -46,11 +46,13 @@ def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
     }
     key = jax.random.key(7)
     objective = make_objective(config, SPECIAL)
-    gradients, sums = jax.jit(step.accumulate_gradients, static_argnums=0)(objective, params, batch, key)
+    gradients, sums = jax.jit(step.accumulate_gradients, static_argnums=0)(
+        objective, params, batch, key, jax.numpy.int32(0)
+    )
 
     # What our step hid and sampled.
     seeds = row_seeds(key, len(mask))
-    hidden = objective.draw(batch, seeds).masked
+    hidden = objective.draw(batch, seeds, None).masked
     ours_BMV = electra.apply_generator(
         config.architecture, params, hidden.masked_ids_BT, mask, batch["token_type_ids"], hidden.positions_BM, None
     )

@@ -10,6 +10,7 @@ from golden_tools import tiny_config
 
 from electra_flax.config.masking import MaskingConfig
 from electra_flax.data.vocabulary import SpecialTokens, Vocabulary
+from electra_flax.errors import UserError
 from electra_flax.training.masking_units import choose_whole, span_starts, word_starts
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import RowSeeds
@@ -106,48 +107,7 @@ def test_spans_have_the_lengths_of_spanbert():
     assert len(found) == 10
 
 
-def masked_as(unit, batch, mask_BS, **packing):
-    config = tiny_config()
-    config = dataclasses.replace(config, masking=MaskingConfig(mask_prob=0.3, unit=unit), **packing)
-    objective = make_objective(config, SPECIAL, tuple(range(50, 100)))
-    seeds = RowSeeds(mask_BS, mask_BS + 1, jnp.zeros(len(batch["input_ids"]), jnp.int32))
-    return objective.draw(batch, seeds).masked
-
-
-@pytest.mark.parametrize("unit", ["word", "span"])
-def test_an_example_is_masked_alike_packed_or_not(unit):
-    ids, mask, continues = rows(64, 32, seed=3)
-    seeds = np.random.default_rng(5).integers(0, 2**31, 64).astype(np.int32)
-    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    alone = masked_as(unit, jax.tree.map(jnp.asarray, batch), jnp.asarray(seeds))
-    rows_of_two = [np.concatenate([row[row != 0] for row in ids[i : i + 2]]) for i in range(0, 64, 2)]
-    packed = np.zeros((32, 64), np.int32)
-    segments, places = packed.copy(), packed.copy()
-    for row, (text, first) in enumerate(zip(rows_of_two, mask[::2].sum(1), strict=True)):
-        packed[row, : len(text)] = text
-        segments[row, : len(text)] = 1 + (np.arange(len(text)) >= first)
-        places[row, : len(text)] = np.arange(len(text)) - first * (np.arange(len(text)) >= first)
-    config = tiny_config()
-    both = {
-        "input_ids": packed, "attention_mask": (packed != 0).astype(np.int32), "token_type_ids": np.zeros_like(packed),
-        "segments": segments, "places": places,
-    }  # fmt: skip
-    data = dataclasses.replace(config.data, packing="best_fit", max_seq_length=64)
-    model = dataclasses.replace(config.model, max_position_embeddings=64)
-    together = masked_as(
-        unit, jax.tree.map(jnp.asarray, both), jnp.asarray(seeds.reshape(-1, 2)), data=data, model=model
-    )
-    for row in range(64):
-        size = mask[row].sum()
-        start = mask[row - 1].sum() if row % 2 else 0
-        hidden = np.asarray(together.masked_ids_BT)[row // 2, start : start + size]
-        np.testing.assert_array_equal(hidden, np.asarray(alone.masked_ids_BT)[row, :size])
-        of_one = np.sort(np.asarray(alone.positions_BM)[row][np.asarray(alone.weights_BM)[row] > 0])
-        used = np.asarray(together.positions_BM)[row // 2][np.asarray(together.weights_BM)[row // 2] > 0]
-        np.testing.assert_array_equal(of_one, np.sort(used[(used >= start) & (used < start + size)]) - start)
-
-
-@pytest.mark.parametrize(("first", "last"), [(0.3, 0.15), (0.1, 0.5)])
+@pytest.mark.parametrize(("first", "last"), [(0.3, 0.15), (0.1, 0.5), (0.3, 0.1), (0.3, 0.05)])
 def test_the_share_goes_to_the_last_in_equal_steps(first, last):
     config = tiny_config(masking={"mask_prob": first, "final_mask_prob": last}, training={"num_steps": 11})
     assert config.max_predictions_per_seq == int((max(first, last) + 0.005) * 32)
@@ -159,17 +119,45 @@ def test_the_share_goes_to_the_last_in_equal_steps(first, last):
     draw = jax.jit(lambda step: objective.draw(batch, seeds, step).masked.weights_BM.sum(axis=1))
     for step in (0, 3, 5, 10):
         hidden = np.asarray(draw(jnp.int32(step)))
-        wanted = np.minimum(mask.sum(1) * (first + (last - first) * step / 10), candidates(ids, mask).sum(1))
+        wanted = np.minimum(
+            np.maximum(mask.sum(1) * (first + (last - first) * step / 10), 1), candidates(ids, mask).sum(1)
+        )
         assert (np.abs(hidden - wanted) <= 0.5 + 1e-4).all(), (step, hidden, wanted)
-    evaluated = objective.draw(batch, seeds).masked.weights_BM.sum(axis=1)  # with what the run ends with
+    evaluated = objective.draw(batch, seeds, None).masked.weights_BM.sum(axis=1)  # with what the run ends with
     np.testing.assert_array_equal(evaluated, draw(jnp.int32(10)))
 
 
 def test_a_long_phase_may_have_a_share_of_its_own():
     long = {"steps": 5, "batch_size": 8, "max_seq_length": 64, "mask_prob": 0.2}
-    short, long = tiny_config(masking={"mask_prob": 0.3, "final_mask_prob": 0.15}, long_phase=long).phases
-    assert short.config.masking.final_mask_prob == 0.15
-    assert long.config.masking == MaskingConfig(mask_prob=0.2)
+    short_phase, long_phase = tiny_config(masking={"mask_prob": 0.3}, long_phase=long).phases
+    assert [phase.config.masking.mask_prob for phase in (short_phase, long_phase)] == [0.3, 0.2]
+    with pytest.raises(UserError, match="both name what the last steps hide"):
+        tiny_config(masking={"final_mask_prob": 0.15}, long_phase=long)
+    with pytest.raises(UserError, match=r"long_phase.mask_prob=0.2 has no effect with long_phase.steps=0"):
+        tiny_config(long_phase={"mask_prob": 0.2})
+
+
+def test_words_are_hidden_alike_wherever_they_stand():
+    """2,000 rows of one text: each place as often as another, but for chance, and as many tokens as are wanted."""
+    length, share = 512, 0.4
+    begins = 1 + np.cumsum(np.random.default_rng(1).integers(1, 5, 400)) - 1
+    starts = np.zeros(length, bool)
+    starts[begins[begins < length - 1]] = starts[1] = True
+    is_candidate = np.ones(length, bool)
+    is_candidate[0] = is_candidate[-1] = False
+    hidden, count = np.zeros(length), 0
+    choose = jax.jit(choose_whole)
+    for seed in range(10):
+        shape = (200, length)
+        score = np.random.default_rng(seed).random(shape, np.float32)
+        given = (np.broadcast_to(x, shape) for x in (starts, np.ones(length, np.int32), is_candidate))
+        places, number = choose(score, *given, np.full((200, 1), round(share * length), np.int32))
+        for row, many in zip(np.asarray(places), np.asarray(number)[:, 0], strict=True):
+            hidden[row[:many]] += 1
+        count += np.asarray(number).sum()
+    assert count / (2000 * length) == pytest.approx(share, abs=0.002)
+    inner = hidden[1:-1] / 2000
+    assert np.abs(inner - inner.mean()).max() < 5 * np.sqrt(share * (1 - share) / 2000)
 
 
 def test_which_entries_continue_a_word(tmp_path):
@@ -178,4 +166,4 @@ def test_which_entries_continue_a_word(tmp_path):
     with pytest.raises(AssertionError, match="asks for them"):
         config = dataclasses.replace(tiny_config(), masking=MaskingConfig(unit="word"))
         batch = {name: jnp.ones((1, 8), jnp.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
-        make_objective(config, SPECIAL).draw(batch, RowSeeds(*[jnp.zeros(1, jnp.int32)] * 3))
+        make_objective(config, SPECIAL).draw(batch, RowSeeds(*[jnp.zeros(1, jnp.int32)] * 3), None)

@@ -7,8 +7,10 @@ import yaml
 from golden_tools import config_for
 from weights_tools import random_weights
 
+from electra_flax.config.generator import GeneratorConfig
 from electra_flax.config.loading import config_to_yaml
-from electra_flax.config.schema import GeneratorConfig
+from electra_flax.config.masking import MaskingConfig
+from electra_flax.config.schema import LongPhaseConfig
 from electra_flax.data.manifest import Manifest, ShardInfo
 from electra_flax.errors import UserError
 from electra_flax.storage.workdir import Workdir
@@ -46,6 +48,16 @@ def test_a_card_says_that_no_generator_replaced(tmp_path):
                               uniform_generator=True)  # fmt: skip
     text = card(tmp_path, 60_600, {"recipe": "none", "steps": []}, generator=uniform)
     assert "| replacements | drawn uniformly from the vocabulary |" in text and "generator (layers" not in text
+
+
+def test_a_card_says_what_was_masked(tmp_path):
+    none, masking = {"recipe": "none", "steps": []}, MaskingConfig(mask_prob=0.3, final_mask_prob=0.15, unit="span")
+    assert "| masked tokens | 30% to 15% at the last step, spans of whole words |" in card(
+        tmp_path, 17, none, masking=masking
+    )
+    long = LongPhaseConfig(steps=5, batch_size=8, max_seq_length=32, mask_prob=0.2)
+    text = card(tmp_path, 17, none, masking=MaskingConfig(unit="word"), long_phase=long)
+    assert "| masked tokens | 15%, whole words |" in text and "8 sequences of 32 tokens, 20% masked |" in text
 
 
 @pytest.mark.parametrize(

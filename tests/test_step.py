@@ -49,6 +49,17 @@ def run(num_devices=8, always_the_same=False, **changes):
     return np.asarray(history), state
 
 
+def test_a_step_masks_what_its_number_says():
+    config = tiny_config(masking={"mask_prob": 0.4, "final_mask_prob": 0.1}, training={"num_steps": 10})
+    mesh, counts = make_mesh(config.mesh), []
+    state, step = init_state(config, mesh), make_train_step(config, make_objective(config, SPECIAL), mesh)
+    for batch in make_batches(config, always_the_same=True):
+        tokens = float(batch["attention_mask"].sum())
+        state, sums = step(state, jax.device_put(batch, batch_sharding(mesh)))
+        counts.append(float(sums["masked"]) / tokens)
+    np.testing.assert_allclose(counts, np.linspace(0.4, 0.1, 10), atol=0.02)
+
+
 @pytest.fixture(scope="module")
 def one_device():
     return run(num_devices=1)[0]
@@ -162,7 +173,7 @@ def test_embedding_gradients_add_up_in_bfloat16():
     params = init_state(config, make_mesh(config.mesh, jax.devices()[:1])).params
     batch = next(make_batches(config, 1))
     grads, _ = jax.jit(functools.partial(accumulate_gradients, make_objective(config, SPECIAL)))(
-        params, batch, jax.random.key(0)
+        params, batch, jax.random.key(0), jnp.int32(0)
     )
     tables = grads["electra"]["embeddings"]
     token_type, positions = (tables[f"{name}_embeddings"]["embedding"] for name in ("token_type", "position"))

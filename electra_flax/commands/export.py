@@ -99,8 +99,6 @@ class Export(Publishing, Devices):
     def _to_hugging_face(self, weights: Weights, publication: Publication) -> None:
         from electra_flax.weights.export import export_to_hugging_face
 
-        if (self.out / "parity.json").exists():
-            write_line(f"warning: --out {self.out}: replacing the model that was exported there before")
         for part, differences in export_to_hugging_face(weights, self.out, self.dtype, publication).items():
             found = ", ".join(
                 f"{framework} {'not installed' if largest is None else format(largest, '.1e')}"

@@ -150,7 +150,7 @@ class Detect(Asking):
 class Fill(Asking):
     """Fill in each [MASK] of a sentence.
 
-    Prints the generator's most likely tokens for each [MASK] in your sentences.
+    Prints the generator's most likely tokens for each [MASK] in your sentences, without special and unused ones.
     """
 
     example = 'electra-flax fill --model tiny-ko "서울은 [MASK]의 수도이다."'

@@ -18,8 +18,8 @@ class MaskingConfig:
     mask_token_prob: Annotated[float, Range(0, 1)] = 0.85
     """Chance that a chosen token becomes [MASK]; otherwise it stays as it is. There is no random-token branch."""
     unit: Literal["token", "word", "span"] = "token"
-    """What is chosen: tokens, as the original does; whole words (a piece that begins with ## continues one); or spans
-    of 1 to 10 words, 3.8 on average, short ones more often. The share of the tokens is the same."""
+    """What is chosen: tokens, as the original does; words, all pieces of them (one that begins with ## continues a
+    word); or spans of 1 to 10 words, 3.8 on average. As many tokens, as far as whole units fit."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "masking")

@@ -11,7 +11,8 @@ strings, jsonargparse looks through all modules, and leaves a section out where 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
-from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size, check_heads
+from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size
+from electra_flax.config.generator import GeneratorConfig
 from electra_flax.config.masking import MaskingConfig
 from electra_flax.config.packing import PackingConfig
 from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight
@@ -20,46 +21,6 @@ from electra_flax.errors import UserError, check, check_numbers
 ObjectiveKind = Literal["replaced_tokens", "masked_tokens"]
 """The names of training/objectives."""
 COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """The generator's own sizes, written out in full, and what it shares (docs/semantics.md, section 9)."""
-
-    hidden_size: Size
-    """Width of the transformer (the paper: 1/4 of the discriminator's, 1/3 for base)."""
-    num_hidden_layers: Annotated[int, Range(1, 1024)]
-    """Transformer layers."""
-    num_attention_heads: Annotated[int, Range(1, 2**16)]
-    """Attention heads."""
-    intermediate_size: Size
-    """Width of the feed-forward layer."""
-    untied_generator: bool = True
-    """Own transformer; false: generator and discriminator are one transformer with two heads."""
-    untied_generator_embeddings: bool = False
-    """Own embeddings, of the generator's hidden size; false: word, position and token-type embeddings and their
-    LayerNorm are shared."""
-    uniform_generator: bool = False
-    """No generator at all: replacements are drawn uniformly from the vocabulary."""
-
-    dropout: Annotated[float | None, Range(0, 1, "[)")] = None
-    """Dropout of its own transformer, attention included; default: the model's."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "generator")
-        check(self.dropout is None or self.untied_generator, "generator.dropout needs generator.untied_generator=true: "
-              "one shared transformer has the dropout of model")  # fmt: skip
-        check_heads("generator", self.hidden_size, self.num_attention_heads)
-        check(
-            not (self.uniform_generator and self.untied_generator_embeddings),
-            "generator.untied_generator_embeddings=true needs a generator, but generator.uniform_generator=true "
-            "has none: set one of them to false",
-        )
-        check(
-            self.untied_generator or not self.untied_generator_embeddings,
-            "generator.untied_generator_embeddings=true needs generator.untied_generator=true, got false: "
-            "one shared transformer has one embedding table",
-        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +124,8 @@ class LongPhaseConfig:
         check_numbers(self, "long_phase")
         given = f"long_phase.steps={self.steps}"
         check(self.batch_size > 0 or not self.steps, f"long_phase.batch_size=0 must be greater than 0 with {given}")
+        is_used = self.mask_prob is None or self.steps > 0
+        check(is_used, f"long_phase.mask_prob={self.mask_prob} has no effect with {given}")
 
 
 @dataclass(frozen=True)
@@ -300,6 +263,11 @@ class Config:
             "they are the last of them",
         )
         if self.long_phase.steps:
+            share, last = self.long_phase.mask_prob, self.masking.final_mask_prob
+            check(
+                share is None or last is None,
+                f"long_phase.mask_prob={share}, masking.final_mask_prob={last}: both name what the last steps hide",
+            )
             try:
                 self.phases  # noqa: B018 the second one is checked like a configuration of its own
             except UserError as error:
@@ -315,6 +283,8 @@ class Config:
                 "generator.uniform_generator=true leaves nothing to learn with objective.electra_objective=false: "
                 "set one of them the other way",
             )
+            check(self.generator.dropout is None, "generator.dropout needs objective.electra_objective=true: else "
+                  "there is one model, whose dropout is model's")  # fmt: skip
 
     def _check_shared_transformer(self) -> None:
         if self.generator.untied_generator or self.generator.uniform_generator:

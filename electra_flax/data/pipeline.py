@@ -65,8 +65,14 @@ def check_vocabulary(
         if size != config.model.vocab_size:
             raise UserError(
                 f"model.vocab_size={config.model.vocab_size}, but {path} has {size} entries: set model.vocab_size to "
-                f"{size}, or make shards with the vocabulary that the configuration is for (electra-data shard "
-                "--vocab; for --init-from tiny-ko: --vocab tiny-ko)"
+                f"{size}, or make shards with a vocabulary of {config.model.vocab_size} (electra-data shard --vocab; "
+                "with --init-from that of the model)"
+            )
+    with refusals.each(name):
+        if config.masking.unit != "token" and not vocabulary.continuations:
+            raise UserError(
+                f"masking.unit={config.masking.unit}: {path} has no entry that begins with ##, so that each token is a "
+                "word: set masking.unit=token"
             )
     if manifest is None:
         return

@@ -51,7 +51,7 @@ from electra_flax.weights.weights import Weights
 
 log = logging.getLogger("electra_flax")
 
-_FEW_STEPS = 50
+_FEW_STEPS = 50  # a tenth of them are warmup: a few hundred rows at the usual batch and epochs stay at chance
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
         task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
         data.scored.name, f"{len(data.scored.examples):,}",
     )  # fmt: skip
-    if (num_steps := training.num_steps(len(data.train.rows))) < _FEW_STEPS:
+    if (num_steps := training.num_steps(len(data.train.rows))) < _FEW_STEPS and processes.is_main():
         log.warning(
-            "only %s of training: a pretrained model learns next to nothing in fewer than %s; raise --epochs, or lower "
-            "--batch_size (now %s)", counted(num_steps, "steps"), _FEW_STEPS, training.batch_size,
+            "only %s of training; fewer than %s are rarely enough: raise --epochs, or lower --batch_size (now %s)",
+            counted(num_steps, "steps"), _FEW_STEPS, training.batch_size,
         )  # fmt: skip
     shared = _build(run)
     work = Workdir(request.out)

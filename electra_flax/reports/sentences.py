@@ -253,11 +253,12 @@ def _detected(sentence: Sentence, probabilities: np.ndarray) -> Detected:
 def fill(part: Part, texts: Sequence[str], top: int) -> list[Filled]:
     """Return for each text and each [MASK] in it the generator's `top` likeliest tokens, likeliest first.
 
-    Special tokens, which are no words, are left out; the probabilities are those of the model all the same. Raises
-    UserError, also for a text without [MASK].
+    Special and unused tokens, which are no words, are left out; the probabilities are those of the model all the same.
+    Raises UserError, also for a text without [MASK].
     """
     check(top >= 1, f"top={top}: expected 1 or more")
-    sentences, tokens, special = part.read(texts), part.vocabulary.tokens, set(part.vocabulary.special)
+    sentences, tokens = part.read(texts), part.vocabulary.tokens
+    no_words = {*part.vocabulary.special, *(i for i, token in enumerate(tokens) if token.startswith("[unused"))}
     masks = [np.flatnonzero(sentence.ids == part.vocabulary.special.mask) for sentence in sentences]
     for sentence, places in zip(sentences, masks, strict=True):
         if not len(places):
@@ -268,12 +269,12 @@ def fill(part: Part, texts: Sequence[str], top: int) -> list[Filled]:
         return (np.stack([np.resize(masks[number], width) for number in numbers]).astype(np.int32),)
 
     found = []
-    answers = part.answers(functools.partial(_candidates, min(top + len(special), len(tokens))), sentences, asked)
+    answers = part.answers(functools.partial(_candidates, min(top + len(no_words), len(tokens))), sentences, asked)
     for sentence, places, (numbers_MK, probability_MK) in zip(sentences, masks, answers, strict=True):
         part.check(probability_MK)
         candidates = (
-            [Candidate(tokens[i], float(p)) for i, p in zip(*both, strict=True) if i not in special]
-            for both in zip(numbers_MK[: len(places)], probability_MK, strict=False)
+            [Candidate(tokens[i], float(p)) for i, p in zip(numbers_K, probability_K, strict=True) if i not in no_words]
+            for numbers_K, probability_K in zip(numbers_MK[: len(places)], probability_MK[: len(places)], strict=True)
         )
         found.append(Filled(sentence.text, tuple(tuple(each[:top]) for each in candidates)))
     return found

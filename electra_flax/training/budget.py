@@ -12,7 +12,8 @@ def share_at(config: Config, step: jax.Array | None) -> float | jax.Array:
     if step is None or masking.final_mask_prob is None:
         return masking.last_share
     last = max(config.training.num_steps - 1, 1)  # steps are counted from 0
-    return masking.mask_prob + (masking.final_mask_prob - masking.mask_prob) * (step.astype(jnp.float32) / last)
+    done = step.astype(jnp.float32) / last
+    return masking.mask_prob * (1 - done) + masking.final_mask_prob * done  # exact at both ends
 
 
 def num_wanted(

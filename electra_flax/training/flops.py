@@ -21,7 +21,9 @@ def step_flops(config: Config) -> int:
     slices = config.training.gradient_accumulation_steps
 
     def gradients(params: Any, batch: Any) -> Any:
-        return step.accumulate_gradients(objective, params, batch, jax.random.key(0), xla_attention, slices)[0]
+        return step.accumulate_gradients(
+            objective, params, batch, jax.random.key(0), jax.numpy.int32(0), xla_attention, slices
+        )[0]
 
     return matmul_flops(
         jax.make_jaxpr(gradients)(initial_state.abstract_state(config).params, initial_state.abstract_batch(config))

@@ -18,8 +18,8 @@ import numpy as np
 from electra_flax.model import randomness
 
 _ROUNDS = 16
-"""Words that are tried in what the first ones leave. What is left is less than a word, so it is filled before that,
-unless words have more pieces."""
+"""Units that are looked for to fill what the first ones leave; each takes a token or more of it, and what is left after
+all of them stays as it is."""
 # SpanBERT (1907.10529): words of a span, each one word longer 0.8 times as likely, at most ten.
 _GEOMETRIC = 0.2 * 0.8 ** np.arange(10)
 _LENGTH_BELOW = np.cumsum(_GEOMETRIC / _GEOMETRIC.sum())[:-1]
@@ -47,8 +47,8 @@ def span_starts(
     The lengths are drawn for the first, second ... span of an example, so where they end is a sum, not a loop.
     """
     num_spans = starts_BT.shape[1]
-    number_1J = jnp.arange(num_spans)[None, None, :]
-    uniform_BSJ = randomness.uniform_at(number_1J, seeds_BS[..., None])
+    number_11J = jnp.arange(num_spans)[None, None, :]
+    uniform_BSJ = randomness.uniform_at(number_11J, seeds_BS[..., None])
     length_BSJ = 1 + (uniform_BSJ[..., None] >= jnp.asarray(_LENGTH_BELOW, jnp.float32)[None, None, None]).sum(axis=-1)
     begin_BSJ = length_BSJ.cumsum(axis=-1) - length_BSJ
     is_begin_BT = jnp.zeros_like(starts_BT)

@@ -34,9 +34,9 @@ def make_train_step(
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        slices = config.training.gradient_accumulation_steps
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        grads, sums = accumulate_gradients(objective, state.params, batch, key, attend, slices, state.step)
+        slices = config.training.gradient_accumulation_steps
+        grads, sums = accumulate_gradients(objective, state.params, batch, key, state.step, attend, slices)
         rate = learning_rate(state.step, config.optimizer, config.training.num_steps)
         state, how = apply_gradients(optimizer, state, grads, objective.loss(sums, sums))
         return state, sums | how | {"learning_rate": rate}
@@ -58,7 +58,7 @@ def make_norms(
     def norms(state: TrainState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(training.seed), state.step)
         slices = training.gradient_accumulation_steps
-        grads, _ = accumulate_gradients(objective, state.params, batch, key, num_slices=slices, step=state.step)
+        grads, _ = accumulate_gradients(objective, state.params, batch, key, state.step, num_slices=slices)
 
         def by_name(tree: Params) -> dict[str, jax.Array]:
             return {name: jnp.linalg.norm(leaf) for name, leaf in flat(tree).items()}
@@ -74,7 +74,7 @@ def make_eval_step(
     """Return (params, batch, key) -> metric sums, without dropout; the same key gives the same masks and samples."""
 
     def eval_step(params: Params, batch: Batch, key: jax.Array) -> Sums:
-        draws = objective.draw(batch, batch_seeds(key, batch))
+        draws = objective.draw(batch, batch_seeds(key, batch), step=None)
         sums = objective.sums(params, batch, draws, attend, is_training=False)
         return sums | objective.count(batch, draws)
 
@@ -86,9 +86,9 @@ def accumulate_gradients(
     params: Params,
     batch: Batch,
     key: jax.Array,
+    step: jax.Array,
     attend: Attend = xla_attention,
     num_slices: int = 1,
-    step: jax.Array | None = None,
 ) -> tuple[Params, Sums]:
     """Return gradients of the whole batch's loss, computed slice by slice, and its metric sums.
 

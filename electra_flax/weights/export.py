@@ -73,6 +73,8 @@ def export_to_hugging_face(
     for other in parity.ARCHITECTURES:  # two of different runs would be taken for a pair
         if weights.run is not None and other not in folders and (out / other).exists():
             raise UserError(f"--out {out}: already has a {other}, and this run has none: choose another folder")
+    if (out / "parity.json").exists():
+        log.warning("--out %s: replacing the model that was exported there before", out)
     numbers = sum(int(np.prod(weights.shapes[ours])) for part in parts for ours in part.ours.values())
     with _progress("parameters", numbers, 3, weights.read) as read:
         ours = dict.fromkeys(name for part in parts for name in part.ours.values())

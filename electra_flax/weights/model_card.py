@@ -101,12 +101,12 @@ class Publication:
         return f" (did you mean {found[0]}?)" if found else ""
 
 
+_UNITS = {"token": "", "word": ", whole words", "span": ", spans of whole words"}
+
+
 def _masked_tokens(masking: MaskingConfig) -> str:
     change = "" if masking.final_mask_prob is None else f" to {masking.final_mask_prob:.0%} at the last step"
     return f"{masking.mask_prob:.0%}{change}{_UNITS[masking.unit]}"
-
-
-_UNITS = {"token": "", "word": ", whole words", "span": ", spans of whole words"}
 
 
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
@@ -179,6 +179,8 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         "masked tokens": _masked_tokens(config.masking),
         "compute dtype": training.compute_dtype,
     }
+    if config.generator.dropout is not None:
+        settings["generator dropout"] = formats.number(config.generator.dropout)
     if config.generator.uniform_generator:
         settings["replacements"] = "drawn uniformly from the vocabulary"
     if "generator" in config.architecture.parts:
@@ -193,6 +195,7 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         long = config.long_phase
         settings["long phase"] = (
             f"last {long.steps:,} steps, {long.batch_size:,} sequences of {long.max_seq_length:,} tokens"
+            + ("" if long.mask_prob is None else f", {long.mask_prob:.0%} masked")
         )
     if history is not None and history.validation:
         last = history.validation[-1]

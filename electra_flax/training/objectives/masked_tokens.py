@@ -50,7 +50,7 @@ class MaskedTokens:
     continuations: tuple[int, ...] = ()
     """Entries of the vocabulary that continue a word; none where masking.unit does not ask."""
 
-    def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None = None) -> Draws:
+    def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None) -> Draws:
         share = share_at(self.config, step)
         with jax.named_scope("masking"):
             if "segments" in batch:

@@ -52,10 +52,10 @@ class Objective(Protocol):
 
     def __init__(self, config: Config, special: SpecialTokens, continuations: tuple[int, ...]) -> None: ...
 
-    def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None = None) -> Draws:
+    def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None) -> Draws:
         """Return all that is random, for the whole batch: slices of it are those of the batch.
 
-        `step` is how many were made before; evaluations have none.
+        `step` is how many were made before; None: an evaluation.
         """
 
     def count(self, batch: Batch, draws: Draws) -> Sums:
