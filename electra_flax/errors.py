@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 from unicodedata import category
 
 EXIT_CODES = {
@@ -64,12 +65,12 @@ def check(ok: bool, message: str) -> None:
 def check_numbers(values: object, section: str = "") -> None:
     """Raise UserError for the first field of a dataclass whose value lies outside the range of its annotation.
 
-    A field that may be None has no range there.
+    One that is annotated with None too may be None.
     """
     cls: type = type(values)
     for name, allowed in ranges(cls).items():
         value = getattr(values, name)
-        if value is not None and value not in allowed:
+        if value not in allowed and not (value is None and NoneType in get_args(get_type_hints(cls)[name])):
             raise UserError(f"{f'{section}.' if section else ''}{name}={short(value)}: expected {allowed}")
 
 

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from electra_flax.config.architecture import Architecture, ModelConfig
-from electra_flax.config.generator import GeneratorConfig
+from electra_flax.config.architecture import Architecture, GeneratorConfig, ModelConfig
 from electra_flax.config.schema import (
     Config,
     DataConfig,

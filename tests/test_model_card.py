@@ -7,7 +7,7 @@ import yaml
 from golden_tools import config_for
 from weights_tools import random_weights
 
-from electra_flax.config.generator import GeneratorConfig
+from electra_flax.config.architecture import GeneratorConfig
 from electra_flax.config.loading import config_to_yaml
 from electra_flax.config.masking import MaskingConfig
 from electra_flax.config.schema import LongPhaseConfig

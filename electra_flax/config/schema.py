@@ -11,8 +11,7 @@ strings, jsonargparse looks through all modules, and leaves a section out where 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
-from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, ModelConfig, Size
-from electra_flax.config.generator import GeneratorConfig
+from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, GeneratorConfig, ModelConfig, Size
 from electra_flax.config.masking import MaskingConfig
 from electra_flax.config.packing import PackingConfig
 from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight

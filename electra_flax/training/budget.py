@@ -3,15 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from electra_flax.config.schema import Config
+from electra_flax.config.masking import MaskingConfig
 
 
-def share_at(config: Config, step: jax.Array | None) -> float | jax.Array:
+def share_at(masking: MaskingConfig, num_steps: int, step: jax.Array | None) -> float | jax.Array:
     """Return masking.mask_prob of a step, the last one's without a step: what evaluations hide."""
-    masking = config.masking
     if step is None or masking.final_mask_prob is None:
         return masking.last_share
-    last = max(config.training.num_steps - 1, 1)  # steps are counted from 0
+    last = max(num_steps - 1, 1)  # steps are counted from 0
     done = step.astype(jnp.float32) / last
     return masking.mask_prob * (1 - done) + masking.final_mask_prob * done  # exact at both ends
 

@@ -51,7 +51,7 @@ class MaskedTokens:
     """Entries of the vocabulary that continue a word; none where masking.unit does not ask."""
 
     def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None) -> Draws:
-        share = share_at(self.config, step)
+        share = share_at(self.config.masking, self.config.training.num_steps, step)
         with jax.named_scope("masking"):
             if "segments" in batch:
                 return self._draw_by_example(batch, seeds, share)
