@@ -304,7 +304,9 @@ def test_a_reference_is_drawn_beside_a_run(root, capsys, tmp_path):
     said = (tmp_path / "report.html").read_text()
     assert "Compared with the reference tiny_ko" in said and "Not compared yet: no step was evaluated in both." in said
     assert (tmp_path / "report-learning.png").read_bytes() != alone
-    assert "--reference tiny: expected one of tiny_ko" in refusal(capsys, [*page, "--reference", "tiny"])
+    assert "--reference tiny: expected one of demo, demo_continue, tiny_ko" in refusal(
+        capsys, [*page, "--reference", "tiny"]
+    )
 
 
 def test_a_run_is_set_beside_the_reference_at_the_last_step_of_both(root):

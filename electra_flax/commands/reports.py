@@ -31,7 +31,7 @@ class Report(Devices):
     workdir: Annotated[tuple[Place, ...], Flag(action="append")]
     """folder of a run, or of finetune"""
     reference: Annotated[str | None, "NAME"] = None
-    """a run that ships with the package, drawn beside yours: tiny_ko"""
+    """a run that ships with the package, drawn beside yours: tiny_ko, demo or demo_continue (those of make demo)"""
     out: File = Path("report.html")
     """page to write"""
 
