@@ -119,6 +119,7 @@ DEMO = f"{CONFIGS / 'demo.yaml'}: "
         # Values.
         (["--model.hidden_size", "wide"], "--model.hidden_size=wide: expected int, 1 to 1,048,576"),
         (["--generator.dropout", "x"], "--generator.dropout=x: expected float, at least 0 and less than 1"),
+        (["--masking.final_mask_prob=true"], "--masking.final_mask_prob=True: expected float, more than 0"),
         (["--generator.dropout", "1"], "--generator.dropout=1.0: expected at least 0 and less than 1"),
         (["--masking.unit", "words"], "--masking.unit=words: expected one of 'token', 'word', 'span'"),
         (["--training.compute_dtype", "float16"], "--training.compute_dtype=float16: expected one of 'float32'"),

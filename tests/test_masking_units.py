@@ -11,7 +11,7 @@ from golden_tools import tiny_config
 from electra_flax.config.masking import MaskingConfig
 from electra_flax.data.vocabulary import SpecialTokens, Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.training.masking_units import choose_whole, span_starts, word_starts
+from electra_flax.training.masking_units import choose_whole, score_of, span_starts, word_starts
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import RowSeeds
 
@@ -65,7 +65,7 @@ def candidates(ids, mask):
     return (mask == 1) & ~np.isin(ids, [CLS, SEP, SPECIAL.mask])
 
 
-@pytest.mark.parametrize(("longest", "unit"), [(4, "word"), (9, "word"), (3, "span")])
+@pytest.mark.parametrize(("longest", "unit"), [(4, "word"), (17, "word"), (3, "span")])
 def test_the_units_of_a_loop_are_chosen(longest, unit):
     ids, mask, continues = rows(10_000, 48, seed=longest, longest=longest)
     is_candidate = candidates(ids, mask)
@@ -75,20 +75,13 @@ def test_the_units_of_a_loop_are_chosen(longest, unit):
     starts = word_starts(jnp.asarray(continues)[ids], jnp.asarray(is_candidate))
     if unit == "span":
         seeds = jnp.asarray(rng.integers(0, 2**31, (len(ids), 1)), jnp.int32)
-        starts = span_starts(starts, jnp.asarray(is_candidate), jnp.asarray(mask), seeds)
+        begins = span_starts(starts, jnp.asarray(is_candidate), jnp.asarray(mask), seeds)
+        score = np.asarray(score_of(begins, jnp.asarray(score)))
     places, hidden = choose_whole(jnp.asarray(score), starts, jnp.asarray(mask), is_candidate, wanted[:, None])
     places, hidden, starts = np.asarray(places), np.asarray(hidden)[:, 0], np.asarray(starts)
     for row in range(len(ids)):
         words = words_of(ids[row], continues, is_candidate[row])
-        if unit == "span":
-            spans = []
-            for word in words:
-                if starts[row, word[0]]:
-                    spans.append([])
-                spans[-1].extend(word)
-            words = spans
-        else:
-            assert [word[0] for word in words] == list(np.flatnonzero(starts[row]))
+        assert [word[0] for word in words] == list(np.flatnonzero(starts[row]))
         expected = chosen_in_turn(words, score[row], wanted[row])
         assert hidden[row] == len(expected) <= wanted[row]
         assert sorted(places[row, : hidden[row]]) == sorted(expected)
@@ -107,9 +100,10 @@ def test_spans_have_the_lengths_of_spanbert():
     assert len(found) == 10
 
 
+@pytest.mark.parametrize("num_steps", [7, 11])
 @pytest.mark.parametrize(("first", "last"), [(0.3, 0.15), (0.1, 0.5), (0.3, 0.1), (0.3, 0.05)])
-def test_the_share_goes_to_the_last_in_equal_steps(first, last):
-    config = tiny_config(masking={"mask_prob": first, "final_mask_prob": last}, training={"num_steps": 11})
+def test_the_share_goes_to_the_last_in_equal_steps(first, last, num_steps):
+    config = tiny_config(masking={"mask_prob": first, "final_mask_prob": last}, training={"num_steps": num_steps})
     assert config.max_predictions_per_seq == int((max(first, last) + 0.005) * 32)
     ids, mask, _ = rows(16, 32, seed=1)
     batch = {
@@ -117,14 +111,14 @@ def test_the_share_goes_to_the_last_in_equal_steps(first, last):
     }
     objective, seeds = make_objective(config, SPECIAL), RowSeeds(*[jnp.arange(16, dtype=jnp.int32)] * 3)
     draw = jax.jit(lambda step: objective.draw(batch, seeds, step).masked.weights_BM.sum(axis=1))
-    for step in (0, 3, 5, 10):
+    for step in (0, 3, 5, num_steps - 1):
         hidden = np.asarray(draw(jnp.int32(step)))
         wanted = np.minimum(
-            np.maximum(mask.sum(1) * (first + (last - first) * step / 10), 1), candidates(ids, mask).sum(1)
+            np.maximum(mask.sum(1) * (first + (last - first) * step / (num_steps - 1)), 1), candidates(ids, mask).sum(1)
         )
         assert (np.abs(hidden - wanted) <= 0.5 + 1e-4).all(), (step, hidden, wanted)
     evaluated = objective.draw(batch, seeds, None).masked.weights_BM.sum(axis=1)  # with what the run ends with
-    np.testing.assert_array_equal(evaluated, draw(jnp.int32(10)))
+    np.testing.assert_array_equal(evaluated, draw(jnp.int32(num_steps - 1)))
 
 
 def test_a_long_phase_may_have_a_share_of_its_own():
@@ -135,6 +129,17 @@ def test_a_long_phase_may_have_a_share_of_its_own():
         tiny_config(masking={"final_mask_prob": 0.15}, long_phase=long)
     with pytest.raises(UserError, match=r"long_phase.mask_prob=0.2 has no effect with long_phase.steps=0"):
         tiny_config(long_phase={"mask_prob": 0.2})
+
+
+def test_a_word_longer_than_the_rest_leaves_some_of_it():
+    starts = np.zeros((1, 128), bool)
+    starts[0, [1, *range(42, 127)]] = True  # 41 pieces, then words of one
+    is_candidate = np.zeros((1, 128), bool)
+    is_candidate[0, 1:127] = True
+    score = np.where(np.arange(128) == 1, 0.9, 0.5)[None].astype(np.float32)
+    for wanted, expected in ((40, 16), (41, 41), (12, 12)):
+        _, hidden = choose_whole(score, starts, np.ones((1, 128), np.int32), is_candidate, np.full((1, 1), wanted))
+        assert int(hidden[0, 0]) == expected
 
 
 def test_words_are_hidden_alike_wherever_they_stand():

@@ -60,6 +60,20 @@ def test_a_step_masks_what_its_number_says():
     np.testing.assert_allclose(counts, np.linspace(0.4, 0.1, 10), atol=0.02)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_generator_without_dropout_has_none(own):
+    changes = {"dropout": 0.0, "untied_generator_embeddings": own}
+    config = tiny_config(generator=changes, model={"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5})
+    params = electra.init(config.architecture, jax.random.key(0))
+    ids = jnp.arange(5, 69).reshape(2, 32)
+    inputs = [config.architecture, params, ids, jnp.ones_like(ids), jnp.zeros_like(ids)]
+    positions, seeds = jnp.asarray([[3, 4], [5, 6]]), jnp.arange(2, dtype=jnp.int32)
+    plain, with_seeds = (electra.apply_generator(*inputs, positions, each) for each in (None, seeds))
+    np.testing.assert_array_equal(plain, with_seeds)
+    plain, with_seeds = (electra.apply_discriminator(*inputs, each) for each in (None, seeds))
+    assert np.abs(plain - with_seeds).max() > 0
+
+
 @pytest.fixture(scope="module")
 def one_device():
     return run(num_devices=1)[0]

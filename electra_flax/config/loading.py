@@ -156,9 +156,9 @@ _UNKNOWN_FIELD = (
     re.compile(r"Option '(?P<name>[^']+)' is not accepted"),
 )
 _PROBLEM = re.compile(r'(?:Parser key "|argument --)(?P<name>[\w.]+)"?: (?P<problem>.*)')
-_WRONG_VALUE = re.compile(r"Expected an? (?P<type>.+?)\. Got value: ?(?P<value>.*)")
+_WRONG_VALUE = re.compile(r"Expected an? (?P<type>.+?)\. Got value: ?(?P<value>.*?)(?: - Expected .*)?$")
 _WRONG_OPTIONAL = re.compile(  # of a field that may be null
-    r"Expected a (?P<type><class '\w+'>) - Expected a <class 'NoneType'>.*Given value: (?P<value>.*)"
+    r"Expected a (?P<type><class '\w+'>) - Expected a <class 'NoneType'>.*Given value: ?(?P<value>.*)"
 )
 
 

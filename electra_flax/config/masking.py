@@ -19,7 +19,7 @@ class MaskingConfig:
     """Chance that a chosen token becomes [MASK]; otherwise it stays as it is. There is no random-token branch."""
     unit: Literal["token", "word", "span"] = "token"
     """What is chosen: tokens, as the original does; words, all pieces of them (one that begins with ## continues a
-    word); or spans of 1 to 10 words, 3.8 on average. As many tokens, as far as whole units fit."""
+    word); or spans of 1 to 10 words, 3.8 on average, the last one cut after a word."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "masking")

@@ -265,7 +265,13 @@ class Config:
             share, last = self.long_phase.mask_prob, self.masking.final_mask_prob
             check(
                 share is None or last is None,
-                f"long_phase.mask_prob={share}, masking.final_mask_prob={last}: both name what the last steps hide",
+                f"long_phase.mask_prob={share}, masking.final_mask_prob={last}: both name what the last steps hide: "
+                "leave one out",
+            )
+            check(
+                share is None or int((share + 0.005) * self.long_phase.max_seq_length) > 0,
+                f"long_phase.mask_prob={share} of long_phase.max_seq_length={self.long_phase.max_seq_length} tokens is "
+                "less than one token: raise one of them",
             )
             try:
                 self.phases  # noqa: B018 the second one is checked like a configuration of its own
@@ -356,7 +362,7 @@ class Config:
     @property
     def max_predictions_per_seq(self) -> int:
         """Return columns of a batch's masked positions, the original's N (docs/semantics.md, section 4)."""
-        return int((self.masking.largest_share + 0.005) * self.data.max_seq_length)
+        return min(self.data.max_seq_length, int((self.masking.largest_share + 0.005) * self.data.max_seq_length))
 
 
 class Phase(NamedTuple):

@@ -64,7 +64,8 @@ class _Electra(nn.Module):
             return jnp.zeros((*positions_BM.shape, self.architecture.model.vocab_size), jnp.float32)
         transformer = self.electra if self.architecture.generator is None else self.generator
         embeddings = (transformer if self.architecture.has_own_embeddings else self.electra).embeddings
-        embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 0), places_BT)
+        rate = transformer.config.hidden_dropout_prob
+        embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, rate, layers.fold_in(seeds_B, 0), places_BT)
         hidden_BTD = transformer(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 1))
         # Before the head: its product with the vocabulary is the largest of the model, and M a seventh of T.
         hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
@@ -79,7 +80,8 @@ class _Electra(nn.Module):
         seeds_B: jax.Array | None,
         places_BT: jax.Array | None = None,
     ) -> jax.Array:
-        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, layers.fold_in(seeds_B, 2), places_BT)
+        rate, seeds_of_embeddings_B = self.electra.config.hidden_dropout_prob, layers.fold_in(seeds_B, 2)
+        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, rate, seeds_of_embeddings_B, places_BT)
         hidden_BTD: jax.Array = self.electra(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 3))
         return hidden_BTD
 

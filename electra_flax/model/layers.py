@@ -201,9 +201,11 @@ class Embeddings(nn.Module):
         self,
         input_ids_BT: jax.Array,
         token_type_ids_BT: jax.Array,
+        rate: float,
         seeds_B: jax.Array | None,
-        places_BT: jax.Array | None = None,
+        places_BT: jax.Array | None,
     ) -> jax.Array:
+        """Return them with dropout at the `rate` of the transformer that reads them, which may share them."""
         table_PE = self.position_embeddings.embedding
         if places_BT is None:
             position_BTE = table_PE[None, : input_ids_BT.shape[1]]
@@ -214,7 +216,7 @@ class Embeddings(nn.Module):
         for token_type, row_11E in enumerate(self.token_type_embeddings.embedding[:, None, None]):
             embedded_BTE += jnp.where(token_type_ids_BT[..., None] == token_type, row_11E, 0.0)
         normed_BTE = self.LayerNorm(embedded_BTE.astype(self.dtype))
-        return randomness.dropout(normed_BTE, self.config.hidden_dropout_prob, seeds_B)
+        return randomness.dropout(normed_BTE, rate, seeds_B)
 
 
 class SelfAttention(nn.Module):

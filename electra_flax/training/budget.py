@@ -10,9 +10,10 @@ def share_at(masking: MaskingConfig, num_steps: int, step: jax.Array | None) -> 
     """Return masking.mask_prob of a step, the last one's without a step: what evaluations hide."""
     if step is None or masking.final_mask_prob is None:
         return masking.last_share
-    last = max(num_steps - 1, 1)  # steps are counted from 0
-    done = step.astype(jnp.float32) / last
-    return masking.mask_prob * (1 - done) + masking.final_mask_prob * done  # exact at both ends
+    last = num_steps - 1  # steps are counted from 0
+    done = step.astype(jnp.float32) / max(last, 1)
+    share = masking.mask_prob + (masking.final_mask_prob - masking.mask_prob) * done
+    return jnp.where(step >= last, masking.final_mask_prob, share)  # compiled, 6 / 6 need not be 1
 
 
 def num_wanted(

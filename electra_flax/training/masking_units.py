@@ -1,8 +1,9 @@
 """Whole words and spans instead of tokens: where they begin, and which of them are hidden.
 
 Of words in a random order, one after the other is taken whole; one that would hide more than is wanted is left out,
-and shorter ones after it fill what is left (as google-research/bert does on the host). Here all of that happens on the
-device, in a few sorts and sums, for the examples of a row at once, whether it has one or several.
+and shorter ones after it fill what is left (as google-research/bert does on the host). With spans, the words of a span
+follow each other in that order, so that the last span taken may be cut, after a word (as SpanBERT does). Here all of
+that happens on the device, in a few sorts and sums, for the examples of a row at once, whether it has one or several.
 
 Array names: B batch, T tokens, S examples of a row, J spans of an example.
 """
@@ -18,8 +19,8 @@ import numpy as np
 from electra_flax.model import randomness
 
 _ROUNDS = 16
-"""Units that are looked for to fill what the first ones leave; each takes a token or more of it, and what is left after
-all of them stays as it is."""
+"""Words that are looked for to fill what the first ones leave. Each takes a token or more of it, and less is left than
+the word that was left out has: enough for words of up to 17 pieces; of longer ones something may stay unfilled."""
 # SpanBERT (1907.10529): words of a span, each one word longer 0.8 times as likely, at most ten.
 _GEOMETRIC = 0.2 * 0.8 ** np.arange(10)
 _LENGTH_BELOW = np.cumsum(_GEOMETRIC / _GEOMETRIC.sum())[:-1]
@@ -61,6 +62,11 @@ def span_starts(
     return starts_BT & (is_begin_BT | ~_shifted(is_candidate_BT))  # no span goes over a special token
 
 
+def score_of(starts_BT: jax.Array, score_BT: jax.Array) -> jax.Array:
+    """Return for each token the score at the start of its unit."""
+    return jnp.take_along_axis(score_BT, _last_start(starts_BT), axis=1)
+
+
 def choose_whole(
     score_BT: jax.Array,
     starts_BT: jax.Array,
@@ -68,19 +74,19 @@ def choose_whole(
     is_candidate_BT: jax.Array,
     wanted_BS: jax.Array,
 ) -> Order:
-    """Return an order in which whole units come first, as many as fit into `wanted_BS` tokens of each example.
+    """Return an order in which whole words come first, as many as fit into `wanted_BS` tokens of each example.
 
-    `starts_BT` says where units begin; the score of a unit is that at its start, the highest come first. Where no unit
-    is as short as what is wanted, the first tokens of the first one are taken.
+    `starts_BT` says where words begin; the score of a word is that at its start, the highest come first, of equals the
+    first in the row. Where no word is as short as what is wanted, the first tokens of the first one are taken.
     """
     num_segments = wanted_BS.shape[1]
     place_BT = jax.lax.broadcasted_iota(jnp.int32, score_BT.shape, 1)
-    first_BT = jax.lax.cummax(jnp.where(starts_BT, place_BT, 0), axis=1)
+    first_BT = _last_start(starts_BT)
     ends_BT = is_candidate_BT & ~(_shifted(is_candidate_BT, -1) & ~_shifted(starts_BT, -1))
     last_BT = jax.lax.cummin(jnp.where(ends_BT, place_BT, score_BT.shape[1]), axis=1, reverse=True)
-    score_BT = jnp.take_along_axis(score_BT, first_BT, axis=1)
+    score_BT = score_of(starts_BT, score_BT)
     key_BT = jnp.where(segments_BT > 0, segments_BT, num_segments + 1)
-    # Stable: the tokens of a unit stay together, in their order; of units with one score the first comes first.
+    # Stable: the tokens of a word stay together, in their order, and the words of a span.
     key_BT, fallen_BT, place_BT, offset_BT, length_BT = jax.lax.sort(
         (key_BT, jnp.where(is_candidate_BT, -score_BT, 1.0), place_BT, place_BT - first_BT, last_BT - first_BT + 1),
         dimension=1, num_keys=2, is_stable=True,
@@ -96,7 +102,7 @@ def choose_whole(
 
     tokens_BS = is_of_BST.sum(axis=2)
     rank_BT = jax.lax.broadcasted_iota(jnp.int32, score_BT.shape, 1) - by_token(tokens_BS.cumsum(axis=1) - tokens_BS)
-    begin_BT = rank_BT - offset_BT  # the rank of a unit's first token
+    begin_BT = rank_BT - offset_BT  # the rank of a word's first token
     is_hidden_BT = is_candidate_BT & (begin_BT + length_BT <= by_token(wanted_BS))
     beyond = score_BT.shape[1]
 
@@ -112,6 +118,12 @@ def choose_whole(
         (key_BT, (~is_hidden_BT).astype(jnp.int32), place_BT), dimension=1, num_keys=2, is_stable=True
     )
     return Order(place_BT, by_example(is_hidden_BT))
+
+
+def _last_start(starts_BT: jax.Array) -> jax.Array:
+    """Return the place of the last start up to each place, 0 before the first."""
+    place_BT = jax.lax.broadcasted_iota(jnp.int32, starts_BT.shape, 1)
+    return jax.lax.cummax(jnp.where(starts_BT, place_BT, 0), axis=1)
 
 
 def _shifted(flag_BT: jax.Array, by: Literal[1, -1] = 1) -> jax.Array:

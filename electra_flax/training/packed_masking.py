@@ -19,7 +19,7 @@ from electra_flax.config.schema import Config
 from electra_flax.data.packing import LEAST_LENGTH
 from electra_flax.model import randomness
 from electra_flax.training.budget import num_wanted
-from electra_flax.training.masking_units import choose_whole, span_starts, word_starts
+from electra_flax.training.masking_units import choose_whole, score_of, span_starts, word_starts
 from electra_flax.trees import Batch
 
 
@@ -87,7 +87,8 @@ def choose_packed(
         starts_BT = word_starts(jnp.asarray(continues_V)[batch["input_ids"]], is_candidate_BT)
         if config.masking.unit == "span":
             length_seeds_BS = randomness.fold_in(score_seeds_BS, 0)
-            starts_BT = span_starts(starts_BT, is_candidate_BT, segments_BT, length_seeds_BS)
+            begins_BT = span_starts(starts_BT, is_candidate_BT, segments_BT, length_seeds_BS)
+            score_BT = score_of(begins_BT, score_BT)
         sorted_BT, hidden_BS = choose_whole(score_BT, starts_BT, segments_BT, is_candidate_BT, counts.wanted_BS)
         counts = counts._replace(wanted_BS=hidden_BS)
     # Column m belongs to the first example whose wanted ones, and those of all before it, are more than m.
