@@ -71,10 +71,10 @@ def config_for(architecture: Architecture) -> Config:
         generator=GeneratorConfig(
             **{name: getattr(generator, name) for name in own},
             untied_generator=architecture.generator is not None,
-            untied_generator_embeddings=architecture.has_own_embeddings,
+            embedding_sharing="separate" if architecture.has_own_embeddings else "shared",
             uniform_generator=not architecture.has_generator_head,
         ),
-        objective=ObjectiveConfig(electra_objective=architecture.has_discriminator_head),
+        objective=ObjectiveConfig(kind="replaced_tokens" if architecture.has_discriminator_head else "masked_tokens"),
         data=DataConfig(max_seq_length=min(32, model.max_position_embeddings)),
     )
 
@@ -101,14 +101,14 @@ def golden_config(hparams: dict, *, batch_size: int = 8, num_steps: int = 20, wa
             num_attention_heads=max(1, width // 64) if untied else sizes["num_attention_heads"],
             intermediate_size=4 * width if untied else sizes["intermediate_size"],
             untied_generator=untied,
-            untied_generator_embeddings=hparams.get("untied_generator_embeddings", False),
+            embedding_sharing="separate" if hparams.get("untied_generator_embeddings", False) else "shared",
             uniform_generator=hparams.get("uniform_generator", False),
         ),
         data=DataConfig(max_seq_length=hparams["max_seq_length"]),
         training=TrainingConfig(batch_size=batch_size, num_steps=num_steps, compute_dtype="float32"),
         optimizer=OptimizerConfig(learning_rate=hparams["learning_rate"], warmup_steps=warmup_steps),
         objective=ObjectiveConfig(
-            electra_objective=hparams.get("electra_objective", True),
+            kind="replaced_tokens" if hparams.get("electra_objective", True) else "masked_tokens",
             temperature=hparams.get("temperature", 1.0),
             disallow_correct=hparams.get("disallow_correct", False),
         ),
@@ -198,7 +198,7 @@ def losses_with_given_draws(config: Config, params: Params, draws: Draws) -> tup
     )
     sums = losses.masked_lm_sums(generator_BMV, masked.targets_BM, masked.weights_BM, masked.targets_BM)
     discriminator_BT = None
-    if config.objective.electra_objective:
+    if config.objective.kind == "replaced_tokens":
         discriminator_BT = electra.apply_discriminator(
             config.architecture, params, draws.corrupted.corrupted_ids_BT, mask_BT, types_BT, None
         )

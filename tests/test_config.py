@@ -237,6 +237,30 @@ def test_a_generator_may_have_its_own_dropout():
     assert model.hidden_dropout_prob == 0.1
     with pytest.raises(UserError, match=r"generator.dropout=0.0 needs a transformer"):
         load_config(CONFIGS / "tiny.yaml", ["--generator.dropout", "0"])
-    for other in ("--generator.uniform_generator=true", "--objective.electra_objective=false"):
+    for other in ("--generator.uniform_generator=true", "--objective.kind=masked_tokens"):
         with pytest.raises(UserError, match=r"generator.dropout"):
             load_config(CONFIGS / "demo.yaml", ["--generator.dropout", "0", other])
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "value", "field", "today"),
+    [
+        ("objective", "electra_objective", False, "kind", "masked_tokens"),
+        ("objective", "electra_objective", True, "kind", "replaced_tokens"),
+        ("generator", "untied_generator_embeddings", True, "embedding_sharing", "separate"),
+        ("generator", "untied_generator_embeddings", False, "embedding_sharing", "shared"),
+    ],
+)
+def test_configurations_of_earlier_versions_are_read(section, old, value, field, today):
+    fields = dataclasses.asdict(load_config(CONFIGS / "demo.yaml"))
+    del fields[section][field]
+    fields[section][old] = value
+    config = fields_from(Config, fields, (), "config.yaml", "")
+    assert getattr(getattr(config, section), field) == today
+    with pytest.raises(
+        UserError, match=rf"--{section}.{old}: .*it is {section}.{field} now, one of {today}|one of \w+, {today}"
+    ):
+        load_config(CONFIGS / "demo.yaml", [f"--{section}.{old}={value}"])
+    fields[section][old] = "yes"
+    with pytest.raises(UserError, match=rf"config.yaml: {section}.{old}: unknown field; it is {section}.{field} now"):
+        fields_from(Config, fields, (), "config.yaml", "")

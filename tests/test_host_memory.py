@@ -26,7 +26,7 @@ def config_of(name, *overrides):
         ("koelectra_base_v3", []),
         ("tiny", []),  # one transformer
         ("electra_small", ["--generator.uniform_generator=true"]),
-        ("electra_small", ["--objective.electra_objective=false"]),
+        ("electra_small", ["--objective.kind=masked_tokens"]),
     ],
 )
 def test_the_least_is_little_less_than_the_model(name, overrides):

@@ -13,9 +13,9 @@ from electra_flax.weights.shapes import architecture_of, sizes_of
     "changes",
     [
         {},
-        {"generator": {"untied_generator_embeddings": True}},
+        {"generator": {"embedding_sharing": "separate"}},
         {"generator": {"uniform_generator": True}},
-        {"objective": {"electra_objective": False}},
+        {"objective": {"kind": "masked_tokens"}},
     ],
 )
 def test_every_name_comes_back(changes):

@@ -27,7 +27,7 @@ ODD = {
     "a wider and deeper generator": tiny_config(
         model={"hidden_size": 33, "num_attention_heads": 3, "embedding_size": 33, "num_hidden_layers": 3},
         generator={"hidden_size": 130, "num_attention_heads": 2, "intermediate_size": 520, "num_hidden_layers": 5,
-                   "untied_generator_embeddings": True},
+                   "embedding_sharing": "separate"},
     ),
     "one transformer": tiny_config(
         generator={"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -35,7 +35,7 @@ ODD = {
     ),
     "no generator": tiny_config(generator={"intermediate_size": 64, "uniform_generator": True}),
     "no discriminator": tiny_config(
-        generator={"intermediate_size": 64}, objective={"electra_objective": False}, model={"type_vocab_size": 1}
+        generator={"intermediate_size": 64}, objective={"kind": "masked_tokens"}, model={"type_vocab_size": 1}
     ),
 }  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_hparams_alone_give_the_variables(name):
     assert original_variables(hparams) == expected
     generator = config.generator.num_attention_heads if name != "one transformer" else 1
     assert heads(hparams)[0] == config.model.num_attention_heads
-    if config.generator.untied_generator and config.objective.electra_objective:
+    if config.generator.untied_generator and config.objective.kind == "replaced_tokens":
         assert heads(hparams)[1] == generator or config.generator.uniform_generator
     for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"):
         default = {"initializer_range": 0.02}.get(field, 0.1)

@@ -109,7 +109,7 @@ def hidden_by_example(batch, masked, sampled_BM):
     "changes",
     [
         {},
-        pytest.param({"objective": {"electra_objective": False}}, marks=pytest.mark.slow),
+        pytest.param({"objective": {"kind": "masked_tokens"}}, marks=pytest.mark.slow),
         pytest.param({"generator": {"uniform_generator": True}}, marks=pytest.mark.slow),
         pytest.param({"objective": {"disallow_correct": True, "temperature": 0.5}}, marks=pytest.mark.slow),
         pytest.param({"masking": {"unit": "word", "mask_prob": 0.4}}),

@@ -23,7 +23,7 @@ from electra_flax.training.history import History, Subject
 
 BROKEN = [
     "--optimizer.learning_rate", "10", "--optimizer.warmup_steps", "0", "--optimizer.max_grad_norm", "1e9",
-    "--generator.untied_generator_embeddings", "true", "--model.initializer_range", "3",
+    "--generator.embedding_sharing", "separate", "--model.initializer_range", "3",
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_doctor_names_what_is_broken_in_a_real_run(root, capsys):
     assert main(["doctor", "--workdir", str(root / "broken"), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     problems = " | ".join(finding["problem"] for finding in found)
-    assert "untied_generator_embeddings=true" in problems
+    assert "embedding_sharing=separate" in problems
     assert "optimizer.learning_rate=10 is unusual for hidden size 32 and batch size 16" in problems
     first = re.search(r"the first generator loss is ([\d.]+); random guessing gives 6.40", problems)
     assert first and float(first[1]) > 7
@@ -274,7 +274,7 @@ def test_only_a_run_that_goes_on_has_time_to_go(root, last, ago, state):
 
 @pytest.mark.parametrize(
     ("field", "part"), [("generator.uniform_generator=true", "generator"),
-                        ("objective.electra_objective=false", "discriminator")],
+                        ("objective.kind=masked_tokens", "discriminator")],
 )  # fmt: skip
 def test_the_page_names_the_part_that_a_run_lacks(root, field, part):
     config = load_config(root / "tiny.yaml", [f"--{field}"])

@@ -62,7 +62,7 @@ def test_a_step_masks_what_its_number_says():
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_generator_without_dropout_has_none(own):
-    changes = {"dropout": 0.0, "untied_generator_embeddings": own}
+    changes = {"dropout": 0.0, "embedding_sharing": "separate" if own else "shared"}
     config = tiny_config(generator=changes, model={"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5})
     params = electra.init(config.architecture, jax.random.key(0))
     ids = jnp.arange(5, 69).reshape(2, 32)
@@ -121,9 +121,9 @@ def test_first_loss_is_that_of_guessing(vocab_size):
     "changes",
     [
         {"generator": {"uniform_generator": True}},
-        {"generator": {"untied_generator_embeddings": True}},
+        {"generator": {"embedding_sharing": "separate"}},
         SHARING["everything"],
-        {"objective": {"electra_objective": False}},
+        {"objective": {"kind": "masked_tokens"}},
         {"objective": {"disallow_correct": True, "temperature": 0.5}},
     ],
     ids=["uniform", "untied embeddings", "one transformer", "masked LM", "disallow correct"],
@@ -132,8 +132,8 @@ def test_first_loss_is_that_of_guessing(vocab_size):
 def test_every_option_learns(changes):
     history, state = run(num_devices=1, always_the_same=True, **changes)
     assert np.isfinite(history).all() and history[-1] < history[0]
-    objective = changes.get("objective", {}).get("electra_objective", True)
-    assert ("discriminator_predictions" in state.params) == objective
+    objective = changes.get("objective", {}).get("kind", "replaced_tokens")
+    assert ("discriminator_predictions" in state.params) == (objective == "replaced_tokens")
 
 
 def test_uniform_generator_has_no_parameters_and_a_constant_loss():

@@ -24,7 +24,7 @@ _OWN = {"intermediate_size": 64}  # 4 x its width, as the original has it
 # The configurations under which the two models share other things.
 SHARING: dict[str, dict] = {
     "embeddings": {"generator": _OWN},
-    "nothing": {"generator": _OWN | {"untied_generator_embeddings": True}},
+    "nothing": {"generator": _OWN | {"embedding_sharing": "separate"}},
     "everything": {
         "generator": {
             "untied_generator": False,
@@ -35,7 +35,7 @@ SHARING: dict[str, dict] = {
         },
     },
     "no generator": {"generator": _OWN | {"uniform_generator": True}},
-    "no discriminator": {"generator": _OWN, "objective": {"electra_objective": False}},
+    "no discriminator": {"generator": _OWN, "objective": {"kind": "masked_tokens"}},
 }
 
 

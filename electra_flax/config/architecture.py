@@ -69,9 +69,9 @@ class GeneratorConfig:
     """Width of the feed-forward layer."""
     untied_generator: bool = True
     """Own transformer; false: generator and discriminator are one transformer with two heads."""
-    untied_generator_embeddings: bool = False
-    """Own embeddings, of the generator's hidden size; false: word, position and token-type embeddings and their
-    LayerNorm are shared."""
+    embedding_sharing: Literal["shared", "separate"] = "shared"
+    """shared: word, position and token-type embeddings and their LayerNorm are those of the discriminator; separate:
+    own ones, of the generator's hidden size."""
     uniform_generator: bool = False
     """No generator at all: replacements are drawn uniformly from the vocabulary."""
     dropout: Annotated[float | None, Range(0, 1, "[)")] = None
@@ -86,13 +86,13 @@ class GeneratorConfig:
         )
         check_heads("generator", self.hidden_size, self.num_attention_heads)
         check(
-            not (self.uniform_generator and self.untied_generator_embeddings),
-            "generator.untied_generator_embeddings=true needs a generator, but generator.uniform_generator=true "
-            "has none: set one of them to false",
+            not self.uniform_generator or self.embedding_sharing == "shared",
+            f"generator.embedding_sharing={self.embedding_sharing} needs a generator, but "
+            "generator.uniform_generator=true has none: leave one of them out",
         )
         check(
-            self.untied_generator or not self.untied_generator_embeddings,
-            "generator.untied_generator_embeddings=true needs generator.untied_generator=true, got false: "
+            self.untied_generator or self.embedding_sharing == "shared",
+            f"generator.embedding_sharing={self.embedding_sharing} needs generator.untied_generator=true, got false: "
             "one shared transformer has one embedding table",
         )
 

@@ -24,6 +24,11 @@ Overrides = Sequence[str] | Mapping[str, object]
 """Fields in place of others: {"training.num_steps": 20}, or as a command is given them."""
 
 _HELP = "electra-flax pretrain --help"
+_OLD_NAMES: dict[str, tuple[str, dict[object, str]]] = {
+    "objective.electra_objective": ("objective.kind", {True: "replaced_tokens", False: "masked_tokens"}),
+    "generator.untied_generator_embeddings": ("generator.embedding_sharing", {False: "shared", True: "separate"}),
+}
+"""{name of earlier versions: (today's, {value: today's})}: configurations of runs that they began are read as ever."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -92,12 +97,19 @@ def _namespace(cls: type, values: Mapping[str, Any]) -> Namespace:
         if is_section and not isinstance(value, dict):
             raise UserError(f"{name}: expected fields and their values, or each as --{name}.FIELD VALUE")
         given = {f"{name}.{field}": each for field, each in value.items()} if is_section else {f"{name}": value}
-        for key in (key for key, each in given.items() if each is not None):
+        for key, each in (_renamed(key, each) for key, each in given.items() if each is not None):
             try:
-                found[key] = given[key]
+                found[key] = each
             except KeyError as error:  # that can be no field's: empty, or with a space
                 raise UserError(str(error)) from None
     return found
+
+
+def _renamed(name: str, value: Any) -> tuple[str, Any]:
+    """Return a field of today and its value for one of an earlier version; others as they are."""
+    today, values = _OLD_NAMES.get(name, (name, {}))
+    is_known = isinstance(value, bool) and value in values
+    return (today, values[value]) if is_known else (name, value)
 
 
 def config_to_yaml(config: Config) -> str:
@@ -186,6 +198,9 @@ def _one_line(message: str, cls: type, help_command: str) -> str:
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     """Return the known names that are meant, in words: the same but for section and hyphens, or else the most alike."""
+    if name in _OLD_NAMES:
+        today, values = _OLD_NAMES[name]
+        return f"it is {today} now, one of {', '.join(values.values())}"
     last = name.replace("-", "_").rpartition(".")[2]
     found = [known for known in names if known.rpartition(".")[2] == last]
     found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -26,8 +26,9 @@ COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
 class ObjectiveConfig:
     """Training objective (docs/semantics.md, sections 6 and 7)."""
 
-    electra_objective: bool = True
-    """Replaced-token detection; false: plain masked-language modelling of the `model` section, no discriminator."""
+    kind: ObjectiveKind = "replaced_tokens"
+    """replaced_tokens: ELECTRA; masked_tokens: plain masked-language modelling of the `model` section, no
+    discriminator."""
     generator_weight: Weight = 1.0
     """Weight of the masked-LM loss."""
     discriminator_weight: Weight = 50.0
@@ -36,11 +37,6 @@ class ObjectiveConfig:
     """Divides the generator's logits before sampling."""
     disallow_correct: bool = False
     """Never let the generator sample the original token."""
-
-    @property
-    def kind(self) -> ObjectiveKind:
-        """Return the objective's name in training/objectives."""
-        return "replaced_tokens" if self.electra_objective else "masked_tokens"
 
     def __post_init__(self) -> None:
         check_numbers(self, "objective")
@@ -280,15 +276,15 @@ class Config:
         aims_heads = self.training.first_values == "neighbours"
         check(not aims_heads or self.model.initializer_range > 0, "training.first_values=neighbours scales "
               "model.initializer_range=0: give the range, 0.02 as the original's")  # fmt: skip
-        if self.objective.electra_objective:
+        if self.objective.kind == "replaced_tokens":
             self._check_shared_transformer()
         else:
             check(
                 not self.generator.uniform_generator,
-                "generator.uniform_generator=true leaves nothing to learn with objective.electra_objective=false: "
+                "generator.uniform_generator=true leaves nothing to learn with objective.kind=masked_tokens: "
                 "set one of them the other way",
             )
-            check(self.generator.dropout is None, "generator.dropout needs objective.electra_objective=true: else "
+            check(self.generator.dropout is None, "generator.dropout needs objective.kind=replaced_tokens: else "
                   "there is one model, whose dropout is model's")  # fmt: skip
 
     def _check_shared_transformer(self) -> None:
@@ -305,7 +301,7 @@ class Config:
     @property
     def architecture(self) -> Architecture:
         """Return the models of the run, without what is said of training them."""
-        generator, trains_both = self.generator, self.objective.electra_objective
+        generator, trains_both = self.generator, self.objective.kind == "replaced_tokens"
         has_generator = not generator.uniform_generator
         sizes = replace(
             self.model,
@@ -314,7 +310,7 @@ class Config:
             num_attention_heads=generator.num_attention_heads,
             intermediate_size=generator.intermediate_size,
             embedding_size=(
-                generator.hidden_size if generator.untied_generator_embeddings else self.model.embedding_size
+                generator.hidden_size if generator.embedding_sharing == "separate" else self.model.embedding_size
             ),
         )
         if generator.dropout is not None:
@@ -324,7 +320,7 @@ class Config:
         return Architecture(
             model=self.model,
             generator=sizes if trains_both and has_generator and generator.untied_generator else None,
-            has_own_embeddings=generator.untied_generator_embeddings,
+            has_own_embeddings=generator.embedding_sharing == "separate",
             has_generator_head=has_generator,
             has_discriminator_head=trains_both,
             compute_dtype=self.training.compute_dtype,

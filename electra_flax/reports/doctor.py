@@ -86,11 +86,11 @@ _KNOWN_RATES = ((256, 128, 5e-4), (768, 256, 2e-4), (1024, 2048, 2e-4))
 
 
 def _configuration(config: Config) -> Iterator[Finding]:
-    if config.generator.untied_generator_embeddings:
+    if config.generator.embedding_sharing == "separate":
         yield Finding(
-            "generator.untied_generator_embeddings=true: the discriminator does not learn from the generator's word "
+            "generator.embedding_sharing=separate: the discriminator does not learn from the generator's word "
             "embeddings",
-            "set it to false, as every published ELECTRA does (the paper, section 3.2: about 1 GLUE point better)",
+            "set it to shared, as every published ELECTRA does (the paper, section 3.2: about 1 GLUE point better)",
         )
     if not OPTIMIZERS[config.optimizer.algorithm].has_adams_rates:
         return

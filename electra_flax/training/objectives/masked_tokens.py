@@ -1,4 +1,4 @@
-"""Masked-language modelling: the generator's loss, and the whole of it with objective.electra_objective=false."""
+"""Masked-language modelling: the generator's loss, and the whole of it with objective.kind=masked_tokens."""
 
 from __future__ import annotations
 
