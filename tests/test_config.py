@@ -257,9 +257,7 @@ def test_configurations_of_earlier_versions_are_read(section, old, value, field,
     fields[section][old] = value
     config = fields_from(Config, fields, (), "config.yaml", "")
     assert getattr(getattr(config, section), field) == today
-    with pytest.raises(
-        UserError, match=rf"--{section}.{old}: .*it is {section}.{field} now, one of {today}|one of \w+, {today}"
-    ):
+    with pytest.raises(UserError, match=rf"--{section}.{old}: unknown field; it is {section}.{field} now"):
         load_config(CONFIGS / "demo.yaml", [f"--{section}.{old}={value}"])
     fields[section][old] = "yes"
     with pytest.raises(UserError, match=rf"config.yaml: {section}.{old}: unknown field; it is {section}.{field} now"):
