@@ -125,7 +125,7 @@ def test_embed_is_the_mean_of_transformers_states_or_that_of_cls(tiny_ko):
 
 def test_a_long_list_is_answered_in_its_order(tiny_ko):
     """Of several lengths, more rows than a batch holds."""
-    many = [*SENTENCES, SENTENCES[3]] * 150
+    many = [*SENTENCES, SENTENCES[3]] * 60
     alone = {text: tiny_ko.detect([text])[0] for text in SENTENCES}
     for text, found in zip(many, tiny_ko.detect(many), strict=True):
         assert (found.text, found.tokens) == (text, alone[text].tokens)

@@ -44,6 +44,7 @@ def test_a_second_start_finds_the_program(tmp_path):
     assert "product compiled in" in compile_with_cache("")
 
 
+@pytest.mark.slow
 def test_the_cache_may_be_a_bucket(google_storage):
     assert "product compiled in" in compile_with_cache("gs://bucket/cache", **google_storage)
     assert "product found in the compilation cache in" in compile_with_cache("gs://bucket/cache", **google_storage)

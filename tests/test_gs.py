@@ -88,7 +88,7 @@ def remote_command(root, workdir, *extra):
     return command(root, workdir, "--data.staging_folder", str(root / "staged"), *extra, data="gs://bucket/shards")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_and_the_same_command_through_faults(root, straight, faults):
     workdir = "gs://bucket/runs/stopped"
     process = start(remote_command(root, workdir), IMPATIENT)

@@ -413,7 +413,7 @@ def test_what_the_compiler_refuses_does_not_fit(tmp_path, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_does_not_fit_says_so_with_three_ways_out(tmp_path, monkeypatch, capsys):
     """With less memory instead of more rows, which take the compiler minutes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

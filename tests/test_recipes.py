@@ -46,7 +46,7 @@ Checkpoints.save = save_and_die
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", ["word", "span"])
+@pytest.mark.parametrize("unit", [pytest.param("word", marks=pytest.mark.long), "span"])
 def test_a_run_that_hides_words_goes_on_bit_by_bit(root, unit, capsys):
     recipe = ["--masking.unit", unit, "--generator.dropout", "0", "--checkpoint.every_steps", "2"]
     assert main(pretrain(root, unit, *recipe)) == 0
@@ -152,7 +152,7 @@ def test_a_long_phase_goes_on_with_the_same_state(root, phases, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies_at", [4, 6])
+@pytest.mark.parametrize("dies_at", [pytest.param(4, marks=pytest.mark.long), 6])
 def test_a_run_of_two_phases_resumes_in_either(root, phases, dies_at):
     name = f"phases{dies_at}"
     process = start(two_phases(root, name), DIE.format(step=dies_at))
