@@ -1,12 +1,17 @@
 """What `show` prints of found, missed and falsely accused tokens where there are no colours."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from electra_flax.reports.replaced import Detection, compare, show, tally
+from electra_flax.data.tokenizer import Casing, build_tokenizer
+from electra_flax.reports.replaced import Detection, compare, detect_in, show, tally
+from electra_flax.weights.sources import find_weights
+
+SAMPLE = Path(__file__).parents[1] / "data_prep/sample/korean.txt"
 
 
 def test_each_outcome_has_a_sign_of_its_own_without_colours():
@@ -41,7 +46,7 @@ def test_models_are_compared_in_a_line_each():
     one = tally([detection([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3])])
     compare({"b": one, "a": one._replace(found=0)}, Console(file=out, width=200))
     title, *rows = out.getvalue().splitlines()
-    assert "15% of tokens guessed by each model's own generator" in title
+    assert title.endswith("15% of tokens guessed by each model's own generator")
     assert [row.split() for row in rows] == [
         ["model", "examples", "replaced", "found", "by", "chance", "AUC"],
         ["b", "1", "1", "1", "0.2", "1.00"],
@@ -56,3 +61,18 @@ def test_signs_stand_close_to_their_words():
     tokens = ["그는", "(", "정말", ")", "왔다", ".", '"', "왜", "?"]
     show([Detection(tokens, tokens, np.zeros(9, bool), np.zeros(9))], Console(file=out, width=200))
     assert out.getvalue().splitlines()[0] == '  그는 (정말) 왔다. " 왜?'
+
+
+def test_a_higher_temperature_draws_other_words_which_are_easier_to_find():
+    weights = find_weights("hf:tiny-ko")
+    ids = (
+        build_tokenizer(weights.vocabulary.tokens, Casing(False, False))
+        .encode(SAMPLE.read_text("utf-8"))
+        .ids[: 32 * 62]
+    )
+    rows = np.ones((32, 3, 64), np.int32)
+    rows[:, 0, 1:-1], rows[:, 2] = np.reshape(ids, (32, 62)), 0
+    rows[:, 0, [0, -1]] = weights.vocabulary.special.cls, weights.vocabulary.special.sep
+    inputs = ["tiny-ko", rows, weights.vocabulary, weights.architecture, weights.to_params()]
+    plain, wild = (tally(detect_in(*inputs, temperature)) for temperature in (1.0, 2.0))
+    assert wild.replaced > 1.1 * plain.replaced and wild.auc > plain.auc + 0.05

@@ -38,6 +38,9 @@ class Show(Devices):
     """shards with a validation split"""
     examples: Annotated[int, Range(1, 10_000), "N"] = 4
     """examples to show"""
+    temperature: Annotated[float, Range(0, 10**6, "(]")] = 1.0
+    """divides the generator's logits before it draws, as objective.temperature of a run does: above 1 it draws less
+    likely words, which are easier to find"""
 
     def run(self) -> None:
         if len(self.model) != len(self.data):
@@ -51,12 +54,12 @@ class Show(Devices):
 
         tallies, names = {}, formats.labels([str(model) for model in self.model])
         for number, (model, data) in enumerate(zip(self.model, self.data, strict=True)):
-            detections = replaced.detect(str(model), stage(data, without="train"))
+            detections = replaced.detect(str(model), stage(data, without="train"), self.temperature)
             if number == 0:
                 touched = [detection for detection in detections if detection.is_replaced.any()]
                 replaced.show(touched[: self.examples], console())
             tallies[names[number]] = replaced.tally(detections)
-        replaced.compare(tallies, console())
+        replaced.compare(tallies, console(), self.temperature)
 
 
 class Verify(Devices):

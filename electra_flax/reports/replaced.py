@@ -52,8 +52,12 @@ class Tally(NamedTuple):
     """Of all tokens together; NaN where none was replaced, or all were."""
 
 
-def detect(place: str, data_path: Path, most: int = _MOST_EXAMPLES, seed: int = 0) -> list[Detection]:
+def detect(
+    place: str, data_path: Path, temperature: float = 1.0, most: int = _MOST_EXAMPLES, seed: int = 0
+) -> list[Detection]:
     """Let both models of an export work on held-out examples of shards, all or the first `most`.
+
+    The generator's logits are divided by `temperature` before it draws, as a run does with objective.temperature.
 
     Raises UserError where one of them is missing, they are not of the shards' vocabulary, or nothing was held out.
     """
@@ -79,11 +83,17 @@ def detect(place: str, data_path: Path, most: int = _MOST_EXAMPLES, seed: int = 
         )
     examples = ShardedExamples(data.splits["validation"], manifest.max_seq_length, manifest.vocab_size)
     rows = examples.read(range(min(most, len(examples))))
-    return detect_in(f"--model {place}", rows, vocabulary, weights.architecture, weights.to_params(), seed)
+    return detect_in(f"--model {place}", rows, vocabulary, weights.architecture, weights.to_params(), temperature, seed)
 
 
 def detect_in(
-    source: str, rows: np.ndarray, vocabulary: Vocabulary, architecture: Architecture, params: Params, seed: int = 0
+    source: str,
+    rows: np.ndarray,
+    vocabulary: Vocabulary,
+    architecture: Architecture,
+    params: Params,
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> list[Detection]:
     """Replace 15% of the tokens of examples, int32 [B, 3, T], by the generator's, and ask the discriminator.
 
@@ -104,7 +114,7 @@ def detect_in(
         is_masked = (rng.random(ids.shape) < _RATE) & is_word
         guesses = logits("generator", np.where(is_masked, special.mask, ids))[is_masked].astype(np.float64)
         corrupted = ids.copy()
-        corrupted[is_masked] = (guesses + rng.gumbel(size=guesses.shape)).argmax(axis=-1)
+        corrupted[is_masked] = (guesses / temperature + rng.gumbel(size=guesses.shape)).argmax(axis=-1)
         probability = expit(logits("discriminator", corrupted).astype(np.float64))
         for i, words in enumerate(is_word):
             before, after = ids[i, words], corrupted[i, words]
@@ -136,10 +146,11 @@ def show(detections: list[Detection], console: Console) -> None:
     )
 
 
-def compare(tallies: dict[str, Tally], console: Console) -> None:
+def compare(tallies: dict[str, Tally], console: Console, temperature: float = 1.0) -> None:
     """Print a row a model, by its name, about all its examples: not those alone that were shown."""
+    drawn = "" if temperature == 1 else f" at temperature {temperature:g}"
     console.print(
-        f"up to {_MOST_EXAMPLES} held-out examples, {_RATE:.0%} of tokens guessed by each model's own generator"
+        f"up to {_MOST_EXAMPLES} held-out examples, {_RATE:.0%} of tokens guessed by each model's own generator{drawn}"
     )
     width = max(cell_len(escaped(name)) for name in ("model", "chance", *tallies))
     columns = ("examples", "replaced", "found", "by chance", "AUC")
