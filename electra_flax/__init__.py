@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from electra_flax.errors import RunError, Unavailable, UserError
     from electra_flax.finetuning.result import Finetuned
     from electra_flax.planning.table import Plan
-    from electra_flax.reports.sentences import Detected, Filled, Scored
+    from electra_flax.reports.scoring import Scored
+    from electra_flax.reports.sentences import Detected, Filled
     from electra_flax.training.callbacks import Callbacks
     from electra_flax.training.pretrain import Pretrained
     from electra_flax.weights.start import Start
@@ -41,7 +42,7 @@ else:
         "Plan": "planning.table",
         "Pretrained": "training.pretrain",
         "RunError": "errors",
-        "Scored": "reports.sentences",
+        "Scored": "reports.scoring",
         "Start": "weights.start",
         "Unavailable": "errors",
         "UserError": "errors",

@@ -57,6 +57,7 @@ STAND_INS = {
     "models": lambda place: shutil.copytree(shipped.FOLDER / "tiny-ko", place),
     "shards": write_shards,
     "my.yaml": lambda place: shutil.copy(ROOT / "configs/koelectra_base_v3.yaml", place),
+    "nbest.tsv": lambda place: place.write_text("1\t비가 온다.\t-2\n1\t비가 간다.\t-1\n", encoding="utf-8"),
     "same.yaml": lambda place: shutil.copy(ROOT / "configs/koelectra_base_v3.yaml", place),
     "configs": lambda place: place.symlink_to(ROOT / "configs"), "tpu": lambda place: place.symlink_to(ROOT / "tpu"),
     "my_tpu.yaml": lambda place: shutil.copy(ROOT / "tpu/tpu.yaml", place),

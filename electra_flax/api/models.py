@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from electra_flax.errors import check
+
 if TYPE_CHECKING:
     import numpy as np
 
-    from electra_flax.reports.sentences import Detected, Filled, Part, Pooling, Scored
+    from electra_flax.reports.scoring import Scored
+    from electra_flax.reports.sentences import Detected, Filled, Part, Pooling
     from electra_flax.trees import Params
 
 
@@ -40,7 +43,7 @@ class Model:
         self._place = place
         self._parts: dict[tuple[str, bool], Part] = {}
         self._params: dict[str, Params] = {}
-        find_weights(located_part(place, "discriminator"), needs_head=False)
+        self._has_energies = find_weights(located_part(place, "discriminator"), needs_head=False).has_energies
 
     def __repr__(self) -> str:
         return f"electra_flax.load({self._place!r})"
@@ -48,10 +51,15 @@ class Model:
     def detect(self, texts: Sequence[str]) -> list[Detected]:
         """Return for each sentence how likely each of its tokens and words was put in by a generator.
 
-        Asks the discriminator.
+        Asks the discriminator. Raises UserError for one of Electric's, which says how likely a token is instead.
         """
         from electra_flax.reports import sentences
 
+        check(
+            not self._has_energies,
+            f"{self._place}: an Electric model, whose logits are energies, not probabilities of having been replaced: "
+            "ask it to score",
+        )
         return sentences.detect(self._part("discriminator"), texts)
 
     def fill(self, texts: Sequence[str], top: int = 5) -> list[Filled]:
@@ -63,12 +71,15 @@ class Model:
     def score(self, texts: Sequence[str]) -> list[Scored]:
         """Return each sentence's pseudo-log-likelihood, in nats: the sum of its tokens', each masked in turn.
 
-        Asks the generator, once for each token, many in a batch. Sums of sentences of unlike length compare badly: the
-        longer one has more to pay for.
+        Asks the generator, once for each token, many in a batch; of an Electric model the discriminator, once for all,
+        whose sums lack a constant for each token. Sums of sentences of unlike length compare badly: the longer one has
+        more to pay for.
         """
-        from electra_flax.reports import sentences
+        from electra_flax.reports import scoring
 
-        return sentences.score(self._part("generator"), texts)
+        if self._has_energies:
+            return scoring.score_by_energies(self._part("discriminator"), texts)
+        return scoring.score(self._part("generator"), texts)
 
     def embed(self, texts: Sequence[str], pooling: Pooling = "mean") -> np.ndarray:
         """Return a vector for each sentence, float32 [sentences, hidden size]: the discriminator's last states.

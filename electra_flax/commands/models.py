@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 from electra_flax import formats
 from electra_flax.commands.common import Devices, Texts, texts_or_stdin
 from electra_flax.config.ranges import Range
-from electra_flax.errors import UserError
+from electra_flax.errors import UserError, check
 from electra_flax.formats import counted
-from electra_flax.runtime.console import console, print_json, print_line, progress
-from electra_flax.runtime.flags import Flag, Folder, Place
+from electra_flax.runtime.console import console, print_json, print_line, print_rows, progress
+from electra_flax.runtime.flags import File, Flag, Folder, Place
 
 if TYPE_CHECKING:
     from electra_flax import Detected, Filled, Model, Scored
 
     Answer = TypeVar("Answer", Detected, Filled, Scored)
-
-_TOGETHER = 256
-"""Sentences that are answered between two looks at the bar."""
 
 
 class Show(Devices):
@@ -112,19 +110,27 @@ class Asking(Devices):
     json: bool = False
     """print JSON"""
 
+    together: ClassVar[int] = 256
+    """Sentences that are answered between two looks at the bar."""
+
     def ask(self, answer: Callable[[Model, list[str]], list[Answer]]) -> list[Answer]:
-        """Return what the model answers to each sentence, with a bar where it takes long; printed, if as JSON."""
-        texts = texts_or_stdin(self.texts)
+        """Return what the model answers to each sentence; printed, if as JSON."""
+        found = self.answers(texts_or_stdin(self.texts), answer)
+        if self.json:
+            print_json([asdict(each) for each in found])
+        return found
+
+    def answers(self, texts: list[str], answer: Callable[[Model, list[str]], list[Answer]]) -> list[Answer]:
+        """Return what the model answers to each of these, with a bar where it takes long."""
         self.use_devices()
         from electra_flax.api.models import load
 
         model, found = load(self.model), []
         with progress(len(texts), "answering", "sentences", delay=5) as bar:
-            for start in range(0, len(texts), _TOGETHER):
-                found += answer(model, texts[start : start + _TOGETHER])
-                bar.update(len(texts[start : start + _TOGETHER]))
-        if self.json:
-            print_json([dataclasses.asdict(each) for each in found])
+            for start in range(0, len(texts), self.together):
+                some = texts[start : start + self.together]
+                found += answer(model, some)
+                bar.update(len(some))
         return found
 
 
@@ -173,14 +179,46 @@ class Score(Asking):
     """Score how likely a sentence is.
 
     Prints the pseudo-log-likelihood of your sentences: each token is masked in turn, and the generator's natural log
-    probabilities are added up; then the mean per token, for comparing sentences of different lengths.
+    probabilities are added up; then the mean per token, for comparing sentences of different lengths. An Electric model
+    answers in one pass, up to a constant: with minus the energy of each token. With --nbest, ranks lists of candidates
+    instead, as a speech recogniser or a translator gives them, by their own score + W x pseudo-log-likelihood; what is
+    printed has the form of what was read, with the sum as the score, the best candidate of each list first.
     """
 
-    example = 'electra-flax score --model tiny-ko "서울은 대한민국의 수도이다."'
+    example = """electra-flax score --model tiny-ko "서울은 대한민국의 수도이다."
+electra-flax score --model tiny-ko --nbest nbest.tsv --weight 0.5"""
+    together = 64  # a pass for each of their tokens
+
+    nbest: File | None = None
+    """lines of a list's name, a candidate and, if there is one, its score (higher is better), separated by tabs"""
+    weight: Annotated[float | None, Range(0, 10**6, "(]"), "W"] = None
+    """of the pseudo-log-likelihood beside a candidate's own score (default: 1)"""
 
     def run(self) -> None:
+        if self.nbest is not None:
+            self._rank(self.nbest)
+            return
+        check(self.weight is None, f"--weight {self.weight}: only with --nbest FILE")
         answers = self.ask(lambda model, texts: model.score(texts))
         for answer in () if self.json else answers:
-            mean = answer.log_likelihood / len(answer.pieces)
-            print_line(f"{answer.log_likelihood:.2f} ({mean:.2f} per token)  {answer.text}")
+            print_line(f"{answer.log_likelihood:.2f} ({answer.per_token:.2f} per token)  {answer.text}")
             print_line("  " + "  ".join(f"{piece.token} {piece.log_likelihood:.2f}" for piece in answer.pieces))
+
+    def _rank(self, path: Path) -> None:
+        from electra_flax.reports import nbest
+
+        check(not self.texts, f"sentences and --nbest {path}: give one of them")
+        candidates, have_scores = nbest.read_lists(path)
+        check(
+            self.weight is None or have_scores,
+            f"--weight {self.weight}: has no effect: the candidates of {path} have no scores of their own",
+        )
+        texts = list(dict.fromkeys(candidate.text for candidate in candidates))
+        scored = dict(zip(texts, self.answers(texts, lambda model, some: model.score(some)), strict=True))
+        lists = nbest.rank(candidates, scored, 1.0 if self.weight is None else self.weight)
+        if self.json:
+            print_json([{"list": name, "ranked": [asdict(each) for each in found]} for name, found in lists.items()])
+            return
+        for name, found in lists.items():
+            for each in found:
+                print_rows(f"{name}\t{each.text}\t{each.total:.4f}")

@@ -1,4 +1,6 @@
-"""What a model says of sentences: which words look replaced, what a [MASK] could be, how likely each is, and a vector.
+"""What a model says of sentences: which words look replaced, what a [MASK] could be, and a vector.
+
+How likely each is: scoring.py.
 
 Array names: B rows, T tokens, M places that are asked about, D hidden.
 """
@@ -97,27 +99,6 @@ class Filled:
 
     text: str
     masks: tuple[tuple[Candidate, ...], ...]
-
-
-@dataclass(frozen=True)
-class ScoredPiece:
-    """A token of a sentence, without [CLS] and [SEP]."""
-
-    token: str
-    start: int
-    end: int
-    log_likelihood: float
-    """Natural logarithm of the generator's probability of it where it is masked and the rest is there."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A sentence, and how likely the generator finds it."""
-
-    text: str
-    log_likelihood: float
-    """The sum over its tokens."""
-    pieces: tuple[ScoredPiece, ...]
 
 
 Step = Callable[..., Any]
@@ -236,7 +217,7 @@ def detect(part: Part, texts: Sequence[str]) -> list[Detected]:
     sentences = part.read(texts)
     return [
         _detected(sentence, expit(part.check(logits_T[sentence.inner]).astype(np.float64)))
-        for sentence, logits_T in zip(sentences, part.answers(_logits_BT, sentences), strict=True)
+        for sentence, logits_T in zip(sentences, part.answers(logits_BT, sentences), strict=True)
     ]
 
 
@@ -280,33 +261,6 @@ def fill(part: Part, texts: Sequence[str], top: int) -> list[Filled]:
     return found
 
 
-def score(part: Part, texts: Sequence[str]) -> list[Scored]:
-    """Return each text's pseudo-log-likelihood: of each token, masked, by the generator that reads all the others.
-
-    As many passes as there are tokens, many in a batch. Raises UserError, also for a text that holds [MASK].
-    """
-    sentences, mask = part.read(texts), part.vocabulary.special.mask
-    for sentence in sentences:
-        if mask in sentence.ids:
-            raise UserError(
-                f'"{short(sentence.text)}": holds [MASK], which is no word to score: give the whole sentence'
-            )
-    rows = [sentence for sentence in sentences for _ in sentence.inner]
-    place_N = np.asarray([place for sentence in sentences for place in sentence.inner], np.int32)
-
-    def asked(numbers: np.ndarray, _: int) -> tuple[np.ndarray]:
-        return (place_N[numbers],)
-
-    values = iter(
-        part.check(np.asarray(part.answers(functools.partial(_log_likelihood_B, mask), rows, asked))).tolist()
-    )
-    found = []
-    for sentence in sentences:
-        pieces = [ScoredPiece(*named, next(values)) for named in sentence.named]
-        found.append(Scored(sentence.text, sum(piece.log_likelihood for piece in pieces), tuple(pieces)))
-    return found
-
-
 def embed(part: Part, texts: Sequence[str], pooling: Pooling) -> np.ndarray:
     """Return the discriminator's last states of each text as one vector, float32 [texts, D]. Raises UserError."""
     check(pooling in get_args(Pooling), f"pooling={pooling}: expected {' or '.join(get_args(Pooling))}")
@@ -327,7 +281,7 @@ def embed(part: Part, texts: Sequence[str], pooling: Pooling) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits_BT(architecture: Architecture, params: Params, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+def logits_BT(architecture: Architecture, params: Params, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
     return electra.apply_discriminator(architecture, params, ids_BT, mask_BT, jnp.zeros_like(ids_BT))
 
 
@@ -339,26 +293,6 @@ def _candidates(
     logits_BMV = electra.apply_generator(architecture, params, ids_BT, mask_BT, jnp.zeros_like(ids_BT), place_BM)
     probabilities, numbers = jax.lax.top_k(jax.nn.softmax(logits_BMV, axis=-1), top)
     return numbers, probabilities
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_likelihood_B(
-    mask_id: int,
-    architecture: Architecture,
-    params: Params,
-    ids_BT: jax.Array,
-    mask_BT: jax.Array,
-    place_B: jax.Array,
-) -> jax.Array:
-    """Return that of the token at `place_B`, which is masked."""
-    target_B1 = jnp.take_along_axis(ids_BT, place_B[:, None], axis=1)
-    is_asked_BT = jnp.arange(ids_BT.shape[1])[None] == place_B[:, None]
-    logits_BMV = electra.apply_generator(
-        architecture, params, jnp.where(is_asked_BT, mask_id, ids_BT), mask_BT, jnp.zeros_like(ids_BT), place_B[:, None]
-    )
-    log_likelihood_BV = jax.nn.log_softmax(logits_BMV[:, 0], axis=-1)
-    found_B: jax.Array = jnp.take_along_axis(log_likelihood_BV, target_B1, axis=1)[:, 0]
-    return found_B
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -85,6 +85,7 @@ def _joined(
         source, architecture_of(shapes, folders[0].config, generator), shapes,
         lambda name: owners[name].read(table[name]),
         vocabulary=vocabulary, casing=Casing.read(folders[0].path) if vocabulary else None,
+        has_energies=any(folder.has_energies for folder in folders),
         unused=tuple(f"{folder.path}: {name}" for folder in folders for name in folder.unused),
         folders=tuple(folder.path for folder in folders),
     )  # fmt: skip
