@@ -43,7 +43,7 @@ class Model:
         self._place = place
         self._parts: dict[tuple[str, bool], Part] = {}
         self._params: dict[str, Params] = {}
-        self._has_energies = find_weights(located_part(place, "discriminator"), needs_head=False).has_energies
+        self._logit = find_weights(located_part(place, "discriminator"), needs_head=False).architecture.logit
 
     def __repr__(self) -> str:
         return f"electra_flax.load({self._place!r})"
@@ -56,7 +56,7 @@ class Model:
         from electra_flax.reports import sentences
 
         check(
-            not self._has_energies,
+            self._logit == "replaced",
             f"{self._place}: an Electric model, whose logits are energies, not probabilities of having been replaced: "
             "ask it to score",
         )
@@ -77,7 +77,7 @@ class Model:
         """
         from electra_flax.reports import scoring
 
-        if self._has_energies:
+        if self._logit == "energy":
             return scoring.score_by_energies(self._part("discriminator"), texts)
         return scoring.score(self._part("generator"), texts)
 

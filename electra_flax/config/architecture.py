@@ -14,6 +14,9 @@ from electra_flax.errors import check, check_numbers
 Size = Annotated[int, Range(1, 2**20)]
 BelowOne = Annotated[float, Range(0, 1, "[)")]
 ComputeDtype = Literal["float32", "bfloat16"]
+Logit = Literal["replaced", "energy"]
+"""What a discriminator's logit says: the log-odds that a token was replaced; or its energy, which is high where a token
+is unlikely in its context: -log of its probability but for a constant (Electric)."""
 
 
 def check_heads(section: str, hidden_size: int, num_heads: int) -> None:
@@ -111,6 +114,8 @@ class Architecture:
     """Whether anything predicts masked tokens."""
     has_discriminator_head: bool = True
     """Whether anything tells replaced tokens; also true of an encoder alone, as fine-tuning leaves it."""
+    logit: Logit = "replaced"
+    """What the discriminator's logit is."""
     compute_dtype: ComputeDtype = "float32"
     """Type of matrix products and activations."""
 

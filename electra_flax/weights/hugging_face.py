@@ -10,18 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import create_model
 
-from electra_flax.config.architecture import ModelConfig
-from electra_flax.errors import UserError, short
+from electra_flax.config.architecture import Logit, ModelConfig
+from electra_flax.errors import UserError
 from electra_flax.files import read_json
 from electra_flax.weights import hub
 from electra_flax.weights.shapes import Shapes, sizes_of
 from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, SHARDS, Read, open_tensors
 
 CONFIG = "config.json"
+ENERGY = {"electra_flax_logit": "energy"}
+"""In config.json of a discriminator whose logit is an energy (architecture.Logit), not the log-odds of `replaced`."""
 HEADS = {"discriminator": "discriminator_predictions/", "generator": "generator_predictions/"}
-LOGIT = "electra_flax_logit"
-"""Of config.json, where a discriminator's logit is not the log-odds of "replaced"."""
-ENERGY = "energy"
 _TIED = "generator_lm_head/kernel"  # PyTorch's second name of the word embeddings
 _FILES = [CONFIG, SAFETENSORS, SHARDS, "model-*-of-*.safetensors", MSGPACK, "vocab.txt", "tokenizer*.json"]
 _FIX = "copy it again from its source"
@@ -42,8 +41,8 @@ class ModelFolder(NamedTuple):
     """A parameter in float32. Raises UserError, also for one that is not finite."""
     unused: list[str]
     """Tensors that are no parameter of ELECTRA's."""
-    has_energies: bool
-    """Whether its logit is an energy (weights.py)."""
+    logit: Logit = "replaced"
+    """Of the discriminator, where it has that head."""
 
     @classmethod
     def open(cls, name: str) -> ModelFolder:
@@ -54,14 +53,14 @@ class ModelFolder(NamedTuple):
         unused = sorted(
             name for name in shapes if not known.match(name) and name not in ("generator_lm_head/bias", _TIED)
         )
-        config, has_energies = _model_config(path / CONFIG)
+        config, logit = _model_config(path / CONFIG)
         if not any(name.startswith("electra/") for name in shapes):
             raise UserError(f"{path}: none of its tensors is ELECTRA's; the first is {min(shapes, default='missing')}")
         if _TIED in shapes:
             _check_tied(path, shapes, read)
         found = {name: shape for name, shape in shapes.items() if name not in unused and name != _TIED}
         _check_sizes(path, config, found)
-        return cls(path, config, found, read, unused, has_energies)
+        return cls(path, config, found, read, unused, logit)
 
     @property
     def heads(self) -> list[str]:
@@ -95,8 +94,8 @@ def hugging_face_config(sizes: ModelConfig, architecture: str, pad_token_id: int
     }
 
 
-def _model_config(path: Path) -> tuple[ModelConfig, bool]:
-    """Return the sizes, and whether the logit is an energy."""
+def _model_config(path: Path) -> tuple[ModelConfig, Logit]:
+    """Return what config.json says: sizes, and what the discriminator's logit is."""
     if not path.exists():
         raise UserError(f"{path}: missing: without it heads and dropout are unknown; copy it from the source")
     settings = read_json(path, dict[str, Any], _FIX)
@@ -108,13 +107,12 @@ def _model_config(path: Path) -> tuple[ModelConfig, bool]:
     for name, ours in _FIXED.items():
         if settings.get(name, ours) != ours:
             raise UserError(f"{path}: {name}={settings[name]}: only {ours} is supported, which the original has")
-    if (logit := settings.get(LOGIT)) not in (None, ENERGY):
-        raise UserError(f"{path}: {LOGIT}={short(logit)}: expected {ENERGY}, or nothing for log-odds")
+    logit: Logit = "energy" if ENERGY.items() <= settings.items() else "replaced"
     required = [field.name for field in _FIELDS if field.default is dataclasses.MISSING]
     if missing := [name for name in required if name not in known]:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     try:
-        return ModelConfig(**known), logit == ENERGY
+        return ModelConfig(**known), logit
     except UserError as error:
         raise UserError(f"{path}: {str(error).replace('model.', '')}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -82,10 +83,10 @@ def _joined(
     shapes = {name: owners[name].shapes[theirs] for name, theirs in table.items()}
     vocabulary = vocabulary_in(folders[0].path)
     return Weights(
-        source, architecture_of(shapes, folders[0].config, generator), shapes,
+        source, dataclasses.replace(architecture_of(shapes, folders[0].config, generator), logit=folders[0].logit),
+        shapes,
         lambda name: owners[name].read(table[name]),
         vocabulary=vocabulary, casing=Casing.read(folders[0].path) if vocabulary else None,
-        has_energies=any(folder.has_energies for folder in folders),
         unused=tuple(f"{folder.path}: {name}" for folder in folders for name in folder.unused),
         folders=tuple(folder.path for folder in folders),
     )  # fmt: skip

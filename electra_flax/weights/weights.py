@@ -57,8 +57,6 @@ class Weights:
     """Of which there are moments, where there are any."""
     read_moment: Callable[[str, str], np.ndarray] = _no_moment
     """A parameter's moment, by the field of the optimizer's state that holds it."""
-    has_energies: bool = False
-    """Whether the discriminator's logit is a token's energy, as Electric's is: high where the token is unlikely."""
     unused: tuple[str, ...] = ()
     """Tensors there that are no parameter of ours."""
     remarks: tuple[str, ...] = ()
