@@ -114,6 +114,8 @@ class Architecture:
     """Whether anything predicts masked tokens."""
     has_discriminator_head: bool = True
     """Whether anything tells replaced tokens; also true of an encoder alone, as fine-tuning leaves it."""
+    has_corrective_head: bool = False
+    """Whether the discriminator guesses hidden tokens too, which it does only while it is trained."""
     logit: Logit = "replaced"
     """What the discriminator's logit is."""
     compute_dtype: ComputeDtype = "float32"

@@ -37,6 +37,9 @@ class ObjectiveConfig:
     """Divides the generator's logits before sampling."""
     disallow_correct: bool = False
     """Never let the generator sample the original token."""
+    corrective_lm_weight: Weight = 0.0
+    """Experimental, 0 for none: weight of a loss by which the discriminator also guesses the hidden tokens from the
+    text in which they are replaced (COCO-LM). Its head for that is left out of exports."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "objective")
@@ -273,6 +276,11 @@ class Config:
                 self.phases  # noqa: B018 the second one is checked like a configuration of its own
             except UserError as error:
                 raise UserError(f"long phase: {error}") from None
+        check(
+            not self.objective.corrective_lm_weight or self.objective.kind == "replaced_tokens",
+            f"objective.corrective_lm_weight={self.objective.corrective_lm_weight} needs objective.kind="
+            f"replaced_tokens, got {self.objective.kind}: it adds to that loss",
+        )
         aims_heads = self.training.first_values == "neighbours"
         check(not aims_heads or self.model.initializer_range > 0, "training.first_values=neighbours scales "
               "model.initializer_range=0: give the range, 0.02 as the original's")  # fmt: skip
@@ -323,6 +331,7 @@ class Config:
             has_own_embeddings=generator.embedding_sharing == "separate",
             has_generator_head=has_generator,
             has_discriminator_head=trains_both,
+            has_corrective_head=self.objective.corrective_lm_weight > 0,
             compute_dtype=self.training.compute_dtype,
         )
 

@@ -6,6 +6,7 @@ Only this module, `layers` and `heads` import Flax Linen; everyone else sees a n
     generator/{embeddings, embeddings_project, encoder}      the generator's, as far as it is its own
     generator_predictions/{dense, LayerNorm}, generator_lm_head/bias
     discriminator_predictions/{dense, dense_prediction}
+    corrective_lm_head/bias                                  only while a discriminator that guesses too is trained
 
 Sharing follows docs/semantics.md, section 9.
 """
@@ -23,6 +24,7 @@ from jax.typing import DTypeLike
 from electra_flax.config.architecture import Architecture
 from electra_flax.model import layers
 from electra_flax.model.attention import Attend, xla_attention
+from electra_flax.model.products import dot_rows
 from electra_flax.trees import Params, flat
 
 
@@ -50,6 +52,8 @@ class _Electra(nn.Module):
             self.generator_lm_head = layers.TiedLmHead(architecture.generator_sizes, dtype)
         if architecture.has_discriminator_head:
             self.discriminator_predictions = layers.DiscriminatorPredictions(architecture.model, dtype)
+        if architecture.has_corrective_head:
+            self.corrective_lm_head = layers.TiedLmHead(architecture.model, dtype)
 
     def generate(
         self,
@@ -89,11 +93,26 @@ class _Electra(nn.Module):
         """Return logits_BT for the inputs of `encode`."""
         return self.discriminator_predictions(self.encode(*inputs))
 
+    def discriminate_and_correct(self, positions_BM: jax.Array, *inputs: Any) -> tuple[jax.Array, jax.Array]:
+        """Return logits_BT as `discriminate` does, and logits_BMV of what stood at the positions.
+
+        COCO-LM's head (Meng et al. 2021, section 3.1): the states times the embeddings that the transformer reads, and
+        a bias. Where these are projected, the projection is part of them.
+        """
+        hidden_BTD = self.encode(*inputs)
+        x_BME = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
+        if self.architecture.model.embedding_size != self.architecture.model.hidden_size:
+            x_BME = dot_rows(x_BME, self.electra.embeddings_project.variables["params"]["kernel"], contracted=1)
+        logits_BMV = self.corrective_lm_head(x_BME, self.electra.embeddings.word_embeddings.embedding)
+        return self.discriminator_predictions(hidden_BTD), logits_BMV
+
     def __call__(self, input_ids_BT: jax.Array) -> None:
         """Touch every parameter, for init."""
         self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], None)
         if self.architecture.has_discriminator_head:
             self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, None)
+        if self.architecture.has_corrective_head:
+            self.discriminate_and_correct(input_ids_BT[:, :1], input_ids_BT, input_ids_BT, input_ids_BT, None)
 
 
 def init(architecture: Architecture, key: jax.Array) -> Params:
@@ -153,6 +172,26 @@ def apply_discriminator(
         {"params": params}, input_ids_BT, mask_BT, token_type_ids_BT, seeds_B, places_BT, method="discriminate"
     )
     return cast(jax.Array, logits_BT)
+
+
+def apply_corrector(
+    architecture: Architecture,
+    params: Params,
+    input_ids_BT: jax.Array,
+    attention_mask_BT: jax.Array,
+    token_type_ids_BT: jax.Array,
+    positions_BM: jax.Array,
+    seeds_B: jax.Array | None = None,
+    attend: Attend = xla_attention,
+    packed: Segments | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return logits_BT of apply_discriminator, and logits_BMV float32 of what the tokens at the positions were."""
+    attend, mask_BT, places_BT = _of_rows(attend, attention_mask_BT, packed)
+    logits = _Electra(architecture, attend).apply(
+        {"params": params}, positions_BM, input_ids_BT, mask_BT, token_type_ids_BT, seeds_B, places_BT,
+        method="discriminate_and_correct",
+    )  # fmt: skip
+    return cast(tuple[jax.Array, jax.Array], logits)
 
 
 def apply_encoder(

@@ -24,15 +24,34 @@ _NUM_THRESHOLDS = 200  # of the binned AUC, as tf.metrics.auc
 
 def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, sampled_BM: jax.Array) -> Sums:
     """Return cross entropy and accuracies of the generator over the masked positions, float32 sums."""
-    # A comparison instead of a gather: its gradient is fused with the softmax's, where a scatter would be written out.
-    is_target_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == targets_BM[..., None]
-    target_logit_BM = jnp.where(is_target_BMV, logits_BMV, 0.0).sum(axis=-1)
-    nll_BM = jax.nn.logsumexp(logits_BMV, axis=-1) - target_logit_BM
+    nll_BM = _nll(logits_BMV, targets_BM)
     return {
         "generator_nll": (nll_BM * weights_BM).sum(),
         "generator_correct": ((argmax_last(logits_BMV) == targets_BM) * weights_BM).sum(),
         "generator_sampled_correct": ((sampled_BM == targets_BM) * weights_BM).sum(),
     }
+
+
+def corrective_lm_sums(
+    logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, replaced_logit_BM: jax.Array
+) -> Sums:
+    """Return what the discriminator's guesses of the masked positions cost and how many are right, float32 sums.
+
+    A guess costs its cross entropy times the probability that the discriminator itself gives to `replaced` there, which
+    gets no gradient by this: where it is sure that a token is the original, there is nothing to guess (COCO-LM's code).
+    """
+    belief_BM = jax.nn.sigmoid(jax.lax.stop_gradient(replaced_logit_BM))
+    return {
+        "corrective_nll": (belief_BM * _nll(logits_BMV, targets_BM) * weights_BM).sum(),
+        "corrective_correct": ((argmax_last(logits_BMV) == targets_BM) * weights_BM).sum(),
+    }
+
+
+def _nll(logits_BMV: jax.Array, targets_BM: jax.Array) -> jax.Array:
+    # A comparison instead of a gather: its gradient is fused with the softmax's, where a scatter would be written out.
+    is_target_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == targets_BM[..., None]
+    target_logit_BM = jnp.where(is_target_BMV, logits_BMV, 0.0).sum(axis=-1)
+    return jax.nn.logsumexp(logits_BMV, axis=-1) - target_logit_BM
 
 
 def replaced_token_sums(logits_BT: jax.Array, is_replaced_BT: jax.Array, attention_mask_BT: jax.Array) -> Sums:

@@ -188,6 +188,10 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         settings["generator (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
     if len(config.architecture.parts) > 1:
         settings["discriminator weight"] = formats.number(config.objective.discriminator_weight)
+    if weight := config.objective.corrective_lm_weight:
+        settings["corrective language modelling"] = (
+            f"weight {formats.number(weight)} (experimental); the head that it had is left out here"
+        )
     if config.is_packed:
         how = f": {history.packed}" if history is not None and history.packed else ""
         settings["several sequences a row"] = f"up to {config.packing.segments}, which see nothing of each other{how}"

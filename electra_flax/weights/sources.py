@@ -34,7 +34,8 @@ def _read_run(source: str, place: str, step: int | None) -> Weights:
     """Return the weights of a run of ours."""
     work = Workdir(place).pull(without=("tensorboard/",))
     config = work.read_config()
-    architecture = dataclasses.replace(config.architecture, compute_dtype="float32")
+    # The head that corrects is left behind: nobody else has a place for it.
+    architecture = dataclasses.replace(config.architecture, compute_dtype="float32", has_corrective_head=False)
     checkpoints = Checkpoints(work.checkpoints)
     step = checkpoints.existing(step)
     params: dict[str, np.ndarray] = {}

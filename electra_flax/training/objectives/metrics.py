@@ -89,6 +89,16 @@ _DISCRIMINATOR = (
         "Average precision over rate", "of the rank by the discriminator; 1 is chance, 2 or more late in a run",
     ),
 )  # fmt: skip
+_CORRECTIVE = (
+    Metric(
+        "corrective_loss", losses.ratio("corrective_nll", "masked"), "Corrective loss",
+        "cross entropy of the discriminator's guesses times its belief that they are needed, nats", is_on_console=True,
+    ),
+    Metric(
+        "corrective_accuracy", losses.ratio("corrective_correct", "masked"), "Corrective accuracy",
+        "share of masked tokens that the discriminator guesses right",
+    ),
+)  # fmt: skip
 _STATES = (
     Metric(
         "state_spread", _state_spread, "Spread of token states",
@@ -122,4 +132,4 @@ def health_of(totals: Totals) -> dict[str, float]:
 
 def metrics_of(config: Config) -> tuple[Metric, ...]:
     """Return the metrics of a run's objective."""
-    return METRICS[config.objective.kind]
+    return METRICS[config.objective.kind] + (_CORRECTIVE if config.architecture.has_corrective_head else ())

@@ -1,0 +1,221 @@
+"""The discriminator's own guesses of the hidden tokens: their loss and head in plain numpy, and runs with them."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_tools import SPECIAL, tiny_config
+from run_tools import records, refusal
+from safetensors.numpy import load_file
+from test_step import make_batches, run
+
+import electra_flax
+from electra_flax.commands.cli import main
+from electra_flax.config.loading import resolved
+from electra_flax.errors import UserError
+from electra_flax.model import electra
+from electra_flax.model.attention import xla_attention
+from electra_flax.model.sharding import make_mesh, rule_for
+from electra_flax.training import losses
+from electra_flax.training.checkpoint import Checkpoints
+from electra_flax.training.initial_state import abstract_state
+from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.objective import batch_seeds
+from electra_flax.training.step import accumulate_gradients
+from electra_flax.trees import flat
+
+WEIGHT = {"objective": {"corrective_lm_weight": 0.7}}
+
+
+def plain_loss(logits, targets, weights, replaced_logits):
+    """COCO-LM's released loss: the mean over the masked of (1 - sigmoid(copy logit)) times the cross entropy.
+
+    Its copy logit is minus the logit of `replaced`.
+    """
+    logits, copy_logits = logits.astype(np.float64), -replaced_logits.astype(np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    log_probability = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    total = 0.0
+    for row, column in zip(*np.nonzero(weights), strict=True):
+        is_not_copied = 1 - 1 / (1 + np.exp(-copy_logits[row, column]))
+        total += is_not_copied * -log_probability[row, column, targets[row, column]]
+    return total / weights.sum()
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 3, (4, 6, 50)).astype(np.float32), rng.integers(0, 50, (4, 6))
+    weights = (rng.random((4, 6)) < 0.7).astype(np.float32)
+    return logits, targets, weights, rng.normal(0, 3, (4, 6)).astype(np.float32)
+
+
+def test_the_loss_is_that_of_the_released_code(drawn):
+    sums = losses.corrective_lm_sums(*map(jnp.asarray, drawn))
+    assert float(sums["corrective_nll"]) / drawn[2].sum() == pytest.approx(plain_loss(*drawn), rel=1e-5)
+    right = (drawn[0].argmax(axis=-1) == drawn[1]) * drawn[2]
+    assert float(sums["corrective_correct"]) == right.sum()
+
+
+def test_no_gradient_goes_through_the_belief(drawn):
+    logits, targets, weights, replaced = map(jnp.asarray, drawn)
+
+    def loss(logits, replaced):
+        return losses.corrective_lm_sums(logits, targets, weights, replaced)["corrective_nll"]
+
+    of_guesses, of_belief = jax.grad(loss, argnums=(0, 1))(logits, replaced)
+    assert not np.asarray(of_belief).view(np.int32).any()
+    assert (np.abs(of_guesses).sum(axis=-1) > 0).tolist() == (drawn[2] > 0).tolist()
+
+
+@pytest.mark.parametrize("embedding_size", [16, 32])
+def test_the_head_is_the_states_times_the_embeddings_as_they_are_read(embedding_size):
+    architecture = tiny_config(model={"embedding_size": embedding_size}, **WEIGHT).architecture
+    params = electra.init(architecture, jax.random.key(0))
+    params["corrective_lm_head"]["bias"] = jax.random.normal(jax.random.key(1), (300,))
+    ids = jnp.arange(5, 69).reshape(2, 32)
+    inputs, positions = [ids, jnp.ones_like(ids), jnp.zeros_like(ids)], np.asarray([[3, 4, 9], [31, 0, 7]])
+    logits_BT, logits_BMV = electra.apply_corrector(architecture, params, *inputs, jnp.asarray(positions))
+    np.testing.assert_array_equal(logits_BT, electra.apply_discriminator(architecture, params, *inputs))
+    hidden = np.asarray(electra.apply_encoder(architecture, params, *inputs), np.float64)
+    weights = {name: np.asarray(value, np.float64) for name, value in flat(params).items()}
+    table = weights["electra/embeddings/word_embeddings/embedding"]
+    if embedding_size != 32:
+        table = table @ weights["electra/embeddings_project/kernel"]
+    for row in range(2):
+        expected = hidden[row, positions[row]] @ table.T + weights["corrective_lm_head/bias"]
+        np.testing.assert_allclose(logits_BMV[row], expected, rtol=1e-5, atol=1e-5)
+
+
+def gradients(**changes):
+    config = tiny_config(**changes)
+    objective = make_objective(config, SPECIAL)
+    params = electra.init(config.architecture, jax.random.key(0))
+    batch = {name: jnp.asarray(array) for name, array in next(make_batches(config, 1)).items()}
+    found, sums = jax.jit(functools.partial(accumulate_gradients, objective))(
+        params, batch, jax.random.key(0), jnp.int32(0)
+    )
+    return flat(found), objective.loss(sums, sums), sums
+
+
+def test_what_is_added_is_the_weighted_loss_and_nothing_else():
+    """Another head changes no initial value and no draw; the generator's transformer and head learn as without it."""
+    plain, plain_loss, plain_sums = gradients()
+    found, loss, sums = gradients(**WEIGHT)
+    assert found.keys() - plain.keys() == {"corrective_lm_head/bias"}
+    for name, value in plain_sums.items():
+        np.testing.assert_array_equal(value, sums[name], err_msg=name)
+    added = 0.7 * float(sums["corrective_nll"] / sums["masked"])
+    assert float(loss) == pytest.approx(float(plain_loss) + added, rel=1e-6) and added > 0.1
+    for name, grad in plain.items():
+        is_same = np.allclose(grad, found[name], rtol=1e-5, atol=1e-7)
+        if name.startswith(("generator", "discriminator_predictions")):
+            assert is_same, name
+        elif name.endswith(("query/kernel", "word_embeddings/embedding", "output/dense/kernel")):
+            assert not is_same, name
+
+
+def test_the_sums_are_those_of_the_parts_by_hand():
+    config = tiny_config(**WEIGHT)
+    objective, params = make_objective(config, SPECIAL), electra.init(config.architecture, jax.random.key(0))
+    batch = {name: jnp.asarray(array) for name, array in next(make_batches(config, 1)).items()}
+    draws = objective.draw(batch, batch_seeds(jax.random.key(3), batch), None)
+    sums = objective.sums(params, batch, draws, xla_attention, is_training=False)
+    _, sampled = objective.generate(params, batch, draws, xla_attention, is_training=False)
+    corrupted, masked = np.array(batch["input_ids"]), draws.masked
+    for row in range(len(corrupted)):
+        used = np.asarray(masked.weights_BM[row]) > 0
+        corrupted[row, np.asarray(masked.positions_BM[row])[used]] = np.asarray(sampled[row])[used]
+    logits, guesses = electra.apply_corrector(
+        config.architecture, params, corrupted, batch["attention_mask"], batch["token_type_ids"], masked.positions_BM
+    )
+    at = np.take_along_axis(np.asarray(logits), np.asarray(masked.positions_BM), axis=1)
+    expected = plain_loss(np.asarray(guesses), np.asarray(masked.targets_BM), np.asarray(masked.weights_BM), at)
+    assert float(sums["corrective_nll"] / masked.weights_BM.sum()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(num_devices=1, **WEIGHT)[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mesh": {"data": 4, "tensor": 2}},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"mesh": {"data": 1, "fsdp": 8}}, marks=pytest.mark.slow),
+        pytest.param({"training": {"gradient_accumulation_steps": 4}, "num_devices": 4}, marks=pytest.mark.slow),
+    ],
+    ids=["data=4 tensor=2", "data=8", "fsdp=8", "accumulation 4"],
+)
+def test_layout_does_not_change_the_losses(one_device, changes):
+    history, _ = run(changes.pop("num_devices", 8), **WEIGHT, **changes)
+    np.testing.assert_allclose(history, one_device, rtol=1e-5)
+
+
+def test_it_learns_and_its_bias_is_split_as_the_vocabulary_is():
+    history, state = run(num_devices=1, always_the_same=True, **WEIGHT)
+    assert np.isfinite(history).all() and history[-1] < history[0]
+    assert np.abs(state.params["corrective_lm_head"]["bias"]).max() > 0
+    assert rule_for("corrective_lm_head/bias") == rule_for("generator_lm_head/bias")
+
+
+def test_it_needs_a_discriminator():
+    with pytest.raises(UserError, match="corrective_lm_weight=0.7 needs objective.kind=replaced_tokens"):
+        tiny_config(objective={"corrective_lm_weight": 0.7, "kind": "masked_tokens"})
+
+
+def test_a_run_with_it_goes_on_evaluates_and_leaves_its_head_out_of_exports(copy, capsys):
+    fields = {"objective.corrective_lm_weight": 1.0}
+
+    def train(workdir, callbacks=()):
+        return electra_flax.pretrain(
+            "tiny.yaml", "shards", workdir, overrides=fields, callbacks=callbacks, progress=False
+        )
+
+    class Stop(electra_flax.Callbacks):
+        def on_metrics(self, step, metrics):
+            assert metrics["corrective_loss"] > 0 and 0 <= metrics["corrective_accuracy"] <= 1
+            if step == 4:
+                raise KeyboardInterrupt
+
+    straight = train("straight")
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", Stop())
+    assert Checkpoints(copy / "cut/checkpoints").steps == [3]
+    assert train("cut").held_out == straight.held_out
+    config = resolved("tiny.yaml", fields)
+    whole, continued = (
+        Checkpoints(copy / workdir / "checkpoints").restore(abstract_state(config), make_mesh(config.mesh), 6)
+        for workdir in ("straight", "cut")
+    )
+    assert "corrective_lm_head" in whole.params
+    for ours, theirs in zip(jax.tree.leaves(whole), jax.tree.leaves(continued), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert records(copy, "straight", "train") == records(copy, "cut", "train")
+    assert straight.held_out["corrective_loss"] > 0
+    assert "corrective_lm_weight" in refusal(
+        capsys, ["pretrain", "--config", "tiny.yaml", "--data", "shards", "--workdir", "straight"]
+    )
+
+    with jax.numpy_rank_promotion("allow"):
+        assert main(["export", "--workdir", "straight", "--out", "corrected"]) == 0
+    for part in ("discriminator", "generator"):
+        tensors = load_file(copy / "corrected" / part / "model.safetensors")
+        assert not [name for name in tensors if "corrective" in name]
+        assert load_file(copy / "export" / part / "model.safetensors").keys() == tensors.keys()
+        assert json.loads((copy / "corrected/parity.json").read_text())[part]["flax"] < 1e-4
+        assert "corrective language modelling | weight 1 (experimental); the head" in (
+            copy / "corrected" / part / "README.md"
+        ).read_text(encoding="utf-8")
+    # Another run may begin with its weights: with a new head, or with none.
+    for weight in (0.5, 0.0):
+        config = {"objective.corrective_lm_weight": weight, "training.num_steps": 2}
+        done = electra_flax.pretrain(
+            "tiny.yaml", "shards", f"next-{weight}", overrides=config, init_from="orbax:straight", progress=False
+        )
+        assert done.step == 2
