@@ -80,7 +80,7 @@ def test_forward_pass(case):
     np.testing.assert_allclose(outcome.generator_BMV, forward["generator_logits"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(outcome.means["generator_loss"], forward["mlm_loss"], rtol=1e-5)
     np.testing.assert_allclose(case.updated.total, forward["total_loss"], rtol=1e-5)
-    assert ("disc_loss" in forward) == case.training.config.objective.kind == "replaced_tokens"
+    assert ("disc_loss" in forward) == (case.training.config.objective.kind == "replaced_tokens")
     if "disc_loss" in forward:
         probabilities_BT = jax.nn.sigmoid(outcome.discriminator_BT)
         np.testing.assert_allclose(probabilities_BT, forward["disc_probs"], atol=1e-5, rtol=0)
