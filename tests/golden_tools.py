@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from electra_flax.config.architecture import Architecture, GeneratorConfig, ModelConfig
+from electra_flax.config.masking import MaskingConfig
 from electra_flax.config.schema import (
     Config,
     DataConfig,
@@ -28,7 +29,7 @@ from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.model import electra
 from electra_flax.training import losses, masking
 from electra_flax.training.masking import CorruptedInputs, MaskedInputs
-from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives import make_objective, masked_tokens
 from electra_flax.training.optimizers import learning_rate, make_optimizer
 from electra_flax.trees import Params, tree_names
 from electra_flax.weights import names
@@ -64,6 +65,8 @@ def tiny_config(**changes: dict) -> Config:
 def config_for(architecture: Architecture) -> Config:
     """A run that would train such models."""
     model, generator = architecture.model, architecture.generator_sizes
+    kind = "replaced_tokens" if architecture.has_discriminator_head else "masked_tokens"
+    kind = "electric" if architecture.logit == "energy" else kind
     own = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     return dataclasses.replace(
         tiny_config(),
@@ -73,8 +76,9 @@ def config_for(architecture: Architecture) -> Config:
             untied_generator=architecture.generator is not None,
             embedding_sharing="separate" if architecture.has_own_embeddings else "shared",
             uniform_generator=not architecture.has_generator_head,
+            two_towers=architecture.has_two_towers,
         ),
-        objective=ObjectiveConfig(kind="replaced_tokens" if architecture.has_discriminator_head else "masked_tokens"),
+        objective=ObjectiveConfig(kind=kind),
         data=DataConfig(max_seq_length=min(32, model.max_position_embeddings)),
     )
 
@@ -88,6 +92,8 @@ def golden_config(hparams: dict, *, batch_size: int = 8, num_steps: int = 20, wa
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     sizes = hparams["model_hparam_overrides"] | off
     untied = hparams.get("untied_generator", True)
+    kind = "replaced_tokens" if hparams.get("electra_objective", True) else "masked_tokens"
+    kind = "electric" if hparams.get("electric_objective", False) else kind
     width = int(round(sizes["hidden_size"] * hparams["generator_hidden_size"])) if untied else sizes["hidden_size"]
     return Config(
         model=ModelConfig(
@@ -103,12 +109,16 @@ def golden_config(hparams: dict, *, batch_size: int = 8, num_steps: int = 20, wa
             untied_generator=untied,
             embedding_sharing="separate" if hparams.get("untied_generator_embeddings", False) else "shared",
             uniform_generator=hparams.get("uniform_generator", False),
+            two_towers=hparams.get("two_tower_generator", False),
         ),
+        masking=MaskingConfig(mask_prob=hparams.get("mask_prob", 0.15)),
         data=DataConfig(max_seq_length=hparams["max_seq_length"]),
         training=TrainingConfig(batch_size=batch_size, num_steps=num_steps, compute_dtype="float32"),
         optimizer=OptimizerConfig(learning_rate=hparams["learning_rate"], warmup_steps=warmup_steps),
         objective=ObjectiveConfig(
-            kind="replaced_tokens" if hparams.get("electra_objective", True) else "masked_tokens",
+            kind=kind,
+            generator_weight=hparams.get("gen_weight", 1.0),
+            discriminator_weight=hparams.get("disc_weight", 50.0),
             temperature=hparams.get("temperature", 1.0),
             disallow_correct=hparams.get("disallow_correct", False),
         ),
@@ -145,6 +155,7 @@ class Draws(NamedTuple):
     types_BT: jax.Array
     masked: MaskedInputs
     corrupted: CorruptedInputs
+    sampled_BM: jax.Array | None = None
 
     @classmethod
     def read(cls, case: Mapping[str, np.ndarray]) -> "Draws":
@@ -166,8 +177,13 @@ class Draws(NamedTuple):
         positions_BM, weights_BM = masking.choose_positions(score_BT, batch, share, SPECIAL, width)
         becomes_mask_BM = jnp.asarray(case["u_replace"]) < config.masking.mask_token_prob
         masked = masking.hide(ids_BT, positions_BM, weights_BM, becomes_mask_BM, SPECIAL.mask)
-        corrupted = masking.corrupt(ids_BT, masked, jnp.asarray(case["sampled_ids"]))
-        return cls(ids_BT, mask_BT, types_BT, masked, corrupted)
+        sampled_BM = jnp.asarray(case["sampled_ids"])
+        corrupted = masking.corrupt(ids_BT, masked, sampled_BM)
+        return cls(ids_BT, mask_BT, types_BT, masked, corrupted, sampled_BM)
+
+    @property
+    def batch(self) -> dict[str, jax.Array]:
+        return {"input_ids": self.ids_BT, "attention_mask": self.mask_BT, "token_type_ids": self.types_BT}
 
 
 def _inputs(case: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -181,31 +197,60 @@ class Outcome(NamedTuple):
     generator_BMV: jax.Array
     discriminator_BT: jax.Array | None
     """Logits; None without a discriminator."""
+    labels_BT: jax.Array | None
+    cloze_BTV: jax.Array | None
+    """Of two towers, at all positions."""
 
 
 def _means(sums: dict[str, jax.Array], counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    found = {"generator_loss": losses.mean(sums["generator_nll"], counts["masked"])}
-    if "discriminator_nll" in sums:
-        found["discriminator_loss"] = losses.mean(sums["discriminator_nll"], counts["tokens"])
-    return found
+    terms = {"generator": ("generator_nll", "masked"), "cloze": ("cloze_nll", "guessed"),
+             "discriminator": ("discriminator_nll", "tokens")}  # fmt: skip
+    return {
+        f"{name}_loss": losses.mean(sums[total], counts[count])
+        for name, (total, count) in terms.items()
+        if total in sums
+    }
+
+
+def _read_both_ways(config: Config, params: Params, draws: Draws) -> tuple[electra.Cloze, jax.Array]:
+    """What two towers make of a batch, with logits at the drawn positions; and logits at all of them."""
+    ids_BT, tokens = draws.ids_BT, draws.ids_BT.shape[1]
+    every_BT = jnp.broadcast_to(jnp.arange(tokens)[None, :], ids_BT.shape)
+    cloze = electra.apply_towers(
+        config.architecture, params, ids_BT, draws.mask_BT, draws.types_BT,
+        masking.is_candidate(draws.batch, SPECIAL).astype(jnp.float32),
+        jnp.concatenate([every_BT, draws.masked.positions_BM], axis=1),
+    )  # fmt: skip
+    return cloze._replace(logits_BMV=cloze.logits_BMV[:, tokens:]), cloze.logits_BMV[:, :tokens]
 
 
 def losses_with_given_draws(config: Config, params: Params, draws: Draws) -> tuple[jax.Array, Outcome]:
     """The total loss where masks, samples and labels are given, not drawn by us."""
     masked, mask_BT, types_BT = draws.masked, draws.mask_BT, draws.types_BT
-    generator_BMV = electra.apply_generator(
-        config.architecture, params, masked.masked_ids_BT, mask_BT, types_BT, masked.positions_BM, None
-    )
+    objective, cloze, cloze_BTV = make_objective(config, SPECIAL), None, None
+    if config.has_two_towers:
+        cloze, cloze_BTV = _read_both_ways(config, params, draws)
+        generator_BMV = cloze.logits_BMV
+    else:
+        generator_BMV = electra.apply_generator(
+            config.architecture, params, masked.masked_ids_BT, mask_BT, types_BT, masked.positions_BM, None
+        )
     sums = losses.masked_lm_sums(generator_BMV, masked.targets_BM, masked.weights_BM, masked.targets_BM)
-    discriminator_BT = None
-    if config.objective.kind == "replaced_tokens":
+    discriminator_BT = labels_BT = None
+    if config.objective.kind != "masked_tokens":
         discriminator_BT = electra.apply_discriminator(
             config.architecture, params, draws.corrupted.corrupted_ids_BT, mask_BT, types_BT, None
         )
-        sums |= losses.replaced_token_sums(discriminator_BT, draws.corrupted.is_replaced_BT, mask_BT)
-    counts = losses.denominators(masked.weights_BM, mask_BT)
-    outcome = Outcome(_means(sums, counts), generator_BMV, discriminator_BT)
-    return make_objective(config, SPECIAL).loss(sums, counts), outcome
+        labels_BT = draws.corrupted.is_replaced_BT
+        if cloze is not None:
+            sums["cloze_nll"] = cloze.nll
+            discriminator_BT, labels_BT = objective.told(
+                discriminator_BT, draws.corrupted, masked, draws.sampled_BM, cloze
+            )
+        sums |= losses.replaced_token_sums(discriminator_BT, labels_BT, mask_BT)
+    counts = objective.count(draws.batch, masked_tokens.Draws(masked, None, None))
+    outcome = Outcome(_means(sums, counts), generator_BMV, discriminator_BT, labels_BT, cloze_BTV)
+    return objective.loss(sums, counts), outcome
 
 
 class _Count(NamedTuple):

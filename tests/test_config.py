@@ -242,6 +242,34 @@ def test_a_generator_may_have_its_own_dropout():
             load_config(CONFIGS / "demo.yaml", ["--generator.dropout", "0", other])
 
 
+TWO, ELECTRIC = "--generator.two_towers=true", "--objective.kind=electric"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([TWO], ""), ([ELECTRIC], ""), ([ELECTRIC, "--generator.embedding_sharing=separate"], ""),
+        ([TWO, "--masking.final_mask_prob=0.3"], ""),
+        ([TWO, "--objective.kind=masked_tokens"], "--generator.two_towers=true needs a discriminator"),
+        ([TWO, "--generator.untied_generator=false"], "--generator.two_towers=true needs --generator.untied_generator"),
+        ([ELECTRIC, "--generator.untied_generator=false"], "--objective.kind=electric has two towers, and needs"),
+        ([ELECTRIC, "--generator.uniform_generator=true"], "--objective.kind=electric has two towers, and needs a gen"),
+        ([ELECTRIC, "--masking.final_mask_prob=0.3"], "--objective.kind=electric needs one masking.mask_prob"),
+        ([TWO, "--data.packing=best_fit"], "--generator.two_towers=true needs rows of one example: --data.packing"),
+    ],
+)  # fmt: skip
+def test_what_two_towers_need(overrides, expected):
+    if not expected:
+        architecture = load_config(CONFIGS / "demo.yaml", overrides).architecture
+        assert architecture.has_two_towers and architecture.generator and architecture.parts == ["discriminator"]
+        assert architecture.logit == ("energy" if ELECTRIC in overrides else "replaced")
+        return
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS / "demo.yaml", overrides)
+    message = str(error.value)
+    assert expected in message and "\n" not in message and len(message) < 250
+
+
 @pytest.mark.parametrize(
     ("section", "old", "value", "field", "today"),
     [

@@ -6,7 +6,7 @@ from golden_tools import RECORDED, read_json, tiny_config
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.model.electra import expected_shapes
 from electra_flax.weights import names
-from electra_flax.weights.shapes import architecture_of, sizes_of
+from electra_flax.weights.shapes import architecture_of, own_generator, sizes_of
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from electra_flax.weights.shapes import architecture_of, sizes_of
         {},
         {"generator": {"embedding_sharing": "separate"}},
         {"generator": {"uniform_generator": True}},
+        {"generator": {"two_towers": True}},
+        {"generator": {"embedding_sharing": "separate"}, "objective": {"kind": "electric"}},
         {"objective": {"kind": "masked_tokens"}},
     ],
 )
@@ -37,9 +39,9 @@ def test_names_and_shapes_are_the_originals():
         assert sizes_of(found).items() <= (sizes | {"embedding_size": embedding_size}).items()
         electra = ModelConfig(**sizes_of(found), num_attention_heads=sizes["num_attention_heads"])
         generator = None
-        if any(name.startswith("generator/") for name in found):
-            own = "generator" if "generator/embeddings/word_embeddings/embedding" in found else "electra"
-            generator = ModelConfig(**sizes_of(found, "generator", own), num_attention_heads=1)
+        if own := own_generator(found):
+            table = own if f"{own}/embeddings/word_embeddings/embedding" in found else "electra"
+            generator = ModelConfig(**sizes_of(found, own, table), num_attention_heads=1)
             for size in ("hidden_size", "num_hidden_layers", "intermediate_size"):
                 assert getattr(generator, size) == values["gen_config"][size]
         assert expected_shapes(architecture_of(found, electra, generator)) == found, option

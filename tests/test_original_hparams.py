@@ -34,6 +34,10 @@ ODD = {
                    "untied_generator": False},
     ),
     "no generator": tiny_config(generator={"intermediate_size": 64, "uniform_generator": True}),
+    "two towers": tiny_config(generator={"intermediate_size": 64, "two_towers": True}),
+    "Electric with tables of its own": tiny_config(
+        generator={"intermediate_size": 64, "embedding_sharing": "separate"}, objective={"kind": "electric"}
+    ),
     "no discriminator": tiny_config(
         generator={"intermediate_size": 64}, objective={"kind": "masked_tokens"}, model={"type_vocab_size": 1}
     ),
@@ -77,7 +81,9 @@ def original_variables(hparams: dict, vocab_size: int = 30522) -> dict[str, tupl
             dense(f"{layer}/output/dense", inner, width)
             norm(f"{layer}/output", width)
 
-    electra, uniform = hparams.get("electra_objective", True), hparams.get("uniform_generator", False)
+    electric, uniform = hparams.get("electric_objective", False), hparams.get("uniform_generator", False)
+    electra = hparams.get("electra_objective", True) or electric
+    towers = hparams.get("two_tower_generator", False) or electric
     has_own = electra and hparams.get("untied_generator", True) and not uniform
     head_width, head_embedding = width, embedding
     table("electra", embedding)
@@ -85,14 +91,16 @@ def original_variables(hparams: dict, vocab_size: int = 30522) -> dict[str, tupl
     if has_own:
         head_width = int(round(width * hparams.get("generator_hidden_size", 0.25)))
         layers = int(round(config["num_hidden_layers"] * hparams.get("generator_layers", 1.0)))
-        if hparams.get("untied_generator_embeddings", False):
-            head_embedding = head_width
-            table("generator", head_width)
-        transformer("generator", head_width, layers, 4 * head_width, head_embedding)
+        for name in ("generator_ltr", "generator_rtl") if towers else ("generator",):
+            if hparams.get("untied_generator_embeddings", False):
+                head_embedding = head_width
+                table(name, head_width)
+            transformer(name, head_width, layers, 4 * head_width, head_embedding)
     if not uniform:
-        dense("generator_predictions/dense", head_width, head_embedding)
-        norm("generator_predictions", head_embedding)
-        found["generator_predictions/output_bias"] = (vocab,)
+        head = "cloze_predictions" if towers else "generator_predictions"
+        dense(f"{head}/dense", 2 * head_width if towers else head_width, head_embedding)
+        norm(head, head_embedding)
+        found[f"{head}/output_bias"] = (vocab,)
     if electra:
         dense("discriminator_predictions/dense", width, width)
         dense("discriminator_predictions/dense_1", width, 1)
@@ -124,7 +132,7 @@ def test_hparams_alone_give_the_variables(name):
     assert original_variables(hparams) == expected
     generator = config.generator.num_attention_heads if name != "one transformer" else 1
     assert heads(hparams)[0] == config.model.num_attention_heads
-    if config.generator.untied_generator and config.objective.kind == "replaced_tokens":
+    if config.generator.untied_generator and config.objective.kind != "masked_tokens":
         assert heads(hparams)[1] == generator or config.generator.uniform_generator
     for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"):
         default = {"initializer_range": 0.02}.get(field, 0.1)

@@ -15,6 +15,7 @@ from electra_flax.model.sharding import batch_sharding, check_batch, make_mesh, 
 from electra_flax.training import masking
 from electra_flax.training.initial_state import init_state
 from electra_flax.training.objectives import make_objective
+from electra_flax.training.objectives.metrics import metrics_of
 from electra_flax.training.step import accumulate_gradients, make_train_step
 from electra_flax.trees import tree_names
 
@@ -101,6 +102,18 @@ def test_layout_does_not_change_the_losses(one_device, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("towers", [{"generator": {"two_towers": True}}, {"objective": {"kind": "electric"}}])
+def test_layout_does_not_change_two_towers(towers):
+    one = run(num_devices=1, **towers)[0]
+    for changes in (
+        {}, {"mesh": {"data": 1, "fsdp": 8}}, {"mesh": {"data": 4, "tensor": 2}},
+        {"training": {"gradient_accumulation_steps": 4}, "num_devices": 4},
+    ):  # fmt: skip
+        np.testing.assert_allclose(run(**towers, **changes)[0], one, rtol=1e-5)
+    assert one[-1] != one[0]
+
+
+@pytest.mark.slow
 def test_parameters_are_really_split():
     _, state = run(mesh={"data": 1, "fsdp": 8})
     kernel = state.params["electra"]["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"]
@@ -108,16 +121,24 @@ def test_parameters_are_really_split():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["replaced_tokens", "electric"])
 @pytest.mark.parametrize("vocab_size", [300, 35000])
-def test_first_loss_is_that_of_guessing(vocab_size):
-    config = tiny_config(model={"vocab_size": vocab_size}, training={"batch_size": 64})
+def test_first_loss_is_that_of_guessing(vocab_size, kind):
+    config = tiny_config(model={"vocab_size": vocab_size}, training={"batch_size": 64}, objective={"kind": kind})
     mesh = make_mesh(config.mesh)
     batch = next(make_batches(config, 1))
     _, sums = make_train_step(config, make_objective(config, SPECIAL), mesh)(
         init_state(config, mesh), jax.device_put(batch, batch_sharding(mesh))
     )
     loss = loss_of(config, sums)
-    assert loss == pytest.approx(np.log(vocab_size) + 50 * np.log(2), rel=0.02)
+    guessed = {metric.name: metric.guessed(config) for metric in metrics_of(config)}
+    assert loss == pytest.approx(np.log(vocab_size) + 50 * guessed["discriminator_loss"], rel=0.02)
+    if kind == "replaced_tokens":
+        assert guessed["discriminator_loss"] == np.log(2)
+    else:  # nearly all tokens are told from drawn ones by the size of the vocabulary
+        assert guessed["discriminator_loss"] == pytest.approx(
+            0.15 * (np.log(vocab_size) + np.log(0.85 / 0.15)), rel=0.02
+        )
 
 
 @pytest.mark.parametrize(
@@ -127,16 +148,18 @@ def test_first_loss_is_that_of_guessing(vocab_size):
         {"generator": {"embedding_sharing": "separate"}},
         SHARING["everything"],
         {"objective": {"kind": "masked_tokens"}},
+        {"generator": {"two_towers": True}},
+        {"objective": {"kind": "electric"}},
         {"objective": {"disallow_correct": True, "temperature": 0.5}},
     ],
-    ids=["uniform", "untied embeddings", "one transformer", "masked LM", "disallow correct"],
+    ids=["uniform", "untied embeddings", "one transformer", "masked LM", "two towers", "Electric", "disallow correct"],
 )
 @pytest.mark.slow
 def test_every_option_learns(changes):
     history, state = run(num_devices=1, always_the_same=True, **changes)
     assert np.isfinite(history).all() and history[-1] < history[0]
     objective = changes.get("objective", {}).get("kind", "replaced_tokens")
-    assert ("discriminator_predictions" in state.params) == (objective == "replaced_tokens")
+    assert ("discriminator_predictions" in state.params) == (objective != "masked_tokens")
 
 
 def test_uniform_generator_has_no_parameters_and_a_constant_loss():
@@ -145,8 +168,10 @@ def test_uniform_generator_has_no_parameters_and_a_constant_loss():
     assert not [name for name in jax.tree.leaves(tree_names(params)) if name.startswith("generator")]
 
 
-def test_every_parameter_has_a_sharding_rule():
-    names = tree_names(jax.eval_shape(lambda: electra.init(tiny_config().architecture, jax.random.key(0))))
+@pytest.mark.parametrize("two_towers", [False, True])
+def test_every_parameter_has_a_sharding_rule(two_towers):
+    architecture = tiny_config(generator={"two_towers": two_towers}).architecture
+    names = tree_names(jax.eval_shape(lambda: electra.init(architecture, jax.random.key(0))))
     for name in jax.tree.leaves(names):
         rule_for(name)
     with pytest.raises(AssertionError, match="no sharding rule covers"):

@@ -19,7 +19,7 @@ from electra_flax.training.optimizers.adamw import AdamState
 from electra_flax.training.state import TrainState
 from electra_flax.trees import flat, nested
 from electra_flax.weights import names
-from electra_flax.weights.export import export_to_tf1
+from electra_flax.weights.export import export_to_tf1, model_parts
 from electra_flax.weights.sources import find_weights
 from electra_flax.weights.start import Start
 
@@ -102,6 +102,12 @@ def test_training_goes_on_where_the_original_stopped(golden, tmp_path):
 # ------------------------------------------------------------------------------------------------------ round trips
 
 
+def published(weights):
+    """All but two towers, which Hugging Face has no model for."""
+    ours = {name for part in model_parts(weights.architecture, weights.shapes) for name in part.ours.values()}
+    return dataclasses.replace(weights, shapes={name: weights.shapes[name] for name in weights.shapes if name in ours})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", SHARING)
 def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
@@ -110,7 +116,8 @@ def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
     out = export(weights, tmp_path / "out")
     folders = sorted(path for path in out.iterdir() if path.is_dir())
     back = find_weights("hf:" + (str(out) if len(folders) == 2 else str(folders[0])))
-    assert_equal(weights, back)
+    assert_equal(published(weights), back)
+    assert back.architecture.logit == weights.architecture.logit
     again = export(dataclasses.replace(back, run=None), tmp_path / "again")
     for file in sorted(out.rglob("*")):
         if file.name in ("model.safetensors", "flax_model.msgpack", "config.json", "tokenizer.json", "vocab.txt"):

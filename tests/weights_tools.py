@@ -34,6 +34,8 @@ SHARING: dict[str, dict] = {
             "intermediate_size": 64,
         },
     },
+    "two towers": {"generator": _OWN | {"two_towers": True}},
+    "Electric": {"generator": _OWN, "objective": {"kind": "electric"}},
     "no generator": {"generator": _OWN | {"uniform_generator": True}},
     "no discriminator": {"generator": _OWN, "objective": {"kind": "masked_tokens"}},
 }

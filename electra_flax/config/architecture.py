@@ -77,6 +77,9 @@ class GeneratorConfig:
     own ones, of the generator's hidden size."""
     uniform_generator: bool = False
     """No generator at all: replacements are drawn uniformly from the vocabulary."""
+    two_towers: bool = False
+    """Two transformers of these sizes instead of one: each reads the text as it is, one what lies left of a token, one
+    what lies right of it, and together they guess every token. objective.kind=electric always has them."""
     dropout: Annotated[float | None, Range(0, 1, "[)")] = None
     """Dropout of its own transformer, attention included; default: the model's."""
 
@@ -107,7 +110,7 @@ class Architecture:
     model: ModelConfig
     """The discriminator's transformer; the only one where there is no `generator`."""
     generator: ModelConfig | None
-    """The generator's own transformer. Its embedding size is that of the table it uses."""
+    """The generator's own transformer, or each of two towers. Its embedding size is that of the table it uses."""
     has_own_embeddings: bool = False
     """Whether the generator's tables are its own."""
     has_generator_head: bool = True
@@ -116,6 +119,8 @@ class Architecture:
     """Whether anything tells replaced tokens; also true of an encoder alone, as fine-tuning leaves it."""
     has_corrective_head: bool = False
     """Whether the discriminator guesses hidden tokens too, which it does only while it is trained."""
+    has_two_towers: bool = False
+    """Whether the generator is two transformers, one for either side of a token."""
     logit: Logit = "replaced"
     """What the discriminator's logit is."""
     compute_dtype: ComputeDtype = "float32"
@@ -132,6 +137,9 @@ class Architecture:
 
     @property
     def parts(self) -> list[str]:
-        """Return which of the two models there is to publish."""
-        has = {"discriminator": self.has_discriminator_head, "generator": self.has_generator_head}
+        """Return which of the two models there is to publish; two towers are no model that others have."""
+        has = {
+            "discriminator": self.has_discriminator_head,
+            "generator": self.has_generator_head and not self.has_two_towers,
+        }
         return [part for part, there in has.items() if there]

@@ -17,7 +17,7 @@ from electra_flax.config.packing import PackingConfig
 from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight
 from electra_flax.errors import UserError, check, check_numbers
 
-ObjectiveKind = Literal["replaced_tokens", "masked_tokens"]
+ObjectiveKind = Literal["replaced_tokens", "masked_tokens", "electric"]
 """The names of training/objectives."""
 COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
 
@@ -28,11 +28,12 @@ class ObjectiveConfig:
 
     kind: ObjectiveKind = "replaced_tokens"
     """replaced_tokens: ELECTRA; masked_tokens: plain masked-language modelling of the `model` section, no
-    discriminator."""
+    discriminator; electric: ELECTRA whose discriminator's logit is an energy, -log of how likely a token is in its
+    context but for a constant, with a generator of two towers."""
     generator_weight: Weight = 1.0
-    """Weight of the masked-LM loss."""
+    """Weight of the masked-LM loss; of two towers' loss over all tokens."""
     discriminator_weight: Weight = 50.0
-    """Weight of the replaced-token loss."""
+    """Weight of the replaced-token loss; of Electric's, which tells drawn tokens from those of the text."""
     temperature: Annotated[float, Range(0, 10**6, "(]")] = 1.0
     """Divides the generator's logits before sampling."""
     disallow_correct: bool = False
@@ -284,7 +285,9 @@ class Config:
         aims_heads = self.training.first_values == "neighbours"
         check(not aims_heads or self.model.initializer_range > 0, "training.first_values=neighbours scales "
               "model.initializer_range=0: give the range, 0.02 as the original's")  # fmt: skip
-        if self.objective.kind == "replaced_tokens":
+        if self.has_two_towers:
+            self._check_two_towers()
+        if self.objective.kind != "masked_tokens":
             self._check_shared_transformer()
         else:
             check(
@@ -292,8 +295,8 @@ class Config:
                 "generator.uniform_generator=true leaves nothing to learn with objective.kind=masked_tokens: "
                 "set one of them the other way",
             )
-            check(self.generator.dropout is None, "generator.dropout needs objective.kind=replaced_tokens: else "
-                  "there is one model, whose dropout is model's")  # fmt: skip
+            check(self.generator.dropout is None, "generator.dropout needs an objective.kind with two models: "
+                  "masked_tokens has one, whose dropout is model's")  # fmt: skip
 
     def _check_shared_transformer(self) -> None:
         if self.generator.untied_generator or self.generator.uniform_generator:
@@ -306,10 +309,29 @@ class Config:
                 "they are one transformer",
             )
 
+    def _check_two_towers(self) -> None:
+        kind, generator = self.objective.kind, self.generator
+        given = "generator.two_towers=true" if kind != "electric" else "objective.kind=electric has two towers, and"
+        check(kind != "masked_tokens", "generator.two_towers=true needs a discriminator, and objective.kind="
+              "masked_tokens has none: leave one of them out")  # fmt: skip
+        check(generator.untied_generator, f"{given} needs generator.untied_generator=true, got false: "
+              "each tower is a transformer of its own")  # fmt: skip
+        check(not generator.uniform_generator, f"{given} needs a generator, but generator.uniform_generator=true "
+              "has none: leave one of them out")  # fmt: skip
+        check(not self.is_packed, f"{given} needs rows of one example: data.packing=best_fit is not built for it")
+        change = self.masking.final_mask_prob if self.long_phase.mask_prob is None else self.long_phase.mask_prob
+        check(kind != "electric" or change is None, f"objective.kind=electric needs one masking.mask_prob throughout, "
+              "which is a term of its loss: leave out masking.final_mask_prob and long_phase.mask_prob, got "
+              f"{change}")  # fmt: skip
+
+    @property
+    def has_two_towers(self) -> bool:
+        return self.generator.two_towers or self.objective.kind == "electric"
+
     @property
     def architecture(self) -> Architecture:
         """Return the models of the run, without what is said of training them."""
-        generator, trains_both = self.generator, self.objective.kind == "replaced_tokens"
+        generator, trains_both = self.generator, self.objective.kind != "masked_tokens"
         has_generator = not generator.uniform_generator
         sizes = replace(
             self.model,
@@ -332,6 +354,8 @@ class Config:
             has_generator_head=has_generator,
             has_discriminator_head=trains_both,
             has_corrective_head=self.objective.corrective_lm_weight > 0,
+            has_two_towers=self.has_two_towers,
+            logit="energy" if self.objective.kind == "electric" else "replaced",
             compute_dtype=self.training.compute_dtype,
         )
 

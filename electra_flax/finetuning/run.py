@@ -207,7 +207,9 @@ def encoder_architecture(weights: Weights, training: Training) -> Architecture:
             f"max_seq_length={training.max_seq_length}: the model has only {sizes.max_position_embeddings} "
             f"positions: add --max_seq_length {sizes.max_position_embeddings}"
         )
-    without_generator = dataclasses.replace(weights.architecture, generator=None, has_generator_head=False)
+    without_generator = dataclasses.replace(
+        weights.architecture, generator=None, has_generator_head=False, has_two_towers=False
+    )
     return dataclasses.replace(
         without_generator,
         model=dataclasses.replace(

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from electra_flax.model import randomness
-from electra_flax.model.attention import MASK_BIAS, Attend, mask_bias
+from electra_flax.model.attention import MASK_BIAS, Attend, Sight, mask_bias, xla_attention
 from electra_flax.model.sharding import BATCH_SPEC
 
 FORWARD_NAME, BACKWARD_NAME = "electra_attention_forward", "electra_attention_backward"
@@ -250,7 +250,13 @@ def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = Fals
         num_heads: int,
         rate: float,
         is_packed: bool = False,
+        sight: Sight = "all",
     ) -> jax.Array:
+        if sight != "all":
+            return xla_attention(
+                query_BTD, key_BSD, value_BSD, attention_mask_BS, seeds_B,
+                num_heads=num_heads, rate=rate, is_packed=is_packed, sight=sight,
+            )  # fmt: skip
         local_heads = num_heads // mesh.shape["tensor"]
         batch, tokens, width = query_BTD.shape
         spec = Spec(

@@ -5,6 +5,8 @@ Only this module, `layers` and `heads` import Flax Linen; everyone else sees a n
     electra/{embeddings, embeddings_project, encoder}        the discriminator's transformer, and the shared tables
     generator/{embeddings, embeddings_project, encoder}      the generator's, as far as it is its own
     generator_predictions/{dense, LayerNorm}, generator_lm_head/bias
+    generator_ltr/..., generator_rtl/...                     instead of the generator's where it is two towers
+    cloze_predictions/{dense, LayerNorm}, cloze_lm_head/bias
     discriminator_predictions/{dense, dense_prediction}
     corrective_lm_head/bias                                  only while a discriminator that guesses too is trained
 
@@ -37,6 +39,17 @@ class Segments(NamedTuple):
     """Which of its example's tokens it is, from 0 on."""
 
 
+class Cloze(NamedTuple):
+    """What two towers make of a text, float32."""
+
+    nll: jax.Array
+    """The weighted sum of -log q over its tokens."""
+    log_q_BT: jax.Array
+    """Of each of its tokens, given all others; without gradient."""
+    logits_BMV: jax.Array
+    """At the given positions; without gradient."""
+
+
 class _Electra(nn.Module):
     architecture: Architecture
     attend: Attend = xla_attention
@@ -45,9 +58,16 @@ class _Electra(nn.Module):
         architecture = self.architecture
         dtype: DTypeLike = jnp.dtype(architecture.compute_dtype)
         self.electra = layers.Transformer(architecture.model, dtype, self.attend)
-        if architecture.generator is not None:
+        if architecture.has_two_towers:
+            sizes, attend = architecture.generator_sizes, self.attend
+            left, right = (cast(Attend, functools.partial(attend, sight=sight)) for sight in ("left", "right"))
+            self.generator_ltr = layers.Transformer(sizes, dtype, left)
+            self.generator_rtl = layers.Transformer(sizes, dtype, right)
+            self.cloze_predictions = layers.GeneratorPredictions(sizes, dtype)
+            self.cloze_lm_head = layers.TiedLmHead(sizes, dtype)
+        elif architecture.generator is not None:
             self.generator = layers.Transformer(architecture.generator, dtype, self.attend)
-        if architecture.has_generator_head:
+        if architecture.has_generator_head and not architecture.has_two_towers:
             self.generator_predictions = layers.GeneratorPredictions(architecture.generator_sizes, dtype)
             self.generator_lm_head = layers.TiedLmHead(architecture.generator_sizes, dtype)
         if architecture.has_discriminator_head:
@@ -75,6 +95,35 @@ class _Electra(nn.Module):
         hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
         table_VE = embeddings.word_embeddings.embedding
         return self.generator_lm_head(self.generator_predictions(hidden_BMD), table_VE)
+
+    def read_both_ways(
+        self,
+        input_ids_BT: jax.Array,
+        attention_mask_BT: jax.Array,
+        token_type_ids_BT: jax.Array,
+        weights_BT: jax.Array,
+        positions_BM: jax.Array,
+        seeds_B: jax.Array | None,
+    ) -> Cloze:
+        """Return what each token is guessed to be from its left and its right, but not from itself."""
+
+        def states(tower: layers.Transformer, number: int) -> jax.Array:
+            embeddings = (tower if self.architecture.has_own_embeddings else self.electra).embeddings
+            rate = tower.config.hidden_dropout_prob
+            embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, rate, layers.fold_in(seeds_B, number), None)
+            hidden_BTD: jax.Array = tower(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, number + 1))
+            return hidden_BTD
+
+        # At the ends of the row there is no neighbour: as in the original, the one at the other end stands for it.
+        left_BTD = jnp.roll(states(self.generator_ltr, 0), 1, axis=1)
+        right_BTD = jnp.roll(states(self.generator_rtl, 4), -1, axis=1)
+        x_BTE = self.cloze_predictions(jnp.concatenate([left_BTD, right_BTD], axis=-1))
+        owner = self.generator_ltr if self.architecture.has_own_embeddings else self.electra
+        table_VE = owner.embeddings.word_embeddings.embedding
+        nll, log_q_BT = self.cloze_lm_head.nll(x_BTE, table_VE, input_ids_BT, weights_BT)
+        x_BME = jnp.take_along_axis(x_BTE, positions_BM[..., None], axis=1)
+        logits_BMV = self.cloze_lm_head(x_BME, table_VE)
+        return Cloze(nll, jax.lax.stop_gradient(log_q_BT), jax.lax.stop_gradient(logits_BMV))
 
     def encode(
         self,
@@ -108,7 +157,10 @@ class _Electra(nn.Module):
 
     def __call__(self, input_ids_BT: jax.Array) -> None:
         """Touch every parameter, for init."""
-        self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], None)
+        if self.architecture.has_two_towers:
+            self.read_both_ways(*(input_ids_BT,) * 4, input_ids_BT[:, :1], None)
+        else:
+            self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], None)
         if self.architecture.has_discriminator_head:
             self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, None)
         if self.architecture.has_corrective_head:
@@ -154,6 +206,28 @@ def apply_generator(
         method="generate",
     )  # fmt: skip
     return cast(jax.Array, logits_BMV)
+
+
+def apply_towers(
+    architecture: Architecture,
+    params: Params,
+    input_ids_BT: jax.Array,
+    attention_mask_BT: jax.Array,
+    token_type_ids_BT: jax.Array,
+    weights_BT: jax.Array,
+    positions_BM: jax.Array,
+    seeds_B: jax.Array | None = None,
+    attend: Attend = xla_attention,
+) -> Cloze:
+    """Return what two towers make of a text of which nothing is hidden; no dropout without seeds.
+
+    Tokens have weights_BT in its nll, float32.
+    """
+    found = _Electra(architecture, attend).apply(
+        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, weights_BT, positions_BM, seeds_B,
+        method="read_both_ways",
+    )  # fmt: skip
+    return cast(Cloze, found)
 
 
 def apply_discriminator(

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.model import randomness
 from electra_flax.model.attention import Attend
+from electra_flax.model.cloze import cloze_nll, logits_of
 from electra_flax.model.products import add_bias, dot_rows, look_up
 
 DotGeneral = Callable[..., jax.Array]
@@ -347,7 +348,7 @@ class Transformer(nn.Module):
 
 
 class GeneratorPredictions(nn.Module):
-    """The masked-LM transform, from the hidden size to that of the embedding table in use."""
+    """The masked-LM transform, from the width of the hidden states to that of the embedding table in use."""
 
     config: ModelConfig
     dtype: DTypeLike
@@ -365,11 +366,17 @@ class TiedLmHead(nn.Module):
     config: ModelConfig
     dtype: DTypeLike
 
-    @nn.compact
+    def setup(self) -> None:
+        self.bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
+
     def __call__(self, x_BME: jax.Array, table_VE: jax.Array) -> jax.Array:
-        bias_V = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
-        logits_BMV = dot_rows(x_BME.astype(self.dtype), table_VE, contracted=1, result=jnp.float32)
-        return logits_BMV + bias_V[None, None, :]
+        return logits_of(x_BME.astype(self.dtype), table_VE, self.bias)
+
+    def nll(
+        self, x_BTE: jax.Array, table_VE: jax.Array, ids_BT: jax.Array, weights_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the weighted sum of -log of the probabilities of tokens, and their logarithms (cloze.py)."""
+        return cloze_nll(x_BTE.astype(self.dtype), table_VE, self.bias, ids_BT, weights_BT)
 
 
 class DiscriminatorPredictions(nn.Module):

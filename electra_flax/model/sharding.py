@@ -34,7 +34,7 @@ SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"intermediate/dense/bias$", PartitionSpec("tensor")),
     (r"output/dense/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"(embeddings_project|predictions/dense)/kernel$", PartitionSpec("fsdp", None)),
-    (r"(generator|corrective)_lm_head/bias$", PartitionSpec("tensor")),
+    (r"(generator|corrective|cloze)_lm_head/bias$", PartitionSpec("tensor")),
     (r"dense_prediction/kernel$", PartitionSpec()),
     (r"^(.*/)?(classifier|qa_outputs|task_specific)/", PartitionSpec()),  # heads of fine-tuning
     (r"(bias|scale)$", PartitionSpec()),

@@ -41,7 +41,7 @@ _COLLECTIVE_LATENCY = 1e-6  # seconds for each device in the ring
 # (regex over the operation's path, part); the first match decides. Operations fused into another count as that one.
 PARTS: tuple[tuple[str, str], ...] = (
     (r"/optimizer/", "optimizer"),
-    (r"embeddings|(generator|corrective)_lm_head|generator_predictions", "embedding and MLM head"),
+    (r"embeddings|(generator|corrective|cloze)_lm_head|(generator|cloze)_predictions", "embedding and MLM head"),
     (r"masking|sampling|generator_loss|corrective_loss", "embedding and MLM head"),
     (r"attention/self/.*(BTHK|BHTS)", "attention"),  # its einsums, by the letters of their shapes
     (r"attention/self/(?!query|key|value)", "softmax and dropout"),

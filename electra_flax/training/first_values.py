@@ -37,7 +37,8 @@ _AMPLITUDE = 1.5
 _SLOWEST, _FASTEST = 0.05, 2.5
 # Score of the place that a head looks at, in nats above a place far away: a third of the attention in 64 tokens.
 _SCORE = 4.0
-_OFFSETS = (-1, 1)
+# Of the places that the heads of a transformer look at in turn: a tower sees one side.
+_OFFSETS = {"electra": (-1, 1), "generator": (-1, 1), "generator_ltr": (-1,), "generator_rtl": (1,)}
 _CUT_VARIANCE = 0.774  # of a normal distribution that is cut at two standard deviations, as the original's values are
 
 
@@ -57,9 +58,10 @@ def token_frequency(examples: ShardedExamples, vocab_size: int, special: Special
 def look_at_neighbours(architecture: Architecture, frequency_V: np.ndarray, params: Params) -> Params:
     """Return fresh parameters with the first values above; all others are as they were."""
     params = jax.tree.map(lambda leaf: leaf, params)  # dicts of its own
-    if "generator_lm_head" in params:
-        params["generator_lm_head"]["bias"] = jnp.asarray(np.log(frequency_V), jnp.float32)
-    for name in ("electra", "generator"):
+    for head in ("generator_lm_head", "cloze_lm_head"):
+        if head in params:
+            params[head]["bias"] = jnp.asarray(np.log(frequency_V), jnp.float32)
+    for name, offsets in _OFFSETS.items():
         if name not in params:
             continue
         model = architecture.model if name == "electra" else architecture.generator_sizes
@@ -67,15 +69,15 @@ def look_at_neighbours(architecture: Architecture, frequency_V: np.ndarray, para
         if "embeddings" in transformer:
             table_PE = _AMPLITUDE * model.initializer_range * _sines(model)
             transformer["embeddings"]["position_embeddings"]["embedding"] = jnp.asarray(table_PE, jnp.float32)
-        _aim_heads(model, transformer)
+        _aim_heads(model, transformer, offsets)
     return params
 
 
-def _aim_heads(model: ModelConfig, transformer: Params) -> None:
+def _aim_heads(model: ModelConfig, transformer: Params, offsets: tuple[int, ...]) -> None:
     """Let each head of the first layer look at a neighbour, and pass on what it sees."""
     layer = transformer["encoder"]["layer"]["0"]["attention"]
     attention = layer["self"]
-    query_EHK, key_EHK = _rotations(model)
+    query_EHK, key_EHK = _rotations(model, offsets)
     for name, aimed_EHK in (("query", query_EHK), ("key", key_EHK)):
         aimed_ED: Any = aimed_EHK.reshape(model.embedding_size, model.hidden_size)
         if "embeddings_project" in transformer:  # its output is undone by its pseudo-inverse
@@ -99,7 +101,7 @@ def _sines(model: ModelConfig) -> np.ndarray:
     return table_PE
 
 
-def _rotations(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+def _rotations(model: ModelConfig, offsets: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return queries and keys as functions of the embedded position, [E, H, K]: each head takes some of the pairs.
 
     The key copies them. The query turns each by its frequency times the head's offset, so that the product of both is
@@ -115,7 +117,7 @@ def _rotations(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     for head in range(heads):
         pairs = np.arange(head, len(radians), heads)[: width // 2]
         gain = math.sqrt(_SCORE * math.sqrt(width) / (max(len(pairs), 1) * amplitude_squared))
-        turn = radians * _OFFSETS[head % len(_OFFSETS)]
+        turn = radians * offsets[head % len(offsets)]
         for place, pair in enumerate(pairs):
             sine, cosine = 2 * pair, 2 * pair + 1
             first, second = 2 * place, 2 * place + 1

@@ -34,7 +34,10 @@ class Subject(NamedTuple):
     def of(cls, config: Config) -> Subject:
         """Return that of a run of pretraining."""
         batches = (f"{each.config.training.batch_size} x {each.config.data.max_seq_length}" for each in config.phases)
-        sizes = {part: config.architecture.sizes_of(part) for part in config.architecture.parts}
+        architecture = config.architecture
+        sizes = {part: architecture.sizes_of(part) for part in architecture.parts}
+        if architecture.has_two_towers:
+            sizes["each of two towers"] = architecture.generator_sizes
         facts = {
             **{part: f"{each.num_hidden_layers} layers of {each.hidden_size}" for part, each in sizes.items()},
             "batch x length": ", then ".join(batches),

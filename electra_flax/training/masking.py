@@ -101,7 +101,7 @@ def hide(
 ) -> MaskedInputs:
     """Write [MASK] at the used positions for which `becomes_mask_BM` is true."""
     targets_BM = jnp.take_along_axis(ids_BT, positions_BM, axis=1) * weights_BM.astype(ids_BT.dtype)
-    masked_ids_BT = _write(ids_BT, positions_BM, mask_id, (weights_BM > 0) & becomes_mask_BM)
+    masked_ids_BT = write(ids_BT, positions_BM, mask_id, (weights_BM > 0) & becomes_mask_BM)
     return MaskedInputs(masked_ids_BT, positions_BM, targets_BM, weights_BM)
 
 
@@ -143,17 +143,18 @@ def sample_with_uniform(
 
 def corrupt(ids_BT: jax.Array, masked: MaskedInputs, sampled_BM: jax.Array) -> CorruptedInputs:
     """Put the sampled ids at the chosen positions of the original text."""
-    corrupted_ids_BT = _write(ids_BT, masked.positions_BM, sampled_BM, masked.weights_BM > 0)
+    corrupted_ids_BT = write(ids_BT, masked.positions_BM, sampled_BM, masked.weights_BM > 0)
     return CorruptedInputs(corrupted_ids_BT, (corrupted_ids_BT != ids_BT).astype(jnp.int32))
 
 
-def _write(ids_BT: jax.Array, positions_BM: jax.Array, values: jax.Array | int, where_BM: jax.Array) -> jax.Array:
+def write(ids_BT: jax.Array, positions_BM: jax.Array, values: jax.Array | int, where_BM: jax.Array) -> jax.Array:
+    """Return ids, or numbers of another type, with these values at the positions for which `where_BM` is true."""
     # Unused columns are sent out of the row, where a scatter drops them.
     num_tokens = ids_BT.shape[1]
     targets_BM = jnp.where(where_BM, positions_BM, num_tokens)
     values_BM = jnp.broadcast_to(jnp.asarray(values, ids_BT.dtype), positions_BM.shape)
 
-    def write(ids_T: jax.Array, targets_M: jax.Array, values_M: jax.Array) -> jax.Array:
+    def write_row(ids_T: jax.Array, targets_M: jax.Array, values_M: jax.Array) -> jax.Array:
         return ids_T.at[targets_M].set(values_M, mode="drop")
 
-    return jax.vmap(write)(ids_BT, targets_BM, values_BM)
+    return jax.vmap(write_row)(ids_BT, targets_BM, values_BM)

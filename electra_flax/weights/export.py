@@ -21,7 +21,7 @@ from electra_flax.errors import UserError
 from electra_flax.files import replaced, write_whole
 from electra_flax.runtime.console import progress
 from electra_flax.weights import names, parity
-from electra_flax.weights.hugging_face import CONFIG, hugging_face_config
+from electra_flax.weights.hugging_face import CONFIG, ENERGY, hugging_face_config
 from electra_flax.weights.model_card import Publication, model_card
 from electra_flax.weights.shapes import Shapes
 from electra_flax.weights.tensor_files import MSGPACK, SAFETENSORS, check_narrow, write_msgpack, write_safetensors
@@ -69,6 +69,8 @@ def export_to_hugging_face(
     """
     vocabulary, casing = _tokenizer_of(weights)
     parts = model_parts(weights.architecture, weights.shapes)
+    if weights.architecture.has_two_towers:
+        log.info("NOTE: no generator folder: Hugging Face has no model of two towers; --to tf1 keeps them")
     folders = {part.name: out / part.name for part in parts}
     for other in parity.ARCHITECTURES:  # two of different runs would be taken for a pair
         if weights.run is not None and other not in folders and (out / other).exists():
@@ -143,6 +145,9 @@ def original_hparams(architecture: Architecture, max_seq_length: int, casing: Ca
             )
     overrides = {name: getattr(sizes, name) for name in _RULED}
     overrides |= {name: ours for name, its in _ORIGINAL.items() if (ours := getattr(sizes, name)) != its}
+    is_electric = architecture.logit == "energy" and architecture.has_two_towers
+    # Of these, earlier versions of the original know nothing, and refuse what they do not know.
+    newer = {"two_tower_generator": architecture.has_two_towers, "electric_objective": is_electric}
     return {
         "model_size": "small",  # every size is written out below
         "vocab_size": sizes.vocab_size,
@@ -155,7 +160,8 @@ def original_hparams(architecture: Architecture, max_seq_length: int, casing: Ca
         "untied_generator": architecture.generator is not None,
         "untied_generator_embeddings": architecture.has_own_embeddings,
         "uniform_generator": not architecture.has_generator_head,
-        "electra_objective": architecture.has_discriminator_head,
+        "electra_objective": architecture.has_discriminator_head and not is_electric,
+        **{name: value for name, value in newer.items() if value},
     }
 
 
@@ -184,6 +190,8 @@ def _write_model(
         with replaced(folder / name) as path:
             write(path, shapes, lambda theirs: read(part.ours[theirs]), dtype)
     settings = hugging_face_config(part.config, parity.ARCHITECTURES[part.name], vocabulary.special.pad, dtype.name)
+    if weights.architecture.logit == "energy" and part.name == "discriminator":
+        settings |= ENERGY
     write_whole(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
     save_tokenizer(vocabulary, casing, folder, part.config.max_position_embeddings)
     for name, content in model_card(weights, part.name, part.config, publication).items():

@@ -28,7 +28,7 @@ _TO_TF1: tuple[tuple[str, str], ...] = (
     (r"_embeddings/embedding$", "_embeddings"),
     (r"LayerNorm/scale$", "LayerNorm/gamma"),
     (r"LayerNorm/bias$", "LayerNorm/beta"),
-    (r"^generator_lm_head/bias$", "generator_predictions/output_bias"),
+    (r"^(generator|cloze)_lm_head/bias$", r"\1_predictions/output_bias"),
     (r"^discriminator_predictions/dense_prediction/", "discriminator_predictions/dense_1/"),
 )
 _FROM_TF1: tuple[tuple[str, str], ...] = (
@@ -36,7 +36,7 @@ _FROM_TF1: tuple[tuple[str, str], ...] = (
     (r"_embeddings$", "_embeddings/embedding"),
     (r"LayerNorm/gamma$", "LayerNorm/scale"),
     (r"LayerNorm/beta$", "LayerNorm/bias"),
-    (r"^generator_predictions/output_bias$", "generator_lm_head/bias"),
+    (r"^(generator|cloze)_predictions/output_bias$", r"\1_lm_head/bias"),
     (r"^discriminator_predictions/dense_1/", "discriminator_predictions/dense_prediction/"),
 )
 _ADAM_SLOT = re.compile(r"/adam_[mv]$")

@@ -18,7 +18,7 @@ from electra_flax.files import read_json
 from electra_flax.model.electra import expected_shapes
 from electra_flax.training.optimizers.adamw import ADAMW
 from electra_flax.weights import names
-from electra_flax.weights.shapes import HEAD_SIZE, Shapes, architecture_of, sizes_of
+from electra_flax.weights.shapes import HEAD_SIZE, LEFT_TOWER, Shapes, architecture_of, own_generator, sizes_of
 from electra_flax.weights.tensor_files import finite
 from electra_flax.weights.tf1_checkpoint import Tf1Checkpoint
 from electra_flax.weights.weights import Weights, vocabulary_in
@@ -45,6 +45,7 @@ class _Hparams:
     max_seq_length: int | None = None
     do_lower_case: bool | None = None
     debug: bool = False
+    electric_objective: bool = False
 
 
 def read_tf1(source: str, place: str, step: int | None) -> Weights:
@@ -61,12 +62,13 @@ def read_tf1(source: str, place: str, step: int | None) -> Weights:
     if hparams is None:
         where = source
         remarks.append(f"no hparams.json beside it: attention heads taken to be hidden size / {HEAD_SIZE}")
+        if own_generator(shapes) == LEFT_TOWER:
+            remarks.append("its two towers are taken to be ELECTRA's: Electric's have the same variables")
     hparams = hparams or _Hparams()
     try:
         model = _tf1_model(shapes, hparams)
-        own = [name for name in shapes if name.startswith("generator/")]
-        table = "generator" if any(name.startswith("generator/embeddings/") for name in own) else "electra"
-        generator = _tf1_generator(shapes, model, table) if own else None
+        own = own_generator(shapes)
+        generator = _tf1_generator(shapes, model, own) if own else None
         if hparams.max_seq_length is not None:
             DataConfig(max_seq_length=hparams.max_seq_length)  # refused beyond its range
             if hparams.max_seq_length > model.max_position_embeddings:
@@ -79,6 +81,8 @@ def read_tf1(source: str, place: str, step: int | None) -> Weights:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     architecture = architecture_of(shapes, model, generator)
+    if hparams.electric_objective:
+        architecture = dataclasses.replace(architecture, logit="energy")
     expected = expected_shapes(architecture)
     slots = ADAMW.slots
     has_moments = all(names.tf1_slot(name, slot) in checkpoint.shapes for name in expected for slot in slots.values())
@@ -121,9 +125,10 @@ def _tf1_model(shapes: Shapes, hparams: _Hparams) -> ModelConfig:
     return ModelConfig(**sizes)
 
 
-def _tf1_generator(shapes: Shapes, model: ModelConfig, embeddings: str) -> ModelConfig:
+def _tf1_generator(shapes: Shapes, model: ModelConfig, own: str) -> ModelConfig:
     """Return the discriminator's settings in the sizes of the generator's variables, heads by the original's rule."""
-    sizes: dict[str, Any] = dict(sizes_of(shapes, "generator", embeddings))
+    table = own if any(name.startswith(f"{own}/embeddings/") for name in shapes) else "electra"
+    sizes: dict[str, Any] = dict(sizes_of(shapes, own, table))
     return dataclasses.replace(model, **sizes, num_attention_heads=max(1, sizes["hidden_size"] // HEAD_SIZE))
 
 

@@ -9,6 +9,9 @@ from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+_ANY = "encoder/layer/0/intermediate/dense/kernel"  # of every transformer
+LEFT_TOWER = "generator_ltr"
+"""The transformer that reads what lies left of a token: of two towers, which have the same sizes, the first."""
 HEAD_SIZE = 64  # of every model of the paper and of KoELECTRA
 
 
@@ -43,13 +46,20 @@ def sizes_of(shapes: Shapes, transformer: str = "electra", embeddings: str = "el
     }
 
 
+def own_generator(shapes: Shapes) -> str | None:
+    """Return the name of the generator's own transformer, of two towers that of the left one; None: it has none."""
+    return next((name for name in ("generator", LEFT_TOWER) if f"{name}/{_ANY}" in shapes), None)
+
+
 def architecture_of(shapes: Shapes, model: ModelConfig, generator: ModelConfig | None) -> Architecture:
     """Return the architecture under which a model has parameters of these names; `generator` is its own transformer."""
-    has_generator_head = "generator_lm_head/bias" in shapes
+    tower = own_generator(shapes)
+    has_generator_head = not shapes.keys().isdisjoint(("generator_lm_head/bias", "cloze_lm_head/bias"))
     return Architecture(
         model=model,
         generator=generator,
-        has_own_embeddings="generator/embeddings/word_embeddings/embedding" in shapes,
+        has_two_towers=tower == LEFT_TOWER,
+        has_own_embeddings=f"{tower}/embeddings/word_embeddings/embedding" in shapes,
         has_generator_head=has_generator_head,
         has_discriminator_head="discriminator_predictions/dense/kernel" in shapes or not has_generator_head,
     )

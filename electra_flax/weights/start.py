@@ -33,7 +33,7 @@ from electra_flax.weights.weights import Weights
 
 log = logging.getLogger("electra_flax")
 
-_BY_VOCABULARY = re.compile(r"word_embeddings/embedding$|^generator_lm_head/bias$")
+_BY_VOCABULARY = re.compile(r"word_embeddings/embedding$|^(generator|cloze)_lm_head/bias$")
 _UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 
 
@@ -171,12 +171,17 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             f"{flag} {weights.source}: {len(different)} of {len(expected)} tensors have other shapes, the first "
             f"{different[0]}: set the model and generator sections to its sizes"
         )
-    generators = [name for name in missing if name.startswith("generator")]
+    generators = [name for name in missing if name.startswith(("generator", "cloze"))]
     correctives = [] if start.resumes else [name for name in missing if name.startswith("corrective")]
     if others := [name for name in missing if name not in (*generators, *correctives)]:
         raise UserError(
             f"{flag} {weights.source}: {counted(len(others), 'tensors')} missing, the first {others[0]}: give "
             "complete weights"
+        )
+    if generators and config.has_two_towers:
+        raise UserError(
+            f"{flag} {weights.source}: has no two towers ({generators[0]} is missing), which this run's generator is: "
+            "give a run of ours (orbax:DIR) or a checkpoint of the original (tf1:PREFIX) that has"
         )
     if generators and not start.warm_start_generator:
         raise UserError(

@@ -4,11 +4,18 @@ from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.training.objectives.masked_tokens import MaskedTokens
 from electra_flax.training.objectives.objective import Objective
-from electra_flax.training.objectives.replaced_tokens import ReplacedTokens
+from electra_flax.training.objectives.replaced_tokens import Electric, ReplacedTokens, TwoTowers
 
-OBJECTIVES: dict[str, type[Objective]] = {"masked_tokens": MaskedTokens, "replaced_tokens": ReplacedTokens}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "masked_tokens": MaskedTokens,
+    "replaced_tokens": ReplacedTokens,
+    "electric": Electric,
+}
 
 
 def make_objective(config: Config, special: SpecialTokens, continuations: tuple[int, ...] = ()) -> Objective:
     """Return the objective of a run; `continuations` are needed where masking.unit is not token."""
-    return OBJECTIVES[config.objective.kind](config, special, continuations)
+    kind = OBJECTIVES[config.objective.kind]
+    if kind is ReplacedTokens and config.has_two_towers:
+        kind = TwoTowers
+    return kind(config, special, continuations)

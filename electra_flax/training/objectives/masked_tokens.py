@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,15 @@ class Draws(NamedTuple):
     dropout_B: jax.Array
 
 
+@dataclass(frozen=True)
+class Term:
+    """A mean that is learned: the names of its sum, of what that is divided by, and of the metric."""
+
+    total: str
+    count: str
+    metric: str
+
+
 def segments_of(batch: Batch) -> electra.Segments | None:
     """Return what tells the examples of rows apart, where rows hold several."""
     return electra.Segments(batch["segments"], batch["places"]) if "segments" in batch else None
@@ -49,6 +58,8 @@ class MaskedTokens:
     special: SpecialTokens
     continuations: tuple[int, ...] = ()
     """Entries of the vocabulary that continue a word; none where masking.unit does not ask."""
+    guessing: ClassVar[Term] = Term("generator_nll", "masked", "generator_loss")
+    """What the generator learns."""
 
     def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None) -> Draws:
         share = share_at(self.config.masking, self.config.training.num_steps, step)
@@ -84,11 +95,16 @@ class MaskedTokens:
         self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
     ) -> tuple[Sums, jax.Array]:
         """Return the generator's sums, and an id sampled for each hidden position, int32 [B, M], without gradient."""
-        masked, settings = draws.masked, self.config.objective
+        masked = draws.masked
         logits_BMV = electra.apply_generator(
             self.config.architecture, params, masked.masked_ids_BT, batch["attention_mask"], batch["token_type_ids"],
             masked.positions_BM, draws.dropout_B if is_training else None, attend, segments_of(batch),
         )  # fmt: skip
+        return self.sample(logits_BMV, draws)
+
+    def sample(self, logits_BMV: jax.Array, draws: Draws) -> tuple[Sums, jax.Array]:
+        """Return what `generate` does, for the generator's logits at the hidden positions."""
+        masked, settings = draws.masked, self.config.objective
         with jax.named_scope("sampling"):
             sampled_BM = masking.sample_replacements(
                 draws.sample, logits_BMV, masked.targets_BM, settings.temperature, settings.disallow_correct
@@ -98,12 +114,13 @@ class MaskedTokens:
         return sums, sampled_BM
 
     def loss(self, sums: Sums, counts: Sums) -> jax.Array:
-        """Return generator_weight times the mean over the hidden positions."""
-        return self.config.objective.generator_weight * losses.mean(sums["generator_nll"], counts["masked"])
+        """Return generator_weight times the mean over the positions that are guessed."""
+        guessing = self.guessing
+        return self.config.objective.generator_weight * losses.mean(sums[guessing.total], counts[guessing.count])
 
     def summarize(self, totals: Totals) -> dict[str, float]:
         found = {metric.name: metric.value(totals) for metric in metrics_of(self.config)}
         return {"loss": self._total(found), **found}
 
     def _total(self, found: dict[str, float]) -> float:
-        return found["generator_loss"]
+        return found[self.guessing.metric]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from electra_flax.config.schema import Config, ObjectiveKind
 from electra_flax.training import losses
 from electra_flax.training.losses import Totals
@@ -30,6 +32,16 @@ class Metric(NamedTuple):
 
 def _log_of_vocabulary(config: Config) -> float | None:
     return math.log(config.model.vocab_size) if config.architecture.has_generator_head else None
+
+
+def _of_energy_0(config: Config) -> float:
+    """Return the loss of a discriminator whose own output is 0 everywhere."""
+    if config.objective.kind != "electric":
+        return math.log(2)
+    # Each token is as likely as any other: the odds that it was drawn are those of a draw among the vocabulary.
+    share = config.masking.mask_prob
+    odds = math.log(share / (1 - share)) - math.log(config.model.vocab_size)
+    return share * float(np.logaddexp(0, -odds)) + (1 - share) * float(np.logaddexp(0, odds))
 
 
 def _average_precision(totals: Totals) -> float:
@@ -59,10 +71,16 @@ _GENERATOR = (
     ),
     Metric("generator_sampled_accuracy", losses.ratio("generator_sampled_correct", "masked")),
 )  # fmt: skip
+_TOWERS = (
+    Metric(
+        "cloze_loss", losses.ratio("cloze_nll", "guessed"), "Cloze loss",
+        "cross entropy of every token given the others, nats", guessed=_log_of_vocabulary, is_on_console=True,
+    ),
+)  # fmt: skip
 _DISCRIMINATOR = (
     Metric(
         "discriminator_loss", losses.ratio("discriminator_nll", "tokens"), "Discriminator loss",
-        "binary cross entropy a token, nats", guessed=lambda config: math.log(2), is_on_console=True,
+        "binary cross entropy a token, nats", guessed=_of_energy_0, is_on_console=True,
     ),
     Metric("discriminator_accuracy", losses.ratio("discriminator_correct", "tokens")),
     Metric(
@@ -121,6 +139,7 @@ HEALTH_METRICS = (*_STATES, *_PROBE)
 METRICS: dict[ObjectiveKind, tuple[Metric, ...]] = {
     "masked_tokens": _GENERATOR,
     "replaced_tokens": (*_GENERATOR, *_DISCRIMINATOR),
+    "electric": (*_GENERATOR, *_DISCRIMINATOR),
 }
 
 
@@ -132,4 +151,5 @@ def health_of(totals: Totals) -> dict[str, float]:
 
 def metrics_of(config: Config) -> tuple[Metric, ...]:
     """Return the metrics of a run's objective."""
-    return METRICS[config.objective.kind] + (_CORRECTIVE if config.architecture.has_corrective_head else ())
+    added = (*(_TOWERS if config.has_two_towers else ()), *METRICS[config.objective.kind])
+    return (*added, *_CORRECTIVE) if config.architecture.has_corrective_head else added

@@ -1,8 +1,10 @@
-"""ELECTRA: a generator fills hidden tokens in, a discriminator tells which tokens it replaced."""
+"""ELECTRA: a generator fills tokens in, a discriminator tells which it replaced; Electric: how likely each one is."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from electra_flax.model import electra
 from electra_flax.model.attention import Attend
 from electra_flax.training import losses, masking
 from electra_flax.training.losses import Sums
-from electra_flax.training.objectives.masked_tokens import Draws, MaskedTokens, segments_of
+from electra_flax.training.masking import CorruptedInputs
+from electra_flax.training.objectives.masked_tokens import Draws, MaskedTokens, Term, segments_of
 from electra_flax.trees import Batch, Params
 
 
@@ -21,7 +24,21 @@ class ReplacedTokens(MaskedTokens):
 
     def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
         sums, sampled_BM = self.generate(params, batch, draws, attend, is_training)
-        corrupted, masked = masking.corrupt(batch["input_ids"], draws.masked, sampled_BM), draws.masked
+        corrupted = masking.corrupt(batch["input_ids"], draws.masked, sampled_BM)
+        logits_BT, added = self.discriminate(params, batch, draws, corrupted, attend, is_training)
+        return sums | added | losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, batch["attention_mask"])
+
+    def discriminate(
+        self,
+        params: Params,
+        batch: Batch,
+        draws: Draws,
+        corrupted: CorruptedInputs,
+        attend: Attend,
+        is_training: bool,
+    ) -> tuple[jax.Array, Sums]:
+        """Return the discriminator's logits_BT, and the sums of what else it learns."""
+        masked = draws.masked
         inputs = (
             self.config.architecture, params, corrupted.corrupted_ids_BT, batch["attention_mask"],
             batch["token_type_ids"],
@@ -31,10 +48,10 @@ class ReplacedTokens(MaskedTokens):
             logits_BT, guesses_BMV = electra.apply_corrector(*inputs, masked.positions_BM, *how)
             with jax.named_scope("corrective_loss"):
                 logits_BM = jnp.take_along_axis(logits_BT, masked.positions_BM, axis=1)
-                sums |= losses.corrective_lm_sums(guesses_BMV, masked.targets_BM, masked.weights_BM, logits_BM)
-        else:
-            logits_BT = electra.apply_discriminator(*inputs, *how)
-        return sums | losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, batch["attention_mask"])
+                return logits_BT, losses.corrective_lm_sums(
+                    guesses_BMV, masked.targets_BM, masked.weights_BM, logits_BM
+                )
+        return electra.apply_discriminator(*inputs, *how), {}
 
     def loss(self, sums: Sums, counts: Sums) -> jax.Array:
         """Return generator_weight * masked-LM loss + discriminator_weight * replaced-token loss, and what is added."""
@@ -48,7 +65,81 @@ class ReplacedTokens(MaskedTokens):
     def _total(self, found: dict[str, float]) -> float:
         weights = self.config.objective
         return (
-            weights.generator_weight * found["generator_loss"]
+            weights.generator_weight * found[self.guessing.metric]
             + weights.discriminator_weight * found["discriminator_loss"]
             + weights.corrective_lm_weight * found.get("corrective_loss", 0.0)
         )
+
+
+@dataclass(frozen=True)
+class TwoTowers(ReplacedTokens):
+    """ELECTRA with a generator of two towers, which guess every token from what lies on either side of it.
+
+    They see the text, of which nothing is hidden (docs/semantics.md, section 9).
+    """
+
+    guessing: ClassVar[Term] = Term("cloze_nll", "guessed", "cloze_loss")
+
+    def count(self, batch: Batch, draws: Draws) -> Sums:
+        return super().count(batch, draws) | {"guessed": self._weights(batch).sum()}
+
+    def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
+        masked = draws.masked
+        cloze = electra.apply_towers(
+            self.config.architecture, params, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"],
+            self._weights(batch), masked.positions_BM, draws.dropout_B if is_training else None, attend,
+        )  # fmt: skip
+        sums, sampled_BM = self.sample(cloze.logits_BMV, draws)
+        corrupted = masking.corrupt(batch["input_ids"], masked, sampled_BM)
+        logits_BT, added = self.discriminate(params, batch, draws, corrupted, attend, is_training)
+        logits_BT, labels_BT = self.told(logits_BT, corrupted, draws.masked, sampled_BM, cloze)
+        found = losses.replaced_token_sums(logits_BT, labels_BT, batch["attention_mask"])
+        return {"cloze_nll": cloze.nll} | sums | added | found
+
+    def told(
+        self,
+        logits_BT: jax.Array,
+        corrupted: CorruptedInputs,
+        masked: masking.MaskedInputs,
+        sampled_BM: jax.Array,
+        cloze: electra.Cloze,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return logits_BT of what the discriminator must tell, and labels_BT."""
+        del masked, sampled_BM, cloze
+        return logits_BT, corrupted.is_replaced_BT
+
+    def _weights(self, batch: Batch) -> jax.Array:
+        return masking.is_candidate(batch, self.special).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Electric(TwoTowers):
+    """Tell drawn tokens from those of the text, knowing how likely each was to be drawn (docs/semantics.md, section 9).
+
+    Of n tokens k are drawn from the towers' distribution q. If the text's own have the density exp(-E), a token is a
+    drawn one with the odds k q / ((n - k) exp(-E)). Their logarithm is E + log q + log(k / (n - k)), so what the
+    discriminator adds to the rest is E.
+    """
+
+    def told(
+        self,
+        logits_BT: jax.Array,
+        corrupted: CorruptedInputs,
+        masked: masking.MaskedInputs,
+        sampled_BM: jax.Array,
+        cloze: electra.Cloze,
+    ) -> tuple[jax.Array, jax.Array]:
+        is_drawn_BM = masked.weights_BM > 0
+        log_q_BM = _log_q(cloze.logits_BMV, sampled_BM)
+        log_q_BT = masking.write(cloze.log_q_BT, masked.positions_BM, log_q_BM, is_drawn_BM)
+        # The share that is asked for, as in the original, not the one that rounding gives a row.
+        share = self.config.masking.mask_prob
+        logits_BT = logits_BT + log_q_BT + math.log(share / (1 - share))
+        # A drawn token is one even where it is the text's own.
+        labels_BT = masking.write(jnp.zeros_like(corrupted.is_replaced_BT), masked.positions_BM, 1, is_drawn_BM)
+        return logits_BT, labels_BT
+
+
+def _log_q(logits_BMV: jax.Array, ids_BM: jax.Array) -> jax.Array:
+    is_own_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == ids_BM[..., None]
+    return jnp.where(is_own_BMV, logits_BMV, 0.0).sum(axis=-1) - jax.nn.logsumexp(logits_BMV, axis=-1)
