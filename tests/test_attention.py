@@ -1,6 +1,7 @@
 """The attention kernel in Pallas's interpreter, and its check of itself."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -48,6 +49,47 @@ def test_kernel_equals_plain_attention_with_the_same_bits(tokens, heads, head_si
 
     for ours, theirs in zip(*both(inputs), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("sight", ["left", "right"])
+def test_kernel_and_plain_attention_see_one_side(sight, is_packed):
+    inputs, mask, grad = _inputs(128, 2, 64)
+    mask = _segments(128) if is_packed else mask
+    is_token = (mask > 0)[..., None]
+    grad = jnp.where(is_token, grad, 0.0)
+    seeds = randomness.row_seeds(jax.random.key(0), len(mask))
+    kernel = kernel_attention(make_mesh(tiny_config().mesh), jnp.float32, interpret=True)
+
+    @jax.jit
+    def both(inputs):
+        results = []
+        for attend in (kernel, xla_attention):
+            attend = functools.partial(attend, num_heads=2, rate=0.1, is_packed=is_packed, sight=sight)
+            out, vjp = jax.vjp(lambda *qkv, attend=attend: attend(*qkv, mask, seeds), *inputs)
+            results.append((jnp.where(is_token, out, 0.0), *vjp(grad)))
+        return results
+
+    ours, plain = both(inputs)
+    for value, expected in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(value, expected, atol=2e-5, rtol=0)
+    # What lies on the other side changes no bit.
+    half = slice(64, None) if sight == "left" else slice(None, 64)
+    seen = slice(None, 64) if sight == "left" else slice(64, None)
+    for before, after in zip(both(inputs), both(tuple(x.at[:, half].set(9.0) for x in inputs)), strict=True):
+        np.testing.assert_array_equal(before[0][:, seen], after[0][:, seen])
+
+
+@pytest.mark.parametrize("sight", ["left", "right"])
+def test_a_padding_token_that_sees_no_other_attends_to_all_alike(sight):
+    """As the original's does, whose state stands for the neighbour of a row's first and last tokens."""
+    (query, key, value), _, _ = _inputs(128, 2, 64)
+    padding = slice(None, 64) if sight == "left" else slice(64, None)  # all tokens lie on the other side of it
+    mask = jnp.ones((8, 128), jnp.int32).at[:, padding].set(0)
+    kernel = kernel_attention(make_mesh(tiny_config().mesh), jnp.float32, interpret=True)
+    for attend in (kernel, xla_attention):
+        out = attend(0.01 * query, 0.01 * key, value, mask, None, num_heads=2, rate=0.0, sight=sight)[:, padding]
+        np.testing.assert_allclose(out, jnp.broadcast_to(value.mean(axis=1, keepdims=True), out.shape), atol=2e-3)
 
 
 def _segments(tokens, rows=8, most=8):
@@ -126,10 +168,14 @@ SPEC = Spec(num_heads=2, head_size=64, tokens=128, rate=0.1, matmul_dtype=jnp.fl
 
 
 @pytest.mark.parametrize(
-    ("rate", "dtype", "is_packed"), [(0.1, "bfloat16", False), (0.0, "float32", False), (0.1, "bfloat16", True)]
-)
-def test_self_check_accepts_the_kernel(rate, dtype, is_packed):
-    spec = dataclasses.replace(SPEC, rate=rate, matmul_dtype=jnp.dtype(dtype), is_packed=is_packed)
+    ("rate", "dtype", "is_packed", "sight"),
+    [
+        (0.1, "bfloat16", False, "all"), (0.0, "float32", False, "all"), (0.1, "bfloat16", True, "all"),
+        (0.1, "bfloat16", False, "left"), (0.1, "bfloat16", False, "right"),
+    ],
+)  # fmt: skip
+def test_self_check_accepts_the_kernel(rate, dtype, is_packed, sight):
+    spec = dataclasses.replace(SPEC, rate=rate, matmul_dtype=jnp.dtype(dtype), is_packed=is_packed, sight=sight)
     assert attention_choice.find_problem(spec, dtype, num_heads=4) is None
 
 
@@ -155,6 +201,22 @@ def test_self_check_finds_a_kernel_that_mixes_examples(monkeypatch):
     monkeypatch.setattr(attention_kernel, "_bias_rows", lambda spec, mask: good(spec, jnp.minimum(mask, 7)))
     problem = attention_choice.find_problem(dataclasses.replace(SPEC, is_packed=True), "float32", num_heads=4)
     assert problem is not None and "values differ" in problem
+
+
+def test_self_check_finds_a_kernel_that_looks_the_other_way(monkeypatch):
+    good = attention_kernel._sight_bias
+    other = dataclasses.replace(SPEC, sight="left")
+    monkeypatch.setattr(attention_kernel, "_sight_bias", lambda spec, bias: good(other, bias))
+    problem = attention_choice.find_problem(dataclasses.replace(SPEC, sight="right"), "float32", num_heads=4)
+    assert problem is not None and "values differ" in problem
+
+
+def test_two_towers_have_kernels_of_their_own():
+    specs = attention_choice.kernel_specs(
+        tiny_config(objective={"kind": "electric"}).architecture, 128, make_mesh(tiny_config().mesh)
+    )
+    assert [spec.sight for spec in specs] == ["all", "left", "right"]
+    assert len({name for spec in specs for name in spec.names}) == 6
 
 
 def test_a_run_checks_every_form_of_the_kernel_that_it_uses(monkeypatch, caplog):

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from electra_flax.config.architecture import Architecture, ModelConfig
-from electra_flax.model.attention import Attend, mask_bias, segment_bias, xla_attention
+from electra_flax.model.attention import Attend, Sight, mask_bias, segment_bias, sight_bias, xla_attention
 from electra_flax.model.attention_kernel import PACKED, Spec, attend_local, kernel_attention, supports
 from electra_flax.runtime import processes
 
@@ -57,7 +57,9 @@ def choose_attention(
 
 
 def _has_kernel(architecture: Architecture, tokens: int, mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "tpu" and all(_fits(part, tokens, mesh) for part in _models(architecture))
+    return mesh.devices.flat[0].platform == "tpu" and all(
+        _fits(model, tokens, mesh) for model, _ in _models(architecture)
+    )
 
 
 def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh, is_packed: bool) -> str:
@@ -68,6 +70,7 @@ def _problem_here(architecture: Architecture, tokens: int, mesh: Mesh, is_packed
             num_heads = spec.num_heads * mesh.shape["tensor"]
             if problem := find_problem(spec, architecture.compute_dtype, num_heads):
                 packed = " of packed rows" if spec.is_packed else ""
+                packed += "" if spec.sight == "all" else f" of which each sees those to its {spec.sight}"
                 return (
                     f"with {num_heads} heads of {spec.head_size}, {spec.tokens} tokens{packed} and dropout "
                     f"{spec.rate:g} in {architecture.compute_dtype}, {problem}"
@@ -82,6 +85,7 @@ def kernel_specs(architecture: Architecture, tokens: int, mesh: Mesh, is_packed:
     old = device.device_kind in ("TPU v2", "TPU v3")
     specs = (
         Spec(
+            sight=sight,
             num_heads=model.num_attention_heads // mesh.shape["tensor"],
             head_size=model.hidden_size // model.num_attention_heads,
             tokens=tokens,
@@ -90,13 +94,16 @@ def kernel_specs(architecture: Architecture, tokens: int, mesh: Mesh, is_packed:
             interpret=device.platform != "tpu",
             is_packed=is_packed,
         )
-        for model in _models(architecture)
+        for model, sight in _models(architecture)
     )
     return tuple(dict.fromkeys(specs))
 
 
-def _models(architecture: Architecture) -> tuple[ModelConfig, ...]:
-    return architecture.model, architecture.generator_sizes
+def _models(architecture: Architecture) -> tuple[tuple[ModelConfig, Sight], ...]:
+    generator = architecture.generator_sizes
+    if architecture.has_two_towers:
+        return (architecture.model, "all"), (generator, "left"), (generator, "right")
+    return (architecture.model, "all"), (generator, "all")
 
 
 def _fits(model: ModelConfig, tokens: int, mesh: Mesh) -> bool:
@@ -201,7 +208,8 @@ def _mask(spec: Spec) -> jax.Array:
 def _bias(spec: Spec) -> jax.Array:
     """Return what that mask adds to scores, [B, S, T], or [B, S, 1] where it is the same for all queries."""
     mask_BS = _mask(spec)
-    return segment_bias(mask_BS).swapaxes(1, 2) if spec.is_packed else mask_bias(mask_BS)[:, :, None]
+    bias_BST = segment_bias(mask_BS).swapaxes(1, 2) if spec.is_packed else mask_bias(mask_BS)[:, :, None]
+    return bias_BST if spec.sight == "all" else jnp.minimum(bias_BST, sight_bias(spec.tokens, spec.sight).T[None])
 
 
 def _split(x_BDT: jax.Array, spec: Spec) -> jax.Array:

@@ -25,14 +25,15 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from electra_flax.model import randomness
-from electra_flax.model.attention import MASK_BIAS, Attend, Sight, mask_bias, xla_attention
+from electra_flax.model.attention import MASK_BIAS, Attend, Sight, mask_bias
 from electra_flax.model.sharding import BATCH_SPEC
-
-FORWARD_NAME, BACKWARD_NAME = "electra_attention_forward", "electra_attention_backward"
 
 _LOG2_E = math.log2(math.e)  # the hardware's exponential is 2^x
 _COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))  # two cores of a v4 share the rows
 _LANES, _SUBLANES = 128, 8
+# Of keys that are masked where a token may see none that is not: as many bits as bfloat16 has, so that what the matrix
+# unit adds and what is added to its result are the same, and the token sees all of them alike.
+_EXACT_BIAS = -14400.0
 PACKED = _SUBLANES
 """Examples of a row that the rows of the bias tell apart."""
 # Contracted dimensions of a matrix product. The left side is never contracted over its rows: where its transpose is
@@ -55,6 +56,14 @@ class Spec:
     """Run as plain JAX, dropout bits from randomness.random_bits instead of the core's own generator."""
     is_packed: bool = False
     """Rows hold several examples, at most PACKED of them (attention.Attend)."""
+    sight: Sight = "all"
+    """What a token attends to (attention.Attend)."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Return what the kernels of both directions are called in a compiled program."""
+        side = "" if self.sight == "all" else f"_{self.sight}"
+        return f"electra_attention_forward{side}", f"electra_attention_backward{side}"
 
     @property
     def heads_per_step(self) -> int:
@@ -101,7 +110,7 @@ def _forward(spec: Spec, *inputs: jax.Array) -> tuple[jax.Array, Any]:
         ],
         compiler_params=_COMPILER,
         interpret=spec.interpret,
-        name=FORWARD_NAME,
+        name=spec.names[0],
     )(seeds_B, first_head_1, _bias_rows(spec, attention_mask_BS), query_BDT, key_BDS, value_BDS)
     return context_BDT, (*inputs, context_BDT, statistic)
 
@@ -118,7 +127,7 @@ def _backward(spec: Spec, saved: Any, context_grad_BDT: jax.Array) -> tuple[jax.
         out_shape=[shape] * 3,
         compiler_params=_COMPILER,
         interpret=spec.interpret,
-        name=BACKWARD_NAME,
+        name=spec.names[1],
     )(
         seeds_B, first_head_1, _bias_rows(spec, attention_mask_BS),
         query_BDT, key_BDS, value_BDS, context_BDT, context_grad_BDT, statistic,
@@ -137,6 +146,8 @@ def _bias_rows(spec: Spec, attention_mask_BS: jax.Array) -> jax.Array:
         return jnp.where(attention_mask_BS[:, None, :] == number_1N1, 0.0, MASK_BIAS * _LOG2_E)
     # One row says it all; seven of zeros fill the register, so that it can be joined to the keys as it is.
     bias_BS = mask_bias(attention_mask_BS) * _LOG2_E
+    if spec.sight != "all":
+        bias_BS = jnp.where(attention_mask_BS > 0, 0.0, _EXACT_BIAS)
     return jnp.pad(bias_BS[:, None, :], ((0, 0), (0, _SUBLANES - 1), (0, 0)))
 
 
@@ -210,7 +221,21 @@ def _scores(spec: Spec, bias: Any, query: Any, key: Any, rows: slice) -> jax.Arr
         is_met = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, spec.tokens), 0) == 0
     key_KS = jnp.concatenate([key[0, rows, :].astype(jnp.float32), bias[0]])
     query_KT = jnp.concatenate([query_KT, is_met.astype(jnp.float32)])
-    return _dot(spec, key_KS.T, query_KT, _NN)
+    key_SK = key_KS.T
+    score_ST = _dot(spec, key_SK, query_KT, _NN)
+    return score_ST if spec.sight == "all" else score_ST + _sight_bias(spec, key_SK[:, spec.head_size :])
+
+
+def _sight_bias(spec: Spec, bias_SN: jax.Array) -> jax.Array:
+    """Return what scores of keys on the other side are lowered by, [S, T], given the extra columns of the keys."""
+    key_S1, token_1T = (jax.lax.broadcasted_iota(jnp.int32, shape, dim) for dim, shape in
+                        enumerate(((spec.tokens, 1), (1, spec.tokens))))  # fmt: skip
+    if not spec.is_packed:
+        # A key at padding is lowered already: seen from everywhere, it is not lowered twice, as in attention.py.
+        visible = jnp.int32(0 if spec.sight == "left" else spec.tokens)
+        key_S1 = jnp.where(bias_SN[:, :1] < 0, visible, key_S1)
+    is_seen_ST = key_S1 <= token_1T if spec.sight == "left" else key_S1 >= token_1T
+    return jnp.where(is_seen_ST, 0.0, _EXACT_BIAS)
 
 
 def _keep(spec: Spec, seeds: Any, first_head: Any, head: int) -> jax.Array:
@@ -252,11 +277,6 @@ def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = Fals
         is_packed: bool = False,
         sight: Sight = "all",
     ) -> jax.Array:
-        if sight != "all":
-            return xla_attention(
-                query_BTD, key_BSD, value_BSD, attention_mask_BS, seeds_B,
-                num_heads=num_heads, rate=rate, is_packed=is_packed, sight=sight,
-            )  # fmt: skip
         local_heads = num_heads // mesh.shape["tensor"]
         batch, tokens, width = query_BTD.shape
         spec = Spec(
@@ -267,6 +287,7 @@ def kernel_attention(mesh: Mesh, matmul_dtype: DTypeLike, interpret: bool = Fals
             matmul_dtype=matmul_dtype,
             interpret=interpret,
             is_packed=is_packed,
+            sight=sight,
         )
         if seeds_B is None:
             seeds_B = jnp.zeros((batch,), jnp.int32)

@@ -92,7 +92,7 @@ def _main(topology_name: str, folder: Path) -> None:
         arguments = (wide, wide, wide, wide, mask, seeds, argument((1,), jnp.int32))
         jax.jit(both).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
         shape = f"[{','.join(map(str, wide.shape))}]"
-        for name in (attention_kernel.FORWARD_NAME, attention_kernel.BACKWARD_NAME):
+        for name in spec.names:
             # Exactly one: another compiler may name its dumps otherwise, which must not pass for a kernel that is free.
             (path,) = (
                 path for path in folder.glob(f"*{name}*final_bundles.txt") if "schedule-analysis" not in path.name

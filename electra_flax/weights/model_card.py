@@ -28,6 +28,10 @@ _DOES = {
     "discriminator": ("tells replaced tokens from original ones; fine-tune this one", "replaced-token-detection"),
     "generator": ("fills in `[MASK]`; use it to continue pretraining", "fill-mask"),
 }
+_ENERGY = (
+    "gives each token an energy, how unlikely it is in its context; score texts with it, or fine-tune it",
+    "electric",
+)
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     undefined=StrictUndefined,
@@ -111,7 +115,8 @@ def _masked_tokens(masking: MaskingConfig) -> str:
 
 def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Publication) -> dict[str, str | bytes]:
     """Return {file name: content}: README.md and, of a run, the picture of its curves."""
-    does, tag = _DOES[part]
+    is_energy = part == "discriminator" and weights.architecture.logit == "energy"
+    does, tag = _ENERGY if is_energy else _DOES[part]
     history = _history(weights)
     text = _TEMPLATES.get_template("model_card.md").render(
         head=publication.head(["electra", "electra-flax", tag]),
@@ -120,6 +125,7 @@ def model_card(weights: Weights, part: str, sizes: ModelConfig, publication: Pub
         origin=_origin(weights),
         sizes=sizes,
         name=ARCHITECTURES[part],
+        is_energy=is_energy,
         place=hub.repositories(publication.repository, [part])[part] if publication.repository else part,
         training=_training(weights, history) if weights.run else None,
         curves=CURVES if history is not None else None,
@@ -183,10 +189,12 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         settings["generator dropout"] = formats.number(config.generator.dropout)
     if config.generator.uniform_generator:
         settings["replacements"] = "drawn uniformly from the vocabulary"
-    if "generator" in config.architecture.parts:
-        generator = config.architecture.generator_sizes
-        settings["generator (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
-    if len(config.architecture.parts) > 1:
+    architecture = config.architecture
+    if "generator" in architecture.parts or architecture.has_two_towers:
+        generator = architecture.generator_sizes
+        name = "each of the generator's two towers" if architecture.has_two_towers else "generator"
+        settings[f"{name} (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
+    if architecture.has_discriminator_head and architecture.has_generator_head:
         settings["discriminator weight"] = formats.number(config.objective.discriminator_weight)
     if weight := config.objective.corrective_lm_weight:
         settings["corrective language modelling"] = (
