@@ -102,6 +102,17 @@ class GeneratorConfig:
             "one shared transformer has one embedding table",
         )
 
+    def check_towers(self, given: str) -> None:
+        """Raise UserError where a generator of two towers, which `given` asks for, cannot be had."""
+        check(
+            self.untied_generator,
+            f"{given} needs generator.untied_generator=true, got false: each tower is a transformer of its own",
+        )
+        check(
+            not self.uniform_generator,
+            f"{given} needs a generator, but generator.uniform_generator=true has none: leave one of them out",
+        )
+
 
 @dataclass(frozen=True)
 class Architecture:

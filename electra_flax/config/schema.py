@@ -314,10 +314,7 @@ class Config:
         given = "generator.two_towers=true" if kind != "electric" else "objective.kind=electric has two towers, and"
         check(kind != "masked_tokens", "generator.two_towers=true needs a discriminator, and objective.kind="
               "masked_tokens has none: leave one of them out")  # fmt: skip
-        check(generator.untied_generator, f"{given} needs generator.untied_generator=true, got false: "
-              "each tower is a transformer of its own")  # fmt: skip
-        check(not generator.uniform_generator, f"{given} needs a generator, but generator.uniform_generator=true "
-              "has none: leave one of them out")  # fmt: skip
+        generator.check_towers(given)
         check(not self.is_packed, f"{given} needs rows of one example: data.packing=best_fit is not built for it")
         change = self.masking.final_mask_prob if self.long_phase.mask_prob is None else self.long_phase.mask_prob
         check(kind != "electric" or change is None, f"objective.kind=electric needs one masking.mask_prob throughout, "
