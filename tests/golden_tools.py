@@ -62,6 +62,11 @@ def tiny_config(**changes: dict) -> Config:
     return config
 
 
+def sharing_of(architecture: Architecture) -> str:
+    """The generator.embedding_sharing of such models."""
+    return "gdes" if architecture.has_delta else "separate" if architecture.has_own_embeddings else "shared"
+
+
 def config_for(architecture: Architecture) -> Config:
     """A run that would train such models."""
     model, generator = architecture.model, architecture.generator_sizes
@@ -74,7 +79,7 @@ def config_for(architecture: Architecture) -> Config:
         generator=GeneratorConfig(
             **{name: getattr(generator, name) for name in own},
             untied_generator=architecture.generator is not None,
-            embedding_sharing="separate" if architecture.has_own_embeddings else "shared",
+            embedding_sharing=sharing_of(architecture),
             uniform_generator=not architecture.has_generator_head,
             two_towers=architecture.has_two_towers,
         ),

@@ -12,23 +12,46 @@ from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import row_seeds
 from electra_flax.trees import flat
 from electra_flax.weights import names
+from electra_flax.weights.delta import fold
 
 torch = pytest.importorskip("torch", reason="NOT CHECKED: PyTorch is not installed")
+TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
-@pytest.fixture
-def theirs(tmp_path):
-    """Our weights, and both models of transformers that share their embeddings as they do in ELECTRA."""
+class OnTopOf(torch.nn.Module):
+    """A table as a fixed one and a difference, which is what is learned."""
+
+    def __init__(self, table):
+        super().__init__()
+        self._table = [table]  # no parameter of this module
+
+    def forward(self, difference):
+        return self._table[0].detach() + difference
+
+    def right_inverse(self, whole):
+        return whole - self._table[0].detach()
+
+
+@pytest.fixture(params=["embeddings", "a difference"])
+def theirs(request, tmp_path):
+    """Our weights, and both models of transformers that share their embeddings as they do in ELECTRA, or in GDES."""
     import transformers
 
-    weights = random_weights(tmp_path)
-    out = export(weights, tmp_path / "out")
+    weights = random_weights(tmp_path, request.param)
+    out = export(fold(weights), tmp_path / "out")
     generator = transformers.ElectraForMaskedLM.from_pretrained(out / "generator").eval()
     discriminator = transformers.ElectraForPreTraining.from_pretrained(out / "discriminator").eval()
     # Only PyTorch leaves out the gradient of [PAD], which the generator may sample like any other token.
     discriminator.electra.embeddings.word_embeddings.padding_idx = None
-    generator.electra.embeddings = discriminator.electra.embeddings
+    if request.param == "embeddings":
+        generator.electra.embeddings = discriminator.electra.embeddings
     generator.tie_weights()
+    if request.param == "a difference":
+        generator.electra.embeddings.word_embeddings.padding_idx = None
+        for name in TABLES:
+            base = getattr(generator.electra.embeddings, name).weight
+            table = getattr(discriminator.electra.embeddings, name)
+            torch.nn.utils.parametrize.register_parametrization(table, "weight", OnTopOf(base))
     return weights, generator, discriminator
 
 
@@ -89,7 +112,12 @@ def test_logits_and_gradients_of_a_joint_step_are_pytorchs(theirs):
     for part, torch_model in models.items():
         found = dict(torch_model.named_parameters())
         for hf_name, ours in tables[part](weights.shapes).items():
-            gradient = found[names.to_torch(hf_name)].grad
+            torch_name = names.to_torch(hf_name)
+            if part == "discriminator" and weights.architecture.has_delta and "/embeddings/" in hf_name:
+                ours = ours.replace("electra/embeddings/", "discriminator_delta/")
+                if "LayerNorm" not in ours:
+                    torch_name = torch_name.replace(".weight", ".parametrizations.weight.original")
+            gradient = found[torch_name].grad
             gradient = gradient.T if names.is_transposed_in_torch(hf_name) else gradient
             expected = flat(gradients)[ours]
             largest = np.abs(expected).max()

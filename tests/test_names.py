@@ -14,6 +14,7 @@ from electra_flax.weights.shapes import architecture_of, own_generator, sizes_of
     [
         {},
         {"generator": {"embedding_sharing": "separate"}},
+        {"generator": {"embedding_sharing": "gdes"}},
         {"generator": {"uniform_generator": True}},
         {"generator": {"two_towers": True}},
         {"generator": {"embedding_sharing": "separate"}, "objective": {"kind": "electric"}},
@@ -21,7 +22,9 @@ from electra_flax.weights.shapes import architecture_of, own_generator, sizes_of
     ],
 )
 def test_every_name_comes_back(changes):
-    ours = list(expected_shapes(tiny_config(**changes).architecture))
+    architecture = tiny_config(**changes).architecture
+    ours = list(expected_shapes(architecture))
+    assert architecture_of(dict.fromkeys(ours), architecture.model, architecture.generator) == architecture
     assert [names.from_torch(names.to_torch(name)) for name in ours] == ours
     assert [names.from_tf1(names.to_tf1(name)) for name in ours] == ours
     assert all(names.is_tf1_parameter(names.to_tf1(name)) for name in ours)

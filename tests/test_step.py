@@ -78,9 +78,21 @@ def test_a_generator_without_dropout_has_none(own):
     assert np.abs(plain - with_seeds).max() > 0
 
 
+VARIANTS: dict[str, dict] = {
+    "shared": {},
+    "gdes": {"generator": {"embedding_sharing": "gdes"}},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request):
+    """Changes of the configuration."""
+    return VARIANTS[request.param]
+
+
 @pytest.fixture(scope="module")
-def one_device():
-    return run(num_devices=1)[0]
+def one_device(variant):
+    return run(num_devices=1, **variant)[0]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +106,8 @@ def one_device():
     ],
     ids=["data=8", "fsdp=8", "data=4 tensor=2", "accumulation 4", "accumulation 2 on 8"],
 )
-def test_layout_does_not_change_the_losses(one_device, changes):
-    num_devices = changes.pop("num_devices", 8)
-    history, _ = run(num_devices, **changes)
+def test_layout_does_not_change_the_losses(variant, one_device, changes):
+    history, _ = run(**{"num_devices": 8, **variant, **changes})
     np.testing.assert_allclose(history, one_device, rtol=1e-5)
     assert one_device[-1] != one_device[0]
 
@@ -146,13 +157,17 @@ def test_first_loss_is_that_of_guessing(vocab_size, kind):
     [
         {"generator": {"uniform_generator": True}},
         {"generator": {"embedding_sharing": "separate"}},
+        {"generator": {"embedding_sharing": "gdes"}},
         SHARING["everything"],
         {"objective": {"kind": "masked_tokens"}},
         {"generator": {"two_towers": True}},
         {"objective": {"kind": "electric"}},
         {"objective": {"disallow_correct": True, "temperature": 0.5}},
     ],
-    ids=["uniform", "untied embeddings", "one transformer", "masked LM", "two towers", "Electric", "disallow correct"],
+    ids=[
+        "uniform", "untied embeddings", "gdes", "one transformer", "masked LM", "two towers", "Electric",
+        "disallow correct",
+    ],
 )
 @pytest.mark.slow
 def test_every_option_learns(changes):

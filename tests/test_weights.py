@@ -19,6 +19,7 @@ from electra_flax.training.optimizers.adamw import AdamState
 from electra_flax.training.state import TrainState
 from electra_flax.trees import flat, nested
 from electra_flax.weights import names
+from electra_flax.weights.delta import fold
 from electra_flax.weights.export import export_to_tf1, model_parts
 from electra_flax.weights.sources import find_weights
 from electra_flax.weights.start import Start
@@ -112,7 +113,7 @@ def published(weights):
 @pytest.mark.parametrize("sharing", SHARING)
 def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
     """Ours -> Hugging Face -> ours -> Hugging Face and ours -> TensorFlow 1 -> ours, bit by bit."""
-    weights = random_weights(tmp_path, sharing)
+    weights = fold(random_weights(tmp_path, sharing))
     out = export(weights, tmp_path / "out")
     folders = sorted(path for path in out.iterdir() if path.is_dir())
     back = find_weights("hf:" + (str(out) if len(folders) == 2 else str(folders[0])))
@@ -127,7 +128,7 @@ def test_nothing_is_lost_on_the_way_and_back(tmp_path, sharing):
     original = find_weights(f"tf1:{prefix}")
     assert_equal(weights, original)
     for name in weights.shapes:
-        for moment in "mv":
+        for moment in "mv" if weights.optimizer else "":  # a folded model has none
             np.testing.assert_array_equal(original.read_moment(name, moment), weights.read_moment(name, moment))
     assert (original.step, original.casing) == (7, weights.casing)
     assert original.architecture == weights.architecture

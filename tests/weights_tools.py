@@ -36,6 +36,7 @@ SHARING: dict[str, dict] = {
     },
     "two towers": {"generator": _OWN | {"two_towers": True}},
     "Electric": {"generator": _OWN, "objective": {"kind": "electric"}},
+    "a difference": {"generator": _OWN | {"embedding_sharing": "gdes"}},
     "no generator": {"generator": _OWN | {"uniform_generator": True}},
     "no discriminator": {"generator": _OWN, "objective": {"kind": "masked_tokens"}},
 }

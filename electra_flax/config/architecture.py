@@ -72,9 +72,10 @@ class GeneratorConfig:
     """Width of the feed-forward layer."""
     untied_generator: bool = True
     """Own transformer; false: generator and discriminator are one transformer with two heads."""
-    embedding_sharing: Literal["shared", "separate"] = "shared"
-    """shared: word, position and token-type embeddings and their LayerNorm are those of the discriminator; separate:
-    own ones, of the generator's hidden size."""
+    embedding_sharing: Literal["shared", "gdes", "separate"] = "shared"
+    """shared: word, position and token-type embeddings and their LayerNorm are those of the discriminator; gdes: the
+    discriminator's tables are the generator's, which it cannot change, plus a difference of its own, 0 at first
+    (DeBERTaV3); separate: own ones, of the generator's hidden size."""
     uniform_generator: bool = False
     """No generator at all: replacements are drawn uniformly from the vocabulary."""
     two_towers: bool = False
@@ -124,6 +125,8 @@ class Architecture:
     """The generator's own transformer, or each of two towers. Its embedding size is that of the table it uses."""
     has_own_embeddings: bool = False
     """Whether the generator's tables are its own."""
+    has_delta: bool = False
+    """Whether the discriminator's tables are the generator's and a difference (embedding_sharing=gdes)."""
     has_generator_head: bool = True
     """Whether anything predicts masked tokens."""
     has_discriminator_head: bool = True

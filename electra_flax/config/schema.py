@@ -297,6 +297,9 @@ class Config:
             )
             check(self.generator.dropout is None, "generator.dropout needs an objective.kind with two models: "
                   "masked_tokens has one, whose dropout is model's")  # fmt: skip
+        kind = "two towers" if self.has_two_towers else self.objective.kind
+        check(self.generator.embedding_sharing != "gdes" or kind == "replaced_tokens", "generator.embedding_sharing="
+              f"gdes needs objective.kind=replaced_tokens with a generator of one tower, got {kind}")  # fmt: skip
 
     def _check_shared_transformer(self) -> None:
         if self.generator.untied_generator or self.generator.uniform_generator:
@@ -348,6 +351,7 @@ class Config:
             model=self.model,
             generator=sizes if trains_both and has_generator and generator.untied_generator else None,
             has_own_embeddings=generator.embedding_sharing == "separate",
+            has_delta=generator.embedding_sharing == "gdes",
             has_generator_head=has_generator,
             has_discriminator_head=trains_both,
             has_corrective_head=self.objective.corrective_lm_weight > 0,

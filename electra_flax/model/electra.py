@@ -4,6 +4,7 @@ Only this module, `layers` and `heads` import Flax Linen; everyone else sees a n
 
     electra/{embeddings, embeddings_project, encoder}        the discriminator's transformer, and the shared tables
     generator/{embeddings, embeddings_project, encoder}      the generator's, as far as it is its own
+    discriminator_delta                                      what the discriminator adds to the tables, where it does
     generator_predictions/{dense, LayerNorm}, generator_lm_head/bias
     generator_ltr/..., generator_rtl/...                     instead of the generator's where it is two towers
     cloze_predictions/{dense, LayerNorm}, cloze_lm_head/bias
@@ -58,6 +59,8 @@ class _Electra(nn.Module):
         architecture = self.architecture
         dtype: DTypeLike = jnp.dtype(architecture.compute_dtype)
         self.electra = layers.Transformer(architecture.model, dtype, self.attend)
+        if architecture.has_delta:
+            self.discriminator_delta = layers.Embeddings(architecture.model, dtype, is_difference=True)
         if architecture.has_two_towers:
             sizes, attend = architecture.generator_sizes, self.attend
             left, right = (cast(Attend, functools.partial(attend, sight=sight)) for sight in ("left", "right"))
@@ -134,7 +137,11 @@ class _Electra(nn.Module):
         places_BT: jax.Array | None = None,
     ) -> jax.Array:
         rate, seeds_of_embeddings_B = self.electra.config.hidden_dropout_prob, layers.fold_in(seeds_B, 2)
-        embedded_BTE = self.electra.embeddings(input_ids_BT, token_type_ids_BT, rate, seeds_of_embeddings_B, places_BT)
+        arguments = (input_ids_BT, token_type_ids_BT, rate, seeds_of_embeddings_B, places_BT)
+        if self.architecture.has_delta:  # the tables are the generator's (DeBERTaV3, He et al. 2023, section 3.3)
+            embedded_BTE = self.discriminator_delta(*arguments, self.electra.embeddings.tables())
+        else:
+            embedded_BTE = self.electra.embeddings(*arguments)
         hidden_BTD: jax.Array = self.electra(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, 3))
         return hidden_BTD
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -177,6 +177,15 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.config.layer_norm_eps)
 
 
+class Tables(NamedTuple):
+    """What an embedding is the sum of."""
+
+    word_VE: jax.Array
+    position_PE: jax.Array
+    token_type_KE: jax.Array
+    """A row a token type."""
+
+
 class Embeddings(nn.Module):
     """Word, position and token-type embeddings, summed and normalised.
 
@@ -186,17 +195,25 @@ class Embeddings(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    is_difference: bool = False
+    """Whether the tables are added to those of another: 0 at first."""
 
     def setup(self) -> None:
         config = self.config
+        init = nn.initializers.zeros if self.is_difference else truncated_normal(config)
 
         def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, config.embedding_size, embedding_init=truncated_normal(config), dtype=jnp.float32)
+            return nn.Embed(rows, config.embedding_size, embedding_init=init, dtype=jnp.float32)
 
         self.word_embeddings = table(config.vocab_size)
         self.position_embeddings = table(config.max_position_embeddings)
         self.token_type_embeddings = table(config.type_vocab_size)
         self.LayerNorm = LayerNorm(config)
+
+    def tables(self) -> Tables:
+        return Tables(
+            self.word_embeddings.embedding, self.position_embeddings.embedding, self.token_type_embeddings.embedding
+        )
 
     def __call__(
         self,
@@ -205,16 +222,22 @@ class Embeddings(nn.Module):
         rate: float,
         seeds_B: jax.Array | None,
         places_BT: jax.Array | None,
+        of_others: Tables | None = None,
     ) -> jax.Array:
-        """Return them with dropout at the `rate` of the transformer that reads them, which may share them."""
-        table_PE = self.position_embeddings.embedding
+        """Return them with dropout at the `rate` of the transformer that reads them, which may share them.
+
+        Tables that are a difference are added to those `of_others`, which get no gradient.
+        """
+        tables = self.tables()
+        if of_others is not None:
+            tables = jax.tree.map(lambda theirs, ours: jax.lax.stop_gradient(theirs) + ours, of_others, tables)
         if places_BT is None:
-            position_BTE = table_PE[None, : input_ids_BT.shape[1]]
+            position_BTE = tables.position_PE[None, : input_ids_BT.shape[1]]
         else:
-            position_BTE = look_up(table_PE, places_BT)
-        embedded_BTE = self.word_embeddings(input_ids_BT) + position_BTE
+            position_BTE = look_up(tables.position_PE, places_BT)
+        embedded_BTE = jnp.take(tables.word_VE, input_ids_BT, axis=0) + position_BTE
         # By comparison: the gradient is a plain sum, where that of a lookup has all tokens wait for one row.
-        for token_type, row_11E in enumerate(self.token_type_embeddings.embedding[:, None, None]):
+        for token_type, row_11E in enumerate(tables.token_type_KE[:, None, None]):
             embedded_BTE += jnp.where(token_type_ids_BT[..., None] == token_type, row_11E, 0.0)
         normed_BTE = self.LayerNorm(embedded_BTE.astype(self.dtype))
         return randomness.dropout(normed_BTE, rate, seeds_B)

@@ -48,8 +48,8 @@ def check_fits(config: Config, mesh: Mesh) -> None:
 def least_parameters(architecture: Architecture) -> int:
     """Return the parameters of tables and of the matrices of layers: all but heads, biases and LayerNorms."""
     model = architecture.model
-    found = (model.vocab_size + model.max_position_embeddings + model.type_vocab_size) * model.embedding_size
-    return found + sum(
+    tables = (model.vocab_size + model.max_position_embeddings + model.type_vocab_size) * model.embedding_size
+    return tables * (2 if architecture.has_delta else 1) + sum(
         sizes.num_hidden_layers * (4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size)
         for sizes in (model, *(architecture.generator,) * (1 + architecture.has_two_towers))
         if sizes is not None

@@ -143,6 +143,11 @@ def original_hparams(architecture: Architecture, max_seq_length: int, casing: Ca
             raise UserError(
                 f"--to tf1: generator.{name}={ours}, which the original cannot build: its rule gives {expected}"
             )
+    if architecture.has_own_embeddings and generator.embedding_size != width:
+        raise UserError(
+            f"--to tf1: the generator's own embeddings are {generator.embedding_size} wide and its hidden size is "
+            f"{width}: the original has tables of its own only as wide as its layers"
+        )
     overrides = {name: getattr(sizes, name) for name in _RULED}
     overrides |= {name: ours for name, its in _ORIGINAL.items() if (ours := getattr(sizes, name)) != its}
     is_electric = architecture.logit == "energy" and architecture.has_two_towers

@@ -194,6 +194,8 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         generator = architecture.generator_sizes
         name = "each of the generator's two towers" if architecture.has_two_towers else "generator"
         settings[f"{name} (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
+    if architecture.has_delta:
+        settings["embeddings"] = "the discriminator's are the generator's and a difference (GDES), summed here"
     if architecture.has_discriminator_head and architecture.has_generator_head:
         settings["discriminator weight"] = formats.number(config.objective.discriminator_weight)
     if weight := config.objective.corrective_lm_weight:

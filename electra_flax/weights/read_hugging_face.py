@@ -53,11 +53,6 @@ def _pair(source: str, discriminator: ModelFolder, generator: ModelFolder) -> We
         )
 
     shares_embeddings = is_same("electra/embeddings/")
-    if not shares_embeddings and generator.config.embedding_size != generator.config.hidden_size:
-        raise UserError(
-            f"{source}: the embeddings of the two differ: they were not trained together; give hf:{discriminator.path} "
-            "alone, with --warm-start-generator to begin with"
-        )
     shares_all = shares_embeddings and is_same("electra/")
     table = {name: name for name in discriminator.shapes if not name.startswith(HEADS["generator"])}
     table.pop("generator_lm_head/bias", None)

@@ -60,6 +60,7 @@ def architecture_of(shapes: Shapes, model: ModelConfig, generator: ModelConfig |
         generator=generator,
         has_two_towers=tower == LEFT_TOWER,
         has_own_embeddings=f"{tower}/embeddings/word_embeddings/embedding" in shapes,
+        has_delta="discriminator_delta/word_embeddings/embedding" in shapes,
         has_generator_head=has_generator_head,
         has_discriminator_head="discriminator_predictions/dense/kernel" in shapes or not has_generator_head,
     )

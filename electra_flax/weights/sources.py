@@ -21,6 +21,7 @@ from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.optimizers import OPTIMIZERS
 from electra_flax.trees import flat
+from electra_flax.weights.delta import fold
 from electra_flax.weights.hugging_face import HEADS
 from electra_flax.weights.read_hugging_face import read_hugging_face
 from electra_flax.weights.read_tf1 import read_tf1
@@ -72,13 +73,19 @@ def is_source(place: str) -> bool:
 
 
 def find_weights(
-    source: str, step: int | None = None, vocab_file: Path | None = None, *, needs_head: bool = True
+    source: str,
+    step: int | None = None,
+    vocab_file: Path | None = None,
+    *,
+    needs_head: bool = True,
+    is_folded: bool = True,
 ) -> Weights:
     """Return what `source` names, unread but for its headers (of a run, the first parameter that is read brings all).
 
     A model that ships with the package has a name, with or without hf:. `vocab_file` stands for a vocab.txt that is not
-    beside the weights. Without `needs_head` an encoder alone will do, also that of a fine-tuned model. Raises UserError
-    where there is nothing, or it is no ELECTRA, or not a whole one.
+    beside the weights. Without `needs_head` an encoder alone will do, also that of a fine-tuned model. The tables of a
+    discriminator that has them as a difference are written out where it `is_folded`. Raises UserError where there is
+    nothing, or it is no ELECTRA, or not a whole one.
     """
     kind, _, place = f"hf:{source}".partition(":") if source in shipped.names() else source.partition(":")
     if not place or kind not in _READERS:
@@ -89,6 +96,8 @@ def find_weights(
         raise UserError(f"--step {step}: only a run (orbax:DIR) has several steps: leave --step out")
     found = _READERS[kind](source, place, step)
     found = _whole(found, needs_head)
+    if is_folded:
+        found = fold(found)
     if vocab_file is not None:
         found = dataclasses.replace(
             found, vocabulary=Vocabulary.read(vocab_file), casing=found.casing or Casing.read(vocab_file.parent)

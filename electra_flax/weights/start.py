@@ -27,6 +27,7 @@ from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import OPTIMIZERS
 from electra_flax.training.state import TrainState
 from electra_flax.trees import flat, nested
+from electra_flax.weights.delta import fold, unfold
 from electra_flax.weights.hugging_face import HEADS
 from electra_flax.weights.sources import find_weights
 from electra_flax.weights.weights import Weights
@@ -51,7 +52,7 @@ class Start(NamedTuple):
 
     def check(self, config: Config, vocabulary: Vocabulary) -> None:
         """Raise UserError where a run cannot begin so; read no weights."""
-        weights = find_weights(self.source)
+        weights = _find(self, config)
         _parameters(self, weights, config, vocabulary)
         if not self.resumes:
             return
@@ -76,7 +77,7 @@ class Start(NamedTuple):
 
         Logs the audit.
         """
-        weights = find_weights(self.source)
+        weights = _find(self, config)
         parameters = _parameters(self, weights, config, vocabulary)
         for line in audit(weights, parameters).split("\n"):
             log.info("%s", line)
@@ -138,6 +139,21 @@ def audit(weights: Weights, parameters: Mapping[str, _Parameter]) -> str:
 
 
 # ------------------------------------------------------------------------------------------- tensor by tensor
+
+
+def _find(start: Start, config: Config) -> Weights:
+    """Return the weights, their tables in the form that the run has them in."""
+    weights = find_weights(start.source, is_folded=False)
+    architecture = config.architecture
+    if architecture.has_delta:
+        return unfold(weights)
+    weights = fold(weights)
+    if weights.architecture.has_own_embeddings and architecture.generator and not architecture.has_own_embeddings:
+        raise UserError(
+            f"{start.source}: the embeddings of the two differ: generator.embedding_sharing=shared has one for both; "
+            "set it to gdes, or give hf:DISC alone, with --warm-start-generator to begin with"
+        )
+    return weights
 
 
 def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Vocabulary) -> dict[str, _Parameter]:
