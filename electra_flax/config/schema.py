@@ -35,7 +35,14 @@ class ObjectiveConfig:
     discriminator_weight: Weight = 50.0
     """Weight of the replaced-token loss; of Electric's, which tells drawn tokens from those of the text."""
     temperature: Annotated[float, Range(0, 10**6, "(]")] = 1.0
-    """Divides the generator's logits before sampling."""
+    """Divides the generator's logits before sampling; with a schedule, what it goes to, and that of evaluations."""
+    temperature_schedule: Literal["constant", "exponential", "linear"] = "constant"
+    """How it goes there from initial_temperature: not at all, or with the share u of the steps done. exponential: what
+    is left of the way is exp(-u / temperature_tau); linear: 1 - u."""
+    initial_temperature: Annotated[float, Range(0, 10**6, "(]")] = 2.0
+    """Temperature of the first step of a schedule."""
+    temperature_tau: Annotated[float, Range(0, 10**6, "(]")] = 0.1
+    """Share of the steps in which an exponential schedule goes 63% of what is left of the way."""
     disallow_correct: bool = False
     """Never let the generator sample the original token."""
     corrective_lm_weight: Weight = 0.0

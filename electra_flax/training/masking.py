@@ -109,7 +109,7 @@ def sample_replacements(
     seeds: jax.Array | Slots,
     logits_BMV: jax.Array,
     targets_BM: jax.Array,
-    temperature: float,
+    temperature: float | jax.Array,
     disallow_correct: bool,
 ) -> jax.Array:
     """Draw one id per masked position from the generator's distribution, sampled_BM int32; carries no gradient.
@@ -129,7 +129,7 @@ def sample_with_uniform(
     uniform_BMV: jax.Array,
     logits_BMV: jax.Array,
     targets_BM: jax.Array,
-    temperature: float,
+    temperature: float | jax.Array,
     disallow_correct: bool,
 ) -> jax.Array:
     """Return the Gumbel-max draw for given uniform noise in [0, 1)."""

@@ -18,6 +18,7 @@ from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.objectives.metrics import metrics_of
 from electra_flax.training.objectives.objective import RowSeeds
 from electra_flax.training.packed_masking import choose_packed, of_segment
+from electra_flax.training.temperature import temperature_at
 from electra_flax.trees import Batch, Params
 
 
@@ -27,6 +28,8 @@ class Draws(NamedTuple):
     masked: masking.MaskedInputs
     sample: jax.Array | masking.Slots
     dropout_B: jax.Array
+    temperature_B: jax.Array | None = None
+    """Of sampling, the same in all rows, where it changes with the step."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,20 @@ class MaskedTokens:
     def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None) -> Draws:
         share = share_at(self.config.masking, self.config.training.num_steps, step)
         with jax.named_scope("masking"):
-            if "segments" in batch:
-                return self._draw_by_example(batch, seeds, share)
-            if self.config.masking.unit != "token":
-                return self._draw_by_example(*_as_one_example(batch, seeds), share)
-            masked = masking.mask_inputs(
-                seeds.mask_B, batch, share, self.config.masking, self.special, self.config.max_predictions_per_seq
-            )
+            draws = self._draw(batch, seeds, share)
+        temperature = temperature_at(self.config.objective, self.config.training.num_steps, step)
+        if isinstance(temperature, jax.Array):
+            return draws._replace(temperature_B=jnp.full_like(seeds.dropout_B, temperature, jnp.float32))
+        return draws
+
+    def _draw(self, batch: Batch, seeds: RowSeeds, share: float | jax.Array) -> Draws:
+        if "segments" in batch:
+            return self._draw_by_example(batch, seeds, share)
+        if self.config.masking.unit != "token":
+            return self._draw_by_example(*_as_one_example(batch, seeds), share)
+        masked = masking.mask_inputs(
+            seeds.mask_B, batch, share, self.config.masking, self.special, self.config.max_predictions_per_seq
+        )
         return Draws(masked, seeds.sample_B, seeds.dropout_B)
 
     def _draw_by_example(self, batch: Batch, seeds: RowSeeds, share: float | jax.Array) -> Draws:
@@ -105,9 +115,12 @@ class MaskedTokens:
     def sample(self, logits_BMV: jax.Array, draws: Draws) -> tuple[Sums, jax.Array]:
         """Return what `generate` does, for the generator's logits at the hidden positions."""
         masked, settings = draws.masked, self.config.objective
+        temperature: float | jax.Array = settings.temperature
+        if draws.temperature_B is not None:
+            temperature = draws.temperature_B[:, None, None]
         with jax.named_scope("sampling"):
             sampled_BM = masking.sample_replacements(
-                draws.sample, logits_BMV, masked.targets_BM, settings.temperature, settings.disallow_correct
+                draws.sample, logits_BMV, masked.targets_BM, temperature, settings.disallow_correct
             )
         with jax.named_scope("generator_loss"):
             sums = losses.masked_lm_sums(logits_BMV, masked.targets_BM, masked.weights_BM, sampled_BM)
