@@ -165,7 +165,13 @@ def test_first_loss_is_that_of_guessing(vocab_size, kind):
         {"objective": {"disallow_correct": True, "temperature": 0.5}},
     ],
     ids=[
-        "uniform", "untied embeddings", "gdes", "one transformer", "masked LM", "two towers", "Electric",
+        "uniform",
+        "untied embeddings",
+        "gdes",
+        "one transformer",
+        "masked LM",
+        "two towers",
+        "Electric",
         "disallow correct",
     ],
 )
