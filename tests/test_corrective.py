@@ -71,11 +71,15 @@ def test_no_gradient_goes_through_the_belief(drawn):
     assert (np.abs(of_guesses).sum(axis=-1) > 0).tolist() == (drawn[2] > 0).tolist()
 
 
-@pytest.mark.parametrize("embedding_size", [16, 32])
-def test_the_head_is_the_states_times_the_embeddings_as_they_are_read(embedding_size):
-    architecture = tiny_config(model={"embedding_size": embedding_size}, **WEIGHT).architecture
+@pytest.mark.parametrize(("embedding_size", "sharing"), [(16, "shared"), (32, "shared"), (16, "gdes")])
+def test_the_head_is_the_states_times_the_embeddings_as_they_are_read(embedding_size, sharing):
+    own = {"model": {"embedding_size": embedding_size}, "generator": {"embedding_sharing": sharing}}
+    architecture = tiny_config(**own, **WEIGHT).architecture
     params = electra.init(architecture, jax.random.key(0))
     params["corrective_lm_head"]["bias"] = jax.random.normal(jax.random.key(1), (300,))
+    if sharing == "gdes":
+        delta = params["discriminator_delta"]["word_embeddings"]
+        delta["embedding"] = 0.1 * jax.random.normal(jax.random.key(2), delta["embedding"].shape)
     ids = jnp.arange(5, 69).reshape(2, 32)
     inputs, positions = [ids, jnp.ones_like(ids), jnp.zeros_like(ids)], np.asarray([[3, 4, 9], [31, 0, 7]])
     logits_BT, logits_BMV = electra.apply_corrector(architecture, params, *inputs, jnp.asarray(positions))
@@ -83,6 +87,7 @@ def test_the_head_is_the_states_times_the_embeddings_as_they_are_read(embedding_
     hidden = np.asarray(electra.apply_encoder(architecture, params, *inputs), np.float64)
     weights = {name: np.asarray(value, np.float64) for name, value in flat(params).items()}
     table = weights["electra/embeddings/word_embeddings/embedding"]
+    table = table + weights.get("discriminator_delta/word_embeddings/embedding", 0)
     if embedding_size != 32:
         table = table @ weights["electra/embeddings_project/kernel"]
     for row in range(2):
@@ -116,6 +121,16 @@ def test_what_is_added_is_the_weighted_loss_and_nothing_else():
             assert is_same, name
         elif name.endswith(("query/kernel", "word_embeddings/embedding", "output/dense/kernel")):
             assert not is_same, name
+
+
+def test_the_generators_table_learns_nothing_from_it_where_the_discriminator_has_a_difference():
+    gdes = {"generator": {"embedding_sharing": "gdes"}}
+    plain, found = (gradients(**each, **gdes)[0] for each in ({}, WEIGHT))
+    for name, grad in plain.items():
+        if name.startswith(("generator", "electra/embeddings/")):
+            np.testing.assert_array_equal(grad, found[name], err_msg=name)
+    words = "discriminator_delta/word_embeddings/embedding"
+    assert np.abs(plain[words] - found[words]).max() > 1e-4
 
 
 def test_the_sums_are_those_of_the_parts_by_hand():

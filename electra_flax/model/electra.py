@@ -159,7 +159,10 @@ class _Electra(nn.Module):
         x_BME = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
         if self.architecture.model.embedding_size != self.architecture.model.hidden_size:
             x_BME = dot_rows(x_BME, self.electra.embeddings_project.variables["params"]["kernel"], contracted=1)
-        logits_BMV = self.corrective_lm_head(x_BME, self.electra.embeddings.word_embeddings.embedding)
+        table_VE = self.electra.embeddings.word_embeddings.embedding
+        if self.architecture.has_delta:
+            table_VE = jax.lax.stop_gradient(table_VE) + self.discriminator_delta.word_embeddings.embedding
+        logits_BMV = self.corrective_lm_head(x_BME, table_VE)
         return self.discriminator_predictions(hidden_BTD), logits_BMV
 
     def __call__(self, input_ids_BT: jax.Array) -> None:
