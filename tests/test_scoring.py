@@ -54,6 +54,20 @@ def test_an_energy_is_no_probability_of_replacement(electric, capsys):
     assert "an Electric model, whose logits are energies" in refusal(capsys, ["detect", "--model", str(electric), "봄"])
 
 
+@pytest.mark.slow
+def test_an_electric_run_and_its_export_score_alike(copy, capsys):
+    fields = {"objective.kind": "electric", "training.num_steps": 2}
+    electra_flax.pretrain("tiny.yaml", "shards", "electric", overrides=fields, progress=False)
+    with jax.numpy_rank_promotion("allow"):  # transformers' modules rely on it
+        assert main(["export", "--workdir", "electric", "--out", "energies"]) == 0
+    texts = ["새벽 시장은 도시가 깨어난다.", "한국어"]
+    of_run, of_export = (electra_flax.load(place).score(texts) for place in ("electric", "energies"))
+    for ours, other in zip(of_run, of_export, strict=True):
+        assert ours.measure == other.measure == "negative_energy"
+        assert ours.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-5)
+    assert "two towers, which read no [MASK]" in refusal(capsys, ["fill", "--model", "electric", "[MASK]"])
+
+
 @pytest.mark.parametrize("sentence", FLUENT)
 def test_a_sentence_is_likelier_than_its_words_in_another_order(sentence):
     words = sentence.removesuffix(".").split()

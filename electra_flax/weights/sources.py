@@ -123,6 +123,8 @@ def find_part(place: str, part: str, *, needs_head: bool = True) -> Weights:
     """
     weights = find_weights(located_part(place, part), needs_head=needs_head)
     if part not in (parts := weights.architecture.parts):
+        if part == "generator" and weights.architecture.has_two_towers:
+            raise UserError(f"{place}: its generator is two towers, which read no [MASK]: give a model that has one")
         beside = Path(place).parent / part
         theirs = beside if not is_source(place) and beside.is_dir() else "its folder"
         raise UserError(f"{place}: a {' and '.join(parts)}; expected a {part}: give {theirs}, or an export of both")
