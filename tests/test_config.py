@@ -255,7 +255,6 @@ TWO, ELECTRIC = "--generator.two_towers=true", "--objective.kind=electric"
         ([ELECTRIC, "--generator.untied_generator=false"], "--objective.kind=electric has two towers, and needs"),
         ([ELECTRIC, "--generator.uniform_generator=true"], "--objective.kind=electric has two towers, and needs a gen"),
         ([ELECTRIC, "--masking.final_mask_prob=0.3"], "--objective.kind=electric needs one masking.mask_prob"),
-        ([TWO, "--data.packing=best_fit"], "--generator.two_towers=true needs rows of one example: --data.packing"),
     ],
 )  # fmt: skip
 def test_what_two_towers_need(overrides, expected):

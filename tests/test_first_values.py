@@ -65,9 +65,24 @@ def test_heads_look_left_and_right(sizes):
     assert attention(sizes, fresh).max() < 0.1
 
 
+def test_towers_look_at_the_side_that_they_see():
+    sizes = model(64, 64, 2)
+    _, ours = both(Architecture(sizes, sizes, has_two_towers=True))
+    for tower, wanted in (("generator_ltr", -1), ("generator_rtl", 1)):
+        # As if it were a discriminator, which sees both sides.
+        params = ours | {"electra": ours["electra"] | ours[tower], "generator_lm_head": ours["cloze_lm_head"],
+                         "generator_predictions": ours["cloze_predictions"]}  # fmt: skip
+        found_BHTT = attention(sizes, params)
+        for head in range(2):
+            by_offset = {by: np.diagonal(found_BHTT[:, head], by, axis1=1, axis2=2).mean() for by in range(-8, 9)}
+            assert max(by_offset, key=by_offset.get) == wanted
+
+
 def test_output_begins_with_the_frequencies():
-    _, ours = both(Architecture(model(128, 128, 4), None))
-    np.testing.assert_allclose(jax.nn.softmax(ours["generator_lm_head"]["bias"]), FREQUENCY, rtol=1e-5)
+    for generator, head in ((None, "generator_lm_head"), (model(64, 64, 2), "cloze_lm_head")):
+        sizes = model(64, 64, 2) if generator else model(128, 128, 4)
+        _, ours = both(Architecture(sizes, generator, has_two_towers=generator is not None))
+        np.testing.assert_allclose(jax.nn.softmax(ours[head]["bias"]), FREQUENCY, rtol=1e-5)
 
 
 def test_what_heads_see_keeps_its_length():

@@ -116,6 +116,7 @@ def hidden_by_example(batch, masked, sampled_BM):
         pytest.param({"masking": {"unit": "span", "mask_prob": 0.4}}, marks=pytest.mark.slow),
         pytest.param({"masking": {"mask_prob": 0.05}}, marks=pytest.mark.slow),
         pytest.param({"masking": {"mask_prob": 0.15}, "packing": {"segments": 8}}, marks=pytest.mark.slow),
+        pytest.param({"generator": {"two_towers": True}}, marks=pytest.mark.slow),
     ],
 )
 def test_losses_gradients_and_samples_are_those_without_packing(changes):
@@ -130,6 +131,28 @@ def test_losses_gradients_and_samples_are_those_without_packing(changes):
     plain, plain_seeds = in_rows_of_their_own(examples, batch, seeds, table)
     ours = losses_and_gradients(objective, params, batch, seeds)
     theirs = losses_and_gradients(objective, params, plain, plain_seeds)
+    assert_the_same(batch, plain, ours, theirs)
+
+
+@pytest.mark.slow
+def test_electric_packed_is_electric_on_rows_without_padding():
+    """Its loss reads the towers at [CLS] and [SEP] too, whose neighbours are those at the other end of the row."""
+    lengths, length = np.full(8, 16, np.int32), 16
+    config = dataclasses.replace(CONFIG, objective=dataclasses.replace(CONFIG.objective, kind="electric"))
+    short = dataclasses.replace(config, data=dataclasses.replace(config.data, packing="none", max_seq_length=length))
+    params, examples = make_params(config), make_examples(lengths, TOKENS)
+    table = table_of(lengths)
+    assert len(table) == 4
+    batch = batch_of(examples, lengths, table)
+    seeds = jax.jit(batch_seeds)(jax.random.key(5), batch)
+    plain, plain_seeds = in_rows_of_their_own(examples[:, :, :length], batch, seeds, table)
+    ours = losses_and_gradients(make_objective(config, SPECIAL), params, batch, seeds)
+    assert_the_same(
+        batch, plain, ours, losses_and_gradients(make_objective(short, SPECIAL), params, plain, plain_seeds)
+    )
+
+
+def assert_the_same(batch, plain, ours, theirs):
     hidden = hidden_by_example(plain, *theirs[3:])
     assert hidden_by_example(batch, *ours[3:]) == hidden and len(hidden) > 10
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)

@@ -148,7 +148,7 @@ def test_first_loss_is_that_of_guessing(vocab_size, kind):
         assert guessed["discriminator_loss"] == np.log(2)
     else:  # nearly all tokens are told from drawn ones by the size of the vocabulary
         assert guessed["discriminator_loss"] == pytest.approx(
-            0.15 * (np.log(vocab_size) + np.log(0.85 / 0.15)), rel=0.02
+            4 / 32 * (np.log(vocab_size) + np.log(0.85 / 0.15)), rel=0.02
         )
 
 

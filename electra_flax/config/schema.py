@@ -325,7 +325,6 @@ class Config:
         check(kind != "masked_tokens", "generator.two_towers=true needs a discriminator, and objective.kind="
               "masked_tokens has none: leave one of them out")  # fmt: skip
         generator.check_towers(given)
-        check(not self.is_packed, f"{given} needs rows of one example: data.packing=best_fit is not built for it")
         change = self.masking.final_mask_prob if self.long_phase.mask_prob is None else self.long_phase.mask_prob
         check(kind != "electric" or change is None, f"objective.kind=electric needs one masking.mask_prob throughout, "
               "which is a term of its loss: leave out masking.final_mask_prob and long_phase.mask_prob, got "

@@ -1,11 +1,11 @@
-"""The loss of guessing every token of a text, in parts: logits over the vocabulary of all tokens would take gigabytes.
+"""Every token of a text guessed from its neighbours, and the loss of that in parts: all logits would take gigabytes.
 
-Array names: B batch, T tokens, E embedding, V vocabulary, C tokens of a part.
+Array names: B batch, T tokens, D hidden, E embedding, V vocabulary, P parts, C tokens of a part.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,28 @@ from electra_flax.model.products import dot_rows
 
 _PARTS = 8
 """Of a row. More would be less memory, and more passes over the table's gradient, to which each part adds."""
+
+
+def neighbours(
+    hidden_BTD: jax.Array, side: Literal["left", "right"], segments_BT: jax.Array, places_BT: jax.Array | None
+) -> jax.Array:
+    """Return for each token the state of its neighbour on one side.
+
+    At the ends of a row there is none: as in the original, the token at the other end stands for it. Where places_BT
+    are given, rows hold several examples, and each is a row of its own.
+    """
+    step = 1 if side == "left" else -1
+    if places_BT is None:
+        return jnp.roll(hidden_BTD, step, axis=1)
+    tokens = segments_BT.shape[1]
+    place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
+    is_last_BT = (segments_BT != jnp.roll(segments_BT, -1, axis=1)) | (place_BT == tokens - 1)
+    if side == "left":
+        end_BT = jax.lax.cummin(jnp.where(is_last_BT, place_BT, tokens), axis=1, reverse=True)
+        neighbour_BT = jnp.where(places_BT == 0, end_BT, place_BT - 1)
+    else:
+        neighbour_BT = jnp.where(is_last_BT, place_BT - places_BT, place_BT + 1)
+    return jnp.take_along_axis(hidden_BTD, neighbour_BT[..., None], axis=1)
 
 
 @jax.custom_vjp

@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from electra_flax.config.architecture import Architecture
 from electra_flax.model import layers
 from electra_flax.model.attention import Attend, xla_attention
+from electra_flax.model.cloze import neighbours
 from electra_flax.model.products import dot_rows
 from electra_flax.trees import Params, flat
 
@@ -107,19 +108,19 @@ class _Electra(nn.Module):
         weights_BT: jax.Array,
         positions_BM: jax.Array,
         seeds_B: jax.Array | None,
+        places_BT: jax.Array | None = None,
     ) -> Cloze:
         """Return what each token is guessed to be from its left and its right, but not from itself."""
 
         def states(tower: layers.Transformer, number: int) -> jax.Array:
             embeddings = (tower if self.architecture.has_own_embeddings else self.electra).embeddings
             rate = tower.config.hidden_dropout_prob
-            embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, rate, layers.fold_in(seeds_B, number), None)
+            embedded_BTE = embeddings(input_ids_BT, token_type_ids_BT, rate, layers.fold_in(seeds_B, number), places_BT)
             hidden_BTD: jax.Array = tower(embedded_BTE, attention_mask_BT, layers.fold_in(seeds_B, number + 1))
             return hidden_BTD
 
-        # At the ends of the row there is no neighbour: as in the original, the one at the other end stands for it.
-        left_BTD = jnp.roll(states(self.generator_ltr, 0), 1, axis=1)
-        right_BTD = jnp.roll(states(self.generator_rtl, 4), -1, axis=1)
+        left_BTD = neighbours(states(self.generator_ltr, 0), "left", attention_mask_BT, places_BT)
+        right_BTD = neighbours(states(self.generator_rtl, 4), "right", attention_mask_BT, places_BT)
         x_BTE = self.cloze_predictions(jnp.concatenate([left_BTD, right_BTD], axis=-1))
         owner = self.generator_ltr if self.architecture.has_own_embeddings else self.electra
         table_VE = owner.embeddings.word_embeddings.embedding
@@ -228,13 +229,15 @@ def apply_towers(
     positions_BM: jax.Array,
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
+    packed: Segments | None = None,
 ) -> Cloze:
     """Return what two towers make of a text of which nothing is hidden; no dropout without seeds.
 
     Tokens have weights_BT in its nll, float32.
     """
+    attend, mask_BT, places_BT = _of_rows(attend, attention_mask_BT, packed)
     found = _Electra(architecture, attend).apply(
-        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, weights_BT, positions_BM, seeds_B,
+        {"params": params}, input_ids_BT, mask_BT, token_type_ids_BT, weights_BT, positions_BM, seeds_B, places_BT,
         method="read_both_ways",
     )  # fmt: skip
     return cast(Cloze, found)

@@ -71,7 +71,8 @@ def compile_step(config: Config, where: Slice, mesh: Mesh, attend: Attend) -> Co
     path = cache_folder() / f"{_program_hash(lowered.as_text(), where)}.json.gz"
     if (cached := _read_cache(path)) is not None:
         return cached
-    layers = config.model.num_hidden_layers + config.generator.num_hidden_layers
+    towers = 1 + config.has_two_towers
+    layers = config.model.num_hidden_layers + towers * config.generator.num_hidden_layers
     like = f"{layers} layers with {'the attention kernel' if has_kernel else 'plain attention'} on {slice_type}"
     with timed(f"2 of {stages}, compiling for {slice_type}", like, cache_folder()) as clock:
         compiled = compile_for(lowered, where)

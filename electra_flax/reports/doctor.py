@@ -30,7 +30,7 @@ def diagnose(run: History) -> list[Finding]:
     rules = (_first_loss, _stuck, _probe_at_base_rate, _input_bound, _checkpoints_too_rare)
     return [
         *_states_alike(run, config),
-        *(list(_discriminator_at_base_rate(run, config)) or _discriminator_knows_little(run, config)),
+        *_discriminator(run, config),
         *diagnose_config(config),
         *(found for rule in rules for found in rule(run, config)),
         *_not_finite(run),
@@ -144,6 +144,11 @@ def _stuck(run: History, config: Config) -> Iterator[Finding]:
                 f"the {name} is {loss:.2f} after {run.step:,} steps, close to random guessing ({guessed:.2f})",
                 "lower optimizer.learning_rate, or warm up longer; check the corpus for shuffled or repeated text",
             )
+
+
+def _discriminator(run: History, config: Config) -> Iterator[Finding]:
+    if config.objective.kind != "electric":  # which is told how likely each token was: nobody knows a healthy one's
+        yield from list(_discriminator_at_base_rate(run, config)) or _discriminator_knows_little(run, config)
 
 
 def _discriminator_at_base_rate(run: History, config: Config) -> Iterator[Finding]:

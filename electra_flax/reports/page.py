@@ -149,6 +149,8 @@ def _detections(run: History) -> list[Detection]:
         raise UserError("a fine-tuned model replaces no tokens")
     phase = run.config.phase_of(run.step)
     config = run.config.phases[phase].config
+    if config.architecture.has_two_towers:
+        raise UserError("examples are shown of a generator that fills hidden tokens in, which two towers do not")
     for part in ("discriminator", "generator"):
         if part not in config.architecture.parts:
             raise UserError(f"this run has no {part}")

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from electra_flax.config.architecture import Architecture
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import Vocabulary
-from electra_flax.errors import UserError, escaped
+from electra_flax.errors import UserError, check, escaped
 from electra_flax.trees import Params
 from electra_flax.weights import parity
 from electra_flax.weights.sources import find_weights
@@ -66,6 +66,10 @@ def detect(
         raise UserError(f"--data {data_path}: no validation split to show examples of")
     weights = find_weights(f"hf:{place}")
     vocabulary, sizes, manifest = weights.vocabulary, weights.architecture.model, data.manifest
+    check(
+        weights.architecture.logit == "replaced",
+        f"--model {place}: an Electric model, whose logits are energies: ask electra-flax score",
+    )
     if (parts := weights.architecture.parts) != ["discriminator", "generator"]:
         raise UserError(
             f"--model {place}: a {parts[0]} alone: expected the folder with both that electra-flax export wrote"

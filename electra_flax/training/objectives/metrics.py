@@ -41,6 +41,7 @@ def _of_energy_0(config: Config) -> float:
     # Each token is as likely as any other: the odds that it was drawn are those of a draw among the vocabulary.
     share = config.masking.mask_prob
     odds = math.log(share / (1 - share)) - math.log(config.model.vocab_size)
+    share = min(share, config.max_predictions_per_seq / config.data.max_seq_length)  # of short rows, fewer are drawn
     return share * float(np.logaddexp(0, -odds)) + (1 - share) * float(np.logaddexp(0, odds))
 
 

@@ -84,17 +84,29 @@ class TwoTowers(ReplacedTokens):
         return super().count(batch, draws) | {"guessed": self._weights(batch).sum()}
 
     def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
-        masked = draws.masked
-        cloze = electra.apply_towers(
-            self.config.architecture, params, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"],
-            self._weights(batch), masked.positions_BM, draws.dropout_B if is_training else None, attend,
-        )  # fmt: skip
-        sums, sampled_BM = self.sample(cloze.logits_BMV, draws)
-        corrupted = masking.corrupt(batch["input_ids"], masked, sampled_BM)
+        sums, sampled_BM, cloze = self._guess(params, batch, draws, attend, is_training)
+        corrupted = masking.corrupt(batch["input_ids"], draws.masked, sampled_BM)
         logits_BT, added = self.discriminate(params, batch, draws, corrupted, attend, is_training)
         logits_BT, labels_BT = self.told(logits_BT, corrupted, draws.masked, sampled_BM, cloze)
         found = losses.replaced_token_sums(logits_BT, labels_BT, batch["attention_mask"])
-        return {"cloze_nll": cloze.nll} | sums | added | found
+        return sums | added | found
+
+    def generate(
+        self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
+    ) -> tuple[Sums, jax.Array]:
+        return self._guess(params, batch, draws, attend, is_training)[:2]
+
+    def _guess(
+        self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
+    ) -> tuple[Sums, jax.Array, electra.Cloze]:
+        """Return what `generate` does, and what the towers make of the text."""
+        cloze = electra.apply_towers(
+            self.config.architecture, params, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"],
+            self._weights(batch), draws.masked.positions_BM, draws.dropout_B if is_training else None, attend,
+            segments_of(batch),
+        )  # fmt: skip
+        sums, sampled_BM = self.sample(cloze.logits_BMV, draws)
+        return sums | {"cloze_nll": cloze.nll}, sampled_BM, cloze
 
     def told(
         self,
