@@ -12,7 +12,8 @@ replacements would be easier or harder than another's. Runs and answers are kept
 AUC and gain are of the common set. Gain: nats a token below the entropy of the share of replaced tokens, which is what
 knows only how many there are. A generator of its own makes more or fewer replacements than the common one, which costs
 a discriminator gain and says nothing of what it sees; "share told" is the gain after one number, the same for all
-tokens, was added to its logits.
+tokens, was added to its logits. The common set is made by --generator: a variant that trained on its samples (frozen)
+is at home there, so freeze another one. What a frozen generator's own training cost is not counted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -64,9 +66,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (3)")
     parser.add_argument("--generator", default="tiny-ko", help="makes the common corruptions (tiny-ko)")
     parser.add_argument("--rows", type=int, default=1024, help="held-out rows that are corrupted, at most (1,024)")
+    parser.add_argument("--task", action="append", default=[], metavar="NAME=DIR",
+                        help="a task of finetune and its files: fine-tune on it too")  # fmt: skip
     args = parser.parse_args()
     use_cpu_where_there_is_nothing_else()
     try:
+        args.tasks = as_fields(args.task)
         print(compare(args), end="")
     except UserError as error:
         print(f"compare_objectives: error: {error}", file=sys.stderr)
@@ -101,7 +106,14 @@ def read_variants(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     variants |= {name: as_fields(pairs) for name, *pairs in args.variant}
     if unknown := [name for name in args.only or () if name not in variants]:
         raise UserError(f"--only {unknown[0]}: no such variant; there are {', '.join(variants)}")
+    if len({folder(name) for name in variants}) < len(variants):
+        raise UserError(f"two variants of one folder: make the names differ in their letters: {', '.join(variants)}")
     return {name: variants[name] for name in args.only or variants}
+
+
+def folder(name: str) -> str:
+    """Return the name of a variant's folders but for the seed."""
+    return re.sub(r"\W+", "-", name)
 
 
 def as_fields(pairs: Sequence[str]) -> dict[str, Any]:
@@ -228,23 +240,38 @@ def compare(args: argparse.Namespace) -> str:
     common = common_set(args, variants[0].config.masking.mask_prob)
     path, runs = args.out / "results.jsonl", [(seed, each) for seed in range(args.seeds) for each in variants]
     results = read_results(path, runs)
-    todo = [(seed, each) for seed, each in runs if (each.name, seed) not in results]
+    todo = [(seed, each) for seed, each in runs if not is_done(results.get((each.name, seed)), args)]
     began = time.monotonic()
     for number, (seed, variant) in enumerate(todo):
         # All runs cost the same.
         left = formats.duration((time.monotonic() - began) / number * (len(todo) - number)) if number else "?"
         print(f"run {len(runs) - len(todo) + number + 1} of {len(runs)}: {variant.name}, seed {seed}, "
               f"{variant.config.training.num_steps:,} steps; {left} to go", file=sys.stderr)  # fmt: skip
-        config = variant.of_seed(seed)
-        workdir = args.out / f"{variant.name.replace(' ', '-').replace('/', '-')}-{seed}"
-        done = electra_flax.pretrain(config, args.data, workdir)
-        found = {"variant": variant.name, "seed": seed, "steps": done.step, "fields": all_fields(config)}
-        results[variant.name, seed] = {**found, **judge(f"orbax:{workdir}", common), "held_out": done.held_out}
+        results[variant.name, seed] = advance(args, variant, seed, common)
         write_whole(path, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in results.values()))
         jax.clear_caches()  # each variant has programs of its own
-    text = table(variants, results, args.seeds)
+    text = table(variants, results, args)
     write_whole(args.out / "table.md", text)
     return text
+
+
+def advance(args: argparse.Namespace, variant: Variant, seed: int, common: Corrupted) -> dict[str, Any]:
+    """Return what is known of a run once it is trained, judged and fine-tuned; what was done is not done again."""
+    config = variant.of_seed(seed)
+    workdir = args.out / f"{folder(variant.name)}-{seed}"
+    done = electra_flax.pretrain(config, args.data, workdir)
+    found = {"variant": variant.name, "seed": seed, "steps": done.step, "fields": all_fields(config)}
+    found |= {**judge(f"orbax:{workdir}", common), "held_out": done.held_out, "tasks": {}}
+    for task, data in args.tasks.items():
+        tuned = electra_flax.finetune(task, workdir, data, f"{workdir}-{folder(task)}", seeds=(seed,))
+        metric, scores = next(iter(tuned.metrics.items()))
+        found["tasks"][task] = {"metric": f"{tuned.task} {metric}", "value": scores.mean}
+    return found
+
+
+def is_done(found: Mapping[str, Any] | None, args: argparse.Namespace) -> bool:
+    """Return whether a run was trained, judged, and fine-tuned on all tasks."""
+    return found is not None and args.tasks.keys() <= found["tasks"].keys()
 
 
 def read_results(path: Path, runs: Sequence[tuple[int, Variant]]) -> dict[tuple[str, int], dict[str, Any]]:
@@ -253,7 +280,8 @@ def read_results(path: Path, runs: Sequence[tuple[int, Variant]]) -> dict[tuple[
     results = {(found["variant"], found["seed"]): found for found in known}
     for seed, variant in runs:
         found = results.get((variant.name, seed))
-        if found is not None and found["fields"] != all_fields(variant.of_seed(seed)):
+        fields = all_fields(variant.of_seed(seed))
+        if found is not None and any(fields.get(name, value) != value for name, value in found["fields"].items()):
             raise UserError(f"{path}: {variant.name} was trained with other fields: choose another --out")
     return results
 
@@ -263,23 +291,29 @@ def all_fields(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(config_fields(config)))
 
 
-def table(variants: Sequence[Variant], results: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int) -> str:
+def table(
+    variants: Sequence[Variant], results: Mapping[tuple[str, int], Mapping[str, Any]], args: argparse.Namespace
+) -> str:
     """Return Markdown: means and standard errors over seeds, and AUC's difference from the first variant by seed."""
+    first, tasks = variants[0].name, list(args.tasks)
     head = ["variant", "steps", "TFLOP a step", *_MEASURES.values(), "AUC, difference"]
+    head += [results[first, 0]["tasks"][task]["metric"] for task in tasks]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    first = variants[0].name
     for variant in variants:
-        of_seeds = [results[variant.name, seed] for seed in range(seeds)]
+        of_seeds = [results[variant.name, seed] for seed in range(args.seeds)]
         values = [mean_and_error([found[measure] for found in of_seeds]) for measure in _MEASURES]
+        scores = [[found["tasks"][task]["value"] for found in of_seeds] for task in tasks]
         differences = [found["auc"] - results[first, seed]["auc"] for seed, found in enumerate(of_seeds)]
         apart = "-" if variant.name == first else mean_and_error(differences)
         cells = [variant.name, f"{of_seeds[0]['steps']:,}", f"{variant.step_flops / 1e12:.4f}", *values, apart]
+        cells += map(mean_and_error, scores)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def mean_and_error(values: Sequence[float]) -> str:
-    """Return `0.7312 ± 0.0021`: mean and standard error, which one value does not have."""
+def mean_and_error(values: Sequence[float | None]) -> str:
+    """Return `0.7312 ± 0.0021`: mean and standard error, which one value does not have. None: it is not defined."""
+    values = [float("nan") if value is None else value for value in values]
     if len(values) == 1:
         return f"{values[0]:.4f}"
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"

@@ -12,6 +12,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import electra_flax
 from electra_flax.errors import UserError
+from electra_flax.finetuning.result import Finetuned, Statistics
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks/compare_objectives.py"
 
@@ -60,7 +61,12 @@ def test_variants_cost_the_same(script):
     named = {variant.name: variant.config for variant in variants}
     assert named["CLM"].training.num_steps < 900 and named["CLM"].objective.corrective_lm_weight == 2
     assert variants[0].of_seed(2).training.seed == variants[0].of_seed(2).data.shuffle_seed == 2
-    for wrong in (("only", ["sharde"]), ("set", ["training.seed"]), ("set", ["training.sed=1"])):
+    for wrong in (
+        ("only", ["sharde"]),
+        ("variant", [["shared!"], ["shared?"]]),
+        ("set", ["training.seed"]),
+        ("set", ["training.sed=1"]),
+    ):
         with pytest.raises(UserError):
             script.of_equal_cost(given(wrong))
 
@@ -97,5 +103,20 @@ def test_a_comparison_goes_on_where_it_was(script, copy, capsys, monkeypatch):
         error = abs(values[0] - values[1]) / 2  # of a mean of two
         assert f"| {np.mean(values):.4f} ± {error:.4f} |" in rows[name]
     assert script.main() == 0 and len(trained) == 5 and capsys.readouterr().out == out
+
+    # A task is asked about afterwards: nothing is trained again but its fine-tuning.
+    tuned = []
+
+    def finetune(task, model, data, out, seeds):
+        tuned.append((task, model.name, data, Path(out).name, seeds))
+        return Finetuned("NSMC", {"accuracy": Statistics(0.5 + len(tuned) / 10, None, [])}, *[None] * 7)
+
+    monkeypatch.setattr(electra_flax, "finetune", finetune)
+    sys.argv[1:1] = ["--task", "nsmc=nsmc"]
+    assert script.main() == 0 and tuned[0] == ("nsmc", "shared-0", "nsmc", "shared-0-nsmc", (0,)) and len(tuned) == 4
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].endswith("| NSMC accuracy |") and table[2].endswith("| 0.7000 ± 0.1000 |")
+    for before, after in zip(out.splitlines(), table, strict=True):
+        assert after.startswith(before)
     sys.argv[-1] = "objective.temperature=3"
     assert script.main() == 1 and "hot was trained with other fields" in capsys.readouterr().err
