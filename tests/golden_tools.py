@@ -18,11 +18,11 @@ import optax
 
 from electra_flax.config.architecture import Architecture, GeneratorConfig, ModelConfig
 from electra_flax.config.masking import MaskingConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.config.schema import (
     Config,
     DataConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     TrainingConfig,
 )
 from electra_flax.data.vocabulary import SpecialTokens

@@ -12,7 +12,7 @@ from test_start import begin
 from test_step import make_batches
 from weights_tools import export, random_weights
 
-from electra_flax.config.schema import OptimizerConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.errors import UserError
 from electra_flax.model import electra
 from electra_flax.training.objectives import make_objective

@@ -17,7 +17,7 @@ from golden_tools import (
     read_json,
 )
 
-from electra_flax.config.schema import OptimizerConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.training import losses, masking
 from electra_flax.training.optimizers import learning_rate
 from electra_flax.training.optimizers.adamw import AdamState

@@ -11,7 +11,7 @@ from run_tools import make_shards, pretrain, records, refusal, start, state_at
 
 from data_prep.cli import main as data_main
 from electra_flax.commands.cli import main
-from electra_flax.config.schema import OptimizerConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.training.optimizers import learning_rate, make_optimizer
 
 

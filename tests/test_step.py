@@ -81,6 +81,11 @@ def test_a_generator_without_dropout_has_none(own):
 VARIANTS: dict[str, dict] = {
     "shared": {},
     "gdes": {"generator": {"embedding_sharing": "gdes"}},
+    "decoupled": {
+        "generator": {"embedding_sharing": "gdes"},
+        "optimizer": {"decoupled": True, "generator_learning_rate": 3e-3},
+        "objective": {"discriminator_weight": 1.0, "temperature_schedule": "exponential"},
+    },
 }
 
 

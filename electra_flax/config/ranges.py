@@ -50,6 +50,7 @@ def _shown(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:g}"
 
 
+BelowOne = Annotated[float, Range(0, 1, "[)")]
 # Within what the counters and random keys of a device can hold.
 Batch = Annotated[int, Range(1, 2**24)]
 Steps = Annotated[int, Range(1, MOST_INT32)]

@@ -11,8 +11,9 @@ strings, jsonargparse looks through all modules, and leaves a section out where 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
-from electra_flax.config.architecture import Architecture, BelowOne, ComputeDtype, GeneratorConfig, ModelConfig, Size
+from electra_flax.config.architecture import Architecture, ComputeDtype, GeneratorConfig, ModelConfig, Size
 from electra_flax.config.masking import MaskingConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.config.packing import PackingConfig
 from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight
 from electra_flax.errors import UserError, check, check_numbers
@@ -135,34 +136,6 @@ class LongPhaseConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW without bias correction (docs/semantics.md, section 10), or LAMB for very large batches."""
-
-    learning_rate: Annotated[float, Range(0, 1000, "(]")]
-    """Peak of the schedule."""
-    algorithm: Literal["adamw", "lamb"] = "adamw"
-    """lamb (You et al. 2020, algorithm 2): with bias correction, and every decayed parameter moves in proportion to its
-    own norm."""
-    warmup_steps: StepsOrZero = 10_000
-    """Steps of linear warmup, which multiplies the decay."""
-    decay_power: Annotated[float, Range(0, 100)] = 1.0
-    """Exponent of the polynomial decay to 0; 1 is linear."""
-    weight_decay: Annotated[float, Range(0, 1000)] = 0.01
-    """Decoupled weight decay of everything but biases and LayerNorms."""
-    beta1: BelowOne = 0.9
-    """Decay of the first moment."""
-    beta2: BelowOne = 0.999
-    """Decay of the second moment."""
-    epsilon: Annotated[float, Range(0, 1, "(]")] = 1e-6
-    """Added outside the square root."""
-    max_grad_norm: Annotated[float, Range(0, 1e30, "(]")] = 1.0
-    """Gradients are clipped to this global norm."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "optimizer")
-
-
-@dataclass(frozen=True)
 class MeshConfig:
     """Mesh of devices; the product of the sizes must be the number of devices, -1 takes the rest."""
 
@@ -263,6 +236,12 @@ class Config:
             f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be at most "
             f"training.num_steps={self.training.num_steps}: the learning rate would never reach its peak",
         )
+        warmup = self.optimizer.generator_warmup_steps
+        check(
+            warmup is None or warmup <= self.training.num_steps,
+            f"optimizer.generator_warmup_steps={warmup} must be at most training.num_steps={self.training.num_steps}: "
+            "the learning rate would never reach its peak",
+        )
         check(
             self.long_phase.steps < self.training.num_steps,
             f"long_phase.steps={self.long_phase.steps} must be less than training.num_steps={self.training.num_steps}: "
@@ -307,6 +286,22 @@ class Config:
         kind = "two towers" if self.has_two_towers else self.objective.kind
         check(self.generator.embedding_sharing != "gdes" or kind == "replaced_tokens", "generator.embedding_sharing="
               f"gdes needs objective.kind=replaced_tokens with a generator of one tower, got {kind}")  # fmt: skip
+
+        if self.optimizer.decoupled:
+            self._check_disjoint()
+
+    def _check_disjoint(self) -> None:
+        """Raise UserError where two optimizers would move one parameter."""
+        check(
+            self.objective.kind == "replaced_tokens",
+            f"optimizer.decoupled=true needs objective.kind=replaced_tokens, got {self.objective.kind}: there is one "
+            "model to move",
+        )
+        check(
+            self.generator.embedding_sharing != "shared",
+            "optimizer.decoupled=true needs parameters that the two models do not share, got "
+            "generator.embedding_sharing=shared: set it to gdes or separate",
+        )
 
     def _check_shared_transformer(self) -> None:
         if self.generator.untied_generator or self.generator.uniform_generator:

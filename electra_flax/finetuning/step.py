@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from electra_flax.config.architecture import Architecture
-from electra_flax.config.schema import OptimizerConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.finetuning.batches import collate, sorted_batches
 from electra_flax.finetuning.encoding import Row
 from electra_flax.finetuning.heads import Batch, Head, Outputs

@@ -92,6 +92,13 @@ def _configuration(config: Config) -> Iterator[Finding]:
             "embeddings",
             "set it to shared, as every published ELECTRA does (the paper, section 3.2: about 1 GLUE point better)",
         )
+    weight = config.objective.discriminator_weight
+    if config.optimizer.decoupled and weight != 1:
+        yield Finding(
+            f"objective.discriminator_weight={formats.number(weight)} weighs nothing with optimizer.decoupled=true: "
+            "the discriminator's optimizer divides it out again, but for clipping and epsilon",
+            "set it to 1, so that optimizer.max_grad_norm means the same for both models",
+        )
     if not OPTIMIZERS[config.optimizer.algorithm].has_adams_rates:
         return
     ours = config.model.hidden_size

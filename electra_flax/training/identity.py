@@ -32,6 +32,7 @@ _IDENTITY = (
     "training.seed",
     "long_phase.",
     "optimizer.algorithm",
+    "optimizer.decoupled",
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, Sharding
 
 from electra_flax.config.schema import Config
@@ -14,6 +15,7 @@ from electra_flax.data.packing import ROW_ARRAYS
 from electra_flax.model import electra
 from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import make_optimizer
+from electra_flax.training.optimizers.sides import init_optimizers
 from electra_flax.training.state import TrainState
 from electra_flax.trees import Params
 
@@ -45,5 +47,9 @@ def _create_state(config: Config, change: Callable[[Params], Params] | None = No
     params = electra.init(config.architecture, jax.random.key(config.training.seed))
     if change is not None:
         params = change(params)
-    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    init = init_optimizers if config.optimizer.decoupled else _init_optimizer
+    return TrainState(jnp.zeros((), jnp.int32), params, init(config, params))
+
+
+def _init_optimizer(config: Config, params: Params) -> optax.OptState:
+    return make_optimizer(config.optimizer, config.training.num_steps).init(params)

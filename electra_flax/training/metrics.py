@@ -38,8 +38,13 @@ STEP_METRICS = (
     Metric("grad_norm", lambda totals: float(totals["grad_norm"]), "Gradient norm", "before clipping",
            is_logarithmic=True),
     Metric("learning_rate", lambda totals: float(totals["learning_rate"]), "Learning rate"),
+    Metric("generator_grad_norm", lambda totals: float(totals["generator_grad_norm"]), "Generator's gradient norm",
+           "before clipping; the other one is the discriminator's", is_logarithmic=True),
+    Metric("generator_learning_rate", lambda totals: float(totals["generator_learning_rate"]),
+           "Generator's learning rate"),
 )  # fmt: skip
-"""What every step has beside its objective's: sums over the steps, divided by their number."""
+"""What steps have beside their objective's: sums over the steps, divided by their number; the generator's own where it
+has an optimizer of its own."""
 
 
 class MetricWriter:
@@ -239,7 +244,8 @@ class Window:
         if self.totals.steps:
             found = summarize(self.totals.sums)
             for metric in STEP_METRICS:
-                found[metric.name] = metric.value(self.totals.sums) / self.totals.steps
+                if metric.name in self.totals.sums:
+                    found[metric.name] = metric.value(self.totals.sums) / self.totals.steps
         training = time.perf_counter() - self._begin - self._seconds["evaluation"] - self._seconds["save"]
         steps = self.steps - self._steps_before
         found |= {

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from electra_flax.config.schema import Config, TrainingConfig
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.sharding import batch_sharding, state_shardings
+from electra_flax.training import decoupled
 from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.losses import Sums
 from electra_flax.training.objectives.objective import Objective, batch_seeds
@@ -33,13 +34,19 @@ def make_train_step(
     """Return (state, batch) -> (next state, metric sums); compiled, the old state's memory is reused."""
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
+    def coupled(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Sums]:
         slices = config.training.gradient_accumulation_steps
         grads, sums = accumulate_gradients(objective, state.params, batch, key, state.step, attend, slices)
-        rate = learning_rate(state.step, config.optimizer, config.training.num_steps)
         state, how = apply_gradients(optimizer, state, grads, objective.loss(sums, sums))
-        return state, sums | how | {"learning_rate": rate}
+        return state, sums | how
+
+    advance = decoupled.make_advance(config, objective, attend) if config.optimizer.decoupled else coupled
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
+        rate = learning_rate(state.step, config.optimizer, config.training.num_steps)
+        state, sums = advance(state, batch, key)
+        return state, sums | {"learning_rate": rate}
 
     shardings = state_shardings(abstract_state(config), mesh)
     return jax.jit(

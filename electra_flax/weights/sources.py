@@ -52,8 +52,11 @@ def _read_run(source: str, place: str, step: int | None) -> Weights:
     def read_moment(name: str, moment: str) -> np.ndarray:
         if not moments:
             state = checkpoints.restore(abstract_state(config), make_mesh(MeshConfig()), step)
-            found = next(part for part in state.opt_state if isinstance(part, optimizer.state or ()))
-            moments.update({slot: flat(getattr(found, slot)) for slot in optimizer.slots})
+            chains = state.opt_state.values() if config.optimizer.decoupled else [state.opt_state]
+            for chain in chains:
+                found = next(part for part in chain if isinstance(part, optimizer.state or ()))
+                for slot in optimizer.slots:
+                    moments.setdefault(slot, {}).update(flat(getattr(found, slot)))
         return np.asarray(moments[moment][name])
 
     return Weights(

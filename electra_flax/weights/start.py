@@ -56,6 +56,11 @@ class Start(NamedTuple):
         _parameters(self, weights, config, vocabulary)
         if not self.resumes:
             return
+        if config.optimizer.decoupled:
+            raise UserError(
+                f"--resume-from {weights.source}: has the moments of one optimizer, and optimizer.decoupled=true "
+                "makes two: start a new run from its weights with --init-from"
+            )
         if weights.optimizer is None:
             raise UserError(
                 f"--resume-from {weights.source}: has no Adam moments to continue with: start a new run from its "

@@ -69,3 +69,23 @@ class Objective(Protocol):
 
     def summarize(self, totals: Totals) -> dict[str, float]:
         """Return "loss" and all metrics of the kind (metrics.py)."""
+
+
+class OfTwoModels(Objective, Protocol):
+    """One whose models can take turns: a generator, and a discriminator of what it sampled."""
+
+    def generate(
+        self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
+    ) -> tuple[Sums, jax.Array]:
+        """Return the generator's part of the sums, and what it samples, rows of the batch."""
+
+    def discriminator_sums(
+        self, params: Params, batch: Batch, draws: Draws, sampled_BM: jax.Array, attend: Attend, is_training: bool
+    ) -> Sums:
+        """Return the other part, for samples."""
+
+    def generator_loss(self, sums: Sums, counts: Sums) -> jax.Array:
+        """Return the generator's part of the loss, for its part of the sums."""
+
+    def discriminator_loss(self, sums: Sums, counts: Sums) -> jax.Array:
+        """Return the discriminator's."""

@@ -24,9 +24,15 @@ class ReplacedTokens(MaskedTokens):
 
     def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
         sums, sampled_BM = self.generate(params, batch, draws, attend, is_training)
+        return sums | self.discriminator_sums(params, batch, draws, sampled_BM, attend, is_training)
+
+    def discriminator_sums(
+        self, params: Params, batch: Batch, draws: Draws, sampled_BM: jax.Array, attend: Attend, is_training: bool
+    ) -> Sums:
+        """Return the discriminator's sums, for what was sampled at the hidden positions."""
         corrupted = masking.corrupt(batch["input_ids"], draws.masked, sampled_BM)
         logits_BT, added = self.discriminate(params, batch, draws, corrupted, attend, is_training)
-        return sums | added | losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, batch["attention_mask"])
+        return added | losses.replaced_token_sums(logits_BT, corrupted.is_replaced_BT, batch["attention_mask"])
 
     def discriminate(
         self,
@@ -55,12 +61,23 @@ class ReplacedTokens(MaskedTokens):
 
     def loss(self, sums: Sums, counts: Sums) -> jax.Array:
         """Return generator_weight * masked-LM loss + discriminator_weight * replaced-token loss, and what is added."""
-        weights = self.config.objective
-        discriminator_loss = losses.mean(sums["discriminator_nll"], counts["tokens"])
-        loss = super().loss(sums, counts) + weights.discriminator_weight * discriminator_loss
-        if not weights.corrective_lm_weight:
-            return loss
-        return loss + weights.corrective_lm_weight * losses.mean(sums["corrective_nll"], counts["masked"])
+        both = self.generator_loss(sums, counts) + self._of_discriminator(sums, counts)
+        return self._with_corrective(both, sums, counts)
+
+    def generator_loss(self, sums: Sums, counts: Sums) -> jax.Array:
+        """Return generator_weight * masked-LM loss."""
+        return super().loss(sums, counts)
+
+    def discriminator_loss(self, sums: Sums, counts: Sums) -> jax.Array:
+        """Return discriminator_weight * replaced-token loss, and what is added."""
+        return self._with_corrective(self._of_discriminator(sums, counts), sums, counts)
+
+    def _of_discriminator(self, sums: Sums, counts: Sums) -> jax.Array:
+        return self.config.objective.discriminator_weight * losses.mean(sums["discriminator_nll"], counts["tokens"])
+
+    def _with_corrective(self, loss: jax.Array, sums: Sums, counts: Sums) -> jax.Array:
+        weight = self.config.objective.corrective_lm_weight
+        return loss + weight * losses.mean(sums["corrective_nll"], counts["masked"]) if weight else loss
 
     def _total(self, found: dict[str, float]) -> float:
         weights = self.config.objective

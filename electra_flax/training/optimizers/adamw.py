@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from electra_flax.config.schema import OptimizerConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.training.optimizers.optimizer import Optimizer, is_decayed
 
 

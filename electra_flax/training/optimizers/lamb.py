@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optax
 
-from electra_flax.config.schema import OptimizerConfig
+from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.training.optimizers.optimizer import Optimizer, is_decayed
 
 
