@@ -13,7 +13,7 @@ from electra_flax.errors import UserError
 from electra_flax.model import electra, randomness
 from electra_flax.model.sharding import batch_sharding, check_batch, make_mesh, rule_for
 from electra_flax.training import masking
-from electra_flax.training.initial_state import init_state
+from electra_flax.training.initial_state import abstract_frozen, init_state
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.metrics import metrics_of
 from electra_flax.training.step import accumulate_gradients, make_train_step
@@ -38,14 +38,20 @@ def loss_of(config, sums):
     return make_objective(config, SPECIAL).summarize(jax.tree.map(np.asarray, sums))["loss"]
 
 
+def frozen_weights(config):
+    """Those of a generator that does not learn, where there is one."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), abstract_frozen(config))
+
+
 def run(num_devices=8, always_the_same=False, **changes):
     """Losses of ten steps, and the final parameters."""
     config = tiny_config(**changes)
     mesh = make_mesh(config.mesh, jax.devices()[:num_devices])
     state, step = init_state(config, mesh), make_train_step(config, make_objective(config, SPECIAL), mesh)
-    history = []
+    history, frozen = [], frozen_weights(config)
     for batch in make_batches(config, always_the_same=always_the_same):
-        state, sums = step(state, jax.device_put(batch, batch_sharding(mesh)))
+        state, sums = step(state, jax.device_put(batch, batch_sharding(mesh)), *frozen)
         history.append(loss_of(config, sums))
     return np.asarray(history), state
 
@@ -86,10 +92,14 @@ VARIANTS: dict[str, dict] = {
         "optimizer": {"decoupled": True, "generator_learning_rate": 3e-3},
         "objective": {"discriminator_weight": 1.0, "temperature_schedule": "exponential"},
     },
+    "frozen": {"generator": {"frozen": "somewhere"}},
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if VARIANTS[name] else []) for name in VARIANTS],
+)
 def variant(request):
     """Changes of the configuration."""
     return VARIANTS[request.param]

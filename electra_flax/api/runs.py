@@ -52,6 +52,7 @@ def pretrain(
     chosen = resolved(config, overrides)
     processes.use_cpu_where_there_is_nothing_else()
     from electra_flax.training import pretrain as training
+    from electra_flax.weights.frozen import read_frozen
 
     with progress_shown(progress):
         return training.pretrain(
@@ -62,4 +63,5 @@ def pretrain(
             Start(init_from) if isinstance(init_from, str) else init_from,
             TaskProbe.of(probe) if isinstance(probe, str) else probe,
             [callbacks] if isinstance(callbacks, Callbacks) else callbacks,
+            read_frozen,
         )

@@ -123,8 +123,9 @@ class Evaluate(Probing, Devices):
     def run(self) -> None:
         self.use_devices()
         from electra_flax.training.evaluate import evaluate
+        from electra_flax.weights.frozen import read_frozen
 
-        found = evaluate(self.workdir, self.data, self.step, self.task())
+        found = evaluate(self.workdir, self.data, self.step, self.task(), read_frozen)
         print_json(found)
         if "frequency_loss" not in found:
             return

@@ -4,7 +4,7 @@ Weights found anywhere have an architecture; only a run has a configuration (sch
 annotations are types, as in schema.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from electra_flax.config.ranges import BelowOne, Range
@@ -82,9 +82,15 @@ class GeneratorConfig:
     what lies right of it, and together they guess every token. objective.kind=electric always has them."""
     dropout: Annotated[float | None, Range(0, 1, "[)")] = None
     """Dropout of its own transformer, attention included; default: the model's."""
+    frozen: str | None = None
+    """Weights of a generator that does not learn: a model's folder, an export of both, OWNER/NAME on the hub, a name
+    that ships, a workdir, or as --init-from has it. It has the sizes above; the discriminator has tables of its own."""
+    initialize_discriminator_embeddings: bool = False
+    """Whether a new discriminator's tables begin as those of the frozen generator, and not at random."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "generator")
+        self._check_frozen()
         check(
             self.dropout is None or (self.untied_generator and not self.uniform_generator),
             f"generator.dropout={self.dropout} needs a transformer of the generator's own: leave it out with "
@@ -113,6 +119,27 @@ class GeneratorConfig:
             f"{given} needs a generator, but generator.uniform_generator=true has none: leave one of them out",
         )
 
+    def _check_frozen(self) -> None:
+        if self.frozen is None:
+            check(
+                not self.initialize_discriminator_embeddings,
+                "generator.initialize_discriminator_embeddings=true needs generator.frozen: what learns with the "
+                "discriminator begins at random",
+            )
+            return
+        given = f"generator.frozen={self.frozen}"
+        check(
+            self.untied_generator and not self.uniform_generator,
+            f"{given} is a transformer of its own: leave out generator.untied_generator=false and "
+            "generator.uniform_generator=true",
+        )
+        check(
+            self.embedding_sharing != "gdes",
+            f"{given} with generator.embedding_sharing=gdes: the discriminator has tables of its own; set shared where "
+            "the generator's are model.embedding_size wide, separate where they are as wide as its layers",
+        )
+        check(self.dropout is None, f"{given} with generator.dropout={self.dropout}: it has none; leave it out")
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -126,6 +153,8 @@ class Architecture:
     """Whether the generator's tables are its own."""
     has_delta: bool = False
     """Whether the discriminator's tables are the generator's and a difference (embedding_sharing=gdes)."""
+    has_frozen_generator: bool = False
+    """Whether the generator's weights are given beside the parameters, which then are the discriminator's alone."""
     has_generator_head: bool = True
     """Whether anything predicts masked tokens."""
     has_discriminator_head: bool = True
@@ -151,8 +180,18 @@ class Architecture:
     @property
     def parts(self) -> list[str]:
         """Return which of the two models there is to publish; two towers are no model that others have."""
+        given = self.has_two_towers or self.has_frozen_generator
         has = {
             "discriminator": self.has_discriminator_head,
-            "generator": self.has_generator_head and not self.has_two_towers,
+            "generator": self.has_generator_head and not given,
         }
         return [part for part, there in has.items() if there]
+
+    @property
+    def learned(self) -> "Architecture":
+        """Return the same without what is frozen."""
+        if not self.has_frozen_generator:
+            return self
+        return replace(
+            self, generator=None, has_own_embeddings=False, has_frozen_generator=False, has_generator_head=False
+        )

@@ -287,6 +287,19 @@ class Config:
         check(self.generator.embedding_sharing != "gdes" or kind == "replaced_tokens", "generator.embedding_sharing="
               f"gdes needs objective.kind=replaced_tokens with a generator of one tower, got {kind}")  # fmt: skip
 
+        frozen, own_width = self.generator.frozen, self.generator.embedding_sharing == "separate"
+        width = self.generator.hidden_size if own_width else self.model.embedding_size
+        check(
+            not self.generator.initialize_discriminator_embeddings or width == self.model.embedding_size,
+            "generator.initialize_discriminator_embeddings=true needs tables of one width, got the generator's "
+            f"{width} and model.embedding_size={self.model.embedding_size}",
+        )
+        if frozen is not None:
+            check(
+                self.objective.kind == "replaced_tokens" and not self.optimizer.decoupled,
+                f"generator.frozen={frozen} needs objective.kind=replaced_tokens and optimizer.decoupled=false, got "
+                f"{self.objective.kind} and {str(self.optimizer.decoupled).lower()}: only a discriminator learns",
+            )
         if self.optimizer.decoupled:
             self._check_disjoint()
 
@@ -344,14 +357,14 @@ class Config:
                 generator.hidden_size if generator.embedding_sharing == "separate" else self.model.embedding_size
             ),
         )
-        if generator.dropout is not None:
-            sizes = replace(
-                sizes, hidden_dropout_prob=generator.dropout, attention_probs_dropout_prob=generator.dropout
-            )
+        dropout = 0.0 if generator.frozen is not None else generator.dropout
+        if dropout is not None:
+            sizes = replace(sizes, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
         return Architecture(
             model=self.model,
             generator=sizes if trains_both and has_generator and generator.untied_generator else None,
-            has_own_embeddings=generator.embedding_sharing == "separate",
+            has_own_embeddings=generator.embedding_sharing == "separate" or generator.frozen is not None,
+            has_frozen_generator=generator.frozen is not None,
             has_delta=generator.embedding_sharing == "gdes",
             has_generator_head=has_generator,
             has_discriminator_head=trains_both,

@@ -180,8 +180,24 @@ class _Electra(nn.Module):
 
 def init(architecture: Architecture, key: jax.Array) -> Params:
     """Return fresh float32 parameters (docs/semantics.md, section 8: truncated normal; two Glorot uniform kernels)."""
+    params = _init_all(architecture, key)
+    return {name: tree for name, tree in params.items() if not _is_given(architecture, name)}
+
+
+def _init_all(architecture: Architecture, key: jax.Array) -> Params:
     params: Params = _Electra(architecture).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
     return params
+
+
+def _is_given(architecture: Architecture, name: str) -> bool:
+    return architecture.has_frozen_generator and name.startswith("generator")
+
+
+def given_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape, by name, of every array that a frozen generator has: given beside the parameters, to be used
+    with them as one tree."""
+    shapes = jax.eval_shape(lambda: _init_all(architecture, jax.random.key(0)))
+    return {name: leaf.shape for name, leaf in flat(shapes).items() if _is_given(architecture, name)}
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

@@ -22,7 +22,7 @@ from electra_flax.errors import RunError, UserError
 from electra_flax.files import parse_json, read_bytes, write_whole
 from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.attention_choice import kernel_specs
-from electra_flax.model.sharding import batch_sharding, state_shardings
+from electra_flax.model.sharding import batch_sharding, state_shardings, whole
 from electra_flax.planning.compile_times import stage, timed
 from electra_flax.planning.kernel_schedule import schedule_cycles
 from electra_flax.runtime.tpus import Slice, parse_slice
@@ -99,9 +99,11 @@ def _lower(config: Config, mesh: Mesh, attend: Attend) -> Any:
         state_shardings(state, mesh),
     )
     train_step: Any = step.make_train_step(config, make_objective(config, _SPECIAL, _CONTINUATIONS), mesh, attend)
-    return train_step.trace(state, initial_state.abstract_batch(config, batch_sharding(mesh))).lower(
-        lowering_platforms=("tpu",)
+    batch, frozen = (
+        initial_state.abstract_batch(config, batch_sharding(mesh)),
+        initial_state.abstract_frozen(config, whole(mesh)),
     )
+    return train_step.trace(state, batch, *frozen).lower(lowering_platforms=("tpu",))
 
 
 def compile_for(lowered: Any, where: Slice) -> Compiled:

@@ -51,7 +51,7 @@ def least_parameters(architecture: Architecture) -> int:
     tables = (model.vocab_size + model.max_position_embeddings + model.type_vocab_size) * model.embedding_size
     return tables * (2 if architecture.has_delta else 1) + sum(
         sizes.num_hidden_layers * (4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.intermediate_size)
-        for sizes in (model, *(architecture.generator,) * (1 + architecture.has_two_towers))
+        for sizes in (model, *(architecture.learned.generator,) * (1 + architecture.has_two_towers))
         if sizes is not None
     )
 

@@ -46,6 +46,8 @@ class Run:
     """`data_identity` of each phase, joined."""
     packed_rows: list[int] = field(default_factory=list)
     """A step's, of each phase; none where each example has a row of its own."""
+    frozen: str = ""
+    """Sha256 of a generator that does not learn."""
 
 
 _WRITTEN_ANEW = "remove it, and electra-flax pretrain with the run's own --config and --data writes it anew"

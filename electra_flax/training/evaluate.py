@@ -22,6 +22,7 @@ from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.checkpoint import Checkpoints
 from electra_flax.training.first_values import token_frequency
+from electra_flax.training.frozen import ReadFrozen
 from electra_flax.training.health import LEAST_ROWS, make_read_states, state_sums
 from electra_flax.training.initial_state import abstract_state
 from electra_flax.training.metrics import MetricSums
@@ -47,9 +48,11 @@ class HeldOut:
         mesh: Mesh,
         attend: Attend,
         probe_rows: ProbeRows | None,
+        *frozen: Params,
     ) -> None:
         self._config, self._objective, self._examples, self._mesh = config, objective, examples, mesh
-        self._eval_step = make_eval_step(objective, mesh, attend)
+        self._frozen = frozen
+        self._eval_step = make_eval_step(config, objective, mesh, attend)
         self._read_states = make_read_states(config.architecture, mesh, attend)
         self._prober = Prober(probe_rows, config, mesh, self._read_states) if probe_rows else None
 
@@ -61,7 +64,7 @@ class HeldOut:
         config, total = self._config, MetricSums()
         key = jax.random.key(config.evaluation.seed)
         for number, batch in enumerate(self._batches(config.evaluation.max_batches)):
-            sums = self._eval_step(params, batch, jax.random.fold_in(key, number))
+            sums = self._eval_step(params, batch, jax.random.fold_in(key, number), *self._frozen)
             total.add(jax.tree.map(np.asarray, sums))
         few = -(-LEAST_ROWS // config.training.batch_size)
         health = state_sums(self._read_states, params, self._batches(few)).sums
@@ -73,11 +76,13 @@ class HeldOut:
         return evaluation_batches(self._config, self._examples, self._mesh, most)
 
 
-def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe | None) -> dict[str, float]:
+def evaluate(
+    given: str, data_path: str | None, step: int | None, probe: Probe | None, read_frozen: ReadFrozen
+) -> dict[str, float]:
     """Return held-out metrics of a checkpoint. Raises UserError where there is no checkpoint or no validation split.
 
     `given` is the workdir; the shards are those of the phase in which the checkpoint was made, or `data_path`.
-    What `probe` adds is of that phase's length.
+    What `probe` adds is of that phase's length; `read_frozen` finds a generator that the run does not train.
     """
     work = Workdir(given).pull()
     config = work.read_config()
@@ -98,7 +103,11 @@ def evaluate(given: str, data_path: str | None, step: int | None, probe: Probe |
     rows = probe.rows(vocabulary, identity.casing(data, vocabulary), length) if probe else None
     attend = choose_attention(config.architecture, length, mesh)
     objective = make_objective(config, vocabulary.special, vocabulary.continuations)
-    held_out = HeldOut(config, objective, examples, mesh, attend, rows)
+    frozen = read_frozen(config, vocabulary)
+    identity.check_frozen(work, frozen.sha256 if frozen else "")
+    held_out = HeldOut(
+        config, objective, examples, mesh, attend, rows, *([frozen.place(config, mesh)] if frozen else [])
+    )
     metrics = held_out.metrics(state.params)
     if config.architecture.has_generator_head and not is_remote(place):  # on gs:// the training shards stay there
         train = open_split(config, DataFolder.open(data.path), "train")

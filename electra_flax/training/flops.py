@@ -20,14 +20,13 @@ def step_flops(config: Config) -> int:
     objective = make_objective(config, SpecialTokens(*range(5)), (5,))  # which ids they are changes no shape
     slices = config.training.gradient_accumulation_steps
 
-    def gradients(params: Any, batch: Any) -> Any:
+    def gradients(params: Any, batch: Any, *frozen: Any) -> Any:
         return step.accumulate_gradients(
-            objective, params, batch, jax.random.key(0), jax.numpy.int32(0), xla_attention, slices
+            objective, params, batch, jax.random.key(0), jax.numpy.int32(0), xla_attention, slices, *frozen
         )[0]
 
-    return matmul_flops(
-        jax.make_jaxpr(gradients)(initial_state.abstract_state(config).params, initial_state.abstract_batch(config))
-    )
+    params, batch = initial_state.abstract_state(config).params, initial_state.abstract_batch(config)
+    return matmul_flops(jax.make_jaxpr(gradients)(params, batch, *initial_state.abstract_frozen(config)))
 
 
 def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:

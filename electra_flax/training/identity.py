@@ -37,21 +37,29 @@ _IDENTITY = (
 
 
 def prepare(
-    work: Workdir, config: Config, paths: Sequence[str], identity: str, packed_rows: Sequence[int] = ()
+    work: Workdir,
+    config: Config,
+    paths: Sequence[str],
+    identity: str,
+    packed_rows: Sequence[int] = (),
+    frozen: str = "",
 ) -> list[str]:
     """Create the workdir, or check that it belongs to this run; return the harmless differences, a line each.
 
-    `identity` tells the shards apart, `paths` says where they are, `packed_rows` are a step's of each phase. Raises
-    UserError where the workdir cannot be written, or belongs to a run with another model or other data.
+    `identity` tells the shards apart, `paths` says where they are, `packed_rows` are a step's of each phase, `frozen`
+    is the sha256 of a generator that does not learn. Raises UserError where the workdir cannot be written, or belongs
+    to a run with another model or other data.
     """
     notes = check_identity(work, config, identity)
+    check_frozen(work, frozen)
     absolute = [path if is_remote(path) else os.path.realpath(path) for path in paths]
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise not_writable(work.folder, error) from None
     write_whole(
-        work.folder / "run.json", json.dumps(asdict(Run(absolute, identity, list(packed_rows))), indent=1) + "\n"
+        work.folder / "run.json",
+        json.dumps(asdict(Run(absolute, identity, list(packed_rows), frozen)), indent=1) + "\n",
     )
     write_whole(work.folder / "config.yaml", config_to_yaml(config))  # the last one: it makes the folder a workdir
     return notes
@@ -75,6 +83,8 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
     notes: list[str] = []
     differences = config_differences(work.read_config(), config)
     changed = {name: change for name, change in differences.items() if name.startswith(_IDENTITY)}
+    if config.generator.frozen is not None and not changed.get("generator.frozen", "").startswith("None"):
+        changed.pop("generator.frozen", None)  # where it lies; what it is says its sha256
     if identity is not None:
         if not (work.folder / "run.json").exists():
             notes.append(f"run.json was missing: the shards are assumed to be the same ({identity})")
@@ -84,6 +94,16 @@ def check_identity(work: Workdir, config: Config, identity: str | None) -> list[
         shown = "; ".join(f"{name}: {change}" for name, change in changed.items())
         raise UserError(f"{work} belongs to another run ({shown}): use another --workdir, or undo the change")
     return [*notes, *(f"{name}: {change}" for name, change in differences.items())]
+
+
+def check_frozen(work: Workdir, frozen: str) -> None:
+    """Raise UserError where a run that is there has another generator that does not learn; `frozen` is its sha256."""
+    known = read_run(work.folder).frozen if (work.folder / "run.json").exists() else frozen
+    if known != frozen:
+        raise UserError(
+            f"{work}: its generator.frozen had the sha256 {known[:12] or 'of none'}, the one there now has "
+            f"{frozen[:12] or 'none'}: put the first one back, or use another --workdir"
+        )
 
 
 def packed_rows(work: Workdir) -> list[int]:

@@ -17,7 +17,7 @@ from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import make_optimizer
 from electra_flax.training.optimizers.sides import init_optimizers
 from electra_flax.training.state import TrainState
-from electra_flax.trees import Params
+from electra_flax.trees import Params, nested
 
 
 def init_state(config: Config, mesh: Mesh, change: Callable[[Params], Params] | None = None) -> TrainState:
@@ -31,6 +31,16 @@ def abstract_state(config: Config) -> TrainState:
     """Return the state's tree with shapes and dtypes instead of arrays."""
     state: TrainState = jax.eval_shape(functools.partial(_create_state, config))
     return state
+
+
+def abstract_frozen(config: Config, sharding: Sharding | None = None) -> tuple[Params, ...]:
+    """Return what steps take beside state and batch: the shapes of a frozen generator, in the type of activations."""
+    if config.generator.frozen is None:
+        return ()
+    dtype = jnp.dtype(config.training.compute_dtype)
+    shapes = electra.given_shapes(config.architecture)
+    leaves = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, shape in shapes.items()}
+    return (nested(leaves),)
 
 
 def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -34,10 +34,11 @@ from electra_flax.training.callbacks import Callbacks
 from electra_flax.training.evaluate import HeldOut
 from electra_flax.training.first_values import look_at_neighbours, token_frequency
 from electra_flax.training.flops import step_flops
+from electra_flax.training.frozen import Frozen, ReadFrozen
 from electra_flax.training.initial_state import abstract_batch, abstract_state, init_state
 from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
-from electra_flax.training.losses import Totals
+from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.metrics import RunNotes, last_held_out
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.metrics import HEALTH_METRICS, metrics_of
@@ -73,11 +74,13 @@ def pretrain(
     begin_with: FirstWeights | None = None,
     probe: Probe | None = None,
     callbacks: Sequence[Callbacks] = (),
+    read_frozen: ReadFrozen = lambda config, vocabulary: None,
 ) -> Pretrained:
     """Train, or continue, the run in the workdir until config.training.num_steps.
 
     `data_paths` are the shards of each phase, `begin_with` names weights that a new run starts from, `probe` labelled
-    texts that evaluations try the states on. `interruption` says when to stop, `callbacks` hear of all that happens.
+    texts that evaluations try the states on. `interruption` says when to stop, `callbacks` hear of all that happens;
+    `read_frozen` finds a generator that does not learn.
     Raises UserError for what the user can fix, Unavailable for what is away for now, RunError when the run itself
     fails, Preempted when it was asked to stop and has saved; of anything else the traceback is kept in the workdir.
     """
@@ -90,7 +93,7 @@ def pretrain(
     ):
         set_up_compiler(config.training.compilation_cache)
         # Everything that can be refused is refused before anything is compiled.
-        inputs = _open_all(config, data_paths, work, begin_with, probe, watchdog)
+        inputs, frozen = _open_all(config, data_paths, work, begin_with, probe, watchdog, read_frozen)
         watchdog.alive("checking the attention of all phases")
         mesh = make_mesh(config.mesh)
         attends = [
@@ -100,7 +103,7 @@ def pretrain(
         processes.end_if_asked(interruption.requested, "before the first step")
         places = Places(work.folder, work.checkpoints, functools.partial(guard.push, work))
         for phase, phase_input, attend in zip(config.phases, inputs, attends, strict=True):
-            learner = Pretraining(phase, phase_input, attend, work, begin_with)
+            learner = Pretraining(phase, phase_input, attend, work, begin_with, frozen)
             _train(learner, places, interruption, watchdog, callbacks)
         try:
             if processes.is_main():
@@ -136,8 +139,12 @@ def _open_all(
     begin_with: FirstWeights | None,
     probe: Probe | None,
     watchdog: Watchdog,
-) -> list[Input]:
-    """Prepare the workdir; return what each phase reads, checked. The same answer in all processes."""
+    read_frozen: ReadFrozen,
+) -> tuple[list[Input], Frozen | None]:
+    """Prepare the workdir; return what each phase reads, checked, and the generator that does not learn.
+
+    The same answer in all processes.
+    """
     known = np.zeros(2, np.int64)  # rows a step of a run that goes on, which process 0 has the files of
     with processes.together():
         if processes.is_main():
@@ -146,6 +153,8 @@ def _open_all(
     packed_rows = [int(rows) for rows in processes.as_process_0(known) if rows]
     with processes.together():
         inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe, packed_rows)
+        frozen = read_frozen(config, inputs[0].vocabulary)
+        digest = frozen.sha256 if frozen else ""
     packed_rows = [found.packed.rows for found in inputs if found.packed]
     shards = identity_of(inputs)
     processes.require_agreement(
@@ -153,13 +162,14 @@ def _open_all(
             "shards": shards,
             "packed rows": str(packed_rows),
             "first weights": str(begin_with),
+            "frozen generator": digest or "none",
             "--probe": "; ".join(found.probe_rows.digest for found in inputs if found.probe_rows) or "none",
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
     with processes.together():
         if processes.is_main():
-            for note in identity.prepare(work, config, data_paths, shards, packed_rows):
+            for note in identity.prepare(work, config, data_paths, shards, packed_rows, digest):
                 log.info("changed since the last start: %s", note)
             data, vocabulary = inputs[0].data, inputs[0].vocabulary
             casing = identity.casing(data, vocabulary)
@@ -168,7 +178,7 @@ def _open_all(
                 data.manifest.write(work.folder)  # what the model card says of the data
         memory = work.folder / f"verified_shards-{jax.process_index()}.json"
         verify_shards([shard for found in inputs for shard in found.shards], memory)
-    return inputs
+    return inputs, frozen
 
 
 class Pretraining:
@@ -177,7 +187,13 @@ class Pretraining:
     notes_type = RunNotes
 
     def __init__(
-        self, phase: Phase, phase_input: Input, attend: Attend, work: Workdir, begin_with: FirstWeights | None
+        self,
+        phase: Phase,
+        phase_input: Input,
+        attend: Attend,
+        work: Workdir,
+        begin_with: FirstWeights | None,
+        frozen: Frozen | None,
     ) -> None:
         config, (_, vocabulary, self._examples, held_out, probe_rows, self._packed) = phase.config, phase_input
         self.config, self._vocabulary = config, vocabulary
@@ -189,8 +205,12 @@ class Pretraining:
         on_console = [metric.name for metric in (*metrics_of(config), *HEALTH_METRICS) if metric.is_on_console]
         self.shown = ("loss", *on_console, "tokens_per_sec", "mfu")
         self.least_seconds: float | None = None
-        self._held_out = HeldOut(config, self.objective, held_out, self.mesh, attend, probe_rows)
-        self.advance = make_train_step(config, self.objective, self.mesh, attend)
+        self._frozen, self._given = frozen, (frozen.place(config, self.mesh),) if frozen else ()
+        self._held_out = HeldOut(config, self.objective, held_out, self.mesh, attend, probe_rows, *self._given)
+        self._step = make_train_step(config, self.objective, self.mesh, attend)
+
+    def advance(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        return self._step(state, batch, *self._given)
 
     def fresh(self) -> TrainState:
         """Return step 0, or the step that other weights are at."""
@@ -201,6 +221,8 @@ class Pretraining:
                     "another --workdir"
                 )
         state = init_state(self.config, self.mesh, self._first_values())
+        if self._frozen and self.config.generator.initialize_discriminator_embeddings:
+            state = self._frozen.initialize(state, self.mesh)
         if self.begin_with is not None:
             state = self.begin_with.apply(self.config, self._vocabulary, self.mesh, state)
         return state
@@ -238,7 +260,7 @@ class Pretraining:
                 packed.rows, 100 * packed.fill, 100 * packed.fill * packed.share,
             )  # fmt: skip
         batch = abstract_batch(config, batch_sharding(self.mesh))
-        self.advance = compile_step("train step", self.advance, state, batch)
+        self._step = compile_step("train step", self._step, state, batch, *self._given)
         if peak := tpus.peak_flops(jax.devices()[0].device_kind):
             self.least_seconds = step_flops(config) / (peak * jax.device_count())
 
@@ -290,7 +312,7 @@ class Pretraining:
 
     def explain_not_finite(self, first: int, last: int, state: TrainState, batch: Batch) -> str:
         """Write the norms of every layer to a file; return what there is to say."""
-        norms = jax.device_get(make_norms(self.objective, self.config.training)(state, batch))
+        norms = jax.device_get(make_norms(self.objective, self.config.training)(state, batch, *self._given))
         if processes.is_main():
             path = self._work.folder / "not_finite.json"
             text = json.dumps({"first_step": first, "last_step": last, **norms}, indent=1, default=float) + "\n"

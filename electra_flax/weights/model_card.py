@@ -17,8 +17,10 @@ from electra_flax.config.masking import MaskingConfig
 from electra_flax.data.manifest import Manifest
 from electra_flax.errors import UserError
 from electra_flax.formats import counted
+from electra_flax.storage.workdir import read_run
 from electra_flax.training.charts import draw, learning_panels
 from electra_flax.training.history import History
+from electra_flax.training.optimizers.sides import settings_of
 from electra_flax.weights import hub
 from electra_flax.weights.parity import ARCHITECTURES
 from electra_flax.weights.weights import Weights
@@ -194,6 +196,18 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         generator = architecture.generator_sizes
         name = "each of the generator's two towers" if architecture.has_two_towers else "generator"
         settings[f"{name} (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
+    if config.generator.frozen is not None:
+        digest = read_run(run.folder).frozen
+        settings["generator"] = f"not trained: {config.generator.frozen} (sha256 {digest[:12]})"
+    if config.objective.temperature_schedule != "constant":
+        objective = config.objective
+        settings["temperature of sampling"] = (
+            f"{formats.number(objective.initial_temperature)} to {formats.number(objective.temperature)}, "
+            f"{objective.temperature_schedule}"
+        )
+    if config.optimizer.decoupled:
+        rate = settings_of(config.optimizer).generator.learning_rate
+        settings["generator's own optimizer, learning rate"] = formats.number(rate)
     if architecture.has_delta:
         settings["embeddings"] = "the discriminator's are the generator's and a difference (GDES), summed here"
     if architecture.has_discriminator_head and architecture.has_generator_head:

@@ -31,7 +31,7 @@ class Metric(NamedTuple):
 
 
 def _log_of_vocabulary(config: Config) -> float | None:
-    return math.log(config.model.vocab_size) if config.architecture.has_generator_head else None
+    return math.log(config.model.vocab_size) if config.architecture.learned.has_generator_head else None
 
 
 def _of_energy_0(config: Config) -> float:

@@ -60,7 +60,12 @@ class ReplacedTokens(MaskedTokens):
         return electra.apply_discriminator(*inputs, *how), {}
 
     def loss(self, sums: Sums, counts: Sums) -> jax.Array:
-        """Return generator_weight * masked-LM loss + discriminator_weight * replaced-token loss, and what is added."""
+        """Return generator_weight * masked-LM loss + discriminator_weight * replaced-token loss, and what is added.
+
+        Without the first where the generator is frozen.
+        """
+        if self.config.generator.frozen is not None:
+            return self.discriminator_loss(sums, counts)
         both = self.generator_loss(sums, counts) + self._of_discriminator(sums, counts)
         return self._with_corrective(both, sums, counts)
 
@@ -81,8 +86,9 @@ class ReplacedTokens(MaskedTokens):
 
     def _total(self, found: dict[str, float]) -> float:
         weights = self.config.objective
+        of_generator = 0.0 if self.config.generator.frozen is not None else found[self.guessing.metric]
         return (
-            weights.generator_weight * found[self.guessing.metric]
+            weights.generator_weight * of_generator
             + weights.discriminator_weight * found["discriminator_loss"]
             + weights.corrective_lm_weight * found.get("corrective_loss", 0.0)
         )
