@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden_tools import tiny_config
 
-from electra_flax.model import attention_choice, attention_kernel, layers, randomness
+from electra_flax.model import attention_choice, attention_kernel, gelu, randomness
 from electra_flax.model.attention import xla_attention
 from electra_flax.model.attention_kernel import Spec, kernel_attention, supports
 from electra_flax.model.sharding import make_mesh
@@ -291,7 +291,7 @@ def test_gelu_of_every_bfloat16_number():
     phi = 0.5 * np.vectorize(math.erfc)(-wide / math.sqrt(2))
     density = np.exp(-0.5 * np.square(np.clip(wide, -40, 40))) / math.sqrt(2 * math.pi)
     # As it is compiled for users: with conftest.py's options tanh(-9) is not quite -1.
-    gelu_and_slope = jax.jit(layers._gelu_and_slope, compiler_options={"xla_backend_optimization_level": 3})
+    gelu_and_slope = jax.jit(gelu._gelu_and_slope, compiler_options={"xla_backend_optimization_level": 3})
     value, slope = gelu_and_slope(jnp.asarray(numbers))
     step = 2.0**-7  # of a bfloat16 next to 1
     np.testing.assert_allclose(np.asarray(value, np.float64), wide * phi, rtol=step, atol=1e-6)
@@ -303,8 +303,8 @@ def test_gelu_of_every_bfloat16_number():
 def test_gelu_in_float32_and_its_gradient():
     x = jnp.linspace(-8.0, 8.0, 4001)
     exact = lambda x: x * 0.5 * (1 + jax.lax.erf(x / math.sqrt(2)))  # noqa: E731
-    np.testing.assert_allclose(layers.gelu(x), exact(x), atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), jax.vmap(jax.grad(exact))(x), atol=1e-6)
+    np.testing.assert_allclose(gelu.gelu(x), exact(x), atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu.gelu))(x), jax.vmap(jax.grad(exact))(x), atol=1e-6)
 
 
 def test_product_of_gelu_is_the_plain_one_with_its_gradients():
@@ -315,7 +315,7 @@ def test_product_of_gelu_is_the_plain_one_with_its_gradients():
     def loss(product, x, kernel):
         return (product(x, kernel) * weights).sum()
 
-    ours = jax.value_and_grad(loss, argnums=(1, 2))(layers.dot_gelu_rows, x, kernel)
+    ours = jax.value_and_grad(loss, argnums=(1, 2))(gelu.dot_gelu_rows, x, kernel)
     plain = jax.value_and_grad(loss, argnums=(1, 2))(lambda x, k: jax.nn.gelu(x, approximate=False) @ k, x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours, plain)
 
@@ -336,8 +336,8 @@ def test_product_of_gelu_keeps_one_array_for_the_gradient():
         compiled = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False})
         return compiled.memory_analysis().temp_size_in_bytes
 
-    kept = temporary_bytes(layers.dot_gelu_rows)
-    plain = temporary_bytes(lambda x, kernel: layers.gelu(x) @ kernel)
+    kept = temporary_bytes(gelu.dot_gelu_rows)
+    plain = temporary_bytes(lambda x, kernel: gelu.gelu(x) @ kernel)
     array = rows * wide * 4
     assert kept < (num_layers + 4) * array
     assert plain > (2 * num_layers) * array

@@ -11,8 +11,9 @@ import pytest
 from golden_tools import RECORDED, read_json, tiny_config
 
 from electra_flax.config.loading import config_differences, config_to_yaml, fields_from, load_config
+from electra_flax.config.objective import ObjectiveKind
 from electra_flax.config.optimizer import OptimizerConfig
-from electra_flax.config.schema import Config, ObjectiveKind
+from electra_flax.config.schema import Config
 from electra_flax.errors import UserError, ranges
 from electra_flax.model import electra
 from electra_flax.runtime.flags import fields_help

@@ -26,6 +26,7 @@ from electra_flax.trees import flat, nested
 GDES = {"embedding_sharing": "gdes"}
 TWO = {"decoupled": True, "generator_learning_rate": 0.01, "generator_warmup_steps": 0, "warmup_steps": 0}
 ONE = {"discriminator_weight": 1.0}
+GENERATORS = ("generator", "electra/embeddings/")  # with a difference
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ ONE = {"discriminator_weight": 1.0}
     [
         ({}, "needs parameters that the two models do not share, got generator.embedding_sharing=shared"),
         ({"generator": {"embedding_sharing": "separate"}, "objective": {"kind": "masked_tokens"}},
-         "decoupled=true needs objective.kind=replaced_tokens, got masked_tokens"),
+         "decoupled=true needs objective.kind=replaced_tokens .* got masked_tokens"),
         ({"optimizer": {"generator_learning_rate": 0.1}}, "generator_learning_rate=0.1 needs optimizer.decoupled=true"),
         ({"optimizer": {"generator_warmup_steps": 3}}, "generator_warmup_steps=3 needs optimizer.decoupled=true"),
         ({"generator": GDES, "optimizer": {"decoupled": True, "generator_warmup_steps": 30}},
@@ -105,8 +106,8 @@ def test_a_generator_with_rate_0_stays(tmp_path):
     config = tiny_config(generator=generator, optimizer={**TWO, "generator_learning_rate": 0.0}, objective=ONE)
     after = flat(one_step(config, weights.to_params())[0].params)
     for name in weights.shapes:
-        is_moved = not np.array_equal(after[name], weights.read(name))
-        assert is_moved == (not name.startswith(("generator", "electra/embeddings"))) or name.endswith("key/bias"), name
+        is_moved, is_generators = not np.array_equal(after[name], weights.read(name)), name.startswith(GENERATORS)
+        assert is_moved != is_generators or name.endswith("key/bias"), name
 
 
 @pytest.mark.parametrize("broken", ["generator_lm_head/bias", "discriminator_predictions/dense/bias"])

@@ -35,6 +35,7 @@ TRACE_STEPS = 20
         ({"untied_generator": False}, "embedding_sharing=gdes needs generator.untied_generator=true, got false"),
         ({"uniform_generator": True}, "embedding_sharing=gdes needs a generator, but generator.uniform_generator=true"),
         ({"kind": "masked_tokens"}, "embedding_sharing=gdes needs objective.kind=replaced_tokens .* got masked_tokens"),
+        ({"kind": "electric"}, "embedding_sharing=gdes needs .* a generator of one tower, got two towers"),
     ],
 )
 def test_what_has_no_two_models_has_no_difference(changes, expected):
@@ -67,7 +68,9 @@ _NORM = ("LayerNorm/scale", "LayerNorm/bias")
 def test_no_loss_reaches_the_others_tables(tmp_path):
     weights = random_weights(tmp_path, "a difference")
     config = config_for(weights.architecture)
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, corrective_lm_weight=1.0))
     objective, params = make_objective(config, SPECIAL), weights.to_params()
+    params["corrective_lm_head"] = {"bias": jnp.ones(config.model.vocab_size)}
     batch = next(make_batches(config, 1))
     draws = objective.draw(batch, row_seeds(jax.random.key(1), 16), jnp.int32(0))
 
@@ -76,14 +79,16 @@ def test_no_loss_reaches_the_others_tables(tmp_path):
         def loss(params, name):
             return objective.sums(params, batch, draws, electra.xla_attention, True)[name]
 
-        return [flat(jax.grad(loss)(params, name)) for name in ("generator_nll", "discriminator_nll")]
+        kinds = ("generator_nll", "discriminator_nll", "corrective_nll")
+        return [flat(jax.grad(loss)(params, name)) for name in kinds]
 
-    of_generator, of_discriminator = gradients(params)
+    of_generator, of_discriminator, of_corrector = gradients(params)
     for name in (*TABLES, *_NORM):
         table, difference = f"electra/embeddings/{name}", f"discriminator_delta/{name}"
         assert not np.any(of_discriminator[table]) and not np.any(of_generator[difference])
         assert np.any(of_generator[table]) and np.any(of_discriminator[difference])
-    for name in of_generator:  # nothing is learned by both
+        assert not np.any(of_corrector[table]) and np.any(of_corrector[difference])
+    for name in of_generator.keys() - {"corrective_lm_head/bias"}:  # nothing is learned by both
         assert np.any(of_generator[name]) != np.any(of_discriminator[name]) or name.endswith("key/bias"), name
 
 

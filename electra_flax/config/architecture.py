@@ -119,6 +119,15 @@ class GeneratorConfig:
             f"{given} needs a generator, but generator.uniform_generator=true has none: leave one of them out",
         )
 
+    def check_tables(self, embedding_size: int) -> None:
+        """Raise UserError where a discriminator with embeddings of that size cannot begin with the generator's."""
+        width = self.hidden_size if self.embedding_sharing == "separate" else embedding_size
+        check(
+            not self.initialize_discriminator_embeddings or width == embedding_size,
+            "generator.initialize_discriminator_embeddings=true needs tables of one width, got the generator's "
+            f"{width} and model.embedding_size={embedding_size}",
+        )
+
     def _check_frozen(self) -> None:
         if self.frozen is None:
             check(

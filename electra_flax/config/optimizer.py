@@ -46,3 +46,17 @@ class OptimizerConfig:
                 given is None or self.decoupled,
                 f"optimizer.{name}={given} needs optimizer.decoupled=true: else one optimizer moves all",
             )
+
+    def check_disjoint(self, kind: str, embedding_sharing: str) -> None:
+        """Raise UserError where two optimizers would move one parameter, or there is one model."""
+        if not self.decoupled:
+            return
+        check(
+            kind == "replaced_tokens",
+            f"optimizer.decoupled=true needs objective.kind=replaced_tokens with a generator of one tower, got {kind}",
+        )
+        check(
+            embedding_sharing != "shared",
+            "optimizer.decoupled=true needs parameters that the two models do not share, got "
+            "generator.embedding_sharing=shared: set it to gdes or separate",
+        )

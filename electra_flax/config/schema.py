@@ -13,45 +13,13 @@ from typing import Annotated, Literal, NamedTuple
 
 from electra_flax.config.architecture import Architecture, ComputeDtype, GeneratorConfig, ModelConfig, Size
 from electra_flax.config.masking import MaskingConfig
+from electra_flax.config.objective import ObjectiveConfig
 from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.config.packing import PackingConfig
-from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero, Weight
+from electra_flax.config.ranges import Axis, Batch, Minutes, Range, Seed, Steps, StepsOrZero
 from electra_flax.errors import UserError, check, check_numbers
 
-ObjectiveKind = Literal["replaced_tokens", "masked_tokens", "electric"]
-"""The names of training/objectives."""
 COMPILATION_CACHE = "~/.cache/electra-flax/compiled"
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Training objective (docs/semantics.md, sections 6 and 7)."""
-
-    kind: ObjectiveKind = "replaced_tokens"
-    """replaced_tokens: ELECTRA; masked_tokens: plain masked-language modelling of the `model` section, no
-    discriminator; electric: ELECTRA whose discriminator's logit is an energy, -log of how likely a token is in its
-    context but for a constant, with a generator of two towers."""
-    generator_weight: Weight = 1.0
-    """Weight of the masked-LM loss; of two towers' loss over all tokens."""
-    discriminator_weight: Weight = 50.0
-    """Weight of the replaced-token loss; of Electric's, which tells drawn tokens from those of the text."""
-    temperature: Annotated[float, Range(0, 10**6, "(]")] = 1.0
-    """Divides the generator's logits before sampling; with a schedule, what it goes to, and that of evaluations."""
-    temperature_schedule: Literal["constant", "exponential", "linear"] = "constant"
-    """How it goes there from initial_temperature: not at all, or with the share u of the steps done. exponential: what
-    is left of the way is exp(-u / temperature_tau); linear: 1 - u."""
-    initial_temperature: Annotated[float, Range(0, 10**6, "(]")] = 2.0
-    """Temperature of the first step of a schedule."""
-    temperature_tau: Annotated[float, Range(0, 10**6, "(]")] = 0.1
-    """Share of the steps in which an exponential schedule goes 63% of what is left of the way."""
-    disallow_correct: bool = False
-    """Never let the generator sample the original token."""
-    corrective_lm_weight: Weight = 0.0
-    """Experimental, 0 for none: weight of a loss by which the discriminator also guesses the hidden tokens from the
-    text in which they are replaced (COCO-LM). Its head for that is left out of exports."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "objective")
 
 
 @dataclass(frozen=True)
@@ -287,34 +255,15 @@ class Config:
         check(self.generator.embedding_sharing != "gdes" or kind == "replaced_tokens", "generator.embedding_sharing="
               f"gdes needs objective.kind=replaced_tokens with a generator of one tower, got {kind}")  # fmt: skip
 
-        frozen, own_width = self.generator.frozen, self.generator.embedding_sharing == "separate"
-        width = self.generator.hidden_size if own_width else self.model.embedding_size
-        check(
-            not self.generator.initialize_discriminator_embeddings or width == self.model.embedding_size,
-            "generator.initialize_discriminator_embeddings=true needs tables of one width, got the generator's "
-            f"{width} and model.embedding_size={self.model.embedding_size}",
-        )
-        if frozen is not None:
+        self.generator.check_tables(self.model.embedding_size)
+        if self.generator.frozen is not None:
             check(
-                self.objective.kind == "replaced_tokens" and not self.optimizer.decoupled,
-                f"generator.frozen={frozen} needs objective.kind=replaced_tokens and optimizer.decoupled=false, got "
-                f"{self.objective.kind} and {str(self.optimizer.decoupled).lower()}: only a discriminator learns",
+                kind == "replaced_tokens" and not self.optimizer.decoupled,
+                f"generator.frozen={self.generator.frozen} needs objective.kind=replaced_tokens with a generator of "
+                f"one tower and optimizer.decoupled=false, got {kind} and {str(self.optimizer.decoupled).lower()}: "
+                "only a discriminator learns",
             )
-        if self.optimizer.decoupled:
-            self._check_disjoint()
-
-    def _check_disjoint(self) -> None:
-        """Raise UserError where two optimizers would move one parameter."""
-        check(
-            self.objective.kind == "replaced_tokens",
-            f"optimizer.decoupled=true needs objective.kind=replaced_tokens, got {self.objective.kind}: there is one "
-            "model to move",
-        )
-        check(
-            self.generator.embedding_sharing != "shared",
-            "optimizer.decoupled=true needs parameters that the two models do not share, got "
-            "generator.embedding_sharing=shared: set it to gdes or separate",
-        )
+        self.optimizer.check_disjoint(kind, self.generator.embedding_sharing)
 
     def _check_shared_transformer(self) -> None:
         if self.generator.untied_generator or self.generator.uniform_generator:

@@ -160,10 +160,10 @@ class _Electra(nn.Module):
         x_BME = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
         if self.architecture.model.embedding_size != self.architecture.model.hidden_size:
             x_BME = dot_rows(x_BME, self.electra.embeddings_project.variables["params"]["kernel"], contracted=1)
-        table_VE = self.electra.embeddings.word_embeddings.embedding
+        tables = self.electra.embeddings.tables()
         if self.architecture.has_delta:
-            table_VE = jax.lax.stop_gradient(table_VE) + self.discriminator_delta.word_embeddings.embedding
-        logits_BMV = self.corrective_lm_head(x_BME, table_VE)
+            tables = self.discriminator_delta.tables(tables)
+        logits_BMV = self.corrective_lm_head(x_BME, tables.word_VE)
         return self.discriminator_predictions(hidden_BTD), logits_BMV
 
     def __call__(self, input_ids_BT: jax.Array) -> None:

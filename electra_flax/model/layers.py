@@ -8,7 +8,6 @@ Dropout is on where `seeds_B` (randomness.py) is given, one int32 a row.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,43 +21,10 @@ from electra_flax.config.architecture import ModelConfig
 from electra_flax.model import randomness
 from electra_flax.model.attention import Attend
 from electra_flax.model.cloze import cloze_nll, logits_of
+from electra_flax.model.gelu import dot_gelu_rows, gelu
 from electra_flax.model.products import add_bias, dot_rows, look_up
 
 DotGeneral = Callable[..., jax.Array]
-
-# Odd polynomial u(x) with Phi(x) = (1 + tanh(u(x))) / 2 to 0.2% for |x| <= 6, a fit of atanh(erf(x / sqrt(2))).
-_PHI = (0.79595518, 0.038135070, -0.00052794081, 6.3985372e-06, -3.2708044e-08)
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """Return the exact form, x * Phi(x), computed in float32; for bfloat16 to within its rounding.
-
-    Phi is the dearest elementwise function of the model, so the derivative is taken in the forward pass, where it
-    costs little more, and kept in the type of x instead of x.
-    """
-    return _gelu_and_slope(x)[0]
-
-
-def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    wide = x.astype(jnp.float32)
-    # d/dx (x Phi(x)) = Phi(x) + x phi(x): with Phi at hand, one exponential more.
-    cumulative = _phi_rounded(wide) if x.dtype == jnp.bfloat16 else 0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5))
-    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2.0 * math.pi)
-    return (wide * cumulative).astype(x.dtype), (cumulative + wide * density).astype(x.dtype)
-
-
-def _phi_rounded(x: jax.Array) -> jax.Array:
-    # erf takes a TPU's vector unit 48 operations, tanh one.
-    x = jnp.clip(x, -6.0, 6.0)
-    square = jnp.square(x)
-    factor = jnp.full_like(square, _PHI[-1])
-    for coefficient in reversed(_PHI[:-1]):
-        factor = factor * square + coefficient
-    return 0.5 + 0.5 * jnp.tanh(x * factor)
-
-
-gelu.defvjp(_gelu_and_slope, lambda slope, grad: (grad * slope,))
 
 
 def truncated_normal(config: ModelConfig) -> Initializer:
@@ -73,35 +39,6 @@ def truncated_normal(config: ModelConfig) -> Initializer:
 
 def fold_in(seeds_B: jax.Array | None, number: int) -> jax.Array | None:
     return None if seeds_B is None else randomness.fold_in(seeds_B, number)
-
-
-def dot_gelu_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return dot_rows of gelu(x); in float32, x is all that is kept of its size for the gradient.
-
-    In bfloat16, which is a TPU's, computing GELU again would take longer than reading it.
-    """
-    if x.dtype == jnp.bfloat16:
-        return dot_rows(gelu(x), kernel)
-    return _gelu_product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
-
-
-@jax.custom_vjp
-def _gelu_product(x_RF: jax.Array, kernel_FD: jax.Array) -> jax.Array:
-    return gelu(x_RF) @ kernel_FD
-
-
-def _gelu_product_gradients(kept: Any, grad_RD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_RF, kernel_FD = kept
-    # Left alone, XLA finds that GELU was computed before and keeps three arrays instead; it drops an optimization
-    # barrier on the CPU, but not a dependence on the gradient.
-    x_RF = jnp.where(jnp.isnan(grad_RD[:, :1]), jnp.nan, x_RF)
-    value_RF, slope_RF = _gelu_and_slope(x_RF)
-    return (grad_RD @ kernel_FD.T) * slope_RF, value_RF.T @ grad_RD
-
-
-_gelu_product.defvjp(
-    lambda x_RF, kernel_FD: (_gelu_product(x_RF, kernel_FD), (x_RF, kernel_FD)), _gelu_product_gradients
-)
 
 
 class Dense(nn.Module):
@@ -210,10 +147,14 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = table(config.type_vocab_size)
         self.LayerNorm = LayerNorm(config)
 
-    def tables(self) -> Tables:
-        return Tables(
+    def tables(self, of_others: Tables | None = None) -> Tables:
+        """Return them; those of a difference are added to the tables `of_others`, which get no gradient."""
+        ours = Tables(
             self.word_embeddings.embedding, self.position_embeddings.embedding, self.token_type_embeddings.embedding
         )
+        if of_others is None:
+            return ours
+        return Tables(*(jax.lax.stop_gradient(theirs) + own for theirs, own in zip(of_others, ours, strict=True)))
 
     def __call__(
         self,
@@ -224,13 +165,8 @@ class Embeddings(nn.Module):
         places_BT: jax.Array | None,
         of_others: Tables | None = None,
     ) -> jax.Array:
-        """Return them with dropout at the `rate` of the transformer that reads them, which may share them.
-
-        Tables that are a difference are added to those `of_others`, which get no gradient.
-        """
-        tables = self.tables()
-        if of_others is not None:
-            tables = jax.tree.map(lambda theirs, ours: jax.lax.stop_gradient(theirs) + ours, of_others, tables)
+        """Return them with dropout at the `rate` of the transformer that reads them, which may share them."""
+        tables = self.tables(of_others)
         if places_BT is None:
             position_BTE = tables.position_PE[None, : input_ids_BT.shape[1]]
         else:

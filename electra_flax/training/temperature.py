@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from electra_flax.config.schema import ObjectiveConfig
+from electra_flax.config.objective import ObjectiveConfig
 
 
 def temperature_at(objective: ObjectiveConfig, num_steps: int, step: jax.Array | None) -> float | jax.Array:

@@ -36,9 +36,7 @@ def _read_run(source: str, place: str, step: int | None) -> Weights:
     work = Workdir(place).pull(without=("tensorboard/",))
     config = work.read_config()
     # The head that corrects is left behind: nobody else has a place for it.
-    architecture = dataclasses.replace(
-        config.architecture.learned, compute_dtype="float32", has_corrective_head=False
-    )
+    architecture = dataclasses.replace(config.architecture.learned, compute_dtype="float32", has_corrective_head=False)
     checkpoints = Checkpoints(work.checkpoints)
     step = checkpoints.existing(step)
     params: dict[str, np.ndarray] = {}

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from electra_flax.config.schema import Config, ObjectiveKind
+from electra_flax.config.objective import ObjectiveKind
+from electra_flax.config.schema import Config
 from electra_flax.training import losses
 from electra_flax.training.losses import Totals
 
