@@ -11,7 +11,7 @@ from electra_flax.errors import check, check_numbers
 class OptimizerConfig:
     """AdamW without bias correction (docs/semantics.md, section 10), or LAMB for very large batches."""
 
-    learning_rate: Annotated[float, Range(0, 1000)]
+    learning_rate: Annotated[float, Range(0, 1000, "(]")]
     """Peak of the schedule."""
     algorithm: Literal["adamw", "lamb"] = "adamw"
     """lamb (You et al. 2020, algorithm 2): with bias correction, and every decayed parameter moves in proportion to its

@@ -18,8 +18,7 @@ from electra_flax.config.schema import Config
 from electra_flax.model.attention import Attend
 from electra_flax.training.losses import Sums
 from electra_flax.training.objectives.objective import Objective, OfTwoModels, batch_seeds
-from electra_flax.training.optimizers import learning_rate
-from electra_flax.training.optimizers.sides import SIDES, Sides, join, optimizers_of, settings_of, split
+from electra_flax.training.optimizers.sides import SIDES, Sides, join, optimizers_of, rates_of, split
 from electra_flax.training.state import Moved, TrainState, all_finite, keep_where, move, over_slices
 from electra_flax.trees import Batch, Params
 
@@ -31,8 +30,8 @@ def make_advance(config: Config, objective: Objective, attend: Attend) -> Advanc
 
     A step in which either loss or gradient is not finite moves neither model.
     """
-    settings, optimizers = settings_of(config.optimizer), optimizers_of(config)
-    num_steps, slices = config.training.num_steps, config.training.gradient_accumulation_steps
+    rates, optimizers = rates_of(config.optimizer, config.training.num_steps), optimizers_of(config)
+    slices = config.training.gradient_accumulation_steps
     phases = _Phases(cast(OfTwoModels, objective), attend)
 
     def advance(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Sums]:
@@ -56,7 +55,7 @@ def make_advance(config: Config, objective: Objective, attend: Attend) -> Advanc
         how = {
             "grad_norm": norm,
             "generator_grad_norm": generator_norm,
-            "generator_learning_rate": learning_rate(state.step, settings.generator, num_steps),
+            "generator_learning_rate": rates.generator(state.step),
             "skipped": 1 - is_finite.astype(jnp.float32),
         }
         params = join(Sides(kept.generator.params, kept.discriminator.params))

@@ -20,7 +20,7 @@ from electra_flax.formats import counted
 from electra_flax.storage.workdir import read_run
 from electra_flax.training.charts import draw, learning_panels
 from electra_flax.training.history import History
-from electra_flax.training.optimizers.sides import settings_of
+from electra_flax.training.optimizers.sides import peaks_of
 from electra_flax.weights import hub
 from electra_flax.weights.parity import ARCHITECTURES
 from electra_flax.weights.weights import Weights
@@ -206,7 +206,7 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
             f"{objective.temperature_schedule}"
         )
     if config.optimizer.decoupled:
-        rate = settings_of(config.optimizer).generator.learning_rate
+        rate = peaks_of(config.optimizer).generator
         settings["generator's own optimizer, learning rate"] = formats.number(rate)
     if architecture.has_delta:
         settings["embeddings"] = "the discriminator's are the generator's and a difference (GDES), summed here"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import optax
@@ -10,7 +9,7 @@ import optax
 from electra_flax.config.architecture import Architecture
 from electra_flax.config.optimizer import OptimizerConfig
 from electra_flax.config.schema import Config
-from electra_flax.training.optimizers import make_optimizer
+from electra_flax.training.optimizers import Rate, make_optimizer, scheduled
 from electra_flax.trees import Params, flat, nested
 
 SIDES = ("generator", "discriminator")
@@ -38,20 +37,26 @@ def join(sides: Sides) -> Params:
     return nested(flat(sides.generator) | flat(sides.discriminator))
 
 
-def settings_of(config: OptimizerConfig) -> Sides:
-    """Return each model's settings."""
-    rate, warmup = config.generator_learning_rate, config.generator_warmup_steps
-    generator = dataclasses.replace(
-        config,
-        learning_rate=config.learning_rate if rate is None else rate,
-        warmup_steps=config.warmup_steps if warmup is None else warmup,
-    )
-    return Sides(generator, config)
+def peaks_of(config: OptimizerConfig) -> Sides:
+    """Return each model's highest learning rate."""
+    given = config.generator_learning_rate
+    return Sides(config.learning_rate if given is None else given, config.learning_rate)
+
+
+def rates_of(config: OptimizerConfig, num_steps: int) -> Sides:
+    """Return the Rate of each model."""
+    warmup = config.warmup_steps if config.generator_warmup_steps is None else config.generator_warmup_steps
+
+    def rate(peak: float, warmup_steps: int) -> Rate:
+        return lambda step: scheduled(step, peak, warmup_steps, config.decay_power, num_steps)
+
+    return Sides(*map(rate, peaks_of(config), (warmup, config.warmup_steps)))
 
 
 def optimizers_of(config: Config) -> Sides:
     """Return each model's optimizer."""
-    return Sides(*(make_optimizer(each, config.training.num_steps) for each in settings_of(config.optimizer)))
+    settings, num_steps = config.optimizer, config.training.num_steps
+    return Sides(*(make_optimizer(settings, num_steps, rate=rate) for rate in rates_of(settings, num_steps)))
 
 
 def init_optimizers(config: Config, params: Params) -> dict[str, optax.OptState]:
