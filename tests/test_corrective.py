@@ -11,6 +11,7 @@ from golden_tools import SPECIAL, tiny_config
 from run_tools import records, refusal
 from safetensors.numpy import load_file
 from test_step import make_batches, run
+from weights_tools import SHARING
 
 import electra_flax
 from electra_flax.commands.cli import main
@@ -21,7 +22,8 @@ from electra_flax.model.attention import xla_attention
 from electra_flax.model.sharding import make_mesh, rule_for
 from electra_flax.training import losses
 from electra_flax.training.checkpoint import Checkpoints
-from electra_flax.training.initial_state import abstract_state
+from electra_flax.training.flops import step_flops
+from electra_flax.training.initial_state import abstract_batch, abstract_state
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.objective import batch_seeds
 from electra_flax.training.step import accumulate_gradients
@@ -177,6 +179,32 @@ def test_it_learns_and_its_bias_is_split_as_the_vocabulary_is():
     assert np.isfinite(history).all() and history[-1] < history[0]
     assert np.abs(state.params["corrective_lm_head"]["bias"]).max() > 0
     assert rule_for("corrective_lm_head/bias") == rule_for("generator_lm_head/bias")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"generator": {"two_towers": True}},
+        {"generator": {"embedding_sharing": "gdes"}},
+        {"generator": {"uniform_generator": True}},
+        {"generator": {"dropout": 0.0}, "masking": {"unit": "word"}},
+        {"data": {"packing": "best_fit"}},
+        {"training": {"gradient_accumulation_steps": 2}},
+        SHARING["everything"],
+        SHARING["nothing"],
+    ],
+    ids=lambda changes: " ".join(f"{name}={value}" for part in changes.values() for name, value in part.items())[:40],
+)
+def test_it_adds_its_products_to_every_other_option(changes):
+    """Traced, not run: three products with the table and three with the projection (forward and two gradients)."""
+    plain, config = tiny_config(**changes), tiny_config(**changes, **WEIGHT)
+    batch, key = abstract_batch(config), jax.random.key(0)
+    draws = jax.eval_shape(
+        lambda batch: make_objective(config, SPECIAL, (5,)).draw(batch, batch_seeds(key, batch), None), batch
+    )
+    sizes = config.model
+    products = 3 * 2 * draws.masked.positions_BM.size * sizes.embedding_size * (sizes.vocab_size + sizes.hidden_size)
+    assert step_flops(config) - step_flops(plain) == products
 
 
 def test_it_needs_a_discriminator():
