@@ -65,7 +65,7 @@ def xla_attention(
     score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32)
     bias_BTS = segment_bias(attention_mask_BS) if is_packed else mask_bias(attention_mask_BS)[:, None, :]
     if sight != "all":
-        # Not the sum of both: a padding token that sees no other attends to all alike, as the original's does.
+        # Not the sum of both: padding all of whose tokens are masked attends as if none were, as the original's does.
         bias_BTS = jnp.minimum(bias_BTS, sight_bias(tokens, sight)[None])
     score_BHTS = score_BHTS / math.sqrt(width // num_heads) + bias_BTS[:, None]
     probability_BHTS = jax.nn.softmax(score_BHTS, axis=-1).astype(query_BTD.dtype)
