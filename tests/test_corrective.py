@@ -174,8 +174,13 @@ def test_layout_does_not_change_the_losses(one_device, changes):
     np.testing.assert_allclose(history, one_device, rtol=1e-5)
 
 
-def test_it_learns_and_its_bias_is_split_as_the_vocabulary_is():
-    history, state = run(num_devices=1, always_the_same=True, **WEIGHT)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"generator": {"embedding_sharing": "gdes"}, "optimizer": {"decoupled": True}}],
+    ids=["one optimizer", "two optimizers"],
+)
+def test_it_learns_and_its_bias_is_split_as_the_vocabulary_is(changes):
+    history, state = run(num_devices=1, always_the_same=True, **WEIGHT, **changes)
     assert np.isfinite(history).all() and history[-1] < history[0]
     assert np.abs(state.params["corrective_lm_head"]["bias"]).max() > 0
     assert rule_for("corrective_lm_head/bias") == rule_for("generator_lm_head/bias")
