@@ -154,7 +154,9 @@ def test_it_is_not_published_again(root):
     assert json.loads((out / "parity.json").read_text())["discriminator"]["flax"] < 1e-4
     assert not (out / "generator").exists()
     card = (out / "discriminator/README.md").read_text()
-    assert f"not trained: {root}/models (sha256 " in card and "2 to 1, exponential" in card
+    digest = json.loads((root / "straight/run.json").read_text())["frozen"]
+    assert f"not trained with it (sha256 {digest[:12]})" in card and "2 to 1, exponential" in card
+    assert str(root) not in card
 
 
 @pytest.mark.slow

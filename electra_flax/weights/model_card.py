@@ -198,7 +198,7 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         settings[f"{name} (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
     if config.generator.frozen is not None:
         digest = read_run(run.folder).frozen
-        settings["generator"] = f"not trained: {config.generator.frozen} (sha256 {digest[:12]})"
+        settings["generator"] = f"not trained with it (sha256 {digest[:12]})"  # not where it lay: that may be private
     if config.objective.temperature_schedule != "constant":
         objective = config.objective
         settings["temperature of sampling"] = (
