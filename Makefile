@@ -86,8 +86,8 @@ demo: $(STAMP)  ## from text to models in minutes; CORPUS=path for your text
 	$(BIN)/electra-flax pretrain --config configs/demo_continue.yaml --init-from tiny-ko --data $(DEMO)/tiny-ko/shards --workdir $(DEMO)/tiny-ko/run --simulate-devices 8
 	$(BIN)/electra-flax evaluate --workdir $(DEMO)/tiny-ko/run --simulate-devices 8
 	$(BIN)/electra-flax export --workdir $(DEMO)/tiny-ko/run --out $(DEMO)/tiny-ko/export --simulate-devices 8
-	@echo "--- comparison: replaced tokens found by the model from tiny-ko, and by the one from scratch ---"
-	$(BIN)/electra-flax show --model $(DEMO)/tiny-ko/export --data $(DEMO)/tiny-ko/shards --model $(DEMO)/export --data $(DEMO)/shards
+	@echo "--- comparison: replaced tokens found by the model from tiny-ko, and by the one from scratch; drawn at temperature 2, so less likely words than in training ---"
+	$(BIN)/electra-flax show --temperature 2 --model $(DEMO)/tiny-ko/export --data $(DEMO)/tiny-ko/shards --model $(DEMO)/export --data $(DEMO)/shards
 
 $(TPU_COMMANDS:%=tpu-%): tpu-%: $(STAMP)
 	$(BIN)/python -m tpu.launch $* --settings $(TPU) $(ARGS)

@@ -216,29 +216,35 @@ class Config:
             "they are the last of them",
         )
         if self.long_phase.steps:
-            share, last = self.long_phase.mask_prob, self.masking.final_mask_prob
-            check(
-                share is None or last is None,
-                f"long_phase.mask_prob={share}, masking.final_mask_prob={last}: both name what the last steps hide: "
-                "leave one out",
-            )
-            check(
-                share is None or int((share + 0.005) * self.long_phase.max_seq_length) > 0,
-                f"long_phase.mask_prob={share} of long_phase.max_seq_length={self.long_phase.max_seq_length} tokens is "
-                "less than one token: raise one of them",
-            )
-            try:
-                self.phases  # noqa: B018 the second one is checked like a configuration of its own
-            except UserError as error:
-                raise UserError(f"long phase: {error}") from None
+            self._check_long_phase()
+        aims_heads = self.training.first_values == "neighbours"
+        check(not aims_heads or self.model.initializer_range > 0, "training.first_values=neighbours scales "
+              "model.initializer_range=0: give the range, 0.02 as the original's")  # fmt: skip
+        self._check_objective()
+
+    def _check_long_phase(self) -> None:
+        share, last = self.long_phase.mask_prob, self.masking.final_mask_prob
+        check(
+            share is None or last is None,
+            f"long_phase.mask_prob={share}, masking.final_mask_prob={last}: both name what the last steps hide: "
+            "leave one out",
+        )
+        check(
+            share is None or int((share + 0.005) * self.long_phase.max_seq_length) > 0,
+            f"long_phase.mask_prob={share} of long_phase.max_seq_length={self.long_phase.max_seq_length} tokens is "
+            "less than one token: raise one of them",
+        )
+        try:
+            self.phases  # noqa: B018 the second one is checked like a configuration of its own
+        except UserError as error:
+            raise UserError(f"long phase: {error}") from None
+
+    def _check_objective(self) -> None:
         check(
             not self.objective.corrective_lm_weight or self.objective.kind == "replaced_tokens",
             f"objective.corrective_lm_weight={self.objective.corrective_lm_weight} needs objective.kind="
             f"replaced_tokens, got {self.objective.kind}: it adds to that loss",
         )
-        aims_heads = self.training.first_values == "neighbours"
-        check(not aims_heads or self.model.initializer_range > 0, "training.first_values=neighbours scales "
-              "model.initializer_range=0: give the range, 0.02 as the original's")  # fmt: skip
         if self.has_two_towers:
             self._check_two_towers()
         if self.objective.kind != "masked_tokens":
@@ -254,7 +260,6 @@ class Config:
         kind = "two towers" if self.has_two_towers else self.objective.kind
         check(self.generator.embedding_sharing != "gdes" or kind == "replaced_tokens", "generator.embedding_sharing="
               f"gdes needs objective.kind=replaced_tokens with a generator of one tower, got {kind}")  # fmt: skip
-
         self.generator.check_tables(self.model.embedding_size)
         if self.generator.frozen is not None:
             check(

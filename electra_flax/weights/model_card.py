@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from electra_flax import formats
 from electra_flax.config.architecture import ModelConfig
 from electra_flax.config.masking import MaskingConfig
+from electra_flax.config.schema import Config
 from electra_flax.data.manifest import Manifest
 from electra_flax.errors import UserError
 from electra_flax.formats import counted
@@ -161,22 +162,44 @@ def _origin(weights: Weights) -> str:
 def _training(weights: Weights, history: History | None) -> dict[str, Any]:
     run = weights.run
     assert run is not None
-    config = run.read_config()
-    data, last = "", {}
-    if (run.folder / "manifest.json").exists():
-        manifest = Manifest.read(run.folder)
-        documents = sum(int(source["documents"]) for source in manifest.sources)
-        size = sum(int(source["bytes"]) for source in manifest.sources)
-        files = counted(len(manifest.sources), "files")
-        data = (
-            f"Data: {counted(documents, 'documents')} in {files} ({formats.size(size)}), of "
-            f"which {manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
-            f"{manifest.examples('validation'):,} held out; {manifest.unk_rate:.2%} of the pieces are unknown. "
-            + _cleaning(dict(manifest.cleaning))
+    config, last = run.read_config(), {}
+    if history is not None and history.validation:
+        last = history.validation[-1]
+    shown = {name: formats.number(value) for name, value in last.items() if isinstance(value, float) and name != "time"}
+    settings = {"steps": f"{weights.step:,} of {config.training.num_steps:,}", **_recipe(config)}
+    if config.generator.frozen is not None:
+        digest = read_run(run.folder).frozen
+        settings["generator"] = f"not trained with it (sha256 {digest[:12]})"  # not where it lay: that may be private
+    settings |= _of_objective(config)
+    if config.is_packed:
+        how = f": {history.packed}" if history is not None and history.packed else ""
+        settings["several sequences a row"] = f"up to {config.packing.segments}, which see nothing of each other{how}"
+    if config.long_phase.steps:
+        long = config.long_phase
+        settings["long phase"] = (
+            f"last {long.steps:,} steps, {long.batch_size:,} sequences of {long.max_seq_length:,} tokens"
+            + ("" if long.mask_prob is None else f", {long.mask_prob:.0%} masked")
         )
-    optimizer, training = config.optimizer, config.training
+    data = _data(Manifest.read(run.folder)) if (run.folder / "manifest.json").exists() else ""
+    return {"data": data, "settings": settings, "held_out": shown, "held_out_step": f"{last.get('step', 0):,}"}
+
+
+def _data(manifest: Manifest) -> str:
+    documents = sum(int(source["documents"]) for source in manifest.sources)
+    size = sum(int(source["bytes"]) for source in manifest.sources)
+    files = counted(len(manifest.sources), "files")
+    return (
+        f"Data: {counted(documents, 'documents')} in {files} ({formats.size(size)}), of "
+        f"which {manifest.examples('train'):,} sequences ({manifest.tokens('train'):,} tokens) were trained on and "
+        f"{manifest.examples('validation'):,} held out; {manifest.unk_rate:.2%} of the pieces are unknown. "
+        + _cleaning(dict(manifest.cleaning))
+    )
+
+
+def _recipe(config: Config) -> dict[str, str]:
+    """Return what every run has, and the generator's sizes."""
+    optimizer, training, architecture = config.optimizer, config.training, config.architecture
     settings = {
-        "steps": f"{weights.step:,} of {training.num_steps:,}",
         "batch size (sequences)": f"{training.batch_size:,}",
         "sequence length (tokens)": f"{config.data.max_seq_length:,}",
         "optimizer": optimizer.algorithm,
@@ -191,44 +214,35 @@ def _training(weights: Weights, history: History | None) -> dict[str, Any]:
         settings["generator dropout"] = formats.number(config.generator.dropout)
     if config.generator.uniform_generator:
         settings["replacements"] = "drawn uniformly from the vocabulary"
-    architecture = config.architecture
     if "generator" in architecture.parts or architecture.has_two_towers:
         generator = architecture.generator_sizes
         name = "each of the generator's two towers" if architecture.has_two_towers else "generator"
         settings[f"{name} (layers, hidden)"] = f"{generator.num_hidden_layers}, {generator.hidden_size}"
-    if config.generator.frozen is not None:
-        digest = read_run(run.folder).frozen
-        settings["generator"] = f"not trained with it (sha256 {digest[:12]})"  # not where it lay: that may be private
-    if config.objective.temperature_schedule != "constant":
-        objective = config.objective
-        settings["temperature of sampling"] = (
-            f"{formats.number(objective.initial_temperature)} to {formats.number(objective.temperature)}, "
-            f"{objective.temperature_schedule}"
-        )
+    return settings
+
+
+def _of_objective(config: Config) -> dict[str, str]:
+    """Return what a run has of the options of its objective, where they are not the original's."""
+    objective, architecture, settings = config.objective, config.architecture, {}
+    temperature = formats.number(objective.temperature)
+    if objective.temperature_schedule != "constant":
+        first = formats.number(objective.initial_temperature)
+        settings["temperature of sampling"] = f"{first} to {temperature}, {objective.temperature_schedule}"
+    elif objective.temperature != 1:
+        settings["temperature of sampling"] = temperature
     if config.optimizer.decoupled:
         rate = peaks_of(config.optimizer).generator
         settings["generator's own optimizer, learning rate"] = formats.number(rate)
     if architecture.has_delta:
         settings["embeddings"] = "the discriminator's are the generator's and a difference (GDES), summed here"
     if architecture.has_discriminator_head and architecture.has_generator_head:
-        settings["discriminator weight"] = formats.number(config.objective.discriminator_weight)
-    if weight := config.objective.corrective_lm_weight:
+        settings["discriminator weight"] = formats.number(objective.discriminator_weight)
+    if objective.corrective_lm_weight:
+        weight = formats.number(objective.corrective_lm_weight)
         settings["corrective language modelling"] = (
-            f"weight {formats.number(weight)} (experimental); the head that it had is left out here"
+            f"weight {weight} (experimental); the head that it had is left out here"
         )
-    if config.is_packed:
-        how = f": {history.packed}" if history is not None and history.packed else ""
-        settings["several sequences a row"] = f"up to {config.packing.segments}, which see nothing of each other{how}"
-    if config.long_phase.steps:
-        long = config.long_phase
-        settings["long phase"] = (
-            f"last {long.steps:,} steps, {long.batch_size:,} sequences of {long.max_seq_length:,} tokens"
-            + ("" if long.mask_prob is None else f", {long.mask_prob:.0%} masked")
-        )
-    if history is not None and history.validation:
-        last = history.validation[-1]
-    shown = {name: formats.number(value) for name, value in last.items() if isinstance(value, float) and name != "time"}
-    return {"data": data, "settings": settings, "held_out": shown, "held_out_step": f"{last.get('step', 0):,}"}
+    return settings
 
 
 def _cleaning(options: dict[str, Any]) -> str:
