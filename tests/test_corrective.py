@@ -163,8 +163,8 @@ def one_device():
     "changes",
     [
         {"mesh": {"data": 4, "tensor": 2}},
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"mesh": {"data": 1, "fsdp": 8}}, marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.long),
+        pytest.param({"mesh": {"data": 1, "fsdp": 8}}, marks=pytest.mark.long),
         pytest.param({"training": {"gradient_accumulation_steps": 4}, "num_devices": 4}, marks=pytest.mark.slow),
     ],
     ids=["data=4 tensor=2", "data=8", "fsdp=8", "accumulation 4"],
