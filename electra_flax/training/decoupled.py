@@ -42,13 +42,13 @@ def make_advance(config: Config, objective: Objective, attend: Attend) -> Advanc
         old = Sides(*(Moved(getattr(before, side), opt_state[side]) for side in SIDES))
         of_generator = functools.partial(phases.generator, before, counts)
         (grads, sums), sampled_BM = over_slices(of_generator, (batch, draws), slices)
-        with jax.named_scope("generator_optimizer"):
+        with jax.named_scope("optimizer"):
             generator, generator_norm = move(optimizers.generator, old.generator, grads), optax.tree.norm(grads)
         between = before._replace(generator=generator.params)
         of_discriminator = functools.partial(phases.discriminator, between, counts)
         (grads, more), _ = over_slices(of_discriminator, (batch, draws, sampled_BM), slices)
         sums = sums | more
-        with jax.named_scope("discriminator_optimizer"):
+        with jax.named_scope("optimizer"):
             discriminator, norm = move(optimizers.discriminator, old.discriminator, grads), optax.tree.norm(grads)
             is_finite = all_finite(generator_norm, norm, objective.loss(sums, counts))
             kept = keep_where(is_finite, Sides(generator, discriminator), old)
