@@ -48,6 +48,7 @@ def given(*more):
     return argparse.Namespace(**{**vars(arguments), **dict(more)})
 
 
+@pytest.mark.slow
 def test_variants_cost_the_same(script):
     variants = script.of_equal_cost(
         given(("variant", [["CLM", "generator.untied_generator=true", "objective.corrective_lm_weight=2"]]))

@@ -154,26 +154,6 @@ def test_the_sums_are_those_of_the_parts_by_hand():
     assert float(sums["corrective_nll"] / masked.weights_BM.sum()) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    return run(num_devices=1, **WEIGHT)[0]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"mesh": {"data": 4, "tensor": 2}},
-        pytest.param({}, marks=pytest.mark.long),
-        pytest.param({"mesh": {"data": 1, "fsdp": 8}}, marks=pytest.mark.long),
-        pytest.param({"training": {"gradient_accumulation_steps": 4}, "num_devices": 4}, marks=pytest.mark.slow),
-    ],
-    ids=["data=4 tensor=2", "data=8", "fsdp=8", "accumulation 4"],
-)
-def test_layout_does_not_change_the_losses(one_device, changes):
-    history, _ = run(changes.pop("num_devices", 8), **WEIGHT, **changes)
-    np.testing.assert_allclose(history, one_device, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     "changes",
     [{}, {"generator": {"embedding_sharing": "gdes"}, "optimizer": {"decoupled": True}}],
@@ -217,6 +197,7 @@ def test_it_needs_a_discriminator():
         tiny_config(objective={"corrective_lm_weight": 0.7, "kind": "masked_tokens"})
 
 
+@pytest.mark.slow
 def test_a_run_with_it_goes_on_evaluates_and_leaves_its_head_out_of_exports(copy, capsys):
     fields = {"objective.corrective_lm_weight": 1.0}
 

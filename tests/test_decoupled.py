@@ -60,7 +60,7 @@ def one_step(config, params, opt_state=None):
     return after, sums, objective, (batch, draws)
 
 
-@pytest.mark.parametrize("sharing", ["a difference", "nothing"])
+@pytest.mark.parametrize("sharing", ["a difference", pytest.param("nothing", marks=pytest.mark.slow)])
 def test_a_step_is_two_steps(tmp_path, sharing):
     """Written out: each side's gradient, clipped by its own norm, and the table that the discriminator then reads."""
     weights = random_weights(tmp_path, sharing)

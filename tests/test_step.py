@@ -95,6 +95,7 @@ VARIANTS: dict[str, dict] = {
     "frozen": {"generator": {"frozen": "somewhere"}},
     "two towers": {"generator": {"two_towers": True}},
     "Electric": {"objective": {"kind": "electric"}},
+    "corrective": {"objective": {"corrective_lm_weight": 0.7}},
 }
 
 
