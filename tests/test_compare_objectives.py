@@ -72,7 +72,7 @@ def test_variants_cost_the_same(script):
             script.of_equal_cost(given(wrong))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_comparison_goes_on_where_it_was(script, copy, capsys, monkeypatch):
     """Cut off within its third run; then everything is there."""
     monkeypatch.setattr(sys, "argv", [
