@@ -30,6 +30,7 @@ from electra_flax.model import electra
 from electra_flax.training import losses, masking
 from electra_flax.training.masking import CorruptedInputs, MaskedInputs
 from electra_flax.training.objectives import make_objective, masked_tokens
+from electra_flax.training.objectives.replaced_tokens import Guess
 from electra_flax.training.optimizers import learning_rate, make_optimizer
 from electra_flax.trees import Params, tree_names
 from electra_flax.weights import names
@@ -249,8 +250,9 @@ def losses_with_given_draws(config: Config, params: Params, draws: Draws) -> tup
         labels_BT = draws.corrupted.is_replaced_BT
         if cloze is not None:
             sums["cloze_nll"] = cloze.nll
+            guess = Guess(sums, draws.sampled_BM, cloze)
             discriminator_BT, labels_BT = objective.told(
-                discriminator_BT, draws.corrupted, masked, draws.sampled_BM, cloze
+                discriminator_BT, draws.corrupted, masked_tokens.Draws(masked, None, None), guess
             )
         sums |= losses.replaced_token_sums(discriminator_BT, labels_BT, mask_BT)
     counts = objective.count(draws.batch, masked_tokens.Draws(masked, None, None))

@@ -24,7 +24,7 @@ _NUM_THRESHOLDS = 200  # of the binned AUC, as tf.metrics.auc
 
 def masked_lm_sums(logits_BMV: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, sampled_BM: jax.Array) -> Sums:
     """Return cross entropy and accuracies of the generator over the masked positions, float32 sums."""
-    nll_BM = _nll(logits_BMV, targets_BM)
+    nll_BM = negative_log_likelihood(logits_BMV, targets_BM)
     return {
         "generator_nll": (nll_BM * weights_BM).sum(),
         "generator_correct": ((argmax_last(logits_BMV) == targets_BM) * weights_BM).sum(),
@@ -42,12 +42,13 @@ def corrective_lm_sums(
     """
     belief_BM = jax.nn.sigmoid(jax.lax.stop_gradient(replaced_logit_BM))
     return {
-        "corrective_nll": (belief_BM * _nll(logits_BMV, targets_BM) * weights_BM).sum(),
+        "corrective_nll": (belief_BM * negative_log_likelihood(logits_BMV, targets_BM) * weights_BM).sum(),
         "corrective_correct": ((argmax_last(logits_BMV) == targets_BM) * weights_BM).sum(),
     }
 
 
-def _nll(logits_BMV: jax.Array, targets_BM: jax.Array) -> jax.Array:
+def negative_log_likelihood(logits_BMV: jax.Array, targets_BM: jax.Array) -> jax.Array:
+    """Return nll_BM of ids under the softmax of the logits, nats."""
     # A comparison instead of a gather: its gradient is fused with the softmax's, where a scatter would be written out.
     is_target_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == targets_BM[..., None]
     target_logit_BM = jnp.where(is_target_BMV, logits_BMV, 0.0).sum(axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,14 @@ class ReplacedTokens(MaskedTokens):
         )
 
 
+class Guess(NamedTuple):
+    """What two towers make of a text: as `generate` returns it, and all of it."""
+
+    sums: Sums
+    sampled_BM: jax.Array
+    cloze: electra.Cloze
+
+
 @dataclass(frozen=True)
 class TwoTowers(ReplacedTokens):
     """ELECTRA with a generator of two towers, which guess every token from what lies on either side of it.
@@ -107,40 +115,33 @@ class TwoTowers(ReplacedTokens):
         return super().count(batch, draws) | {"guessed": self._weights(batch).sum()}
 
     def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
-        sums, sampled_BM, cloze = self._guess(params, batch, draws, attend, is_training)
-        corrupted = masking.corrupt(batch["input_ids"], draws.masked, sampled_BM)
+        guess = self._guess(params, batch, draws, attend, is_training)
+        corrupted = masking.corrupt(batch["input_ids"], draws.masked, guess.sampled_BM)
         logits_BT, added = self.discriminate(params, batch, draws, corrupted, attend, is_training)
-        logits_BT, labels_BT = self.told(logits_BT, corrupted, draws.masked, sampled_BM, cloze)
+        logits_BT, labels_BT = self.told(logits_BT, corrupted, draws, guess)
         found = losses.replaced_token_sums(logits_BT, labels_BT, batch["attention_mask"])
-        return sums | added | found
+        return guess.sums | added | found
 
     def generate(
         self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
     ) -> tuple[Sums, jax.Array]:
-        return self._guess(params, batch, draws, attend, is_training)[:2]
+        guess = self._guess(params, batch, draws, attend, is_training)
+        return guess.sums, guess.sampled_BM
 
-    def _guess(
-        self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
-    ) -> tuple[Sums, jax.Array, electra.Cloze]:
-        """Return what `generate` does, and what the towers make of the text."""
+    def _guess(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Guess:
         cloze = electra.apply_towers(
             self.config.architecture, params, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"],
             self._weights(batch), draws.masked.positions_BM, draws.dropout_B if is_training else None, attend,
             segments_of(batch),
         )  # fmt: skip
         sums, sampled_BM = self.sample(cloze.logits_BMV, draws)
-        return sums | {"cloze_nll": cloze.nll}, sampled_BM, cloze
+        return Guess(sums | {"cloze_nll": cloze.nll}, sampled_BM, cloze)
 
     def told(
-        self,
-        logits_BT: jax.Array,
-        corrupted: CorruptedInputs,
-        masked: masking.MaskedInputs,
-        sampled_BM: jax.Array,
-        cloze: electra.Cloze,
+        self, logits_BT: jax.Array, corrupted: CorruptedInputs, draws: Draws, guess: Guess
     ) -> tuple[jax.Array, jax.Array]:
         """Return logits_BT of what the discriminator must tell, and labels_BT."""
-        del masked, sampled_BM, cloze
+        del draws, guess
         return logits_BT, corrupted.is_replaced_BT
 
     def _weights(self, batch: Batch) -> jax.Array:
@@ -157,15 +158,11 @@ class Electric(TwoTowers):
     """
 
     def told(
-        self,
-        logits_BT: jax.Array,
-        corrupted: CorruptedInputs,
-        masked: masking.MaskedInputs,
-        sampled_BM: jax.Array,
-        cloze: electra.Cloze,
+        self, logits_BT: jax.Array, corrupted: CorruptedInputs, draws: Draws, guess: Guess
     ) -> tuple[jax.Array, jax.Array]:
+        masked, cloze = draws.masked, guess.cloze
         is_drawn_BM = masked.weights_BM > 0
-        log_q_BM = _log_q(cloze.logits_BMV, sampled_BM)
+        log_q_BM = -losses.negative_log_likelihood(cloze.logits_BMV, guess.sampled_BM)
         log_q_BT = masking.write(cloze.log_q_BT, masked.positions_BM, log_q_BM, is_drawn_BM)
         # The share that is asked for, as in the original, not the one that rounding gives a row.
         share = self.config.masking.mask_prob
@@ -173,8 +170,3 @@ class Electric(TwoTowers):
         # A drawn token is one even where it is the text's own.
         labels_BT = masking.write(jnp.zeros_like(corrupted.is_replaced_BT), masked.positions_BM, 1, is_drawn_BM)
         return logits_BT, labels_BT
-
-
-def _log_q(logits_BMV: jax.Array, ids_BM: jax.Array) -> jax.Array:
-    is_own_BMV = jax.lax.broadcasted_iota(jnp.int32, logits_BMV.shape, 2) == ids_BM[..., None]
-    return jnp.where(is_own_BMV, logits_BMV, 0.0).sum(axis=-1) - jax.nn.logsumexp(logits_BMV, axis=-1)
