@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from weights_tools import export_both
 
 from electra_flax.commands.cli import main
+from electra_flax.config.loading import load_config
 from electra_flax.config.schema import MeshConfig
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
@@ -60,6 +61,13 @@ def test_what_is_not_used_is_named(there, tmp_path, caplog):
     weights = find_weights(f"hf:{tmp_path}/export")
     _, drawn, audit = begin(Start(weights.source), config_for(weights.architecture), weights.vocabulary, caplog)
     assert not drawn and "discriminator: classifier/kernel" in audit.split("not used: ")[1]
+
+
+def test_one_transformer_for_both_is_no_two():
+    config = load_config("demo_continue", ["--generator.untied_generator", "true"])
+    vocabulary = find_weights("hf:tiny-ko").vocabulary
+    with pytest.raises(UserError, match=r"one transformer is both of its models, .* add --warm-start-generator"):
+        Start("tiny-ko").check(config, vocabulary)
 
 
 def test_a_missing_generator_is_cut_out_of_the_discriminator_on_request(there, caplog):

@@ -205,9 +205,15 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             "give a run of ours (orbax:DIR) or a checkpoint of the original (tf1:PREFIX) that has"
         )
     if generators and not start.warm_start_generator:
+        remedy = "--warm-start-generator, which cuts one out of the discriminator"
+        if weights.architecture.has_generator_head:  # both models are there, as one transformer
+            raise UserError(
+                f"{flag} {weights.source}: one transformer is both of its models, and this run's are two "
+                f"({generators[0]} is missing): add {remedy}"
+            )
         raise UserError(
             f"{flag} {weights.source}: has no generator ({generators[0]} is missing): add its folder, hf:DISC,GEN, "
-            "or cut one out of the discriminator with --warm-start-generator"
+            f"or {remedy}"
         )
     for name in generators:
         if (cut := _cut(weights, name, expected[name])) is not None:
