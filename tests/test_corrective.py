@@ -84,7 +84,7 @@ def test_the_head_is_the_states_times_the_embeddings_as_they_are_read(embedding_
         delta["embedding"] = 0.1 * jax.random.normal(jax.random.key(2), delta["embedding"].shape)
     ids = jnp.arange(5, 69).reshape(2, 32)
     inputs, positions = [ids, jnp.ones_like(ids), jnp.zeros_like(ids)], np.asarray([[3, 4, 9], [31, 0, 7]])
-    logits_BT, logits_BMV = electra.apply_corrector(architecture, params, *inputs, jnp.asarray(positions))
+    logits_BT, logits_BMV, _ = electra.apply_all_heads(architecture, params, *inputs, jnp.asarray(positions))
     np.testing.assert_array_equal(logits_BT, electra.apply_discriminator(architecture, params, *inputs))
     hidden = np.asarray(electra.apply_encoder(architecture, params, *inputs), np.float64)
     weights = {name: np.asarray(value, np.float64) for name, value in flat(params).items()}
@@ -146,7 +146,7 @@ def test_the_sums_are_those_of_the_parts_by_hand():
     for row in range(len(corrupted)):
         used = np.asarray(masked.weights_BM[row]) > 0
         corrupted[row, np.asarray(masked.positions_BM[row])[used]] = np.asarray(sampled[row])[used]
-    logits, guesses = electra.apply_corrector(
+    logits, guesses, _ = electra.apply_all_heads(
         config.architecture, params, corrupted, batch["attention_mask"], batch["token_type_ids"], masked.positions_BM
     )
     at = np.take_along_axis(np.asarray(logits), np.asarray(masked.positions_BM), axis=1)

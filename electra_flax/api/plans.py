@@ -27,6 +27,7 @@ def plan(
 ) -> tuple[Plan, ...]:
     """Return, for each phase of a run (nearly always one), what it needs and is predicted to take on a TPU slice.
 
+    One that contrasts sequences from some step on (objective.contrast_from) is two: the steps before, and from it on.
     Compiles the run's own train step, without a TPU but with its compiler (pip install 'electra-flax[tpu]'): minutes
     for a new program, kept for the next time. `config` and `overrides` are as of `pretrain`, `topology` is v3-8, v4-8,
     v5litepod-8 and so on, `price_per_hour` is that of the whole slice in dollars (None: of a dated list). `explain`
@@ -47,8 +48,9 @@ def plan(
 
         fills = (fill, long_fill)
         return tuple(
-            make_plan(phase, topology, price_per_hour, explain, fill)
+            make_plan(part, topology, price_per_hour, explain, fill)
             for phase, fill in zip(phases, fills, strict=False)
+            for part in phase.parts
         )
 
 

@@ -170,6 +170,8 @@ class Architecture:
     """Whether anything tells replaced tokens; also true of an encoder alone, as fine-tuning leaves it."""
     has_corrective_head: bool = False
     """Whether the discriminator guesses hidden tokens too, which it does only while it is trained."""
+    has_contrast_head: bool = False
+    """Whether the discriminator also tells which texts belong together, which it does only while it is trained."""
     has_two_towers: bool = False
     """Whether the generator is two transformers, one for either side of a token."""
     logit: Logit = "replaced"

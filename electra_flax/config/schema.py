@@ -269,6 +269,10 @@ class Config:
                 "only a discriminator learns",
             )
         self.optimizer.check_disjoint(kind, self.generator.embedding_sharing)
+        training = self.training
+        self.objective.check_contrast(
+            kind, self.data.packing, training.batch_size, training.gradient_accumulation_steps
+        )
 
     def _check_shared_transformer(self) -> None:
         if self.generator.untied_generator or self.generator.uniform_generator:
@@ -323,6 +327,7 @@ class Config:
             has_generator_head=has_generator,
             has_discriminator_head=trains_both,
             has_corrective_head=self.objective.corrective_lm_weight > 0,
+            has_contrast_head=self.objective.contrast_weight > 0,
             has_two_towers=self.has_two_towers,
             logit="energy" if self.objective.kind == "electric" else "replaced",
             compute_dtype=self.training.compute_dtype,
@@ -370,3 +375,17 @@ class Phase(NamedTuple):
     config: Config
     start: int
     end: int
+
+    @property
+    def parts(self) -> "list[Phase]":
+        """Return it in the pieces that are one program each: without the contrast of sequences, and with it."""
+        objective = self.config.objective
+        if not objective.contrast_weight:
+            return [self]
+        begin = round(objective.contrast_from * self.config.training.num_steps)
+        ends = ((self.start, min(begin, self.end), 1.0), (max(begin, self.start), self.end, 0.0))
+        return [
+            Phase(self.name, replace(self.config, objective=replace(objective, contrast_from=share)), start, end)
+            for start, end, share in ends
+            if start < end
+        ]

@@ -98,7 +98,6 @@ class Seed:
     )
     start = 0
     shown: tuple[str, ...] = ("loss", "tokens_per_sec")
-    least_seconds: float | None = None
 
     def __init__(self, shared: Shared, begin: Params, seed: int, watchdog: Watchdog) -> None:
         self._task, training, self._data, self._network, self._steps = shared
@@ -131,7 +130,10 @@ class Seed:
                 yield make_batch(self._network, rows, indices, size, self._training.max_seq_length)
                 step += 1
 
-    def advance(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    def least_seconds(self, step: int) -> float | None:
+        return None
+
+    def advance(self, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         return self._steps.train(state, batch, np.uint32(self._seed))
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:

@@ -10,6 +10,7 @@ Only this module, `layers` and `heads` import Flax Linen; everyone else sees a n
     cloze_predictions/{dense, LayerNorm}, cloze_lm_head/bias
     discriminator_predictions/{dense, dense_prediction}
     corrective_lm_head/bias                                  only while a discriminator that guesses too is trained
+    contrast_predictions/{dense, LayerNorm}                  only while one that tells sequences apart is trained
 
 Sharing follows docs/semantics.md, section 9.
 """
@@ -17,6 +18,7 @@ Sharing follows docs/semantics.md, section 9.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -30,6 +32,9 @@ from electra_flax.model.attention import Attend, xla_attention
 from electra_flax.model.cloze import neighbours
 from electra_flax.model.products import dot_rows
 from electra_flax.trees import Params, flat
+
+_CONTRAST_WIDTH = 768
+"""Of the vectors by which sequences are told apart, whatever the model's width (COCO-LM's code)."""
 
 
 class Segments(NamedTuple):
@@ -50,6 +55,17 @@ class Cloze(NamedTuple):
     """Of each of its tokens, given all others; without gradient."""
     logits_BMV: jax.Array
     """At the given positions; without gradient."""
+
+
+class Told(NamedTuple):
+    """What a discriminator says of a text, with all heads that it is trained with."""
+
+    logits_BT: jax.Array
+    """float32."""
+    guesses_BMV: jax.Array | None
+    """Of what stood at the given positions, float32, where it guesses."""
+    views_BC: jax.Array | None
+    """A vector a sequence, in compute_dtype, where it tells sequences apart."""
 
 
 class _Electra(nn.Module):
@@ -78,6 +94,9 @@ class _Electra(nn.Module):
             self.discriminator_predictions = layers.DiscriminatorPredictions(architecture.model, dtype)
         if architecture.has_corrective_head:
             self.corrective_lm_head = layers.TiedLmHead(architecture.model, dtype)
+        if architecture.has_contrast_head:  # dense, GELU, LayerNorm, as below the generator's
+            sizes = replace(architecture.model, embedding_size=_CONTRAST_WIDTH)
+            self.contrast_predictions = layers.GeneratorPredictions(sizes, dtype)
 
     def generate(
         self,
@@ -150,21 +169,34 @@ class _Electra(nn.Module):
         """Return logits_BT for the inputs of `encode`."""
         return self.discriminator_predictions(self.encode(*inputs))
 
-    def discriminate_and_correct(self, positions_BM: jax.Array, *inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """Return logits_BT as `discriminate` does, and logits_BMV of what stood at the positions.
+    def tell(self, positions_BM: jax.Array, *inputs: Any) -> Told:
+        """Return logits_BT as `discriminate` does, and what the other heads say."""
+        hidden_BTD, architecture = self.encode(*inputs), self.architecture
+        return Told(
+            self.discriminator_predictions(hidden_BTD),
+            self._correct(hidden_BTD, positions_BM) if architecture.has_corrective_head else None,
+            self.contrast_predictions(hidden_BTD[:, 0]) if architecture.has_contrast_head else None,
+        )
+
+    def view(self, *inputs: Any) -> jax.Array:
+        """Return views_BC as `tell` does: from the state of [CLS] (Meng et al. 2021, section 3.2)."""
+        views_BC: jax.Array = self.contrast_predictions(self.encode(*inputs)[:, 0])
+        return views_BC
+
+    def _correct(self, hidden_BTD: jax.Array, positions_BM: jax.Array) -> jax.Array:
+        """Return logits_BMV of what stood at the positions.
 
         COCO-LM's head (Meng et al. 2021, section 3.1): the states times the embeddings that the transformer reads, and
         a bias. Where these are projected, the projection is part of them.
         """
-        hidden_BTD = self.encode(*inputs)
         x_BME = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
         if self.architecture.model.embedding_size != self.architecture.model.hidden_size:
             x_BME = dot_rows(x_BME, self.electra.embeddings_project.variables["params"]["kernel"], contracted=1)
         tables = self.electra.embeddings.tables()
         if self.architecture.has_delta:
             tables = self.discriminator_delta.tables(tables)
-        logits_BMV = self.corrective_lm_head(x_BME, tables.word_VE)
-        return self.discriminator_predictions(hidden_BTD), logits_BMV
+        logits_BMV: jax.Array = self.corrective_lm_head(x_BME, tables.word_VE)
+        return logits_BMV
 
     def __call__(self, input_ids_BT: jax.Array) -> None:
         """Touch every parameter, for init."""
@@ -173,9 +205,7 @@ class _Electra(nn.Module):
         else:
             self.generate(input_ids_BT, input_ids_BT, input_ids_BT, input_ids_BT[:, :1], None)
         if self.architecture.has_discriminator_head:
-            self.discriminate(input_ids_BT, input_ids_BT, input_ids_BT, None)
-        if self.architecture.has_corrective_head:
-            self.discriminate_and_correct(input_ids_BT[:, :1], input_ids_BT, input_ids_BT, input_ids_BT, None)
+            self.tell(input_ids_BT[:, :1], input_ids_BT, input_ids_BT, input_ids_BT, None)
 
 
 def init(architecture: Architecture, key: jax.Array) -> Params:
@@ -277,7 +307,7 @@ def apply_discriminator(
     return cast(jax.Array, logits_BT)
 
 
-def apply_corrector(
+def apply_all_heads(
     architecture: Architecture,
     params: Params,
     input_ids_BT: jax.Array,
@@ -287,14 +317,29 @@ def apply_corrector(
     seeds_B: jax.Array | None = None,
     attend: Attend = xla_attention,
     packed: Segments | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Return logits_BT of apply_discriminator, and logits_BMV float32 of what the tokens at the positions were."""
+) -> Told:
+    """Return logits_BT of apply_discriminator, and what the heads say that a run may add; no dropout without seeds."""
     attend, mask_BT, places_BT = _of_rows(attend, attention_mask_BT, packed)
-    logits = _Electra(architecture, attend).apply(
-        {"params": params}, positions_BM, input_ids_BT, mask_BT, token_type_ids_BT, seeds_B, places_BT,
-        method="discriminate_and_correct",
-    )  # fmt: skip
-    return cast(tuple[jax.Array, jax.Array], logits)
+    told = _Electra(architecture, attend).apply(
+        {"params": params}, positions_BM, input_ids_BT, mask_BT, token_type_ids_BT, seeds_B, places_BT, method="tell"
+    )
+    return cast(Told, told)
+
+
+def apply_view(
+    architecture: Architecture,
+    params: Params,
+    input_ids_BT: jax.Array,
+    attention_mask_BT: jax.Array,
+    token_type_ids_BT: jax.Array,
+    seeds_B: jax.Array | None = None,
+    attend: Attend = xla_attention,
+) -> jax.Array:
+    """Return views_BC alone, of rows of one sequence each; no dropout without seeds."""
+    views_BC = _Electra(architecture, attend).apply(
+        {"params": params}, input_ids_BT, attention_mask_BT, token_type_ids_BT, seeds_B, method="view"
+    )
+    return cast(jax.Array, views_BC)
 
 
 def apply_encoder(

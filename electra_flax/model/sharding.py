@@ -63,16 +63,20 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         return Mesh(grid, AXES, axis_types=types)
 
 
-def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
-    """Raise UserError where a slice of the batch cannot be cut evenly over the devices."""
+def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh, rows_together: int = 1) -> None:
+    """Raise UserError where a slice of the batch cannot be cut evenly over the devices.
+
+    Of rows that stay together a device has all.
+    """
     replicas = mesh.shape["data"] * mesh.shape["fsdp"]
-    unit = replicas * accumulation_steps
+    unit = replicas * accumulation_steps * rows_together
+    together = f" x {rows_together} rows (objective.contrast_rows)" if rows_together > 1 else ""
     if batch_size % unit:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
         raise UserError(
             f"training.batch_size={batch_size} must be a multiple of {unit} = {replicas} devices (mesh data x fsdp) "
-            f"x {accumulation_steps} accumulation steps; nearest: {nearest}"
+            f"x {accumulation_steps} accumulation steps{together}; nearest: {nearest}"
         )
 
 

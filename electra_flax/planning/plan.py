@@ -159,7 +159,8 @@ def _mesh(config: Config, where: Slice) -> Mesh:
             "install it with pip install 'electra-flax[tpu]'"
         ) from None
     mesh = make_mesh(config.mesh, list(topology.devices))
-    check_batch(config.training.batch_size, config.training.gradient_accumulation_steps, mesh)
+    training = config.training
+    check_batch(training.batch_size, training.gradient_accumulation_steps, mesh, config.objective.rows_together)
     return mesh
 
 

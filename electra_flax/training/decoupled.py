@@ -31,7 +31,7 @@ def make_advance(config: Config, objective: Objective, attend: Attend) -> Advanc
     A step in which either loss or gradient is not finite moves neither model.
     """
     rates, optimizers = rates_of(config.optimizer, config.training.num_steps), optimizers_of(config)
-    slices = config.training.gradient_accumulation_steps
+    slices, together = config.training.gradient_accumulation_steps, objective.rows_together
     phases = _Phases(cast(OfTwoModels, objective), attend)
 
     def advance(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Sums]:
@@ -41,12 +41,12 @@ def make_advance(config: Config, objective: Objective, attend: Attend) -> Advanc
         opt_state = cast(dict[str, optax.OptState], state.opt_state)
         old = Sides(*(Moved(getattr(before, side), opt_state[side]) for side in SIDES))
         of_generator = functools.partial(phases.generator, before, counts)
-        (grads, sums), sampled_BM = over_slices(of_generator, (batch, draws), slices)
+        (grads, sums), sampled_BM = over_slices(of_generator, (batch, draws), slices, together)
         with jax.named_scope("optimizer"):
             generator, generator_norm = move(optimizers.generator, old.generator, grads), optax.tree.norm(grads)
         between = before._replace(generator=generator.params)
         of_discriminator = functools.partial(phases.discriminator, between, counts)
-        (grads, more), _ = over_slices(of_discriminator, (batch, draws, sampled_BM), slices)
+        (grads, more), _ = over_slices(of_discriminator, (batch, draws, sampled_BM), slices, together)
         sums = sums | more
         with jax.named_scope("optimizer"):
             discriminator, norm = move(optimizers.discriminator, old.discriminator, grads), optax.tree.norm(grads)

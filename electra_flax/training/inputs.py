@@ -84,8 +84,9 @@ def open_all(
             expected = "--long-data too" if len(config.phases) > 1 else "no --long-data"
             raise UserError(f"long_phase.steps={config.long_phase.steps}: expected {expected}")
     for phase in config.phases if mesh is not None else ():
+        training, together = phase.config.training, config.objective.rows_together
         with refusals.each(phase.name):
-            check_batch(phase.config.training.batch_size, phase.config.training.gradient_accumulation_steps, mesh)
+            check_batch(training.batch_size, training.gradient_accumulation_steps, mesh, together)
     for phase, path in zip(config.phases, data_paths, strict=False):
         if (found := _open(phase.config, path, phase.name, refusals, alive, probe)) is not None:
             opened.append(found)

@@ -76,8 +76,6 @@ class Learner(Protocol):
     """What its checkpoints hold beside the state."""
     shown: tuple[str, ...]
     """The metrics on the console, in this order."""
-    least_seconds: float | None
-    """A step takes at least so long at the devices' peak rate, where that is known."""
 
     def fresh(self) -> TrainState:
         """Return the state to begin with where there is no checkpoint. Raises UserError."""
@@ -88,8 +86,11 @@ class Learner(Protocol):
     def batches(self, step: int) -> Iterator[Any]:
         """Return the endless batches after a step."""
 
-    def advance(self, state: TrainState, batch: Any) -> tuple[TrainState, Sums]:
-        """Make a step; the sums hold "tokens", "grad_norm", "learning_rate" and "skipped" beside the learner's own."""
+    def least_seconds(self, step: int) -> float | None:
+        """Return how long a step takes at least at the devices' peak rate, where that is known."""
+
+    def advance(self, step: int, state: TrainState, batch: Any) -> tuple[TrainState, Sums]:
+        """Make the one after `step`; sums hold "tokens", "grad_norm", "learning_rate", "skipped", and its own."""
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:
         """Take note of a step's numbers."""
@@ -250,7 +251,7 @@ class Loop:
             raise
         except UserError as error:  # the data were sound at the start
             raise RunError(f"{error} (at step {self.step + 1:,}; run the same command to continue)") from None
-        self.state, sums = self.learner.advance(self.state, batch)
+        self.state, sums = self.learner.advance(self.step, self.state, batch)
         own = Wishes(save=processes.is_main() and self._clock.is_due(), stop=self.interruption.requested)
         sent = self._agreement.send(own)
         self.step += 1
@@ -280,7 +281,7 @@ class Loop:
 
     def _record(self, step: int) -> None:
         learner = self.learner
-        metrics = self.window.metrics(learner.summarize, learner.least_seconds)
+        metrics = self.window.metrics(learner.summarize, learner.least_seconds(step))
         self._write(step, "train", metrics)
         self._tell(lambda each: each.on_metrics(step, dict(metrics)))
         self._progress.print(f"step {step:,} train: {on_one_line(metrics, learner.shown)}")

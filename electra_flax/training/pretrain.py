@@ -42,6 +42,7 @@ from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.metrics import RunNotes, last_held_out
 from electra_flax.training.objectives import make_objective
 from electra_flax.training.objectives.metrics import HEALTH_METRICS, metrics_of
+from electra_flax.training.objectives.objective import Objective
 from electra_flax.training.probe import Probe
 from electra_flax.training.state import TrainState
 from electra_flax.training.step import make_norms, make_train_step
@@ -204,13 +205,25 @@ class Pretraining:
         self.objective = make_objective(config, vocabulary.special, vocabulary.continuations)
         on_console = [metric.name for metric in (*metrics_of(config), *HEALTH_METRICS) if metric.is_on_console]
         self.shown = ("loss", *on_console, "tokens_per_sec", "mfu")
-        self.least_seconds: float | None = None
         self._frozen, self._given = frozen, (frozen.place(config, self.mesh),) if frozen else ()
         self._held_out = HeldOut(config, self.objective, held_out, self.mesh, attend, probe_rows, *self._given)
-        self._step = make_train_step(config, self.objective, self.mesh, attend)
+        self._parts = phase.parts
+        self._steps = [
+            make_train_step(part.config, self._objective_of(part), self.mesh, attend) for part in self._parts
+        ]
 
-    def advance(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        return self._step(state, batch, *self._given)
+    def advance(self, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        return self._steps[self._part_of(step + 1)](state, batch, *self._given)
+
+    def _part_of(self, step: int) -> int:
+        """Return by which of its programs a step is made."""
+        return next(number for number, part in enumerate(self._parts) if step <= part.end)
+
+    def _objective_of(self, part: Phase) -> Objective:
+        return make_objective(part.config, self._vocabulary.special, self._vocabulary.continuations)
+
+    def least_seconds(self, step: int) -> float | None:
+        return self._least_seconds[self._part_of(step)]
 
     def fresh(self) -> TrainState:
         """Return step 0, or the step that other weights are at."""
@@ -252,17 +265,16 @@ class Pretraining:
             axes, f"; {jax.process_count()} processes" if jax.process_count() > 1 else "", f"{num_parameters:,}",
             f"{len(self._examples):,}", f"{len(self._held_out):,}",
         )  # fmt: skip
-        config = self.config
         if packed := self._packed:
-            config = config.of_rows(packed.rows)
             log.info(
                 "packed: %d rows a step, %.1f%% full, of examples that would fill %.1f%% of rows of their own",
                 packed.rows, 100 * packed.fill, 100 * packed.fill * packed.share,
             )  # fmt: skip
-        batch = abstract_batch(config, batch_sharding(self.mesh))
-        self._step = compile_step("train step", self._step, state, batch, *self._given)
-        if peak := tpus.peak_flops(jax.devices()[0].device_kind):
-            self.least_seconds = step_flops(config) / (peak * jax.device_count())
+        configs = [part.config.of_rows(packed.rows) if packed else part.config for part in self._parts]
+        batch = abstract_batch(configs[0], batch_sharding(self.mesh))
+        self._steps = [compile_step("train step", step, state, batch, *self._given) for step in self._steps]
+        peak = tpus.peak_flops(jax.devices()[0].device_kind)
+        self._least_seconds = [step_flops(config) / (peak * jax.device_count()) if peak else None for config in configs]
 
     def packed_as(self) -> dict[str, float]:
         """Return what the start event says of packed rows; nothing where each example has its own."""
@@ -312,7 +324,8 @@ class Pretraining:
 
     def explain_not_finite(self, first: int, last: int, state: TrainState, batch: Batch) -> str:
         """Write the norms of every layer to a file; return what there is to say."""
-        norms = jax.device_get(make_norms(self.objective, self.config.training)(state, batch, *self._given))
+        objective = self._objective_of(self._parts[self._part_of(last)])
+        norms = jax.device_get(make_norms(objective, self.config.training)(state, batch, *self._given))
         if processes.is_main():
             path = self._work.folder / "not_finite.json"
             text = json.dumps({"first_step": first, "last_step": last, **norms}, indent=1, default=float) + "\n"

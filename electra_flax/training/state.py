@@ -60,12 +60,17 @@ def keep_where(is_finite: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda new, old: new if new.dtype == jnp.int32 else jnp.where(is_finite, new, old), new, old)
 
 
-def sum_over_slices(compute: Callable[[Any], Any], rows: Any, num_slices: int) -> Any:
-    """Return the sum of what `compute` makes of each slice of the rows, one slice in memory at a time."""
-    return over_slices(lambda rows: (compute(rows), ()), rows, num_slices)[0]
+def sum_over_slices(compute: Callable[[Any], Any], rows: Any, num_slices: int, together: int = 1) -> Any:
+    """Return the sum of what `compute` makes of each slice of the rows, one slice in memory at a time.
+
+    So many consecutive rows as stay `together`, from the first on, are in one slice.
+    """
+    return over_slices(lambda rows: (compute(rows), ()), rows, num_slices, together)[0]
 
 
-def over_slices(compute: Callable[[Any], tuple[Any, Any]], rows: Any, num_slices: int) -> tuple[Any, Any]:
+def over_slices(
+    compute: Callable[[Any], tuple[Any, Any]], rows: Any, num_slices: int, together: int = 1
+) -> tuple[Any, Any]:
     """Return as `sum_over_slices`, and rows, of pairs that `compute` makes of each slice: what is added, and rows."""
     if num_slices == 1:
         return compute(rows)
@@ -74,13 +79,20 @@ def over_slices(compute: Callable[[Any], tuple[Any, Any]], rows: Any, num_slices
         more, made = compute(rows)
         return jax.tree.map(jnp.add, total, more), made
 
-    sliced = jax.tree.map(lambda array: _slices(array, num_slices), rows)
+    sliced = jax.tree.map(lambda array: _slices(array, num_slices, together), rows)
     shapes, _ = jax.eval_shape(compute, jax.tree.map(lambda array: array[0], sliced))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, made = jax.lax.scan(add_slice, zeros, sliced)
-    return total, jax.tree.map(lambda array: array.swapaxes(0, 1).reshape(-1, *array.shape[2:]), made)
+    return total, jax.tree.map(lambda array: _whole(array, together), made)
 
 
-def _slices(array_B: jax.Array, num_slices: int) -> jax.Array:
-    # Every num_slices-th row goes to the same slice: each device's rows stay on that device.
-    return array_B.reshape(-1, num_slices, *array_B.shape[1:]).swapaxes(0, 1)
+def _slices(array_B: jax.Array, num_slices: int, together: int) -> jax.Array:
+    # Every num_slices-th group of rows goes to the same slice: each device's rows stay on that device.
+    grouped = array_B.reshape(-1, num_slices, together, *array_B.shape[1:]).swapaxes(0, 1)
+    return grouped.reshape(num_slices, -1, *array_B.shape[1:])
+
+
+def _whole(array: jax.Array, together: int) -> jax.Array:
+    """Undo `_slices`."""
+    grouped = array.reshape(array.shape[0], -1, together, *array.shape[2:]).swapaxes(0, 1)
+    return grouped.reshape(-1, *array.shape[2:])

@@ -130,5 +130,7 @@ def accumulate_gradients(
         return objective.loss(sums, counts), sums
 
     slice_gradients = jax.grad(slice_loss, has_aux=True)
-    grads, sums = sum_over_slices(functools.partial(slice_gradients, params), (batch, draws), num_slices)
+    grads, sums = sum_over_slices(
+        functools.partial(slice_gradients, params), (batch, draws), num_slices, objective.rows_together
+    )
     return grads, sums | counts

@@ -242,6 +242,12 @@ def _of_objective(config: Config) -> dict[str, str]:
         settings["corrective language modelling"] = (
             f"weight {weight} (experimental); the head that it had is left out here"
         )
+    if objective.contrast_weight:
+        weight, share = formats.number(objective.contrast_weight), formats.number(objective.contrast_from)
+        settings["contrast of sequences"] = (
+            f"weight {weight}, groups of {objective.contrast_rows}, from {share} of the steps on (experimental); the "
+            "head that it had is left out here"
+        )
     return settings
 
 

@@ -35,8 +35,10 @@ def _read_run(source: str, place: str, step: int | None) -> Weights:
     """Return the weights of a run of ours."""
     work = Workdir(place).pull(without=("tensorboard/",))
     config = work.read_config()
-    # The head that corrects is left behind: nobody else has a place for it.
-    architecture = dataclasses.replace(config.architecture.learned, compute_dtype="float32", has_corrective_head=False)
+    # The heads that correct and contrast are left behind: nobody else has a place for them.
+    architecture = dataclasses.replace(
+        config.architecture.learned, compute_dtype="float32", has_corrective_head=False, has_contrast_head=False
+    )
     checkpoints = Checkpoints(work.checkpoints)
     step = checkpoints.existing(step)
     params: dict[str, np.ndarray] = {}

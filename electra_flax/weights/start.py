@@ -193,8 +193,8 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             f"{different[0]}: set the model and generator sections to its sizes"
         )
     generators = [name for name in missing if name.startswith(("generator", "cloze"))]
-    correctives = [] if start.resumes else [name for name in missing if name.startswith("corrective")]
-    if others := [name for name in missing if name not in (*generators, *correctives)]:
+    of_training = () if start.resumes else ("corrective", "contrast")  # heads that nobody publishes
+    if others := [name for name in missing if name not in generators and not name.startswith(of_training)]:
         raise UserError(
             f"{flag} {weights.source}: {counted(len(others), 'tensors')} missing, the first {others[0]}: give "
             "complete weights"

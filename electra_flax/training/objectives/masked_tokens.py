@@ -64,6 +64,10 @@ class MaskedTokens:
     guessing: ClassVar[Term] = Term("generator_nll", "masked", "generator_loss")
     """What the generator learns."""
 
+    @property
+    def rows_together(self) -> int:
+        return self.config.objective.rows_together
+
     def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None) -> Draws:
         share = share_at(self.config.masking, self.config.training.num_steps, step)
         with jax.named_scope("masking"):

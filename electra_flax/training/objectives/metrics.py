@@ -119,6 +119,16 @@ _CORRECTIVE = (
         "share of masked tokens that the discriminator guesses right",
     ),
 )  # fmt: skip
+_CONTRAST = (
+    Metric(
+        "contrast_loss", losses.ratio("contrast_nll", "contrasted"), "Contrast loss",
+        "cross entropy of which two texts belong together, nats; 0 before objective.contrast_from", is_on_console=True,
+    ),
+    Metric(
+        "contrast_accuracy", losses.ratio("contrast_correct", "contrasted"), "Contrast accuracy",
+        "share of texts whose other half is the nearest of the group; 0 before objective.contrast_from",
+    ),
+)  # fmt: skip
 _STATES = (
     Metric(
         "state_spread", _state_spread, "Spread of token states",
@@ -154,4 +164,6 @@ def health_of(totals: Totals) -> dict[str, float]:
 def metrics_of(config: Config) -> tuple[Metric, ...]:
     """Return the metrics of a run's objective."""
     added = (*(_TOWERS if config.has_two_towers else ()), *METRICS[config.objective.kind])
-    return (*added, *_CORRECTIVE) if config.architecture.has_corrective_head else added
+    architecture = config.architecture
+    added = (*added, *_CORRECTIVE) if architecture.has_corrective_head else added
+    return (*added, *_CONTRAST) if architecture.has_contrast_head else added

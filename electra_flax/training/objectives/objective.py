@@ -52,6 +52,10 @@ class Objective(Protocol):
 
     def __init__(self, config: Config, special: SpecialTokens, continuations: tuple[int, ...]) -> None: ...
 
+    @property
+    def rows_together(self) -> int:
+        """How many consecutive rows of a batch, from its first on, its slices hold whole."""
+
     def draw(self, batch: Batch, seeds: RowSeeds, step: jax.Array | None) -> Draws:
         """Return all that is random, for the whole batch: slices of it are those of the batch.
 

@@ -14,6 +14,7 @@ from electra_flax.model.attention import Attend
 from electra_flax.training import losses, masking
 from electra_flax.training.losses import Sums
 from electra_flax.training.masking import CorruptedInputs
+from electra_flax.training.objectives import contrast
 from electra_flax.training.objectives.masked_tokens import Draws, MaskedTokens, Term, segments_of
 from electra_flax.trees import Batch, Params
 
@@ -21,6 +22,9 @@ from electra_flax.trees import Batch, Params
 @dataclass(frozen=True)
 class ReplacedTokens(MaskedTokens):
     """Tell replaced tokens from original ones (docs/semantics.md, sections 6 and 7)."""
+
+    def count(self, batch: Batch, draws: Draws) -> Sums:
+        return super().count(batch, draws) | contrast.count(batch, self.config.objective)
 
     def sums(self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool) -> Sums:
         sums, sampled_BM = self.generate(params, batch, draws, attend, is_training)
@@ -44,20 +48,26 @@ class ReplacedTokens(MaskedTokens):
         is_training: bool,
     ) -> tuple[jax.Array, Sums]:
         """Return the discriminator's logits_BT, and the sums of what else it learns."""
-        masked = draws.masked
-        inputs = (
+        told = electra.apply_all_heads(
             self.config.architecture, params, corrupted.corrupted_ids_BT, batch["attention_mask"],
-            batch["token_type_ids"],
+            batch["token_type_ids"], draws.masked.positions_BM, draws.dropout_B if is_training else None, attend,
+            segments_of(batch),
         )  # fmt: skip
-        how = (draws.dropout_B if is_training else None, attend, segments_of(batch))
-        if self.config.architecture.has_corrective_head:
-            logits_BT, guesses_BMV = electra.apply_corrector(*inputs, masked.positions_BM, *how)
+        return told.logits_BT, self._added(params, batch, draws, told, attend, is_training)
+
+    def _added(
+        self, params: Params, batch: Batch, draws: Draws, told: electra.Told, attend: Attend, is_training: bool
+    ) -> Sums:
+        masked, found = draws.masked, {}
+        if told.guesses_BMV is not None:
             with jax.named_scope("corrective_loss"):
-                logits_BM = jnp.take_along_axis(logits_BT, masked.positions_BM, axis=1)
-                return logits_BT, losses.corrective_lm_sums(
-                    guesses_BMV, masked.targets_BM, masked.weights_BM, logits_BM
-                )
-        return electra.apply_discriminator(*inputs, *how), {}
+                logits_BM = jnp.take_along_axis(told.logits_BT, masked.positions_BM, axis=1)
+                found = losses.corrective_lm_sums(told.guesses_BMV, masked.targets_BM, masked.weights_BM, logits_BM)
+        if told.views_BC is not None:
+            found |= contrast.sums(
+                self.config, self.special, params, batch, told.views_BC, draws.dropout_B, attend, is_training
+            )
+        return found
 
     def loss(self, sums: Sums, counts: Sums) -> jax.Array:
         """Return generator_weight * masked-LM loss + discriminator_weight * replaced-token loss, and what is added.
@@ -67,7 +77,7 @@ class ReplacedTokens(MaskedTokens):
         if self.config.generator.frozen is not None:
             return self.discriminator_loss(sums, counts)
         both = self.generator_loss(sums, counts) + self._of_discriminator(sums, counts)
-        return self._with_corrective(both, sums, counts)
+        return self._with_added(both, sums, counts)
 
     def generator_loss(self, sums: Sums, counts: Sums) -> jax.Array:
         """Return generator_weight * masked-LM loss."""
@@ -75,14 +85,18 @@ class ReplacedTokens(MaskedTokens):
 
     def discriminator_loss(self, sums: Sums, counts: Sums) -> jax.Array:
         """Return discriminator_weight * replaced-token loss, and what is added."""
-        return self._with_corrective(self._of_discriminator(sums, counts), sums, counts)
+        return self._with_added(self._of_discriminator(sums, counts), sums, counts)
 
     def _of_discriminator(self, sums: Sums, counts: Sums) -> jax.Array:
         return self.config.objective.discriminator_weight * losses.mean(sums["discriminator_nll"], counts["tokens"])
 
-    def _with_corrective(self, loss: jax.Array, sums: Sums, counts: Sums) -> jax.Array:
-        weight = self.config.objective.corrective_lm_weight
-        return loss + weight * losses.mean(sums["corrective_nll"], counts["masked"]) if weight else loss
+    def _with_added(self, loss: jax.Array, sums: Sums, counts: Sums) -> jax.Array:
+        objective = self.config.objective
+        if objective.corrective_lm_weight:
+            loss += objective.corrective_lm_weight * losses.mean(sums["corrective_nll"], counts["masked"])
+        if objective.contrasts:
+            loss += objective.contrast_weight * losses.mean(sums["contrast_nll"], counts["contrasted"])
+        return loss
 
     def _total(self, found: dict[str, float]) -> float:
         weights = self.config.objective
@@ -91,6 +105,7 @@ class ReplacedTokens(MaskedTokens):
             weights.generator_weight * of_generator
             + weights.discriminator_weight * found["discriminator_loss"]
             + weights.corrective_lm_weight * found.get("corrective_loss", 0.0)
+            + weights.contrast_weight * found.get("contrast_loss", 0.0)
         )
 
 
