@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from electra_flax.commands.configs import Configs
+from electra_flax.commands.corrupt import Corrupt
 from electra_flax.commands.export import Export
 from electra_flax.commands.finetune import Finetune, Predict, Scoreboard
 from electra_flax.commands.models import Detect, Fill, Score, Show, Verify
@@ -22,8 +23,8 @@ from electra_flax.runtime.ending import run_command
 from electra_flax.runtime.flags import Command, Parser, exit_codes, make_parser, parse
 
 COMMANDS: tuple[type[Command], ...] = (
-    Pretrain, Evaluate, Export, Show, Verify, Detect, Fill, Score, Report, Doctor, Finetune, Scoreboard, Predict, Plan,
-    Configs,
+    Pretrain, Corrupt, Evaluate, Export, Show, Verify, Detect, Fill, Score, Report, Doctor, Finetune, Scoreboard,
+    Predict, Plan, Configs,
 )  # fmt: skip
 
 

@@ -38,6 +38,9 @@ class DataConfig:
     """Threads that read and decode batches ahead of training."""
     packing: Literal["none", "best_fit"] = "none"
     """best_fit: several short examples in one row, which see nothing of each other, instead of padding."""
+    corrupted: str | None = None
+    """Folder of electra-flax corrupt, local or gs://: the discriminator learns from what generator.frozen sampled, also
+    for evaluations; the generator is not loaded, and nothing is recorded of its losses."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "data")
@@ -268,6 +271,10 @@ class Config:
                 f"one tower and optimizer.decoupled=false, got {kind} and {str(self.optimizer.decoupled).lower()}: "
                 "only a discriminator learns",
             )
+        check(
+            self.data.corrupted is None or self.generator.frozen is not None,
+            f"data.corrupted={self.data.corrupted} needs generator.frozen: give what electra-flax corrupt had",
+        )
         self.optimizer.check_disjoint(kind, self.generator.embedding_sharing)
         training = self.training
         self.objective.check_contrast(
@@ -299,6 +306,15 @@ class Config:
     @property
     def has_two_towers(self) -> bool:
         return self.generator.two_towers or self.objective.kind == "electric"
+
+    @property
+    def samples_online(self) -> bool:
+        """Return whether steps take a frozen generator's weights, and not what it sampled ahead."""
+        return self.generator.frozen is not None and self.data.corrupted is None
+
+    def online(self) -> "Config":
+        """Return the same run, in which a generator samples as it goes."""
+        return replace(self, data=replace(self.data, corrupted=None))
 
     @property
     def architecture(self) -> Architecture:

@@ -8,7 +8,7 @@ place in the global batch is the same for any number of processes and any order 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
+from electra_flax.data.corrupted import More
 from electra_flax.data.order import GlobalOrder
 from electra_flax.data.packing import ROW_ARRAYS, PackedOrder, Packing, fill_rows
 from electra_flax.data.shards import DataFolder, ShardedExamples
@@ -99,18 +100,28 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
     return examples
 
 
-def training_batches(config: Config, examples: ShardedExamples, mesh: Mesh, start: int) -> Iterator[Batch]:
-    """Yield endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh."""
+def _nothing(number: int) -> Mapping[str, np.ndarray]:
+    return {}
+
+
+def training_batches(
+    config: Config, examples: ShardedExamples, mesh: Mesh, start: int, more: More = _nothing
+) -> Iterator[Batch]:
+    """Yield endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh.
+
+    And what there is `more` of each.
+    """
     order = GlobalOrder(len(examples), config.training.batch_size, config.data.shuffle_seed)
     rows = rows_of_process(mesh, config.training.batch_size)
 
-    def make(chosen: np.ndarray) -> Batch:
-        return _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size)
+    def make(number: int) -> Batch:
+        chosen = order.batch(number)[rows]
+        return _to_devices(examples.read(chosen), rows, mesh, config.training.batch_size, more(number))
 
-    return _endless(config, lambda batch: order.batch(batch)[rows], make, start)
+    return _endless(config, make, start)
 
 
-def packed_batches(config: Config, packed: Packed, mesh: Mesh, start: int) -> Iterator[Batch]:
+def packed_batches(config: Config, packed: Packed, mesh: Mesh, start: int, more: More = _nothing) -> Iterator[Batch]:
     """Yield the same of packed rows, [packed.rows, max_seq_length]: ROW_ARRAYS, and "examples" [packed.rows, S].
 
     Those are the numbers of each row's examples, of which randomness is a function.
@@ -118,23 +129,22 @@ def packed_batches(config: Config, packed: Packed, mesh: Mesh, start: int) -> It
     size = packed.rows
     rows = rows_of_process(mesh, size)
 
-    def make(table_RS: np.ndarray) -> Batch:
+    def make(number: int) -> Batch:
+        table_RS = packed.order.rows(number * size, (number + 1) * size)[rows]
         chosen = table_RS[table_RS >= 0]
         arrays = np.empty((len(ROW_ARRAYS), len(rows), config.data.max_seq_length), np.int32)
         fill_rows(packed.examples.read(chosen), packed.lengths[chosen], table_RS, arrays)
         named = dict(zip(ROW_ARRAYS, arrays, strict=True))
         named["examples"] = np.maximum(table_RS, 0).astype(np.uint32).view(np.int32)
-        return global_batch(mesh, size, rows, named)
+        return global_batch(mesh, size, rows, named | _of_rows(more(number), rows))
 
-    return _endless(config, lambda batch: packed.order.rows(batch * size, (batch + 1) * size)[rows], make, start)
+    return _endless(config, make, start)
 
 
-def _endless(
-    config: Config, choose: Callable[[int], np.ndarray], make: Callable[[np.ndarray], Batch], start: int
-) -> Iterator[Batch]:
-    """Yield what `make` makes of what `choose` says of a batch's number, from `start` on, read ahead in threads."""
+def _endless(config: Config, make: Callable[[int], Batch], start: int) -> Iterator[Batch]:
+    """Yield what `make` makes of a batch's number, from `start` on, read ahead in threads."""
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=_PREFETCH)
-    batches = grain.MapDataset.range(_ENDLESS).map(choose).map(make)
+    batches = grain.MapDataset.range(_ENDLESS).map(make)
     # A batch is a function of its number alone, so going on from one is no matter of skipping those before it.
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
@@ -187,7 +197,9 @@ class Rows(Protocol):
         """Return int32 [len(numbers), 3, max_seq_length]: input_ids, attention_mask, token_type_ids."""
 
 
-def evaluation_batches(config: Config, examples: Rows, mesh: Mesh, max_batches: int) -> Iterator[Batch]:
+def evaluation_batches(
+    config: Config, examples: Rows, mesh: Mesh, max_batches: int, more: More = _nothing
+) -> Iterator[Batch]:
     """Yield the split in file order; the last batch is filled up with empty rows, which count for nothing."""
     batch_size = config.training.batch_size
     rows = rows_of_process(mesh, batch_size)
@@ -195,11 +207,17 @@ def evaluation_batches(config: Config, examples: Rows, mesh: Mesh, max_batches: 
         numbers = start + rows[rows < len(examples) - start]
         array = np.zeros((len(rows), 3, config.data.max_seq_length), np.int32)
         array[: len(numbers)] = examples.read(numbers)
-        yield _to_devices(array, rows, mesh, batch_size)
+        yield _to_devices(array, rows, mesh, batch_size, more(start // batch_size))
 
 
-def _to_devices(array: np.ndarray, rows: np.ndarray, mesh: Mesh, batch_size: int) -> Batch:
+def _of_rows(more: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: array[rows] for name, array in more.items()}
+
+
+def _to_devices(
+    array: np.ndarray, rows: np.ndarray, mesh: Mesh, batch_size: int, more: Mapping[str, np.ndarray]
+) -> Batch:
     """Return int32 [these rows, 3, T] as the model's inputs under Hugging Face's names, each in one piece."""
     features = np.ascontiguousarray(array.swapaxes(0, 1))
     names = ("input_ids", "attention_mask", "token_type_ids")
-    return global_batch(mesh, batch_size, rows, dict(zip(names, features, strict=True)))
+    return global_batch(mesh, batch_size, rows, dict(zip(names, features, strict=True)) | _of_rows(more, rows))

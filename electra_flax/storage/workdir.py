@@ -48,6 +48,8 @@ class Run:
     """A step's, of each phase; none where each example has a row of its own."""
     frozen: str = ""
     """Sha256 of a generator that does not learn."""
+    samples: str = ""
+    """What tells apart what it sampled ahead (data.corrupted)."""
 
 
 _WRITTEN_ANEW = "remove it, and electra-flax pretrain with the run's own --config and --data writes it anew"

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
+from electra_flax.data.corrupted import More
 from electra_flax.data.pipeline import evaluation_batches, open_split, read_vocabulary
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import SpecialTokens
@@ -49,9 +50,10 @@ class HeldOut:
         attend: Attend,
         probe_rows: ProbeRows | None,
         *frozen: Params,
+        more: More | None = None,
     ) -> None:
         self._config, self._objective, self._examples, self._mesh = config, objective, examples, mesh
-        self._frozen = frozen
+        self._frozen, self._more = frozen, {"more": more} if more else {}
         self._eval_step = make_eval_step(config, objective, mesh, attend)
         self._read_states = make_read_states(config.architecture, mesh, attend)
         self._prober = Prober(probe_rows, config, mesh, self._read_states) if probe_rows else None
@@ -63,7 +65,7 @@ class HeldOut:
         """Return the objective's metrics over the validation split, by token (not means of batch means), and health."""
         config, total = self._config, MetricSums()
         key = jax.random.key(config.evaluation.seed)
-        for number, batch in enumerate(self._batches(config.evaluation.max_batches)):
+        for number, batch in enumerate(self._batches(config.evaluation.max_batches, **self._more)):
             sums = self._eval_step(params, batch, jax.random.fold_in(key, number), *self._frozen)
             total.add(jax.tree.map(np.asarray, sums))
         few = -(-LEAST_ROWS // config.training.batch_size)
@@ -72,8 +74,8 @@ class HeldOut:
             health |= self._prober.sums(params)
         return self._objective.summarize(total.sums) | health_of(health)
 
-    def _batches(self, most: int) -> Iterator[Batch]:
-        return evaluation_batches(self._config, self._examples, self._mesh, most)
+    def _batches(self, most: int, **more: More) -> Iterator[Batch]:
+        return evaluation_batches(self._config, self._examples, self._mesh, most, **more)
 
 
 def evaluate(
@@ -85,7 +87,7 @@ def evaluate(
     What `probe` adds is of that phase's length; `read_frozen` finds a generator that the run does not train.
     """
     work = Workdir(given).pull()
-    config = work.read_config()
+    config = work.read_config().online()  # of any shards, with the generator's own loss
     mesh = make_mesh(config.mesh)
     state = Checkpoints(work.checkpoints).restore(abstract_state(config), mesh, step)
     phase = config.phase_of(int(state.step))

@@ -43,15 +43,17 @@ def prepare(
     identity: str,
     packed_rows: Sequence[int] = (),
     frozen: str = "",
+    samples: str = "",
 ) -> list[str]:
     """Create the workdir, or check that it belongs to this run; return the harmless differences, a line each.
 
     `identity` tells the shards apart, `paths` says where they are, `packed_rows` are a step's of each phase, `frozen`
-    is the sha256 of a generator that does not learn. Raises UserError where the workdir cannot be written, or belongs
-    to a run with another model or other data.
+    is the sha256 of a generator that does not learn, `samples` tells apart what it sampled ahead. Raises UserError
+    where the workdir cannot be written, or belongs to a run with another model or other data.
     """
     notes = check_identity(work, config, identity)
     check_frozen(work, frozen)
+    samples = _check_samples(work, config, samples)
     absolute = [path if is_remote(path) else os.path.realpath(path) for path in paths]
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,7 @@ def prepare(
         raise not_writable(work.folder, error) from None
     write_whole(
         work.folder / "run.json",
-        json.dumps(asdict(Run(absolute, identity, list(packed_rows), frozen)), indent=1) + "\n",
+        json.dumps(asdict(Run(absolute, identity, list(packed_rows), frozen, samples)), indent=1) + "\n",
     )
     write_whole(work.folder / "config.yaml", config_to_yaml(config))  # the last one: it makes the folder a workdir
     return notes
@@ -104,6 +106,17 @@ def check_frozen(work: Workdir, frozen: str) -> None:
             f"{work}: its generator.frozen had the sha256 {known[:12] or 'of none'}, the one there now has "
             f"{frozen[:12] or 'none'}: put the first one back, or use another --workdir"
         )
+
+
+def _check_samples(work: Workdir, config: Config, samples: str) -> str:
+    """Return which samples are the run's. Raises UserError where it has learned from others of the same generator."""
+    known = read_run(work.folder).samples if (work.folder / "run.json").exists() else ""
+    if samples and known and known != samples:
+        raise UserError(
+            f"{work}: it learned from other samples (digest {known[:12]}) than data.corrupted={config.data.corrupted} "
+            f"has (digest {samples[:12]}): put the first folder back, or use another --workdir"
+        )
+    return samples or known
 
 
 def packed_rows(work: Workdir) -> list[int]:

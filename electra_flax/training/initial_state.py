@@ -16,6 +16,7 @@ from electra_flax.model import electra
 from electra_flax.model.sharding import state_shardings
 from electra_flax.training.optimizers import make_optimizer
 from electra_flax.training.optimizers.sides import init_optimizers
+from electra_flax.training.packed_masking import max_predictions_per_row
 from electra_flax.training.state import TrainState
 from electra_flax.trees import Params, nested
 
@@ -35,7 +36,7 @@ def abstract_state(config: Config) -> TrainState:
 
 def abstract_frozen(config: Config, sharding: Sharding | None = None) -> tuple[Params, ...]:
     """Return what steps take beside state and batch: the shapes of a frozen generator, in the type of activations."""
-    if config.generator.frozen is None:
+    if not config.samples_online:
         return ()
     dtype = jnp.dtype(config.training.compute_dtype)
     shapes = electra.given_shapes(config.architecture)
@@ -50,6 +51,8 @@ def abstract_batch(config: Config, sharding: Sharding | None = None) -> dict[str
     shapes = dict.fromkeys(ROW_ARRAYS if config.is_packed else ROW_ARRAYS[:3], shape)
     if config.is_packed:
         shapes["examples"] = (rows, config.packing.segments)
+    if config.data.corrupted is not None:
+        shapes["sampled_ids"] = (rows, max_predictions_per_row(config))
     return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name, shape in shapes.items()}
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
+from electra_flax.data.corrupted import Corrupted
 from electra_flax.data.manifest import Manifest
 from electra_flax.data.pipeline import Packed, check_vocabulary, find_vocabulary, open_split, pack
 from electra_flax.data.shards import DataFolder, ShardedExamples, verify_shards
@@ -24,6 +25,7 @@ from electra_flax.storage.staging import stage
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.probe import Probe, ProbeRows
+from electra_flax.training.samples import Samples, samples_of
 from electra_flax.training.state import TrainState
 
 _LEAST_SAVED = 0.01
@@ -53,6 +55,8 @@ class Input(NamedTuple):
     probe_rows: ProbeRows | None
     packed: Packed | None = None
     """The training examples in rows, where rows hold several."""
+    samples: Samples | None = None
+    """What a frozen generator sampled ahead (data.corrupted)."""
 
     @property
     def shards(self) -> list[Shard]:
@@ -73,7 +77,12 @@ def open_all(
 
     `alive` hears of every file that was copied. `packed_rows` are those a step of a run that goes on.
     """
-    mesh, opened = None, []
+    mesh, opened, corrupted = None, [], None
+    if config.data.corrupted is not None:
+        with refusals.each("data.corrupted="):
+            place = stage(config.data.corrupted, config.data.staging_folder, alive=alive)
+            corrupted = Corrupted(place, config.data.corrupted)
+            packed_rows = packed_rows or corrupted.packed_rows
     with refusals.each():
         mesh = make_mesh(config.mesh)
         check_fits(config, mesh)
@@ -96,10 +105,20 @@ def open_all(
     with refusals.each():
         if len({found.vocabulary.sha256 for found in opened}) > 1:
             raise UserError(f"--data and --long-data ({', '.join(data_paths)}) have different vocabularies")
+    if corrupted is not None and len(opened) == len(config.phases):
+        with refusals.each("data.corrupted="):
+            held_out = [len(found.held_out) for found in opened]
+            samples = samples_of(config, corrupted, identity_of(opened), packed_rows_of(opened), held_out)
+            opened = [found._replace(samples=each) for found, each in zip(opened, samples, strict=True)]
     if begin_with and work and opened and not patiently(work.checkpoints, work.checkpoints.exists):
         with refusals.each():
             begin_with.check(config, opened[0].vocabulary)
     return opened
+
+
+def packed_rows_of(inputs: Sequence[Input]) -> list[int]:
+    """Return the packed rows a step of each phase; none where each example has a row of its own."""
+    return [found.packed.rows for found in inputs if found.packed]
 
 
 def identity_of(inputs: Sequence[Input]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from electra_flax.config.loading import config_fields
 from electra_flax.config.schema import Config, Phase
+from electra_flax.data.corrupted import More
 from electra_flax.data.pipeline import packed_batches, training_batches
 from electra_flax.data.shards import verify_shards
 from electra_flax.data.tokenizer import save_tokenizer
@@ -28,6 +29,7 @@ from electra_flax.runtime import processes, tpus
 from electra_flax.runtime.compiler import compile_step, set_up_compiler
 from electra_flax.runtime.interruption import Interruption, Watchdog
 from electra_flax.storage import guard
+from electra_flax.storage.bucket import patiently
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training import identity
 from electra_flax.training.callbacks import Callbacks
@@ -36,7 +38,7 @@ from electra_flax.training.first_values import look_at_neighbours, token_frequen
 from electra_flax.training.flops import step_flops
 from electra_flax.training.frozen import Frozen, ReadFrozen
 from electra_flax.training.initial_state import abstract_batch, abstract_state, init_state
-from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all
+from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all, packed_rows_of
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
 from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.metrics import RunNotes, last_held_out
@@ -154,9 +156,22 @@ def _open_all(
     packed_rows = [int(rows) for rows in processes.as_process_0(known) if rows]
     with processes.together():
         inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe, packed_rows)
-        frozen = read_frozen(config, inputs[0].vocabulary)
-        digest = frozen.sha256 if frozen else ""
-    packed_rows = [found.packed.rows for found in inputs if found.packed]
+        # Of samples that are written only the tables may be wanted, to begin with.
+        begins = config.generator.initialize_discriminator_embeddings and not patiently(
+            work.checkpoints, work.checkpoints.exists
+        )
+        frozen = read_frozen(config, inputs[0].vocabulary) if config.samples_online or begins else None
+        digest, samples = frozen.sha256 if frozen else "", ""
+        if inputs[0].samples:
+            folder = inputs[0].samples.folder
+            if digest not in ("", folder.generator):
+                raise UserError(
+                    f"data.corrupted={config.data.corrupted}: written with a generator of sha256 "
+                    f"{folder.generator[:12]}, generator.frozen={config.generator.frozen} has {digest[:12]}: name the "
+                    "one it was written with"
+                )
+            digest, samples = folder.generator, folder.digest
+    packed_rows = packed_rows_of(inputs)
     shards = identity_of(inputs)
     processes.require_agreement(
         {
@@ -164,13 +179,14 @@ def _open_all(
             "packed rows": str(packed_rows),
             "first weights": str(begin_with),
             "frozen generator": digest or "none",
+            "data.corrupted": samples or "none",
             "--probe": "; ".join(found.probe_rows.digest for found in inputs if found.probe_rows) or "none",
             **{name: str(value) for name, value in config_fields(config).items()},
         }
     )
     with processes.together():
         if processes.is_main():
-            for note in identity.prepare(work, config, data_paths, shards, packed_rows, digest):
+            for note in identity.prepare(work, config, data_paths, shards, packed_rows, digest, samples):
                 log.info("changed since the last start: %s", note)
             data, vocabulary = inputs[0].data, inputs[0].vocabulary
             casing = identity.casing(data, vocabulary)
@@ -196,7 +212,8 @@ class Pretraining:
         begin_with: FirstWeights | None,
         frozen: Frozen | None,
     ) -> None:
-        config, (_, vocabulary, self._examples, held_out, probe_rows, self._packed) = phase.config, phase_input
+        config = phase.config
+        _, vocabulary, self._examples, held_out, probe_rows, self._packed, self._samples = phase_input
         self.config, self._vocabulary = config, vocabulary
         self._work, self.begin_with = work, begin_with
         self.start, self.end, self.total = phase.start, phase.end, config.training.num_steps
@@ -205,8 +222,13 @@ class Pretraining:
         self.objective = make_objective(config, vocabulary.special, vocabulary.continuations)
         on_console = [metric.name for metric in (*metrics_of(config), *HEALTH_METRICS) if metric.is_on_console]
         self.shown = ("loss", *on_console, "tokens_per_sec", "mfu")
-        self._frozen, self._given = frozen, (frozen.place(config, self.mesh),) if frozen else ()
-        self._held_out = HeldOut(config, self.objective, held_out, self.mesh, attend, probe_rows, *self._given)
+        self._frozen = frozen
+        self._given = (frozen.place(config, self.mesh),) if frozen and config.samples_online else ()
+        self._more: dict[str, More] = {}
+        more: dict[str, More] = {}
+        if samples := self._samples:
+            self._more["more"], more["more"] = map(samples.folder.ids_of, (samples.train, samples.held_out))
+        self._held_out = HeldOut(config, self.objective, held_out, self.mesh, attend, probe_rows, *self._given, **more)
         self._parts = phase.parts
         self._steps = [
             make_train_step(part.config, self._objective_of(part), self.mesh, attend) for part in self._parts
@@ -249,6 +271,8 @@ class Pretraining:
 
     def prepare(self, state: TrainState, is_fresh: bool) -> None:
         """Say what begins, and compile its step."""
+        if self._samples and self.start <= (step := int(state.step)) < self.end:
+            self._samples.check(self.config, self.objective, next(self.batches(step)), self.start, step)
         if is_fresh:
             log.info("new run")
             if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:  # else every device holds all of them
@@ -284,8 +308,8 @@ class Pretraining:
 
     def batches(self, step: int) -> Iterator[Batch]:
         if self._packed:
-            return packed_batches(self.config, self._packed, self.mesh, step - self.start)
-        return training_batches(self.config, self._examples, self.mesh, step - self.start)
+            return packed_batches(self.config, self._packed, self.mesh, step - self.start, **self._more)
+        return training_batches(self.config, self._examples, self.mesh, step - self.start, **self._more)
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:
         """Add nothing: the loop's own sums are all."""

@@ -62,7 +62,7 @@ def make_train_step(
 
 
 def _of_frozen(config: Config, mesh: Mesh) -> list[NamedSharding]:
-    return [] if config.generator.frozen is None else [whole(mesh)]
+    return [whole(mesh)] if config.samples_online else []
 
 
 def make_norms(objective: Objective, training: TrainingConfig) -> Callable[..., dict[str, dict[str, jax.Array]]]:

@@ -4,7 +4,7 @@ from electra_flax.config.schema import Config
 from electra_flax.data.vocabulary import SpecialTokens
 from electra_flax.training.objectives.masked_tokens import MaskedTokens
 from electra_flax.training.objectives.objective import Objective
-from electra_flax.training.objectives.replaced_tokens import Electric, ReplacedTokens, TwoTowers
+from electra_flax.training.objectives.replaced_tokens import Electric, FromSamples, ReplacedTokens, TwoTowers
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "masked_tokens": MaskedTokens,
@@ -18,4 +18,6 @@ def make_objective(config: Config, special: SpecialTokens, continuations: tuple[
     kind = OBJECTIVES[config.objective.kind]
     if kind is ReplacedTokens and config.has_two_towers:
         kind = TwoTowers
+    if config.data.corrupted is not None:
+        kind = FromSamples
     return kind(config, special, continuations)

@@ -164,6 +164,8 @@ def health_of(totals: Totals) -> dict[str, float]:
 def metrics_of(config: Config) -> tuple[Metric, ...]:
     """Return the metrics of a run's objective."""
     added = (*(_TOWERS if config.has_two_towers else ()), *METRICS[config.objective.kind])
+    if config.data.corrupted is not None:  # of the generator nothing is known but what it sampled
+        added = _DISCRIMINATOR
     architecture = config.architecture
     added = (*added, *_CORRECTIVE) if architecture.has_corrective_head else added
     return (*added, *_CONTRAST) if architecture.has_contrast_head else added

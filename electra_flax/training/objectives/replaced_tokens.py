@@ -109,6 +109,16 @@ class ReplacedTokens(MaskedTokens):
         )
 
 
+@dataclass(frozen=True)
+class FromSamples(ReplacedTokens):
+    """Tell tokens that a frozen generator replaced before the run, which batches bring as sampled_ids [B, M]."""
+
+    def generate(
+        self, params: Params, batch: Batch, draws: Draws, attend: Attend, is_training: bool
+    ) -> tuple[Sums, jax.Array]:
+        return {}, batch["sampled_ids"]
+
+
 class Guess(NamedTuple):
     """What two towers make of a text: as `generate` returns it, and all of it."""
 
