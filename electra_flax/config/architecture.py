@@ -7,11 +7,10 @@ annotations are types, as in schema.py.
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from electra_flax.config.ranges import BelowOne, Range
+from electra_flax.config.ranges import BelowOne, Range, Size
 from electra_flax.errors import check, check_numbers
 
 # Far beyond any model that there is, and within what the counters of a device can hold.
-Size = Annotated[int, Range(1, 2**20)]
 ComputeDtype = Literal["float32", "bfloat16"]
 Logit = Literal["replaced", "energy"]
 """What a discriminator's logit says: the log-odds that a token was replaced; or its energy, which is high where a token

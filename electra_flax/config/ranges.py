@@ -52,6 +52,7 @@ def _shown(value: float) -> str:
 
 BelowOne = Annotated[float, Range(0, 1, "[)")]
 # Within what the counters and random keys of a device can hold.
+Size = Annotated[int, Range(1, 2**20)]
 Batch = Annotated[int, Range(1, 2**24)]
 Steps = Annotated[int, Range(1, MOST_INT32)]
 StepsOrZero = Annotated[int, Range(0, MOST_INT32)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_flax import formats
-from electra_flax.config.schema import DataConfig
+from electra_flax.config.data import DataConfig
 from electra_flax.errors import UserError
 from electra_flax.files import recall, write_whole
 from electra_flax.runtime.console import progress

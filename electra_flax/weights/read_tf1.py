@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from electra_flax.config.architecture import ModelConfig
-from electra_flax.config.schema import DataConfig
+from electra_flax.config.data import DataConfig
 from electra_flax.data.tokenizer import Casing
 from electra_flax.errors import UserError
 from electra_flax.files import read_json
