@@ -39,6 +39,11 @@ RECORDED = Path(__file__).parent / "golden"  # values of the original that may l
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
+def init_params(architecture: Architecture) -> Params:
+    """A model's first values, by one program: operation by operation they take seconds to compile."""
+    return jax.jit(electra.init, static_argnums=0)(architecture, jax.random.key(0))
+
+
 def tiny_config(**changes: dict) -> Config:
     """A model small enough to compile in seconds; `changes` replace fields, section by section."""
     config = Config(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_tools import SPECIAL, tiny_config
+from golden_tools import SPECIAL, init_params, tiny_config
 from run_tools import records, refusal
 from safetensors.numpy import load_file
 from test_step import loss_of, make_batches, run
@@ -146,7 +146,7 @@ def test_crops_begin_anywhere_with_the_same_probability():
 
 def far_from_the_start(config):
     """Parameters with which texts differ: at first all views are nearly one, and of that no gradient is left."""
-    params = flat(electra.init(config.architecture, jax.random.key(0)))
+    params = flat(init_params(config.architecture))
 
     def moved(name, leaf):
         if leaf.ndim == 1:

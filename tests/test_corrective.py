@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_tools import SPECIAL, tiny_config
+from golden_tools import SPECIAL, init_params, tiny_config
 from run_tools import records, refusal
 from safetensors.numpy import load_file
 from test_step import make_batches, run
@@ -29,6 +29,7 @@ from electra_flax.training.objectives.objective import batch_seeds
 from electra_flax.training.step import accumulate_gradients
 from electra_flax.trees import flat
 
+apply_all_heads = jax.jit(electra.apply_all_heads, static_argnums=0)
 WEIGHT = {"objective": {"corrective_lm_weight": 0.7}}
 
 
@@ -73,20 +74,25 @@ def test_no_gradient_goes_through_the_belief(drawn):
     assert (np.abs(of_guesses).sum(axis=-1) > 0).tolist() == (drawn[2] > 0).tolist()
 
 
-@pytest.mark.parametrize(("embedding_size", "sharing"), [(16, "shared"), (32, "shared"), (16, "gdes")])
+@pytest.mark.parametrize(
+    ("embedding_size", "sharing"), [(16, "shared"), (16, "gdes"), pytest.param(32, "shared", marks=pytest.mark.slow)]
+)
 def test_the_head_is_the_states_times_the_embeddings_as_they_are_read(embedding_size, sharing):
     own = {"model": {"embedding_size": embedding_size}, "generator": {"embedding_sharing": sharing}}
     architecture = tiny_config(**own, **WEIGHT).architecture
-    params = electra.init(architecture, jax.random.key(0))
+    params = init_params(architecture)
     params["corrective_lm_head"]["bias"] = jax.random.normal(jax.random.key(1), (300,))
     if sharing == "gdes":
         delta = params["discriminator_delta"]["word_embeddings"]
         delta["embedding"] = 0.1 * jax.random.normal(jax.random.key(2), delta["embedding"].shape)
     ids = jnp.arange(5, 69).reshape(2, 32)
     inputs, positions = [ids, jnp.ones_like(ids), jnp.zeros_like(ids)], np.asarray([[3, 4, 9], [31, 0, 7]])
-    logits_BT, logits_BMV, _ = electra.apply_all_heads(architecture, params, *inputs, jnp.asarray(positions))
-    np.testing.assert_array_equal(logits_BT, electra.apply_discriminator(architecture, params, *inputs))
-    hidden = np.asarray(electra.apply_encoder(architecture, params, *inputs), np.float64)
+    logits_BT, logits_BMV, _ = apply_all_heads(architecture, params, *inputs, jnp.asarray(positions))
+    discriminator, encoder = (
+        jax.jit(apply, static_argnums=0) for apply in (electra.apply_discriminator, electra.apply_encoder)
+    )
+    np.testing.assert_array_equal(logits_BT, discriminator(architecture, params, *inputs))
+    hidden = np.asarray(encoder(architecture, params, *inputs), np.float64)
     weights = {name: np.asarray(value, np.float64) for name, value in flat(params).items()}
     table = weights["electra/embeddings/word_embeddings/embedding"]
     table = table + weights.get("discriminator_delta/word_embeddings/embedding", 0)
@@ -100,7 +106,7 @@ def test_the_head_is_the_states_times_the_embeddings_as_they_are_read(embedding_
 def gradients(**changes):
     config = tiny_config(**changes)
     objective = make_objective(config, SPECIAL)
-    params = electra.init(config.architecture, jax.random.key(0))
+    params = init_params(config.architecture)
     batch = {name: jnp.asarray(array) for name, array in next(make_batches(config, 1)).items()}
     found, sums = jax.jit(functools.partial(accumulate_gradients, objective))(
         params, batch, jax.random.key(0), jnp.int32(0)
@@ -137,16 +143,21 @@ def test_the_generators_table_learns_nothing_from_it_where_the_discriminator_has
 
 def test_the_sums_are_those_of_the_parts_by_hand():
     config = tiny_config(**WEIGHT)
-    objective, params = make_objective(config, SPECIAL), electra.init(config.architecture, jax.random.key(0))
+    objective, params = make_objective(config, SPECIAL), init_params(config.architecture)
     batch = {name: jnp.asarray(array) for name, array in next(make_batches(config, 1)).items()}
-    draws = objective.draw(batch, batch_seeds(jax.random.key(3), batch), None)
-    sums = objective.sums(params, batch, draws, xla_attention, is_training=False)
-    _, sampled = objective.generate(params, batch, draws, xla_attention, is_training=False)
+
+    @jax.jit
+    def outputs(params):
+        draws = objective.draw(batch, batch_seeds(jax.random.key(3), batch), None)
+        sums = objective.sums(params, batch, draws, xla_attention, is_training=False)
+        return draws, sums, objective.generate(params, batch, draws, xla_attention, is_training=False)[1]
+
+    draws, sums, sampled = outputs(params)
     corrupted, masked = np.array(batch["input_ids"]), draws.masked
     for row in range(len(corrupted)):
         used = np.asarray(masked.weights_BM[row]) > 0
         corrupted[row, np.asarray(masked.positions_BM[row])[used]] = np.asarray(sampled[row])[used]
-    logits, guesses, _ = electra.apply_all_heads(
+    logits, guesses, _ = apply_all_heads(
         config.architecture, params, corrupted, batch["attention_mask"], batch["token_type_ids"], masked.positions_BM
     )
     at = np.take_along_axis(np.asarray(logits), np.asarray(masked.positions_BM), axis=1)
@@ -156,8 +167,12 @@ def test_the_sums_are_those_of_the_parts_by_hand():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"generator": {"embedding_sharing": "gdes"}, "optimizer": {"decoupled": True}}],
-    ids=["one optimizer", "two optimizers"],
+    [
+        pytest.param({}, id="one optimizer", marks=pytest.mark.slow),
+        pytest.param(
+            {"generator": {"embedding_sharing": "gdes"}, "optimizer": {"decoupled": True}}, id="two optimizers"
+        ),
+    ],
 )
 def test_it_learns_and_its_bias_is_split_as_the_vocabulary_is(changes):
     history, state = run(num_devices=1, always_the_same=True, **WEIGHT, **changes)

@@ -71,7 +71,8 @@ def test_a_step_is_two_steps(tmp_path, sharing):
     after, sums, objective, (batch, draws) = one_step(config, params)
 
     counts, rest = objective.count(batch, draws), (batch, draws)
-    sampled = objective.generate(params, *rest, electra.xla_attention, True)[1]  # before it moves
+    # Before it moves.
+    sampled = jax.jit(lambda params: objective.generate(params, *rest, electra.xla_attention, True)[1])(params)
 
     def loss_of(side, both):
         if side == "generator":
@@ -94,7 +95,10 @@ def test_a_step_is_two_steps(tmp_path, sharing):
         np.testing.assert_allclose(sums["generator_learning_rate" if is_side else "learning_rate"], rate, rtol=1e-6)
         clipped = jax.tree.map(lambda g, norm=norm: g / jnp.maximum(1.0, norm), grads)
         optimizer = make_optimizer(tiny_config(optimizer={"learning_rate": rate, "warmup_steps": 0}).optimizer, 20)
-        moved = optax.apply_updates(own, optimizer.update(clipped, optimizer.init(own), own)[0])
+        move = jax.jit(
+            lambda grads, own, to=optimizer: optax.apply_updates(own, to.update(grads, to.init(own), own)[0])
+        )
+        moved = move(clipped, own)
         for name, value in flat(moved).items():
             np.testing.assert_allclose(flat(after.params)[name], value, atol=1e-6, rtol=0, err_msg=name)
             # A first step of Adam's kind moves all by about the rate, unless the gradient is next to nothing.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_tools import init_params
 
 from electra_flax.config.architecture import Architecture, ModelConfig
 from electra_flax.config.loading import load_config
@@ -29,7 +30,7 @@ def model(embedding_size, hidden_size, heads):
 @functools.cache
 def both(architecture):
     """The original's first values, and ours."""
-    params = electra.init(architecture, jax.random.key(0))
+    params = init_params(architecture)
     return params, jax.jit(lambda: look_at_neighbours(architecture, FREQUENCY, params))()
 
 
@@ -37,7 +38,7 @@ def attention(sizes, params):
     """Attention of the first layer, [B, H, T, T], computed by hand."""
     ids_BT = jax.random.randint(jax.random.key(1), (8, 64), 5, 100)
     architecture = Architecture(sizes, None)
-    hidden, _ = electra.apply_with_layers(
+    hidden, _ = jax.jit(electra.apply_with_layers, static_argnums=(0, 2))(
         architecture, params, "discriminator", ids_BT, jnp.ones_like(ids_BT), jnp.zeros_like(ids_BT)
     )
     parts = params["electra"]["encoder"]["layer"]["0"]["attention"]["self"]

@@ -46,6 +46,7 @@ def test_what_cannot_be_frozen_is_refused(changes, expected):
         tiny_config(**changes)
 
 
+@pytest.mark.slow
 def test_a_frozen_generator_is_one_whose_rate_is_0():
     """The discriminator's parameters and moments, and all sums of five steps, bit by bit."""
     off = {"embedding_sharing": "separate", "dropout": 0.0}

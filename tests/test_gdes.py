@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden_tools import SPECIAL, clip_by_recorded_norms, config_for, tiny_config
+from golden_tools import SPECIAL, clip_by_recorded_norms, config_for, init_params, tiny_config
 from test_start import begin
 from test_step import make_batches
 from weights_tools import export, random_weights
@@ -49,7 +49,7 @@ def test_the_first_step_is_that_of_shared_tables():
     batch = next(make_batches(tiny_config(), 1))
 
     def first(config):
-        objective, params = make_objective(config, SPECIAL), electra.init(config.architecture, jax.random.key(0))
+        objective, params = make_objective(config, SPECIAL), init_params(config.architecture)
         draws = objective.draw(batch, row_seeds(jax.random.key(1), 16), jnp.int32(0))
         return flat(params), objective.sums(params, batch, draws, electra.xla_attention, True)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from finetune_tools import write_sentiment, write_similarity
+from golden_tools import init_params
 from run_tools import pretrain, records, refusal, state_at
 from sklearn.metrics import average_precision_score
 
@@ -79,7 +80,7 @@ MODEL = ModelConfig(
 def test_states_are_those_of_all_tokens_and_pairs(mesh, has_discriminator):
     """On any mesh, over several batches, the last of which is not full; of a masked-language model too."""
     architecture = Architecture(MODEL, None, has_discriminator_head=has_discriminator)
-    params = electra.init(architecture, jax.random.key(0))
+    params = init_params(architecture)
     rng = np.random.default_rng(0)
     mask = (np.arange(16) < rng.integers(3, 17, (19, 1))).astype(np.int32)
     rows = Labelled(np.stack([rng.integers(5, 50, (19, 16)) * mask, mask, mask * 0], axis=1).astype(np.int32), mask)
@@ -102,7 +103,7 @@ def test_a_spread_far_below_the_mean_is_seen():
     def read_states(params, batch):
         return make_read_states(Architecture(MODEL, None), make_mesh(MeshConfig()), xla_attention)(params, batch)
 
-    params = electra.init(Architecture(MODEL, None), jax.random.key(0))
+    params = init_params(Architecture(MODEL, None))
     norm = params["electra"]["encoder"]["layer"]["0"]["output"]["LayerNorm"]
     norm["scale"], norm["bias"] = norm["scale"] * 1e-4, norm["bias"] + 7.0
     features = np.random.default_rng(0).integers(5, 50, (8, 3, 16)).astype(np.int32)

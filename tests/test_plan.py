@@ -183,6 +183,7 @@ def reduced_types(text):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_gradients_cross_devices_in_float32(v3_devices):
     """Also where the products are bfloat16: those of dense layers, biases and the table that both ends share."""
     config = tiny_config(training={"compute_dtype": "bfloat16"}, model={"num_hidden_layers": 1})

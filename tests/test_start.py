@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from golden_tools import config_for
+from golden_tools import config_for, init_params
 from run_tools import pretrain, refusal, state_at
 from safetensors.numpy import load_file, save_file
 from weights_tools import export_both
@@ -16,7 +16,6 @@ from electra_flax.config.loading import load_config
 from electra_flax.config.schema import MeshConfig
 from electra_flax.data.vocabulary import Vocabulary
 from electra_flax.errors import UserError
-from electra_flax.model import electra
 from electra_flax.model.sharding import make_mesh
 from electra_flax.training.state import TrainState
 from electra_flax.trees import flat
@@ -37,7 +36,7 @@ def begin(start, config, vocabulary, caplog):
     caplog.set_level("INFO")
     caplog.clear()
     start.check(config, vocabulary)
-    params = jax.tree.map(lambda leaf: leaf + 3.0, electra.init(config.architecture, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: leaf + 3.0, init_params(config.architecture))
     state = TrainState(jax.numpy.zeros((), "int32"), params, ())
     found = flat(jax.device_get(start.apply(config, vocabulary, make_mesh(MeshConfig()), state).params))
     drawn = [name for name, value in flat(params).items() if np.array_equal(value, found[name])]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_tools import SPECIAL, tiny_config
+from golden_tools import SPECIAL, init_params, tiny_config
 from weights_tools import SHARING
 
 from electra_flax.errors import UserError
@@ -72,7 +72,7 @@ def test_a_step_masks_what_its_number_says():
 def test_a_generator_without_dropout_has_none(own):
     changes = {"dropout": 0.0, "embedding_sharing": "separate" if own else "shared"}
     config = tiny_config(generator=changes, model={"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5})
-    params = electra.init(config.architecture, jax.random.key(0))
+    params = init_params(config.architecture)
     ids = jnp.arange(5, 69).reshape(2, 32)
     inputs = [config.architecture, params, ids, jnp.ones_like(ids), jnp.zeros_like(ids)]
     positions, seeds = jnp.asarray([[3, 4], [5, 6]]), jnp.arange(2, dtype=jnp.int32)
@@ -200,7 +200,7 @@ def test_every_option_learns(changes):
 
 def test_uniform_generator_has_no_parameters_and_a_constant_loss():
     config = tiny_config(generator={"uniform_generator": True})
-    params = electra.init(config.architecture, jax.random.key(0))
+    params = init_params(config.architecture)
     assert not [name for name in jax.tree.leaves(tree_names(params)) if name.startswith("generator")]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from golden_tools import SPECIAL, tiny_config
+from golden_tools import SPECIAL, init_params, tiny_config
 from test_step import make_batches
 
 from electra_flax.model import electra, randomness
@@ -53,11 +53,11 @@ def test_samples_are_those_of_the_temperature(temperature):
     assert likelihood(temperature) > 0.01 and likelihood(3.0 - temperature) < 1e-12
 
 
-@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("unit", ["token", pytest.param("word", marks=pytest.mark.slow)])
 def test_a_step_samples_with_its_own_temperature(unit):
     """The first with that at which a schedule begins, a later one with another, an evaluation with the last."""
     batch = next(make_batches(tiny_config(), 1))
-    params = jax.tree.map(lambda leaf: 20 * leaf, electra.init(tiny_config().architecture, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: 20 * leaf, init_params(tiny_config().architecture))
 
     def sampled(step, **fields):
         config = tiny_config(objective=fields, masking={"unit": unit})

@@ -58,9 +58,10 @@ def random_weights(folder, sharing="embeddings", seed=0, **changes):
     shapes = expected_shapes(config.architecture)
 
     def read(name, moment=""):
-        key = jax.random.fold_in(jax.random.key(seed), sorted(shapes).index(name) + 1000 * "_mv".index(moment or "_"))
+        # numpy's: jax compiles a program for each shape.
+        rng = np.random.default_rng([seed, sorted(shapes).index(name), "_mv".index(moment or "_")])
         centre = float(name.endswith("LayerNorm/scale"))  # else hardly anything would come through
-        return np.asarray(centre + 0.1 * jax.random.normal(key, shapes[name]))
+        return (centre + 0.1 * rng.standard_normal(shapes[name])).astype(np.float32)
 
     vocabulary = write_vocabulary(folder / "vocab.txt", config.model.vocab_size)
     return Weights(
