@@ -84,7 +84,7 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
     with processes.together():
         run = _read(request)
     set_up_compiler(COMPILATION_CACHE)
-    task, training, data = run.task, run.training, run.data
+    task, data = run.task, run.data
     processes.require_agreement(
         {
             "number of rows": f"{len(data.train.rows)} to learn from, {len(data.scored.rows)} scored",
@@ -92,22 +92,13 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
             **{name: str(value) for name, value in flatten(_identity(request, run))},
         }
     )
-    log.info(
-        "%s: %s training examples; best checkpoint chosen on %s (%s examples), scored on %s (%s examples)",
-        task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
-        data.scored.name, f"{len(data.scored.examples):,}",
-    )  # fmt: skip
-    if (num_steps := training.num_steps(len(data.train.rows))) < _FEW_STEPS and processes.is_main():
-        log.warning(
-            "only %s of training; fewer than %s are rarely enough: raise --epochs, or lower --batch_size (now %s)",
-            counted(num_steps, "steps"), _FEW_STEPS, training.batch_size,
-        )  # fmt: skip
+    _announce(run)
     shared = _build(run)
     work = Workdir(request.out)
     with (
         guard.traceback_kept(work),
         guard.only_here(work),
-        interruption.watchdog(training.hang_minutes, work.folder / f"hang-{jax.process_index()}.txt") as watchdog,
+        interruption.watchdog(run.training.hang_minutes, work.folder / f"hang-{jax.process_index()}.txt") as watchdog,
     ):
         with processes.together():
             if processes.is_main():
@@ -137,6 +128,21 @@ def finetune(request: Request, interruption: Interruption) -> Finetuned:
         except UserError as problem:
             raise RunError(f"all seeds are done, but {problem}; the same command writes what is missing") from None
     return results
+
+
+def _announce(run: _Run) -> None:
+    """Say what is learned from, chosen on and scored, and warn of a training too short to teach."""
+    task, training, data = run.task, run.training, run.data
+    log.info(
+        "%s: %s training examples; best checkpoint chosen on %s (%s examples), scored on %s (%s examples)",
+        task.title, f"{len(data.train.examples):,}", data.choice.name, f"{len(data.choice.examples):,}",
+        data.scored.name, f"{len(data.scored.examples):,}",
+    )  # fmt: skip
+    if (num_steps := training.num_steps(len(data.train.rows))) < _FEW_STEPS and processes.is_main():
+        log.warning(
+            "only %s of training; fewer than %s are rarely enough: raise --epochs, or lower --batch_size (now %s)",
+            counted(num_steps, "steps"), _FEW_STEPS, training.batch_size,
+        )  # fmt: skip
 
 
 def _build(run: _Run) -> Shared:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -161,10 +161,14 @@ def _find(start: Start, config: Config) -> Weights:
     return weights
 
 
+def _flag(start: Start) -> str:
+    return "--resume-from" if start.resumes else "--init-from"
+
+
 def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Vocabulary) -> dict[str, _Parameter]:
     """Return how each parameter of `config` is had; those of a warm-started generator's new head are left out."""
     expected = expected_shapes(config.architecture)
-    flag = "--resume-from" if start.resumes else "--init-from"
+    flag = _flag(start)
     _check_vocabulary(weights, vocabulary, flag, may_grow=not start.resumes)
     found, missing, different = {}, [], []
     for name, shape in expected.items():
@@ -182,14 +186,33 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             found[name] = _positions(start, weights, name, theirs[0], shape[0])
         else:
             different.append(f"{name}: {theirs} there, {shape} here")
+    generators = _generators_to_make(start, weights, config, missing, different)
+    for name in generators:
+        if (cut := _cut(weights, name, expected[name])) is not None:
+            found[name] = _Parameter("cut out of the discriminator", cut)
+    fresh = [name for name in generators if name not in found]
+    if fresh:
+        log.info("new weights for the generator's head: %s", ", ".join(fresh))
+    return found
+
+
+def _generators_to_make(
+    start: Start, weights: Weights, config: Config, missing: Sequence[str], different: Sequence[str]
+) -> list[str]:
+    """Return which of the `missing` parameters are the generator's, to be cut out of the discriminator or made anew.
+
+    Raises UserError where shapes are `different`, where others are missing, or those and nobody asked for the cut.
+    """
+    flag = _flag(start)
     if any(name.startswith(HEADS["discriminator"]) for name in missing):
         raise UserError(
             f"{flag} {weights.source}: a generator (hidden size {weights.architecture.model.hidden_size}, here "
             f"{config.model.hidden_size}): give the discriminator first, hf:DISC,GEN"
         )
     if different:
+        total = len(expected_shapes(config.architecture))
         raise UserError(
-            f"{flag} {weights.source}: {len(different)} of {len(expected)} tensors have other shapes, the first "
+            f"{flag} {weights.source}: {len(different)} of {total} tensors have other shapes, the first "
             f"{different[0]}: set the model and generator sections to its sizes"
         )
     generators = [name for name in missing if name.startswith(("generator", "cloze"))]
@@ -215,13 +238,7 @@ def _parameters(start: Start, weights: Weights, config: Config, vocabulary: Voca
             f"{flag} {weights.source}: has no generator ({generators[0]} is missing): add its folder, hf:DISC,GEN, "
             f"or {remedy}"
         )
-    for name in generators:
-        if (cut := _cut(weights, name, expected[name])) is not None:
-            found[name] = _Parameter("cut out of the discriminator", cut)
-    fresh = [name for name in generators if name not in found]
-    if fresh:
-        log.info("new weights for the generator's head: %s", ", ".join(fresh))
-    return found
+    return generators
 
 
 def _check_vocabulary(weights: Weights, vocabulary: Vocabulary, flag: str, may_grow: bool) -> None:
