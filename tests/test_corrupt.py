@@ -54,7 +54,7 @@ def test_steps_from_samples_are_those_with_the_generator():
 def test_what_is_written_is_read_and_damage_is_refused(tmp_path, monkeypatch):
     track = Track("train-0", 5, 2, 3, 70_000)
     monkeypatch.setattr("electra_flax.data.corrupted._PART_BYTES", 2 * track.record.itemsize)
-    folder = Corrupted.begin(tmp_path / "out", {"training.seed": "1"})
+    folder = Corrupted.begin(tmp_path / "out", {"training.seed": "1"}, "runs/teacher")
     ids = np.arange(30).reshape(5, 2, 3) + 65_530
     for part in track.parts():
         records_of = np.zeros(part.end - part.first, track.record)
@@ -63,6 +63,7 @@ def test_what_is_written_is_read_and_damage_is_refused(tmp_path, monkeypatch):
             folder.check_whole([track])
         folder.write(part, records_of)
     again = Corrupted(tmp_path / "out", "out")
+    assert again.source == "runs/teacher"
     again.check_whole([track])
     for number in range(7):  # two that are read ahead
         np.testing.assert_array_equal(again.ids_of(track)(number)["sampled_ids"], ids[min(number, 4)])
@@ -129,7 +130,7 @@ def test_a_run_from_samples_is_the_run_with_the_generator(root, name):
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_and_other_samples_are_refused(root, capsys):
+def test_killed_it_goes_on_and_other_samples_are_refused(root, capsys, caplog):
     folder, given = root / "samples", ["--data.corrupted", str(root / "samples")]
     small = "import electra_flax.data.corrupted as c\nc._PART_BYTES = 1\n"
     dying = small + "import os\nw = c.Corrupted.write\ndef d(s, p, r):\n    w(s, p, r)\n    os._exit(9)\n"
@@ -155,7 +156,9 @@ def test_killed_it_goes_on_and_other_samples_are_refused(root, capsys):
         assert expected in refusal(capsys, pretrain(root, "other", *given, *extra))
     assert "expected a folder that electra-flax corrupt wrote" in refusal(capsys, corrupt(root, "shards"))
     assert "written with training.seed=0" in refusal(capsys, corrupt(root, "whole", "--training.seed", "3"))
-    assert main(pretrain(root, "wide", *given, "--model.hidden_size", "48")) == 0  # another discriminator
+    # Another discriminator; and the generator lies elsewhere now, where nobody looks.
+    assert main(pretrain(root, "wide", *given, "--model.hidden_size", "48", "--generator.frozen", "elsewhere")) == 0
+    assert "its samples are those of generator.frozen=" in caplog.text
     run = json.loads((root / "cached/run.json").read_text())
     (root / "cached/run.json").write_text(json.dumps(run | {"samples": "0" * 64}))
     assert "it learned from other samples (digest 000000000000)" in refusal(capsys, pretrain(root, "cached", *given))

@@ -78,6 +78,8 @@ class Written:
 
     depends_on: dict[str, str]
     """All that the samples are a function of."""
+    source: str
+    """What generator.frozen named; the same weights may lie elsewhere another time."""
     parts: dict[str, list[int]] = field(default_factory=dict)
     """Of each that is there: its size in bytes and its CRC-32."""
     format_version: int = _VERSION
@@ -99,7 +101,7 @@ class Corrupted:
         self._open = functools.lru_cache(4)(self._map)
 
     @classmethod
-    def begin(cls, folder: Path, depends_on: dict[str, str]) -> Corrupted:
+    def begin(cls, folder: Path, depends_on: dict[str, str], source: str) -> Corrupted:
         """Return a folder to write to, which may hold parts of the same samples. Raises UserError for others."""
         if not (folder / "manifest.json").exists():
             try:
@@ -108,7 +110,8 @@ class Corrupted:
                 raise UserError(f"--out {folder}: cannot be made ({error.strerror}): name another folder") from None
             if any(folder.iterdir()):
                 raise UserError(f"--out {folder}: holds something else: name a new folder")
-            write_whole(folder / "manifest.json", json.dumps(dataclasses.asdict(Written(depends_on)), indent=1) + "\n")
+            written = Written(depends_on, source)
+            write_whole(folder / "manifest.json", json.dumps(dataclasses.asdict(written), indent=1) + "\n")
         found = cls(folder, f"--out {folder}")
         found.check_same(depends_on, "name a new folder, or give what the first command had")
         return found
@@ -117,6 +120,11 @@ class Corrupted:
     def generator(self) -> str:
         """Return the sha256 of the generator's weights."""
         return self._written.depends_on.get(GENERATOR, "")
+
+    @property
+    def source(self) -> str:
+        """Return what generator.frozen named when it was written."""
+        return self._written.source
 
     @property
     def packed_rows(self) -> list[int]:

@@ -58,7 +58,8 @@ def corrupt(config: Config, data_paths: Sequence[str], out: str, read_frozen: Re
     frozen = read_frozen(config, inputs[0].vocabulary)
     assert frozen is not None, "it is named"
     rows, held_out = packed_rows_of(inputs), [len(found.held_out) for found in inputs]
-    writer = Corrupted.begin(folder, depends_on(config, identity_of(inputs), rows, held_out, frozen.sha256))
+    needs = depends_on(config, identity_of(inputs), rows, held_out, frozen.sha256)
+    writer = Corrupted.begin(folder, needs, str(config.generator.frozen))
     tracks = tracks_of(config, rows, held_out)
     total = sum(track.batches for both in tracks for track in both)
     done = _check_room(folder, writer, [track for both in tracks for track in both])

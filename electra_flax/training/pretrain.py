@@ -135,6 +135,32 @@ def _train(
             loop.run(learner.config, **begun, **learner.packed_as())
 
 
+def _open_frozen(config: Config, first: Input, work: Workdir, read_frozen: ReadFrozen) -> Frozen | None:
+    """Return the generator that does not learn, where the run needs its weights.
+
+    Raises UserError where it is not the one whose samples were written.
+    """
+    # Of samples that are written only the tables may be wanted, to begin with.
+    begins = config.generator.initialize_discriminator_embeddings and not patiently(
+        work.checkpoints, work.checkpoints.exists
+    )
+    frozen = read_frozen(config, first.vocabulary) if config.samples_online or begins else None
+    if first.samples is None:
+        return frozen
+    given, named, written = config.data.corrupted, config.generator.frozen, first.samples.folder
+    if frozen is not None and frozen.sha256 != written.generator:
+        raise UserError(
+            f"data.corrupted={given}: written with a generator of sha256 {written.generator[:12]}, "
+            f"generator.frozen={named} has {frozen.sha256[:12]}: name the one it was written with"
+        )
+    if frozen is None and named != written.source and processes.is_main():
+        log.warning(
+            "data.corrupted=%s: its samples are those of generator.frozen=%s (sha256 %s); %s is not opened",
+            given, written.source, written.generator[:12], named,
+        )  # fmt: skip
+    return frozen
+
+
 def _open_all(
     config: Config,
     data_paths: Sequence[str],
@@ -156,21 +182,10 @@ def _open_all(
     packed_rows = [int(rows) for rows in processes.as_process_0(known) if rows]
     with processes.together():
         inputs = open_all(config, data_paths, work, begin_with, Refusals(), watchdog.alive, probe, packed_rows)
-        # Of samples that are written only the tables may be wanted, to begin with.
-        begins = config.generator.initialize_discriminator_embeddings and not patiently(
-            work.checkpoints, work.checkpoints.exists
-        )
-        frozen = read_frozen(config, inputs[0].vocabulary) if config.samples_online or begins else None
+        frozen = _open_frozen(config, inputs[0], work, read_frozen)
         digest, samples = frozen.sha256 if frozen else "", ""
         if inputs[0].samples:
-            folder = inputs[0].samples.folder
-            if digest not in ("", folder.generator):
-                raise UserError(
-                    f"data.corrupted={config.data.corrupted}: written with a generator of sha256 "
-                    f"{folder.generator[:12]}, generator.frozen={config.generator.frozen} has {digest[:12]}: name the "
-                    "one it was written with"
-                )
-            digest, samples = folder.generator, folder.digest
+            digest, samples = inputs[0].samples.folder.generator, inputs[0].samples.folder.digest
     packed_rows = packed_rows_of(inputs)
     shards = identity_of(inputs)
     processes.require_agreement(
