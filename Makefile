@@ -17,8 +17,9 @@ DEMO := runs/demo$(if $(filter-out file undefined default,$(origin CORPUS)),$(sh
 # A CPU build only: without the suffix an index would send gigabytes of CUDA. Used by tests alone.
 TORCH := torch==2.13.0+cpu
 
-# A file's tests share what they make, so a file stays in one process.
-PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# A file's tests share what they make, so a file stays in one process. Of the fast ones many wait for processes of theirs:
+# three fill two cores.
+PARALLEL := --dist loadfile --no-loadscope-reorder --numprocesses
 
 TPU ?= tpu/tpu.yaml
 TPU_COMMANDS := preflight create train status logs ssh stop delete
@@ -103,7 +104,7 @@ test: $(STAMP)  ## run the tests, without the slow and long ones
 		|| echo "NOT CHECKED: the TPU compiler does not install here; tests that compile for TPUs are skipped"
 	@$(MAKE) --no-print-directory docs-packages 2>/dev/null \
 		|| echo "NOT CHECKED: the packages of the documentation site do not install here; its tests are skipped"
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
+	$(BIN)/python -m pytest $(PARALLEL) 3 -m "not slow and not long"
 
 bench: $(STAMP)  ## compare speeds; BENCH_CORPUS=text TENSORFLOW_PYTHON=python
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
@@ -116,10 +117,10 @@ bench: $(STAMP)  ## compare speeds; BENCH_CORPUS=text TENSORFLOW_PYTHON=python
 	$(BIN)/python benchmarks/save_speed.py --config configs/electra_small.yaml --batch 8 --out runs/bench
 
 test-slow: $(STAMP)  ## endurance, gs://, shards in TensorFlow, transformers 5
-	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not long"
+	$(BIN)/python -m pytest $(PARALLEL) 2 -m "slow and not long"
 
 test-long: $(STAMP)  ## killed runs, a rehearsal of tpu-train, heads in TensorFlow
-	$(BIN)/python -m pytest $(PARALLEL) -m long
+	$(BIN)/python -m pytest $(PARALLEL) 2 -m long
 
 lint: $(STAMP)  ## check rules and format (ruff)
 	$(BIN)/ruff check .
