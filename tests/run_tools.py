@@ -12,12 +12,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from once import copied_once
 from orbax.checkpoint.utils import checkpoint_steps
 
+import electra_flax
 from data_prep.cli import main as data_main
 from electra_flax.commands.cli import main
-from electra_flax.config.loading import load_config
+from electra_flax.config.loading import load_config, resolved
 from electra_flax.model.sharding import make_mesh
 from electra_flax.storage.workdir import Workdir
 from electra_flax.training.checkpoint import Checkpoints
@@ -245,3 +247,36 @@ def refusal(capsys, arguments):
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("electra-flax: error:")]
     assert code == 1 and len(error) == 1
     return error[0]
+
+
+def check_it_goes_on(folder: Path, fields: dict, check) -> tuple:
+    """Train "straight", and "cut" in the middle by `check`(step, metrics) and on; both must be the same.
+
+    Returns the metrics held out, and the state.
+    """
+
+    def train(workdir, callbacks=()):
+        return electra_flax.pretrain(
+            "tiny.yaml", "shards", workdir, overrides=fields, callbacks=callbacks, progress=False
+        )
+
+    class Stop(electra_flax.Callbacks):
+        def on_metrics(self, step, metrics):
+            check(step, metrics)
+            if step == 4:
+                raise KeyboardInterrupt
+
+    straight = train("straight")
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", Stop())
+    assert Checkpoints(folder / "cut/checkpoints").steps == [3]
+    assert train("cut").held_out == straight.held_out
+    config = resolved("tiny.yaml", fields)
+    whole, continued = (
+        Checkpoints(folder / workdir / "checkpoints").restore(abstract_state(config), make_mesh(config.mesh), 6)
+        for workdir in ("straight", "cut")
+    )
+    for ours, theirs in zip(jax.tree.leaves(whole), jax.tree.leaves(continued), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert records(folder, "straight", "train") == records(folder, "cut", "train")
+    return straight.held_out, whole
