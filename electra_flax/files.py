@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -109,6 +110,20 @@ def recall(path: Path, kind: type[T]) -> T | None:
         return read_json(path, kind, "it is made again")
     except UserError:
         return None
+
+
+@contextmanager
+def remembered(paths: Sequence[Path], memory: Path | None) -> Iterator[set[Path]]:
+    """Yield those of the files that are to be checked: not the ones that were, at this size and time.
+
+    All count as checked once the `with` ends well. `memory` is the JSON file that remembers; None: nothing is known,
+    and nothing remembered.
+    """
+    known = (recall(memory, dict[str, list[int]]) if memory else None) or {}
+    stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    yield {path for path in paths if known.get(str(path)) != stamps[str(path)]}
+    if memory:
+        write_whole(memory, json.dumps(stamps, indent=1) + "\n")
 
 
 def parse_lines(data: bytes, kind: type[T]) -> tuple[list[T], int]:

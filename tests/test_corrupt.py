@@ -16,6 +16,7 @@ from electra_flax.errors import UserError
 from electra_flax.model import electra
 from electra_flax.model.attention import xla_attention
 from electra_flax.model.sharding import make_mesh
+from electra_flax.storage.workdir import Workdir
 from electra_flax.training.corrupt import make_sample
 from electra_flax.training.initial_state import init_state
 from electra_flax.training.objectives import make_objective
@@ -55,30 +56,39 @@ def test_what_is_written_is_read_and_damage_is_refused(tmp_path, monkeypatch):
     track = Track("train-0", 5, 2, 3, 70_000)
     monkeypatch.setattr("electra_flax.data.corrupted._PART_BYTES", 2 * track.record.itemsize)
     folder = Corrupted.begin(tmp_path / "out", {"training.seed": "1"}, "runs/teacher")
+    assert not (tmp_path / "out").exists()  # a refusal that comes later leaves nothing
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/lock").touch()
     ids = np.arange(30).reshape(5, 2, 3) + 65_530
     for part in track.parts():
         records_of = np.zeros(part.end - part.first, track.record)
         records_of["ids"] = ids[part.first : part.end]
         with pytest.raises(UserError, match="of 3 parts are written: the same electra-flax corrupt goes on"):
-            folder.check_whole([track])
+            folder.check_written([track])
         folder.write(part, records_of)
-    again = Corrupted(tmp_path / "out", "out")
+    again = Corrupted.open(tmp_path / "out", "out")
+    again.check_written([track])
     assert again.source == "runs/teacher"
-    again.check_whole([track])
+    again.verify([track], None)
     for number in range(7):  # two that are read ahead
         np.testing.assert_array_equal(again.ids_of(track)(number)["sampled_ids"], ids[min(number, 4)])
     again.check_same({"training.seed": "1"}, "fix")
     with pytest.raises(UserError, match="out: written with training.seed=1, this run has 2: fix"):
         again.check_same({"training.seed": "2"}, "fix")
+    memory = tmp_path / "verified.json"
+    again.verify([track], memory)
+    with monkeypatch.context() as patch:  # what was read once is not read again
+        patch.setattr("electra_flax.data.corrupted.read_bytes", lambda *given: pytest.fail("read again"))
+        again.verify([track], memory)
     path = tmp_path / "out" / track.parts()[1].name
     content = path.read_bytes()
     for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b""):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="train-0-00001.npy: missing, cut off or damaged"):
-            again.check_whole([track])
+        with pytest.raises(UserError, match="train-0-00001.npy: cut off or damaged"):
+            again.verify([track], None)
     path.unlink()
-    with pytest.raises(UserError, match="missing, cut off or damaged"):
-        again.check_whole([track])
+    with pytest.raises(UserError, match="train-0-00001.npy: missing: the same"):
+        again.verify([track], None)
 
 
 def test_samples_need_their_generator():
@@ -129,6 +139,39 @@ def test_a_run_from_samples_is_the_run_with_the_generator(root, name):
     assert digests[0] == digests[1]
 
 
+def test_what_is_no_folder_of_samples_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thing").touch()
+    (tmp_path / "samples").mkdir()
+    manifest = tmp_path / "samples/manifest.json"
+    for name, expected in (("file", "cannot be read as a folder"), ("other", "holds something else")):
+        with pytest.raises(UserError, match=f"--out .*{name}: {expected}"):
+            Corrupted.begun(tmp_path / name)
+    with pytest.raises(UserError, match="given: no manifest.json there: expected a folder that electra-flax corrupt"):
+        Corrupted.open(tmp_path / "samples", "given")
+    assert Corrupted.begun(tmp_path / "samples") is Corrupted.begun(tmp_path / "absent") is None
+    for content, expected in (
+        ("[", "expected a folder that electra-flax corrupt wrote"),
+        ('{"depends_on": {}, "source": "x", "parts": {"a": [1]}}', "parts.a.1"),
+        ('{"depends_on": {}, "source": "x", "format_version": 0}', "format_version is 0, this release reads 1"),
+    ):
+        manifest.write_text(content)
+        with pytest.raises(UserError, match=expected):
+            Corrupted.open(tmp_path / "samples", "given")
+
+
+@pytest.mark.slow
+def test_without_room_or_alone_it_leaves_nothing(root, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 30, 1 << 30, 0))
+        assert "room for 0 B: take a larger disk" in refusal(capsys, corrupt(root, "full"))
+    assert not (root / "full").exists()
+    with Workdir(root / "full").lock():
+        assert "another process is at work there" in refusal(capsys, corrupt(root, "full"))
+    assert main(corrupt(root, "full", "--training.batch_size", "16")) == 0
+
+
 @pytest.mark.slow
 def test_killed_it_goes_on_and_other_samples_are_refused(root, capsys, caplog):
     folder, given = root / "samples", ["--data.corrupted", str(root / "samples")]
@@ -136,7 +179,7 @@ def test_killed_it_goes_on_and_other_samples_are_refused(root, capsys, caplog):
     dying = small + "import os\nw = c.Corrupted.write\ndef d(s, p, r):\n    w(s, p, r)\n    os._exit(9)\n"
     assert end(start(corrupt(root, "samples"), dying + "c.Corrupted.write = d\n"))[0] == 9
     assert "parts are written: the same electra-flax corrupt" in refusal(capsys, pretrain(root, "other", *given))
-    assert "/nowhere/manifest.json: cannot be read" in refusal(
+    assert "/nowhere: no manifest.json there: expected a folder that electra-flax corrupt wrote" in refusal(
         capsys, pretrain(root, "other", "--data.corrupted", "/nowhere")
     )
     assert end(start(corrupt(root, "samples"), small))[0] == 0

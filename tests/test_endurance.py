@@ -538,7 +538,7 @@ def test_a_second_process_is_kept_out(root, capsys):
     with Workdir(root / "straight").lock():
         assert main(command(root, "straight")) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "another process is training there" in error and f"process {os.getpid()} on" in error
+        assert "another process is at work there" in error and f"process {os.getpid()} on" in error
     assert main(command(root, "straight")) == 0
 
 

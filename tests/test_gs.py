@@ -250,12 +250,12 @@ def test_one_process_at_a_time_and_a_dead_one_is_no_obstacle(root, proxy, monkey
     folder = RemoteFolder("gs://bucket/locked")
     with lease.Lease(folder):
         began = time.monotonic()
-        with pytest.raises(UserError, match="another process is training there") as refused:
+        with pytest.raises(UserError, match="another process is at work there") as refused:
             lease.Lease(folder).__enter__()
         assert time.monotonic() - began < 4, "it did not see the other renew the lock"
         assert f"process {os.getpid()} on" in str(refused.value)
         assert main(remote_command(root, "gs://bucket/locked")) == 1
-        assert "another process is training there" in capsys.readouterr().err.strip().splitlines()[-1]
+        assert "another process is at work there" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not folder.files()
     monkeypatch.setattr(lease.Lease, "_keep", lambda self: None)
     dead = lease.Lease(folder)

@@ -21,15 +21,24 @@ from typing import NamedTuple
 import numpy as np
 
 from electra_flax.errors import UserError
-from electra_flax.files import read_bytes, read_json, write_whole
+from electra_flax.files import read_bytes, read_json, remembered, write_whole
 from electra_flax.runtime.console import progress
 
 More = Callable[[int], Mapping[str, np.ndarray]]
 """A batch's number -> arrays of all its rows, beside what the shards have."""
 
+
+def no_more(number: int) -> Mapping[str, np.ndarray]:
+    """Return that the shards have all."""
+    del number
+    return {}
+
+
 _VERSION = 1  # changes with what follows too
 _PART_BYTES = 1 << 25  # what a killed process has to make again, and a thread checks at once
 _MOST_BYTES = 1 << 33  # of a part of one batch that is larger
+_MANIFEST, _EXPECTED = "manifest.json", "expected a folder that electra-flax corrupt wrote"
+_AGAIN = "the same electra-flax corrupt writes it again"
 GENERATOR, PACKED_ROWS = "generator sha256", "packed rows a step"
 
 
@@ -80,7 +89,7 @@ class Written:
     """All that the samples are a function of."""
     source: str
     """What generator.frozen named; the same weights may lie elsewhere another time."""
-    parts: dict[str, list[int]] = field(default_factory=dict)
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of each that is there: its size in bytes and its CRC-32."""
     format_version: int = _VERSION
 
@@ -88,31 +97,43 @@ class Written:
 class Corrupted:
     """A folder of samples: `given` as the user named it."""
 
-    def __init__(self, folder: Path, given: str) -> None:
-        """Open what is there. Raises UserError where that is no such folder."""
-        self._folder, self._given = folder, given
-        path = folder / "manifest.json"
-        self._written = read_json(path, Written, "expected a folder that electra-flax corrupt wrote")
-        if self._written.format_version != _VERSION:
-            raise UserError(
-                f"{path}: format_version is {self._written.format_version}, this release reads {_VERSION}: write it "
-                "again with electra-flax corrupt"
-            )
+    def __init__(self, folder: Path, given: str, written: Written) -> None:
+        self._folder, self._given, self._written = folder, given, written
         self._open = functools.lru_cache(4)(self._map)
 
     @classmethod
+    def open(cls, folder: Path, given: str) -> Corrupted:
+        """Return what is there. Raises UserError where that is no such folder."""
+        path = folder / _MANIFEST
+        if not path.exists():
+            raise UserError(f"{given}: no {_MANIFEST} there: {_EXPECTED}")
+        written = read_json(path, Written, _EXPECTED)
+        if written.format_version != _VERSION:
+            raise UserError(
+                f"{path}: format_version is {written.format_version}, this release reads {_VERSION}: write it again "
+                "with electra-flax corrupt"
+            )
+        return cls(folder, given, written)
+
+    @classmethod
+    def begun(cls, folder: Path) -> Corrupted | None:
+        """Return what a folder to write to holds, None where it holds nothing. Raises UserError for anything else."""
+        given = f"--out {folder}"
+        try:
+            names = {path.name for path in folder.iterdir()} - {"lock"} if folder.exists() else set()
+        except OSError as error:
+            raise UserError(f"{given}: cannot be read as a folder ({error.strerror}): name another") from None
+        if names and _MANIFEST not in names:
+            raise UserError(f"{given}: holds something else: name a new folder")
+        return cls.open(folder, given) if names else None
+
+    @classmethod
     def begin(cls, folder: Path, depends_on: dict[str, str], source: str) -> Corrupted:
-        """Return a folder to write to, which may hold parts of the same samples. Raises UserError for others."""
-        if not (folder / "manifest.json").exists():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"--out {folder}: cannot be made ({error.strerror}): name another folder") from None
-            if any(folder.iterdir()):
-                raise UserError(f"--out {folder}: holds something else: name a new folder")
-            written = Written(depends_on, source)
-            write_whole(folder / "manifest.json", json.dumps(dataclasses.asdict(written), indent=1) + "\n")
-        found = cls(folder, f"--out {folder}")
+        """Return a folder to write to, which may hold parts of the same samples. Raises UserError for others.
+
+        Nothing is written before the first part.
+        """
+        found = cls.begun(folder) or cls(folder, f"--out {folder}", Written(depends_on, source))
         found.check_same(depends_on, "name a new folder, or give what the first command had")
         return found
 
@@ -143,8 +164,8 @@ class Corrupted:
             if theirs != ours:
                 raise UserError(f"{self._given}: written with {name}={theirs}, this run has {ours}: {fix}")
 
-    def check_whole(self, tracks: Sequence[Track]) -> None:
-        """Raise UserError where a part is missing, short or damaged: all are read."""
+    def check_written(self, tracks: Sequence[Track]) -> None:
+        """Raise UserError where `electra-flax corrupt` has not come to the end."""
         parts = [part for track in tracks for part in track.parts()]
         missing = [part.name for part in parts if part.name not in self._written.parts]
         if missing:
@@ -152,17 +173,27 @@ class Corrupted:
                 f"{self._given}: {len(parts) - len(missing)} of {len(parts)} parts are written: the same "
                 "electra-flax corrupt goes on with it"
             )
-        total = sum(self._written.parts[part.name][0] for part in parts)
-        with progress(total, "checking samples", "B", enabled=total >= 1 << 30) as bar:
-            for part in parts:
-                size, checksum = self._written.parts[part.name]
-                data = read_bytes(self._folder / part.name, _MOST_BYTES) if self.has(part) else b""
-                if len(data) != size or zlib.crc32(data) != checksum:
-                    raise UserError(
-                        f"{self._folder / part.name}: missing, cut off or damaged ({len(data):,} bytes of {size:,}): "
-                        "remove it, and the same electra-flax corrupt writes it again"
-                    )
-                bar.update(size)
+
+    def verify(self, tracks: Sequence[Track], memory: Path | None) -> None:
+        """Raise UserError where a part is missing, short or damaged.
+
+        All are read but those that `memory` says were (files.remembered).
+        """
+        sizes = {self._folder / part.name: self._written.parts[part.name] for track in tracks for part in track.parts()}
+        for path in sizes:
+            if not path.is_file():
+                raise UserError(f"{path}: missing: {_AGAIN}")
+        with remembered(list(sizes), memory) as unknown:
+            total = sum(sizes[path][0] for path in unknown)
+            with progress(total, "checking samples", "B", enabled=total >= 1 << 30) as bar:
+                for path in sorted(unknown):
+                    size, checksum = sizes[path]
+                    data = read_bytes(path, _MOST_BYTES)
+                    if len(data) != size or zlib.crc32(data) != checksum:
+                        raise UserError(
+                            f"{path}: cut off or damaged ({len(data):,} bytes of {size:,}): remove it, and {_AGAIN}"
+                        )
+                    bar.update(size)
 
     def has(self, part: Part) -> bool:
         """Return whether a part was written, and is there."""
@@ -174,8 +205,8 @@ class Corrupted:
         np.save(content, records)
         data = content.getvalue()
         write_whole(self._folder / part.name, data)
-        self._written.parts[part.name] = [len(data), zlib.crc32(data)]
-        write_whole(self._folder / "manifest.json", json.dumps(dataclasses.asdict(self._written), indent=1) + "\n")
+        self._written.parts[part.name] = (len(data), zlib.crc32(data))
+        write_whole(self._folder / _MANIFEST, json.dumps(dataclasses.asdict(self._written), indent=1) + "\n")
 
     def record(self, track: Track, number: int) -> np.void:
         """Return a batch's prints and ids; the last one's for any after it, which is read ahead and never used."""

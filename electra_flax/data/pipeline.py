@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
-from electra_flax.data.corrupted import More
+from electra_flax.data.corrupted import More, no_more
 from electra_flax.data.order import GlobalOrder
 from electra_flax.data.packing import ROW_ARRAYS, PackedOrder, Packing, fill_rows
 from electra_flax.data.shards import DataFolder, ShardedExamples
@@ -100,12 +100,8 @@ def open_split(config: Config, data: DataFolder, split: str) -> ShardedExamples:
     return examples
 
 
-def _nothing(number: int) -> Mapping[str, np.ndarray]:
-    return {}
-
-
 def training_batches(
-    config: Config, examples: ShardedExamples, mesh: Mesh, start: int, more: More = _nothing
+    config: Config, examples: ShardedExamples, mesh: Mesh, start: int, more: More = no_more
 ) -> Iterator[Batch]:
     """Yield endless global batches from number `start` on: int32 arrays [batch_size, max_seq_length] on the mesh.
 
@@ -121,7 +117,7 @@ def training_batches(
     return _endless(config, make, start)
 
 
-def packed_batches(config: Config, packed: Packed, mesh: Mesh, start: int, more: More = _nothing) -> Iterator[Batch]:
+def packed_batches(config: Config, packed: Packed, mesh: Mesh, start: int, more: More = no_more) -> Iterator[Batch]:
     """Yield the same of packed rows, [packed.rows, max_seq_length]: ROW_ARRAYS, and "examples" [packed.rows, S].
 
     Those are the numbers of each row's examples, of which randomness is a function.
@@ -198,7 +194,7 @@ class Rows(Protocol):
 
 
 def evaluation_batches(
-    config: Config, examples: Rows, mesh: Mesh, max_batches: int, more: More = _nothing
+    config: Config, examples: Rows, mesh: Mesh, max_batches: int, more: More = no_more
 ) -> Iterator[Batch]:
     """Yield the split in file order; the last batch is filled up with empty rows, which count for nothing."""
     batch_size = config.training.batch_size

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from electra_flax.data.example import FEATURES, decode_example
 from electra_flax.data.manifest import Manifest
 from electra_flax.data.tfrecord import Shard
 from electra_flax.errors import UserError
-from electra_flax.files import recall, write_whole
+from electra_flax.files import remembered
 from electra_flax.runtime.console import progress
 
 _ORIGINAL_NAME = re.compile(r"pretrain_data\.tfrecord-(\d+)-of-(\d+)$")
@@ -127,17 +126,13 @@ class ShardedExamples:
 def verify_shards(shards: Sequence[Shard], memory: Path | None) -> None:
     """Check the CRC32C of all records, so that damage shows before training and not on day three.
 
-    Shards already checked at this size and time are skipped. `memory` is the JSON file that remembers (None: nothing is
-    known, and nothing remembered). Raises UserError naming the damaged shard and record.
+    `memory` remembers those already checked (files.remembered). Raises UserError naming the damaged shard and record.
     """
-    known = (recall(memory, dict[str, list[int]]) if memory else None) or {}
-    stamps = {str(shard.path): [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards}
-    todo = [shard for shard in shards if known.get(str(shard.path)) != stamps[str(shard.path)]]
-    total = sum(len(shard) for shard in todo)
-    with progress(total, "checking shards", "examples", enabled=total >= 100_000) as bar:
-        for shard in todo:
-            for number in range(len(shard)):
-                shard[number]
-            bar.update(len(shard))
-    if memory:
-        write_whole(memory, json.dumps(stamps, indent=1) + "\n")
+    with remembered([shard.path for shard in shards], memory) as unknown:
+        todo = [shard for shard in shards if shard.path in unknown]
+        total = sum(len(shard) for shard in todo)
+        with progress(total, "checking shards", "examples", enabled=total >= 100_000) as bar:
+            for shard in todo:
+                for number in range(len(shard)):
+                    shard[number]
+                bar.update(len(shard))

@@ -85,7 +85,7 @@ class Lease:
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
         return UserError(
-            f"{self._folder.url}: another process is training there ({_who(holder)}): wait for it, end it, or use "
+            f"{self._folder.url}: another process is at work there ({_who(holder)}): wait for it, end it, or use "
             "another folder"
         )
 

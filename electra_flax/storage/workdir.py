@@ -29,7 +29,7 @@ from electra_flax.storage.bucket import RemoteFolder, is_remote
 from electra_flax.storage.lease import Lease
 
 # What stays on the machine that wrote it.
-_LOCAL = ("lock", "verified_shards", "wandb/")
+_LOCAL = ("lock", "verified_", "wandb/")
 _BY_ITSELF = ("checkpoints/", "damaged/")
 
 _FOLDERS = ("checkpoints", "damaged", "tensorboard", "tokenizer")
@@ -180,7 +180,7 @@ def _locked(workdir: Path) -> IO[str]:
         holder = file.read(_SHOWN).strip()
         file.close()
         raise UserError(
-            f"{workdir}: another process is training there ({holder}): wait for it, end it, or use another folder"
+            f"{workdir}: another process is at work there ({holder}): wait for it, end it, or use another folder"
         ) from None
     if not (workdir / "lock").exists() or not os.path.samestat(os.fstat(file.fileno()), (workdir / "lock").stat()):
         file.close()

@@ -25,7 +25,7 @@ from electra_flax.runtime.compiler import set_up_compiler
 from electra_flax.runtime.console import progress
 from electra_flax.runtime.progress_bar import Bar
 from electra_flax.storage.bucket import is_remote
-from electra_flax.storage.workdir import refuse_inside
+from electra_flax.storage.workdir import Workdir, refuse_inside
 from electra_flax.training.fingerprint import fingerprint
 from electra_flax.training.frozen import ReadFrozen
 from electra_flax.training.inputs import Input, identity_of, open_all, packed_rows_of
@@ -51,8 +51,16 @@ def corrupt(config: Config, data_paths: Sequence[str], out: str, read_frozen: Re
         raise UserError(f"--out {out}: expected a local folder; gcloud storage cp -r brings it to a bucket")
     folder = Path(out)
     refuse_inside(folder)
+    Corrupted.begun(folder)  # before a lock would be left in a folder of other things
+    with Workdir(folder).lock():
+        _write_all(config, data_paths, folder, read_frozen)
+    log.info("%s is done; next: electra-flax pretrain ... --data.corrupted %s", out, out)
+
+
+def _write_all(config: Config, data_paths: Sequence[str], folder: Path, read_frozen: ReadFrozen) -> None:
     set_up_compiler(config.training.compilation_cache)
-    known = Corrupted(folder, f"--out {out}").packed_rows if (folder / "manifest.json").exists() else []
+    there = Corrupted.begun(folder)
+    known = there.packed_rows if there else []
     inputs = open_all(config, data_paths, None, None, Refusals(), packed_rows=known)
     verify_shards([shard for found in inputs for shard in found.shards], None)
     frozen = read_frozen(config, inputs[0].vocabulary)
@@ -68,7 +76,6 @@ def corrupt(config: Config, data_paths: Sequence[str], out: str, read_frozen: Re
     with progress(total, "corrupting", "batches", initial=done) as bar:
         for phase, found, (train, evaluated) in zip(config.phases, inputs, tracks, strict=True):
             _write_phase(writer, phase, found, train, evaluated, weights, mesh, bar)
-    log.info("%s is done; next: electra-flax pretrain ... --data.corrupted %s", out, out)
 
 
 def _check_room(folder: Path, writer: Corrupted, tracks: Sequence[Track]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from electra_flax.config.schema import Config
-from electra_flax.data.corrupted import More
+from electra_flax.data.corrupted import More, no_more
 from electra_flax.data.pipeline import evaluation_batches, open_split, read_vocabulary
 from electra_flax.data.shards import DataFolder, ShardedExamples
 from electra_flax.data.vocabulary import SpecialTokens
@@ -50,10 +50,10 @@ class HeldOut:
         attend: Attend,
         probe_rows: ProbeRows | None,
         *frozen: Params,
-        more: More | None = None,
+        more: More = no_more,
     ) -> None:
         self._config, self._objective, self._examples, self._mesh = config, objective, examples, mesh
-        self._frozen, self._more = frozen, {"more": more} if more else {}
+        self._frozen, self._more = frozen, more
         self._eval_step = make_eval_step(config, objective, mesh, attend)
         self._read_states = make_read_states(config.architecture, mesh, attend)
         self._prober = Prober(probe_rows, config, mesh, self._read_states) if probe_rows else None
@@ -65,7 +65,7 @@ class HeldOut:
         """Return the objective's metrics over the validation split, by token (not means of batch means), and health."""
         config, total = self._config, MetricSums()
         key = jax.random.key(config.evaluation.seed)
-        for number, batch in enumerate(self._batches(config.evaluation.max_batches, **self._more)):
+        for number, batch in enumerate(self._batches(config.evaluation.max_batches, self._more)):
             sums = self._eval_step(params, batch, jax.random.fold_in(key, number), *self._frozen)
             total.add(jax.tree.map(np.asarray, sums))
         few = -(-LEAST_ROWS // config.training.batch_size)
@@ -74,8 +74,8 @@ class HeldOut:
             health |= self._prober.sums(params)
         return self._objective.summarize(total.sums) | health_of(health)
 
-    def _batches(self, most: int, **more: More) -> Iterator[Batch]:
-        return evaluation_batches(self._config, self._examples, self._mesh, most, **more)
+    def _batches(self, most: int, more: More = no_more) -> Iterator[Batch]:
+        return evaluation_batches(self._config, self._examples, self._mesh, most, more)
 
 
 def evaluate(

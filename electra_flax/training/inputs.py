@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from jax.sharding import Mesh
@@ -81,7 +82,7 @@ def open_all(
     if config.data.corrupted is not None:
         with refusals.each("data.corrupted="):
             place = stage(config.data.corrupted, config.data.staging_folder, alive=alive)
-            corrupted = Corrupted(place, config.data.corrupted)
+            corrupted = Corrupted.open(place, config.data.corrupted)
             packed_rows = packed_rows or corrupted.packed_rows
     with refusals.each():
         mesh = make_mesh(config.mesh)
@@ -116,6 +117,13 @@ def open_all(
     return opened
 
 
+def verify_samples(inputs: Sequence[Input], memory: Path | None) -> None:
+    """Check what was sampled ahead, of all phases (data/corrupted.py); nothing where a generator runs."""
+    samples = [found.samples for found in inputs if found.samples]
+    if samples:
+        samples[0].folder.verify([track for each in samples for track in (each.train, each.held_out)], memory)
+
+
 def packed_rows_of(inputs: Sequence[Input]) -> list[int]:
     """Return the packed rows a step of each phase; none where each example has a row of its own."""
     return [found.packed.rows for found in inputs if found.packed]
@@ -146,6 +154,8 @@ def examine(config: Config, data_paths: Sequence[str], workdir_name: str | None)
     for shard in (shard for found in inputs for shard in found.shards):
         with refusals.each():
             verify_shards([shard], None)
+    with refusals.each():
+        verify_samples(inputs, None)
     manifest = None
     with suppress(UserError):  # said above
         manifest = DataFolder.open(stage(data_paths[0], config.data.staging_folder)).manifest if data_paths else None

@@ -15,7 +15,7 @@ import numpy as np
 
 from electra_flax.config.loading import config_fields
 from electra_flax.config.schema import Config, Phase
-from electra_flax.data.corrupted import More
+from electra_flax.data.corrupted import More, no_more
 from electra_flax.data.pipeline import packed_batches, training_batches
 from electra_flax.data.shards import verify_shards
 from electra_flax.data.tokenizer import save_tokenizer
@@ -38,7 +38,7 @@ from electra_flax.training.first_values import look_at_neighbours, token_frequen
 from electra_flax.training.flops import step_flops
 from electra_flax.training.frozen import Frozen, ReadFrozen
 from electra_flax.training.initial_state import abstract_batch, abstract_state, init_state
-from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all, packed_rows_of
+from electra_flax.training.inputs import FirstWeights, Input, identity_of, open_all, packed_rows_of, verify_samples
 from electra_flax.training.loop import Evaluation, Loop, Places, Rhythm, on_one_line
 from electra_flax.training.losses import Sums, Totals
 from electra_flax.training.metrics import RunNotes, last_held_out
@@ -208,8 +208,10 @@ def _open_all(
             save_tokenizer(vocabulary, casing, work.folder / "tokenizer", config.model.max_position_embeddings)
             if data.manifest is not None:
                 data.manifest.write(work.folder)  # what the model card says of the data
-        memory = work.folder / f"verified_shards-{jax.process_index()}.json"
-        verify_shards([shard for found in inputs for shard in found.shards], memory)
+        process = jax.process_index()
+        shards_read = [shard for found in inputs for shard in found.shards]
+        verify_shards(shards_read, work.folder / f"verified_shards-{process}.json")
+        verify_samples(inputs, work.folder / f"verified_samples-{process}.json")
     return inputs, frozen
 
 
@@ -239,11 +241,12 @@ class Pretraining:
         self.shown = ("loss", *on_console, "tokens_per_sec", "mfu")
         self._frozen = frozen
         self._given = (frozen.place(config, self.mesh),) if frozen and config.samples_online else ()
-        self._more: dict[str, More] = {}
-        more: dict[str, More] = {}
-        if samples := self._samples:
-            self._more["more"], more["more"] = map(samples.folder.ids_of, (samples.train, samples.held_out))
-        self._held_out = HeldOut(config, self.objective, held_out, self.mesh, attend, probe_rows, *self._given, **more)
+        samples = self._samples
+        self._more: More = samples.folder.ids_of(samples.train) if samples else no_more
+        self._held_out = HeldOut(
+            config, self.objective, held_out, self.mesh, attend, probe_rows, *self._given,
+            more=samples.folder.ids_of(samples.held_out) if samples else no_more,
+        )  # fmt: skip
         self._parts = phase.parts
         self._steps = [
             make_train_step(part.config, self._objective_of(part), self.mesh, attend) for part in self._parts
@@ -323,8 +326,8 @@ class Pretraining:
 
     def batches(self, step: int) -> Iterator[Batch]:
         if self._packed:
-            return packed_batches(self.config, self._packed, self.mesh, step - self.start, **self._more)
-        return training_batches(self.config, self._examples, self.mesh, step - self.start, **self._more)
+            return packed_batches(self.config, self._packed, self.mesh, step - self.start, self._more)
+        return training_batches(self.config, self._examples, self.mesh, step - self.start, self._more)
 
     def add(self, step: int, sums: dict[str, np.ndarray]) -> None:
         """Add nothing: the loop's own sums are all."""

@@ -94,8 +94,8 @@ def tracks_of(config: Config, packed_rows: Sequence[int], held_out: Sequence[int
 def samples_of(
     config: Config, corrupted: Corrupted, shards: str, packed_rows: Sequence[int], held_out: Sequence[int]
 ) -> list[Samples]:
-    """Return each phase's. Raises UserError where the folder is another run's, not done, or damaged."""
+    """Return each phase's. Raises UserError where the folder is another run's, or not done."""
     corrupted.check_same(depends_on(config, shards, packed_rows, held_out, corrupted.generator), _FIX)
     tracks = tracks_of(config, packed_rows, held_out)
-    corrupted.check_whole([track for both in tracks for track in both])
+    corrupted.check_written([track for both in tracks for track in both])
     return [Samples(corrupted, *both) for both in tracks]
