@@ -168,8 +168,9 @@ WRITE_ROWS = """
 import json
 import numpy as np
 from electra_flax.training import pretrain as train
-def training_batches(config, examples, mesh, start, batches=train.training_batches):
-    for number, batch in enumerate(batches(config, examples, mesh, start), start=start):
+batches = train.training_batches
+def training_batches(config, examples, mesh, start, more):
+    for number, batch in enumerate(batches(config, examples, mesh, start, more), start=start):
         with open(os.environ["ROWS"] + str(os.getpid()), "a") as file:
             for shard in batch["input_ids"].addressable_shards:
                 first = shard.index[0].indices(config.training.batch_size)[0]
