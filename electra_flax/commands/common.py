@@ -6,7 +6,7 @@ from typing import Annotated
 
 from electra_flax.config.ranges import Range
 from electra_flax.errors import UserError
-from electra_flax.runtime.flags import Command, Flag
+from electra_flax.runtime.flags import Command, Flag, Overridden, fields_help
 from electra_flax.text import without_halves
 
 
@@ -56,6 +56,12 @@ class Processes(Command):
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
             raise UserError("give --coordinator, --num-processes and --process-id together, or none of them")
         return self.coordinator, self.num_processes, self.process_id
+
+
+def run_fields_help() -> str:
+    """Return the end of the help of what takes a run's configuration: its fields."""
+    fields = "fields of the configuration, each set by --section.field VALUE:"
+    return f"{fields}\n\n{fields_help(Overridden.fields(), 'from the preset')}"
 
 
 Texts = Annotated[tuple[str, ...], Flag(positional=True, nargs="*")]

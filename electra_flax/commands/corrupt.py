@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from electra_flax.commands.common import Devices
-from electra_flax.runtime.flags import ConfigName, Overridden, Place, fields_help
+from electra_flax.commands.common import Devices, run_fields_help
+from electra_flax.runtime.flags import ConfigName, Overridden, Place
 
 
 class Corrupt(Overridden, Devices):
@@ -27,10 +27,7 @@ class Corrupt(Overridden, Devices):
     out: Place
     """local folder for the samples: 2 bytes (4 with more than 65,536 tokens) for each hidden token"""
 
-    @staticmethod
-    def more_help() -> str:
-        fields = "fields of the configuration, each set by --section.field VALUE:"
-        return f"{fields}\n\n{fields_help(Corrupt.fields(), 'from the preset')}"
+    more_help = staticmethod(run_fields_help)
 
     def run(self) -> None:
         from electra_flax.config.loading import load_config

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from electra_flax.commands.common import Devices, Processes
+from electra_flax.commands.common import Devices, Processes, run_fields_help
 from electra_flax.config.ranges import MOST_INT32, Range
 from electra_flax.errors import UserError
 from electra_flax.runtime.console import print_json, write_line
-from electra_flax.runtime.flags import Command, ConfigName, Overridden, Place, fields_help
+from electra_flax.runtime.flags import Command, ConfigName, Overridden, Place
 
 if TYPE_CHECKING:
     from electra_flax.finetuning.probe import TaskProbe
@@ -84,10 +84,7 @@ class Pretrain(Overridden, Beginning, Probing, Devices, Processes):
     workdir: Place
     """folder of the run, local or gs://; created if missing"""
 
-    @staticmethod
-    def more_help() -> str:
-        fields = "fields of the configuration, each set by --section.field VALUE:"
-        return f"{fields}\n\n{fields_help(Pretrain.fields(), 'from the preset')}"
+    more_help = staticmethod(run_fields_help)
 
     def run(self) -> None:
         from electra_flax.config.loading import load_config
